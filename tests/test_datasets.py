@@ -1,0 +1,677 @@
+"""Files, checksums, splits, protocols and the cache of the datasets, on small made-up files."""
+
+import dataclasses
+import gzip
+import io
+import os
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from vaebench.datasets import amat, cache, chardata, drawings, embedded, idx
+from vaebench.datasets.arrays import Arrays
+from vaebench.datasets.catalog import BINARIZATIONS, CATALOG, NAMES, Sizes
+from vaebench.datasets.checked import Damaged, git_blob_id, sha256
+from vaebench.datasets.preparation import Prepared, available, prepare
+from vaebench.datasets.protocol import protocol_for
+from vaebench.datasets.recipes import RECIPES
+from vaebench.datasets.sources import SOURCES
+from vaebench.datasets.splits import shuffled_tail, stratified, stream
+from vaebench.datasets.whole_files import first_writable, replacing
+from vaebench.errors import UserError
+
+MNIST5K_FINGERPRINT = "104206d0d278edc0"
+LOCAL = {"download": False, "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def own_user_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep every test away from the real user's cache, on every platform."""
+    home = tmp_path_factory.mktemp("home")
+    for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.setenv(variable, str(home))
+    return home
+
+
+# Made-up files
+
+
+def grey(count: int, seed: int = 0) -> np.ndarray:
+    """Random grey images, all different, uint8 (count, 784)."""
+    return np.random.RandomState(seed).randint(0, 256, size=(count, 784), dtype=np.uint8)
+
+
+def idx_bytes(images: np.ndarray) -> bytes:
+    return struct.pack(">IIII", 0x803, len(images), 28, 28) + images.tobytes()
+
+
+def amat_bytes(bits: np.ndarray) -> bytes:
+    return "".join(" ".join(map(str, row)) + " \n" for row in bits).encode()
+
+
+def png_bytes(ink: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(~ink).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def small_drawings(part: str, characters: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """Names as in the official tree, 20 drawings a character, and their ink, bool (N, 105, 105)."""
+    names = [
+        f"images_{part}/Alphabet/character{character:02d}/{character:04d}_{drawer:02d}.png"
+        for character in range(1, characters + 1)
+        for drawer in range(1, 21)
+    ]
+    return names, np.random.RandomState(seed).rand(len(names), 105, 105) < 0.3
+
+
+def write_zip(path: Path, names: list[str], ink: np.ndarray) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, drawing in reversed(list(zip(names, ink, strict=True))):
+            archive.writestr(name, png_bytes(drawing))
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replace a dataset's sizes, checksums and addresses by those of made-up files."""
+
+    def replace(name: str, sizes: Sizes, digests: list[str], urls: tuple[tuple[str, ...], ...] = ()) -> None:
+        entry = CATALOG[name]
+        monkeypatch.setitem(
+            CATALOG, name, dataclasses.replace(entry, splits=dict.fromkeys(entry.splits, sizes))
+        )
+        urls = urls or tuple(() for _ in digests)
+        sources = tuple(
+            dataclasses.replace(source, digest=digest, urls=addresses)
+            for source, digest, addresses in zip(SOURCES[name], digests, urls, strict=True)
+        )
+        monkeypatch.setitem(SOURCES, name, sources)
+
+    return replace
+
+
+@pytest.fixture
+def small_mnist(tmp_path: Path, install: Callable[..., None]) -> Path:
+    """A data folder with 50 training and 20 test images in torchvision's layout."""
+    train, test = idx_bytes(grey(50)), idx_bytes(grey(20, 1))
+    written(tmp_path / "data/MNIST/raw/train-images-idx3-ubyte", train)
+    written(tmp_path / "data/MNIST/raw/t10k-images-idx3-ubyte.gz", gzip.compress(test))
+    install("mnist", (40, 10, 20), [sha256(train), sha256(test)])
+    return tmp_path / "data"
+
+
+def small_prepare(data_dir: Path, name: str = "mnist", **words: object) -> tuple[Prepared, list[str]]:
+    said: list[str] = []
+    return prepare(name, data_dir, say=said.append, **LOCAL, **words), said  # type: ignore[arg-type]
+
+
+def present(array: np.ndarray | None) -> np.ndarray:
+    assert array is not None
+    return array
+
+
+# Readers: exact values, and refusal before anything is parsed
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_idx_pixels_are_exact_plain_and_packed(tmp_path: Path, pack: Callable[[bytes], bytes]):
+    images = grey(3)
+    content = idx_bytes(images)
+    path = written(tmp_path / "any-name", pack(content))
+    assert np.array_equal(idx.read_images(path, sha256(content))["images"], images)
+
+
+def test_idx_refuses_a_header_that_does_not_fit(tmp_path: Path):
+    content = struct.pack(">IIII", 0x803, 4, 28, 28) + grey(3).tobytes()
+    with pytest.raises(Damaged, match="header does not describe"):
+        idx.read_images(written(tmp_path / "f", content), sha256(content))
+    labels = struct.pack(">II", 0x801, 3) + b"\1\2\3"
+    with pytest.raises(Damaged, match="shorter than an IDX header"):
+        idx.read_images(written(tmp_path / "f", labels), sha256(labels))
+
+
+@pytest.mark.parametrize("spoil", [lambda c: c[:-1], lambda c: c[:100] + b"\xff" + c[101:], lambda c: b""])
+def test_idx_refuses_truncated_and_altered_files(tmp_path: Path, spoil: Callable[[bytes], bytes]):
+    content = idx_bytes(grey(3) // 2)
+    for name, bad in (("plain", spoil(content)), ("packed", gzip.compress(spoil(content)))):
+        with pytest.raises(Damaged, match=f"{name} is truncated or altered"):
+            idx.read_images(written(tmp_path / name, bad), sha256(content))
+
+
+def test_a_truncated_gzip_file_is_damaged(tmp_path: Path):
+    content = idx_bytes(grey(3))
+    with pytest.raises(Damaged, match="truncated or altered"):
+        idx.read_images(written(tmp_path / "f.gz", gzip.compress(content)[:-20]), sha256(content))
+
+
+def test_git_blob_id_is_gits():
+    # `printf 'hello\n' | git hash-object --stdin`
+    assert git_blob_id(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"
+
+
+def test_amat_becomes_black_and_white_bytes(tmp_path: Path):
+    bits = np.random.RandomState(0).randint(0, 2, size=(4, 784))
+    content = amat_bytes(bits)
+    images = amat.read_binary_images(written(tmp_path / "f.amat", content), git_blob_id(content))["images"]
+    assert images.dtype == np.uint8
+    assert np.array_equal(images, 255 * bits)
+
+
+@pytest.mark.parametrize("bad", [b"0 1 0 1\n", amat_bytes(np.full((1, 784), 2)), b"1 " * 783 + b"x"])
+def test_amat_refuses_anything_but_rows_of_bits(tmp_path: Path, bad: bytes):
+    with pytest.raises(Damaged, match="784 zeros and ones"):
+        amat.read_binary_images(written(tmp_path / "f.amat", bad), git_blob_id(bad))
+
+
+def mat_bytes(upright: np.ndarray, **more: np.ndarray) -> bytes:
+    """Images (N, 28, 28) in [0, 1] as in chardata.mat: each a column of its pixels, column by column."""
+    buffer = io.BytesIO()
+    savemat(buffer, {"data": np.stack([image.flatten(order="F") for image in upright], axis=1), **more})
+    return buffer.getvalue()
+
+
+def test_chardata_is_turned_upright(tmp_path: Path):
+    upright = np.zeros((2, 28, 28))
+    upright[0, 3, 5:20] = 1.0  # a horizontal stroke in row 3
+    upright[1] = grey(1).reshape(28, 28) / 255
+    content = mat_bytes(upright, testdata=upright[1].flatten(order="F")[:, None])
+    arrays = chardata.read_chardata(written(tmp_path / "c.mat", content), git_blob_id(content))
+    assert np.array_equal(arrays["data"].reshape(2, 28, 28), np.rint(255 * upright))
+    assert np.array_equal(arrays["testdata"], arrays["data"][1:])
+    assert arrays["data"][0, 3 * 28 + 5 : 3 * 28 + 20].all()
+    # Control: read row by row, the stroke would stand upright in column 3.
+    as_stored = np.rint(255 * upright[0].flatten(order="F"))
+    assert not np.array_equal(as_stored, arrays["data"][0])
+    assert as_stored.reshape(28, 28)[5:20, 3].all()
+
+
+def test_chardata_refuses_wrong_levels_shapes_and_checksums(tmp_path: Path):
+    good = np.zeros((1, 28, 28))
+    cases = {
+        "outside": mat_bytes(good + 7, testdata=np.zeros((784, 1))),
+        "784 pixels": mat_bytes(good, testdata=np.zeros((100, 1))),
+        "784 pixels an": mat_bytes(good),
+    }
+    for message, content in cases.items():
+        with pytest.raises(Damaged, match=message):
+            chardata.read_chardata(written(tmp_path / "c.mat", content), git_blob_id(content))
+    with pytest.raises(Damaged, match="checksum"):
+        chardata.read_chardata(written(tmp_path / "c.mat", b"not even a mat file"), "0" * 40)
+
+
+def test_drawings_do_not_depend_on_the_container(tmp_path: Path):
+    names, ink = small_drawings("background", 3, 0)
+    write_zip(tmp_path / "a.zip", names, ink)
+    expected = sha256(drawings.ink_records(names, ink))
+    arrays = drawings.read_drawings(tmp_path / "a.zip", expected)
+    assert np.array_equal(arrays["images"], drawings.reduce_ink(ink))
+    assert np.array_equal(arrays["characters"], np.repeat([0, 1, 2], 20))
+
+
+def test_drawings_refuse_one_changed_pixel_a_cut_zip_and_other_sizes(tmp_path: Path):
+    names, ink = small_drawings("background", 1, 0)
+    expected = sha256(drawings.ink_records(names, ink))
+    changed = ink.copy()
+    changed[7, 50, 50] ^= True
+    write_zip(tmp_path / "changed.zip", names, changed)
+    write_zip(tmp_path / "cut.zip", names, ink)
+    cut = (tmp_path / "cut.zip").read_bytes()
+    written(tmp_path / "cut.zip", cut[: len(cut) // 2])
+    write_zip(tmp_path / "small.zip", names, ink[:, :100, :100])
+    write_zip(tmp_path / "empty.zip", [], ink[:0])
+    for name in ("changed", "cut", "small", "empty"):
+        with pytest.raises(Damaged, match=rf"{name}\.zip is truncated or altered"):
+            drawings.read_drawings(tmp_path / f"{name}.zip", expected)
+
+
+def test_the_reduction_is_the_mean_ink_of_each_cell():
+    ink = np.random.RandomState(0).rand(3, 105, 105) < 0.4
+    # The same by brute force: every pixel as 4x4 quarters, every cell 15x15 of them.
+    quarters = ink.repeat(4, axis=1).repeat(4, axis=2)
+    means = quarters.reshape(3, 28, 15, 28, 15).mean(axis=(2, 4))
+    assert np.abs(drawings.reduce_ink(ink) - 255 * means.reshape(3, 784)).max() <= 0.5 + 1e-9
+    assert drawings.reduce_ink(np.ones((1, 105, 105), bool)).min() == 255
+    assert drawings.reduce_ink(np.zeros((1, 105, 105), bool)).max() == 0
+
+
+def test_embedded_table_is_checked(tmp_path: Path):
+    table = np.hstack([grey(4), np.array([[0], [1], [0], [1]], np.uint8)])
+    text = "\n".join(",".join(map(str, row)) for row in table).encode()
+    path = written(tmp_path / "t.csv.gz", gzip.compress(text))
+    arrays = embedded.read_digits(path, sha256(table.tobytes()))
+    assert np.array_equal(arrays["images"], table[:, :784])
+    assert arrays["labels"].tolist() == [0, 1, 0, 1]
+    for bad in (text[:-9], b"a,b\n", b""):
+        with pytest.raises(Damaged):
+            embedded.read_digits(written(tmp_path / "t.csv.gz", gzip.compress(bad)), sha256(table.tobytes()))
+
+
+# Protocols and the catalogue
+
+
+def test_protocol_names():
+    assert str(protocol_for("mnist")) == "mnist/dynamic-v1"
+    assert str(protocol_for("mnist", split="iwae")) == "mnist/dynamic-iwae_split-v1"
+    assert str(protocol_for("mnist", "static", seed=3)) == "mnist/static-seed3-v1"
+    assert str(protocol_for("binarized_mnist")) == "binarized_mnist/static-v1"
+    assert protocol_for("mnist", split="iwae").sizes == (59_600, 400, 10_000)
+    assert protocol_for("omniglot").slug == "omniglot-dynamic-v1"
+
+
+def test_a_seed_that_changes_no_pixel_is_not_part_of_the_name():
+    assert protocol_for("mnist", "threshold", seed=5) == protocol_for("mnist", "threshold")
+    assert protocol_for("binarized_mnist", seed=5) == protocol_for("binarized_mnist")
+    assert protocol_for("mnist5k", "threshold", seed=5).seed == 5  # it moves the split
+    assert protocol_for("mnist", "dynamic", seed=5).seed == 5  # it draws validation and test
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"name": "mnits"}, r"did you mean 'mnist'"),
+        (
+            {"name": "mnist", "binarization": "dynamc"},
+            r"dataset\.binarization=dynamc.*did you mean 'dynamic'",
+        ),
+        ({"name": "binarized_mnist", "binarization": "dynamic"}, r"choose from: static"),
+        ({"name": "omniglot", "split": "iwae"}, r"dataset\.split=iwae"),
+        ({"name": "mnist", "seed": -1}, r"dataset\.seed=-1"),
+    ],
+)
+def test_unknown_words_are_refused(words: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        protocol_for(**words)
+
+
+def test_the_catalogue_is_complete_and_needs_neither_numpy_nor_torch():
+    assert set(NAMES) == set(SOURCES) == set(RECIPES)
+    for entry in CATALOG.values():
+        assert set(entry.how) == set(entry.splits)
+        assert set(entry.binarizations) <= set(BINARIZATIONS)
+    code = (
+        "import sys, vaebench.datasets as d; d.CATALOG; d.protocol_for('mnist');"
+        "assert not {'torch', 'numpy', 'scipy', 'PIL'} & set(sys.modules);"
+        "d.available, d.prepare; assert not {'torch', 'scipy', 'mlxtend'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+
+
+# Splits
+
+
+def test_stratified_parts_are_exact_disjoint_and_repeatable():
+    labels = np.repeat(np.arange(5), 10)
+    parts = stratified(labels, (6, 3, 1), np.random.RandomState(0))
+    for part, share in zip(parts, (6, 3, 1), strict=True):
+        assert np.bincount(labels[part]).tolist() == [share] * 5
+        assert not np.all(np.diff(labels[part]) >= 0)  # mixed, not class after class
+    assert sorted(np.concatenate(parts)) == list(range(50))
+    again = stratified(labels, (6, 3, 1), np.random.RandomState(0))
+    other = stratified(labels, (6, 3, 1), np.random.RandomState(1))
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+    assert not np.array_equal(parts[0], other[0])
+    # Control: cutting a plain shuffle does not balance the classes.
+    head, _ = shuffled_tail(50, 20, np.random.RandomState(0))
+    assert len(set(np.bincount(labels[head]).tolist())) > 1
+    with pytest.raises(ValueError, match="10 members"):
+        stratified(labels, (6, 3), np.random.RandomState(0))
+
+
+def test_streams_differ_by_seed_and_purpose():
+    first = [stream(seed, purpose).randint(2**31) for seed in (0, 1) for purpose in ("train", "split")]
+    assert len(set(first)) == 4
+    assert stream(0, "split").randint(2**31) == first[1]
+
+
+def test_mnist_splits_go_by_position(small_mnist: Path):
+    pool = grey(50)
+    default, _ = small_prepare(small_mnist, binarization="none")
+    assert np.array_equal(default.arrays.validation, pool[:10])
+    assert np.array_equal(default.arrays.train, pool[10:])
+    iwae, _ = small_prepare(small_mnist, binarization="none", split="iwae")
+    assert np.array_equal(iwae.arrays.train, pool[:40])
+    assert np.array_equal(iwae.arrays.validation, pool[40:])
+    assert np.array_equal(iwae.arrays.test, grey(20, 1))
+
+
+def test_omniglot_validates_on_the_tail_of_burdas_shuffle(tmp_path: Path, install: Callable[..., None]):
+    pool, test = grey(30).reshape(30, 28, 28) / 255, grey(8, 1).reshape(8, 28, 28) / 255
+    content = mat_bytes(pool, testdata=np.stack([image.flatten(order="F") for image in test], axis=1))
+    written(tmp_path / "chardata.mat", content)
+    install("omniglot", (25, 5, 8), [git_blob_id(content)])
+    order = np.random.RandomState(seed=123).permutation(30)
+    for seed in (0, 9):
+        arrays = small_prepare(tmp_path, "omniglot", binarization="none", seed=seed)[0].arrays
+        assert np.array_equal(arrays.train, grey(30)[order[:-5]])
+        assert np.array_equal(arrays.validation, grey(30)[order[-5:]])
+        assert np.array_equal(arrays.test, grey(8, 1))
+
+
+def test_omniglot_original_tests_on_a_quarter_of_each_character(tmp_path: Path, install: Callable[..., None]):
+    parts = [small_drawings("background", 3, 0), small_drawings("evaluation", 2, 1)]
+    for (names, ink), part in zip(parts, ("background", "evaluation"), strict=True):
+        (tmp_path / "omniglot-py").mkdir(exist_ok=True)
+        write_zip(tmp_path / f"omniglot-py/images_{part}.zip", names, ink)
+    install("omniglot_original", (55, 20, 25), [sha256(drawings.ink_records(*part)) for part in parts])
+    arrays = small_prepare(tmp_path, "omniglot_original", binarization="none")[0].arrays
+    reduced = np.concatenate([drawings.reduce_ink(ink) for _, ink in parts])
+    character_of = {image.tobytes(): number // 20 for number, image in enumerate(reduced)}
+    tested = [character_of[image.tobytes()] for image in arrays.test]
+    assert np.bincount(tested).tolist() == [5] * 5
+    everything = np.concatenate([arrays.train, arrays.validation, arrays.test])
+    assert sorted(image.tobytes() for image in everything) == sorted(image.tobytes() for image in reduced)
+
+
+def test_binarized_mnist_keeps_its_own_split(tmp_path: Path, install: Callable[..., None]):
+    bits = [
+        np.random.RandomState(seed).randint(0, 2, size=(count, 784)) for seed, count in enumerate((6, 3, 4))
+    ]
+    contents = [amat_bytes(part) for part in bits]
+    for part, content in zip(("train", "valid", "test"), contents, strict=True):
+        written(tmp_path / f"MNIST_static/binarized_mnist_{part}.amat", content)
+    install("binarized_mnist", (6, 3, 4), [git_blob_id(content) for content in contents])
+    arrays = small_prepare(tmp_path, "binarized_mnist")[0].arrays
+    for got, part in zip((arrays.train, arrays.validation, arrays.test), bits, strict=True):
+        assert np.array_equal(got, 255 * part)
+    assert arrays.grey_test is None
+
+
+def test_mnist5k_is_stratified_disjoint_and_always_the_same(tmp_path: Path):
+    prepared, _ = small_prepare(tmp_path, "mnist5k")
+    assert prepared.fingerprint == MNIST5K_FINGERPRINT
+    path = SOURCES["mnist5k"][0].found(tmp_path)[0]
+    source = embedded.read_digits(path, SOURCES["mnist5k"][0].digest)
+    digit_of = {
+        image.tobytes(): label for image, label in zip(source["images"], source["labels"], strict=True)
+    }
+    arrays = prepared.arrays
+    parts = (arrays.train, present(arrays.grey_validation), present(arrays.grey_test))
+    for images, share in zip(parts, (400, 50, 50), strict=True):
+        assert np.bincount([digit_of[image.tobytes()] for image in images]).tolist() == [share] * 10
+    assert len({image.tobytes() for images in parts for image in images}) == 5_000
+    assert small_prepare(tmp_path, "mnist5k", seed=1)[0].fingerprint != MNIST5K_FINGERPRINT
+
+
+# Binarisations of the splits
+
+
+def test_what_each_binarisation_keeps_grey(small_mnist: Path):
+    made = {word: small_prepare(small_mnist, binarization=word)[0].arrays for word in BINARIZATIONS}
+    pool, test = grey(50), grey(20, 1)
+    assert np.array_equal(made["dynamic"].train, pool[10:])
+    for word in ("dynamic", "static"):
+        assert np.array_equal(present(made[word].grey_test), test)
+        assert set(np.unique(made[word].test)) == {0, 255}
+    assert set(np.unique(made["static"].train)) == {0, 255}
+    assert np.array_equal(made["dynamic"].test, made["static"].test)
+    assert np.array_equal(made["threshold"].test, np.where(test / 255 > 0.5, 255, 0))
+    assert np.array_equal(made["none"].test, test)
+    assert len({arrays.fingerprint() for arrays in made.values()}) == 4
+
+
+def test_the_seed_draws_validation_and_test(small_mnist: Path):
+    first, again = (small_prepare(small_mnist, rebuild=True)[0] for _ in range(2))
+    other, _ = small_prepare(small_mnist, seed=1)
+    assert first.fingerprint == again.fingerprint
+    assert not np.array_equal(first.arrays.test, other.arrays.test)
+    assert np.array_equal(first.arrays.train, other.arrays.train)
+
+
+# The cache
+
+
+def test_the_second_time_reads_one_file_and_no_source(small_mnist: Path):
+    first, said = small_prepare(small_mnist)
+    assert not first.reused
+    assert first.cache == small_mnist / "vaebench/mnist-dynamic-v1.npz"
+    for path in small_mnist.glob("MNIST/raw/*"):
+        path.unlink()
+    second, said_again = small_prepare(small_mnist)
+    assert second.reused
+    assert second.fingerprint == first.fingerprint
+    assert all(
+        np.array_equal(second.arrays.parts()[name], array) for name, array in first.arrays.parts().items()
+    )
+    assert said == said_again == []
+    assert not list(small_mnist.rglob("*.part"))
+
+
+def rewrite_header(path: Path, protocol_name: str) -> None:
+    cache.write(path, protocol_for("mnist", protocol_name), cache.read(path, protocol_for("mnist")))
+
+
+def swap_pixels(path: Path) -> None:
+    """Change one pixel but keep the header: only the fingerprint can tell."""
+    arrays = cache.read(path, protocol_for("mnist"))
+    header = np.load(path)["header"]
+    arrays.train[0, 0] ^= 1
+    np.savez(path, header=header, **arrays.parts())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\x80\x04K\x01."),  # a pickle is not opened
+        lambda path: rewrite_header(path, "static"),
+        swap_pixels,
+    ],
+)
+def test_a_damaged_cache_is_named_and_made_again(small_mnist: Path, spoil: Callable[[Path], None]):
+    first, _ = small_prepare(small_mnist)
+    assert first.cache is not None
+    spoil(first.cache)
+    second, said = small_prepare(small_mnist)
+    assert not second.reused
+    assert second.fingerprint == first.fingerprint
+    assert len(said) == 1
+    assert str(first.cache) in said[0]
+    assert small_prepare(small_mnist)[0].reused
+
+
+def test_a_read_only_folder_sends_the_cache_to_the_user(small_mnist: Path, own_user_cache: Path):
+    small_mnist.chmod(0o555)  # binds even root, whom the system would let write
+    try:
+        prepared, said = small_prepare(small_mnist)
+        assert prepared.cache is not None
+        assert own_user_cache in prepared.cache.parents
+        assert len(said) == 1
+        assert "cannot be written" in said[0]
+        assert small_prepare(small_mnist)[1] == []
+        assert sorted(path.name for path in small_mnist.iterdir()) == ["MNIST"]
+    finally:
+        small_mnist.chmod(0o755)
+
+
+def test_without_any_folder_to_write_the_data_stay_in_memory(small_mnist: Path, own_user_cache: Path):
+    written(small_mnist / "vaebench", b"a file where the folder should be")
+    for name in (".cache", "vaebench", "Library"):
+        written(own_user_cache / name, b"and here")
+    prepared, said = small_prepare(small_mnist)
+    assert prepared.cache is None
+    assert len(said) == 1
+    assert "in memory" in said[0]
+
+
+def test_a_full_disk_costs_only_the_cache(small_mnist: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "write", full)
+    prepared, said = small_prepare(small_mnist)
+    assert prepared.cache is None
+    assert len(said) == 1
+
+
+def test_processes_that_prepare_at_once_leave_a_sound_cache(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; from vaebench.datasets import prepare;"
+        "print(prepare('mnist5k', Path(sys.argv[1]), rebuild=True).fingerprint)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert {run.communicate(timeout=60)[0].strip() for run in runs} == {MNIST5K_FINGERPRINT}
+    assert [path.name for path in (tmp_path / "vaebench").iterdir()] == ["mnist5k-dynamic-v1.npz"]
+    assert small_prepare(tmp_path, "mnist5k")[0].reused
+
+
+def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path: Path):
+    path = written(tmp_path / "f", b"old")
+    with pytest.raises(UnicodeEncodeError), replacing(path) as part:
+        part.write_text("half\udc80", encoding="utf-8")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    assert first_writable([path / "below a file", tmp_path / "new"]) == tmp_path / "new"
+
+
+# Finding and downloading
+
+
+def test_a_file_lying_directly_in_data_dir_is_found(small_mnist: Path):
+    for path in list(small_mnist.glob("MNIST/raw/*")):
+        path.rename(small_mnist / path.name)
+    assert small_prepare(small_mnist)[0].arrays.train.shape == (40, 784)
+
+
+def test_a_damaged_file_is_named_and_never_used(small_mnist: Path):
+    path = small_mnist / "MNIST/raw/train-images-idx3-ubyte"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(
+        UserError, match=r"train-images-idx3-ubyte is truncated or altered.*delete or replace"
+    ):
+        small_prepare(small_mnist)
+    assert not (small_mnist / "vaebench").exists()
+    written(small_mnist / "train-images-idx3-ubyte", content)  # a sound copy elsewhere will do
+    assert small_prepare(small_mnist)[0].arrays.train.shape == (40, 784)
+
+
+def test_fashion_files_are_not_damaged_mnist_files(small_mnist: Path, install: Callable[..., None]):
+    fashion = [idx_bytes(grey(50, 5)), idx_bytes(grey(20, 6))]
+    install("fashion_mnist", (40, 10, 20), [sha256(content) for content in fashion])
+    for path in list(small_mnist.glob("MNIST/raw/*")):
+        path.rename(small_mnist / path.name)
+    with pytest.raises(UserError, match="dataset=fashion_mnist needs train-images-idx3-ubyte or"):
+        small_prepare(small_mnist, "fashion_mnist")
+    for name, content in zip(("train", "t10k"), fashion, strict=True):
+        written(small_mnist / f"FashionMNIST/raw/{name}-images-idx3-ubyte", content)
+    fashion_arrays = small_prepare(small_mnist, "fashion_mnist", binarization="none")[0].arrays
+    assert np.array_equal(fashion_arrays.train, grey(50, 5)[10:])
+    assert np.array_equal(small_prepare(small_mnist, binarization="none")[0].arrays.train, grey(50)[10:])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mnist5k"])
+def test_without_a_network_one_message_says_what_to_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    nowhere = (tmp_path / "nowhere").as_uri()
+    sources = tuple(dataclasses.replace(source, urls=(nowhere, nowhere)) for source in SOURCES[name])
+    monkeypatch.setitem(SOURCES, name, sources)
+    with pytest.raises(UserError) as caught:
+        prepare(name, tmp_path / "data", progress=False)
+    message = str(caught.value)
+    assert "\n" not in message
+    for expected in (
+        *(source.names[0] for source in sources),
+        str(tmp_path / "data"),
+        "dataset=mnist5k",
+        nowhere,
+    ):
+        assert expected in message
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_downloads_are_verified_and_mirrors_tried_in_turn(tmp_path: Path, install: Callable[..., None]):
+    contents = {name: idx_bytes(grey(count, count)) for name, count in (("train", 50), ("t10k", 20))}
+    served = {name: gzip.compress(content) for name, content in contents.items()}
+    urls = []
+    for name, packed in served.items():
+        cut = written(tmp_path / f"cut/{name}", packed[: len(packed) // 2])
+        whole = written(tmp_path / f"whole/{name}", packed)
+        urls.append(((tmp_path / "gone").as_uri(), cut.as_uri(), whole.as_uri()))
+    install("mnist", (40, 10, 20), [sha256(content) for content in contents.values()], tuple(urls))
+    data_dir = tmp_path / "data"
+    prepared = prepare("mnist", data_dir, progress=False)
+    assert np.array_equal(present(prepared.arrays.grey_test), grey(20, 20))
+    kept = {path.name: path.read_bytes() for path in (data_dir / "MNIST/raw").iterdir()}
+    assert kept == {f"{name}-images-idx3-ubyte.gz": packed for name, packed in served.items()}
+
+
+def test_an_altered_download_is_not_kept(tmp_path: Path, install: Callable[..., None]):
+    served = written(tmp_path / "served", gzip.compress(idx_bytes(grey(50)))).as_uri()
+    install("mnist", (40, 10, 20), [sha256(b"another"), sha256(b"one")], ((served,), (served,)))
+    with pytest.raises(UserError, match="what came is not the file on record"):
+        prepare("mnist", tmp_path / "data", progress=False)
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+
+
+def test_a_download_for_a_read_only_folder_goes_to_the_user(
+    tmp_path: Path, own_user_cache: Path, install: Callable[..., None]
+):
+    contents = [idx_bytes(grey(50)), idx_bytes(grey(20, 1))]
+    urls = tuple((written(tmp_path / str(i), content).as_uri(),) for i, content in enumerate(contents))
+    install("mnist", (40, 10, 20), [sha256(content) for content in contents], urls)
+    data_dir = tmp_path / "data"
+    data_dir.mkdir(mode=0o555)
+    said: list[str] = []
+    prepare("mnist", data_dir, progress=False, say=said.append)
+    assert list(data_dir.iterdir()) == []
+    assert len(list(own_user_cache.rglob("*-images-idx3-ubyte.gz"))) == 2
+    assert prepare("mnist", data_dir, rebuild=True, progress=False, say=said.append, download=False)
+
+
+def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = dataclasses.replace(SOURCES["mnist5k"][0], package="no_such_package_here")
+    monkeypatch.setitem(SOURCES, "mnist5k", (source,))
+    with pytest.raises(UserError, match="pip install no_such_package_here"):
+        small_prepare(tmp_path, "mnist5k")
+
+
+def test_files_of_another_size_are_refused(small_mnist: Path, monkeypatch: pytest.MonkeyPatch):
+    entry = dataclasses.replace(CATALOG["mnist"], splits={"default": (41, 10, 20)})
+    monkeypatch.setitem(CATALOG, "mnist", entry)
+    with pytest.raises(UserError, match=r"give \(40, 10, 20\) images"):
+        small_prepare(small_mnist)
+
+
+def test_availability(small_mnist: Path):
+    states = {entry.name: entry for entry in available(small_mnist)}
+    assert tuple(states) == NAMES
+    assert states["mnist"].state == "found"
+    assert len(states["mnist"].found) == 2
+    assert states["mnist5k"].state == "found"
+    assert states["omniglot"].state == "missing"
+    assert states["omniglot"].missing == ("chardata.mat",)
+    prepared, _ = small_prepare(small_mnist)
+    after = {entry.name: entry for entry in available(small_mnist)}
+    assert after["mnist"].state == "prepared"
+    assert after["mnist"].prepared == (prepared.cache,)
+    assert after["omniglot_original"].prepared == ()
+
+
+def test_fingerprints_see_names_shapes_and_pixels():
+    a, b = grey(4), grey(4, 1)
+    prints = [
+        Arrays(a, b, a).fingerprint(),
+        Arrays(b, a, a).fingerprint(),
+        Arrays(a, b, a, a).fingerprint(),
+        Arrays(a, b, a.reshape(2, -1)).fingerprint(),
+    ]
+    assert len(set(prints)) == 4
+    assert all(len(text) == 16 for text in prints)

@@ -1,0 +1,96 @@
+"""Bounds on log p(x) as functions of log importance weights.
+
+Every function takes ``log_w``, shape (K, B): K samples for each of B images, in nats, with
+E[exp(log_w)] = p(x), and returns one number per image, shape (B,), in nats.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Bound", "LogMeanExp", "ciwae", "elbo", "iwae", "log_mean_exp", "miwae", "renyi"]
+
+Bound = Callable[[Tensor], Tensor]
+
+
+def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
+    """Return log (1/K) sum_k exp(log_w_k) along ``dim``, without overflow."""
+    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+
+
+def elbo(log_w: Tensor) -> Tensor:
+    """Evidence lower bound: the mean of the log weights.
+
+    Source: Kingma and Welling 2014, https://arxiv.org/abs/1312.6114
+    """
+    return log_w.mean(0)
+
+
+def iwae(log_w: Tensor) -> Tensor:
+    """Importance-weighted bound L_K = log (1/K) sum_k w_k; rises with K towards log p(x).
+
+    Source: Burda, Grosse and Salakhutdinov 2016, https://arxiv.org/abs/1509.00519
+    """
+    return log_mean_exp(log_w)
+
+
+def ciwae(log_w: Tensor, beta: float) -> Tensor:
+    """Combination beta * ELBO + (1 - beta) * L_K; ``beta`` in [0, 1].
+
+    Source: Rainforth et al. 2018, https://arxiv.org/abs/1802.04537
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"ciwae: beta must lie in [0, 1], got {beta}")
+    return beta * elbo(log_w) + (1 - beta) * iwae(log_w)
+
+
+def miwae(log_w: Tensor, groups: int) -> Tensor:
+    """Mean of ``groups`` (M) importance-weighted bounds of K/M samples each.
+
+    Source: Rainforth et al. 2018, https://arxiv.org/abs/1802.04537
+    """
+    k = log_w.shape[0]
+    if groups < 1 or k % groups:
+        raise ValueError(f"miwae: {k} samples cannot be dealt into {groups} equal groups")
+    return log_mean_exp(log_w.unflatten(0, (groups, k // groups)), dim=1).mean(0)
+
+
+def renyi(log_w: Tensor, alpha: float) -> Tensor:
+    """Variational Rényi bound 1/(1-alpha) log (1/K) sum_k w_k^(1-alpha).
+
+    alpha = 1 is the ELBO, 0 is L_K and -inf takes the largest weight (VR-max). For alpha < 0 the exact
+    quantity lies above log p(x), so the value is not a lower bound; with K samples it is biased downward.
+
+    Source: Li and Turner 2016, https://arxiv.org/abs/1602.02311
+    """
+    if alpha == 1:
+        return elbo(log_w)
+    if alpha == -math.inf:
+        return log_w.amax(0)
+    return log_mean_exp((1 - alpha) * log_w) / (1 - alpha)
+
+
+class LogMeanExp:
+    """A running log-mean-exp over samples that arrive in chunks; memory does not depend on their number.
+
+    The count travels with the sum, so that chunks of any sizes give the mean over what was really drawn.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._log_sum: Tensor | None = None
+
+    def add(self, log_w: Tensor) -> None:
+        """Take in ``log_w``, shape (K_chunk, ...)."""
+        # float64: thousands of float32 terms would lose the last digits of the estimate.
+        log_sum = torch.logsumexp(log_w.double(), 0)
+        self._log_sum = log_sum if self._log_sum is None else torch.logaddexp(self._log_sum, log_sum)
+        self.count += log_w.shape[0]
+
+    def value(self) -> Tensor:
+        """Return the log-mean-exp of everything added so far, float64."""
+        if self._log_sum is None:
+            raise ValueError("LogMeanExp: nothing was added")
+        return self._log_sum - math.log(self.count)

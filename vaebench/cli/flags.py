@@ -1,0 +1,96 @@
+"""Flags may stand anywhere among the settings: here they are told apart, checked, and put in front."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from vaebench.errors import UserError, did_you_mean
+
+__all__ = ["EVALUATE", "HELP", "TRAIN", "Parsed", "parse"]
+
+HELP = {"-h": "--help", "--help": "--help"}
+# Each flag and the name it is known by; a name ending in "=" takes a value, one ending in "?=" may take one.
+TRAIN = HELP | {
+    "-m": "--multirun",
+    "--multirun": "--multirun",
+    "-r": "--run",
+    "--run": "--run",
+    "-c": "--cfg=",
+    "--cfg": "--cfg=",
+    "--resolve": "--resolve",
+    "-p": "--package=",
+    "--package": "--package=",
+    "-cd": "--config-dir=",
+    "--config-dir": "--config-dir=",
+    "-cn": "--config-name=",
+    "--config-name": "--config-name=",
+    "-i": "--info?=",
+    "--info": "--info?=",
+    "--hydra-help": "--hydra-help",
+    "--resume": "--resume=",
+}
+EVALUATE = HELP
+VALUES = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+# hydra runs one of these at a time.
+MODES = ("--multirun", "--run", "--cfg", "--info")
+
+
+class Parsed(NamedTuple):
+    """``flags``: long name -> value ("" where it has none); ``rest``: all other words, in order."""
+
+    flags: dict[str, str]
+    rest: list[str]
+
+    def as_words(self) -> list[str]:
+        """Return the words again, flags first."""
+        return [f"{flag}={value}" if value else flag for flag, value in self.flags.items()] + self.rest
+
+
+def parse(words: Sequence[str], known: Mapping[str, str]) -> Parsed:
+    """Tell flags from other words. UserError for a flag that is unknown or lacks its value."""
+    flags: dict[str, str] = {}
+    rest: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("-"):
+            rest.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        if flag not in known:
+            raise UserError(f"unknown flag {flag}{did_you_mean(flag, known)}; --help shows them")
+        name = known[flag].rstrip("?=")
+        if known[flag].endswith("=") and not equals:
+            value = _next_value(queue, name, optional=known[flag].endswith("?="))
+        elif equals and not known[flag].endswith("="):
+            raise UserError(f"{flag} takes no value")
+        flags[name] = _checked(name, value)
+    _check_modes(flags)
+    return Parsed(flags, rest)
+
+
+def _next_value(queue: list[str], name: str, *, optional: bool) -> str:
+    """Take the value of a flag from the words behind it."""
+    if optional:
+        return queue.pop(0) if queue and queue[0] in VALUES[name] else VALUES[name][0]
+    if not queue or queue[0].startswith("-"):
+        choices = f": {', '.join(VALUES[name])}" if name in VALUES else ""
+        raise UserError(f"{name} needs a value{choices}")
+    return queue.pop(0)
+
+
+def _checked(name: str, value: str) -> str:
+    if name in VALUES and value not in VALUES[name]:
+        raise UserError(f"{name} must be one of {', '.join(VALUES[name])}, not '{value}'")
+    return value
+
+
+def _check_modes(flags: Mapping[str, str]) -> None:
+    """Refuse flags that exclude each other."""
+    modes = [mode for mode in MODES if mode in flags]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)} exclude each other: choose one")
+    if "--resolve" in flags and "--cfg" not in flags:
+        raise UserError("--resolve belongs to --cfg job")

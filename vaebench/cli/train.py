@@ -1,0 +1,153 @@
+"""`vaebench train`: settings -> one run, or with -m one run for each combination."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vaebench.cli.failure import describe, expected
+from vaebench.cli.flags import TRAIN, Parsed, parse
+from vaebench.config.catalog import config_dir, default_choices, described, groups
+from vaebench.errors import RunFailed, UserError
+
+__all__ = ["run"]
+
+HELP = """usage: vaebench train [GROUP=CHOICE ...] [KEY=VALUE ...] [FLAGS]
+
+Train one model and estimate log p(x) of its test images. The same command again goes on where it stopped.
+
+groups (* default):
+{groups}
+keys: k, seed, latent_dim, device (auto|cpu|cuda|cuda:N), data_dir, output_dir, name,
+      and those of the groups, as in optimizer.lr=3e-4: --cfg job shows all
+
+flags:
+  -m, --multirun       one run for each combination of comma-separated values
+  --cfg job            show the settings and stop (--resolve: with references filled in)
+  --resume RUN         go on with a run folder, with the settings that it has
+  --config-dir DIR     look for yaml files of your own in DIR too
+  --hydra-help         hydra's further flags
+
+examples:
+  vaebench train encoder=hvm objective=iwae k=16
+  vaebench train encoder=iwhvi encoder.inner_k=10 dataset=mnist data_dir=~/data
+  vaebench train -m encoder=gaussian,hvm objective=elbo,iwae k=1,16 'seed=range(3)'
+  vaebench train experiment=iwhvi_paper/mnist_iwhvi trainer.epochs=100
+"""
+
+
+def run(words: list[str]) -> int:
+    """Carry out ``vaebench train <words>`` and return the exit code."""
+    parsed = parse(words, TRAIN)
+    folders = [Path(parsed.flags["--config-dir"])] if "--config-dir" in parsed.flags else []
+    if "--help" in parsed.flags:
+        print(HELP.format(groups="\n".join(group_lines([*folders, config_dir()]))), end="")
+        return 0
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir: there is no folder {folder}")
+    if "--resume" in parsed.flags:
+        return resume(parsed)
+    return through_hydra(parsed)
+
+
+def group_lines(folders: list[Path]) -> Iterator[str]:
+    """Yield one line per group with its choices, the default one marked."""
+    defaults = default_choices()
+    for group in groups(folders):
+        names = [listed.choice for listed in described(group, folders)]
+        marked = [f"*{name}" if name == defaults.get(group) else name for name in names]
+        yield f"  {group:<10} {' '.join(marked)}"
+
+
+def resume(parsed: Parsed) -> int:
+    """Go on with a run folder."""
+    others = parsed.rest + [flag for flag in parsed.flags if flag != "--resume"]
+    if others:
+        raise UserError(
+            f"--resume takes every setting from the run folder, so {' '.join(others)} cannot go with it; "
+            "to change the device or data_dir, repeat the run's own command with the new value"
+        )
+    from vaebench.cli.core import core
+
+    core().resume(Path(parsed.flags["--resume"]))
+    return 0
+
+
+@dataclass
+class Outcomes:
+    """What became of the jobs of this process."""
+
+    process: int = field(default_factory=os.getpid)
+    finished: int = 0
+    failures: list[Exception] = field(default_factory=list)
+
+
+def through_hydra(parsed: Parsed) -> int:
+    """Let hydra compose the job, or the jobs of a sweep, and run them all."""
+    from omegaconf import DictConfig
+
+    from vaebench.cli.hydra_app import start
+
+    outcomes = Outcomes()
+    multirun = "--multirun" in parsed.flags
+
+    def job(cfg: DictConfig) -> str | None:
+        return run_job(cfg, outcomes, multirun=multirun)
+
+    start(job, "train", parsed.as_words())
+    if not multirun and outcomes.failures:
+        raise outcomes.failures[0]
+    return verdict(outcomes)
+
+
+def run_job(cfg: object, outcomes: Outcomes, *, multirun: bool) -> str | None:
+    """Train one job of hydra's; return its run folder.
+
+    In this process a failure is kept in ``outcomes``, so that the other jobs of a sweep run and hydra adds no
+    message of its own; in a launcher's worker it is raised, so that the launcher learns of it.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from vaebench.cli.hydra_app import command_line
+    from vaebench.config import from_hydra
+
+    assert isinstance(cfg, DictConfig)
+    overrides = list(HydraConfig.get().overrides.task)
+    try:
+        config = from_hydra(cfg)
+        from vaebench.cli.core import core
+
+        with command_line(["vaebench", "train", *overrides]):
+            folder = core().train(config)
+    except Exception as error:
+        if multirun:
+            tell(error, overrides)
+        if os.getpid() != outcomes.process:
+            raise
+        outcomes.failures.append(error)
+        return None
+    outcomes.finished += 1
+    return str(folder)
+
+
+def tell(error: Exception, overrides: list[str]) -> None:
+    """Print why one job of a sweep failed."""
+    if not expected(error):
+        traceback.print_exception(error)
+    message = describe(error) if expected(error) else f"{type(error).__name__}: {error}"
+    print(f"vaebench: failed: {' '.join(overrides)}: {message}", file=sys.stderr)
+
+
+def verdict(outcomes: Outcomes) -> int:
+    """Return the exit code of a sweep: 1 if a job failed, 2 if no job was one that could start."""
+    if not outcomes.failures:
+        return 0
+    total = outcomes.finished + len(outcomes.failures)
+    message = f"{len(outcomes.failures)} of {total} jobs failed; the lines above say which and why"
+    if not outcomes.finished and all(isinstance(failure, UserError) for failure in outcomes.failures):
+        raise UserError(message)
+    raise RunFailed(message)

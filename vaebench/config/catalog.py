@@ -1,0 +1,79 @@
+"""The yaml files behind the words a user types: where they are, what they say, which keys they declare."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["Listed", "config_dir", "default_choices", "described", "groups", "own_keys"]
+
+
+@cache
+def config_dir() -> Path:
+    """Return the folder of the shipped yaml files: the checkout's, or else the installed package's."""
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parent / "configs"
+    return checkout if (checkout / "train.yaml").is_file() else package / "configs"
+
+
+class Listed(NamedTuple):
+    """A choice of a group: the word, one line about it, and the command that uses it."""
+
+    choice: str
+    summary: str
+    command: str
+
+
+def groups(folders: Sequence[Path]) -> list[str]:
+    """Return the config groups found in ``folders``, in the order of the defaults list."""
+    found = {
+        path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"
+    }
+    order = list(default_choices())
+    return [group for group in order if group in found] + sorted(found - set(order))
+
+
+@cache
+def default_choices() -> dict[str, str]:
+    """Return the choice that each group has when the user makes none."""
+    text = (config_dir() / "train.yaml").read_text()
+    return dict(re.findall(r"^  - (\w+): (\S+)", text, re.MULTILINE))
+
+
+def described(group: str, folders: Sequence[Path]) -> list[Listed]:
+    """Return the choices of ``group``, sorted; an earlier folder hides a later one's same-named file."""
+    listed = {}
+    for folder in folders:
+        for path in (folder / group).rglob("*.yaml"):
+            choice = path.relative_to(folder / group).with_suffix("").as_posix()
+            listed.setdefault(choice, Listed(choice, *reversed(head(path))))
+    return [listed[choice] for choice in sorted(listed)]
+
+
+def head(path: Path) -> tuple[str, str]:
+    """Return (command, summary): the first two comment lines of a yaml file, "" where it has none.
+
+    hydra insists that a ``# @package`` header comes before them.
+    """
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    lines = [line.lstrip("# ").strip() for line in lines[:2] if line.startswith("#")]
+    command, summary = [*lines, "", ""][:2]
+    return command, summary
+
+
+def own_keys(group: str, choice: str, folders: Sequence[Path]) -> Any:
+    """Return what the yaml of a choice itself declares for its group, parents in its defaults list included.
+
+    A DictConfig, unresolved: its keys are the settings of the choice, its values their defaults.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    path = next(p for f in folders if (p := f / group / f"{choice}.yaml").is_file())
+    text = path.read_text()
+    content = OmegaConf.create(text)
+    assert isinstance(content, DictConfig)
+    parents = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+    if re.search(r"^# *@package +_global_", text, re.MULTILINE):
+        content = content.get(group, OmegaConf.create({}))
+    return OmegaConf.merge(*(own_keys(group, parent, folders) for parent in parents), content)

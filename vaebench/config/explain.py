@@ -1,0 +1,123 @@
+"""hydra's and omegaconf's refusals -> one short message that says what to type."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from vaebench.config.catalog import Listed, config_dir, described, groups, own_keys
+from vaebench.errors import UserError, did_you_mean
+
+__all__ = ["explain"]
+
+LAUNCHERS = {
+    "submitit_slurm": "hydra-submitit-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "joblib": "hydra-joblib-launcher",
+    "ray": "hydra-ray-launcher",
+    "ray_aws": "hydra-ray-launcher",
+}
+
+
+def explain(error: Exception, name: str, overrides: Sequence[str]) -> UserError:
+    """Return the message for ``error``, raised while ``configs/<name>.yaml`` met ``overrides``."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_such_choice(str(error.missing_cfg_file))
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _no_such_key(match[1], name, overrides)
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return UserError(
+            f"{match[1]} gives several values: add -m to run each, or write a list in brackets [...]"
+        )
+    if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
+        return UserError(f"{match[1]} is a setting already: write {match[1]}=... without the +")
+    if "Config group override must be" in text:
+        return UserError("a group needs a choice, and null is none: leave the word out")
+    return UserError(_first_line(text))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0].strip() if text.strip() else "hydra refused these settings"
+
+
+def _unreadable(override: str | None) -> UserError:
+    word = override or ""
+    if "=" not in word:
+        return UserError(f"'{word}' is not a setting: settings are key=value, as in k=16 or encoder=hvm")
+    return UserError(
+        f"cannot read '{word}': values look like k=16, 'decoder.hidden=[200,200]' or name=\"'a b'\""
+    )
+
+
+def _no_such_choice(path: str) -> UserError:
+    """Return the message for a yaml file that is not there; ``path`` is ``encoder/foo``."""
+    group = next((g for g in groups([config_dir()]) if path.startswith(g + "/")), "")
+    if not group:
+        return _no_such_plugin(path)
+    choice = path.removeprefix(group + "/")
+    choices = [listed.choice for listed in described(group, [config_dir()])]
+    return UserError(
+        f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}"
+    )
+
+
+def _no_such_plugin(path: str) -> UserError:
+    group, _, choice = path.rpartition("/")
+    if group == "hydra/launcher" and choice in LAUNCHERS:
+        return UserError(f"{group}={choice} needs a plugin: pip install {LAUNCHERS[choice]}")
+    return UserError(
+        f"there is no {group}={choice}" if group else f"there is no config file named {choice}.yaml"
+    )
+
+
+def _no_such_key(key: str, name: str, overrides: Sequence[str]) -> UserError:
+    group, _, word = key.partition(".")
+    if owners := [choice.choice for choice in _choices_with(group, word)]:
+        return UserError(f"{key} is a setting of {group}={'|'.join(owners)}, not of the {group} chosen here")
+    known = _known_keys(name, overrides)
+    return UserError(f"unknown key {key}{_meant(key, known)}; `vaebench train --cfg job` shows every key")
+
+
+def _choices_with(group: str, word: str) -> list[Listed]:
+    """Return the choices of ``group`` that have the setting ``word``."""
+    folders = [config_dir()]
+    return [c for c in described(group, folders) if word and word in own_keys(group, c.choice, folders)]
+
+
+def _meant(key: str, known: Iterable[str]) -> str:
+    """Return a did-you-mean: a key with the same last word (lr -> optimizer.lr), or one spelt alike."""
+    known, word = list(known), key.rpartition(".")[2]
+    namesakes = [full for full in known if full.rpartition(".")[2] == word]
+    if 1 <= len(namesakes) <= 3:
+        return f" (did you mean {' or '.join(repr(full) for full in namesakes)}?)"
+    inside = [full for full in known if full.rpartition(".")[0] == key.rpartition(".")[0]]
+    return did_you_mean(key, inside) or did_you_mean(key, known)
+
+
+def _known_keys(name: str, overrides: Sequence[str]) -> list[str]:
+    """Return the full names of all keys and groups, for the choices in ``overrides`` if these are sound."""
+    import hydra
+    from hydra.errors import HydraException
+
+    words = set(groups([config_dir()]))
+    choices = [
+        override for override in overrides if override.partition("=")[0] in words and "," not in override
+    ]
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        try:
+            cfg = hydra.compose(name, choices)
+        except HydraException:
+            cfg = hydra.compose(name)
+    return sorted({*_flat(cfg), *words})
+
+
+def _flat(node: DictConfig, prefix: str = "") -> Iterable[str]:
+    for key, value in node.items_ex(resolve=False):
+        yield f"{prefix}{key}"
+        if OmegaConf.is_dict(value):
+            yield from _flat(value, f"{prefix}{key}.")

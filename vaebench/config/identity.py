@@ -1,0 +1,48 @@
+"""Which runs are the same run: a hash over all that defines the trained model, and the folder named by it."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from vaebench.config.schema import Config
+
+__all__ = ["defining", "identity", "run_folder"]
+
+# Where a run happens and what it shows do not change the model that it trains.
+NOT_DEFINING = ("device", "data_dir", "output_dir", "name", "estimator")
+NOT_DEFINING_IN_TRAINER = ("threads", "progress", "log_every", "image_every", "checkpoint_every", "evaluate")
+
+
+def defining(config: Config) -> dict[str, Any]:
+    """Return the part of the configuration that defines the trained model, as plain containers."""
+    values = {key: value for key, value in config.to_dict().items() if key not in NOT_DEFINING}
+    values["trainer"] = {k: v for k, v in values["trainer"].items() if k not in NOT_DEFINING_IN_TRAINER}
+    return values
+
+
+def identity(config: Config, *, with_seed: bool = True) -> str:
+    """Return 8 hex digits that name the trained model; ``with_seed=False`` names all its repetitions."""
+    values = defining(config)
+    if not with_seed:
+        del values["seed"]
+    return hashlib.sha256(canonical(values).encode()).hexdigest()[:8]
+
+
+def canonical(values: dict[str, Any]) -> str:
+    """Return JSON that does not depend on the order of keys, nor on 1 against 1.0."""
+    return json.dumps(_whole_floats_as_ints(values), sort_keys=True, separators=(",", ":"))
+
+
+def _whole_floats_as_ints(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _whole_floats_as_ints(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole_floats_as_ints(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def run_folder(config: Config) -> Path:
+    """Return ``<output_dir>/<dataset>/<encoder>-<objective>-k<k>/<seed>-<identity>``."""
+    method = f"{config.encoder.name}-{config.objective.name}-k{config.k}"
+    return Path(config.output_dir) / config.dataset.name / method / f"{config.seed}-{identity(config)}"

@@ -1,0 +1,108 @@
+"""The contract that every encoder keeps.
+
+An encoder returns draws z and numbers log_q with
+
+    E[ exp(-log_q) | z ] = 1 / q(z|x)
+
+so that w = p(x, z) / exp(log_q) has mean p(x): the mean of log w and the log of the mean of w are then lower
+bounds on log p(x), and every importance estimator is valid.
+
+Shapes: K samples first, B images, D latent coordinates, L inner samples before K; nats.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+__all__ = ["Direction", "Draw", "Encoder", "Player", "detached", "frozen"]
+
+
+class Direction(Enum):
+    """What ``log_q`` is to log q(z|x); results made from it are labelled by it."""
+
+    EXACT = "exact"
+    """log_q = log q(z|x)."""
+    UPPER_BOUND = "upper bound"
+    """E[exp(-log_q) | z] = 1/q(z|x), hence E[log_q | z] >= log q(z|x)."""
+    ESTIMATE = "estimate"
+    """A learned density ratio: the contract fails and nothing made from it is a bound."""
+
+    @property
+    def of_log_likelihood(self) -> str:
+        """The direction of an importance-weighted estimate of log p(x) made with this log_q."""
+        return "estimate" if self is Direction.ESTIMATE else "lower_bound"
+
+
+class Draw(NamedTuple):
+    """K weighted draws for each of B images."""
+
+    z: Tensor
+    """Latents, (K, B, D)."""
+    log_q: Tensor
+    """Log density or its stand-in, (K, B)."""
+    paths: tuple[Tensor, ...] = ()
+    """The tensors, (K, B, *), through which log weights reach the sampler's parameters; filled by path_only."""
+
+
+@dataclass(frozen=True)
+class Player:
+    """A further loss with its own optimiser: AVB's discriminator, extra steps for tau."""
+
+    parameters: Iterable[nn.Parameter]
+    loss: Callable[[Tensor], Tensor]
+    """Maps images (B, X) to a scalar."""
+    repeats: int = 1
+    """Steps for each step of the main loss."""
+    exclusive: bool = True
+    """Whether the main loss leaves these parameters alone."""
+
+
+class Encoder(nn.Module, ABC):
+    """An approximate posterior q(z|x), amortised over x. Abstract: the families are final classes."""
+
+    direction: ClassVar[Direction]
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Any:
+        """Do all the work that depends on the images x, (B, X), alone; it runs once for any number of draws."""
+
+    @abstractmethod
+    def sample(
+        self, context: Any, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
+    ) -> Draw:
+        """Draw K latents per image, with E[exp(-log_q) | z] = 1/q(z|x).
+
+        Args:
+            context: what ``encode`` returned.
+            k: number of draws K.
+            inner_k: number L of inner samples with which a hierarchical encoder tightens log_q.
+            path_only: hold the sampler's parameters constant inside log_q, so that its gradient flows through
+                the draws alone (STL and DReG need this); ``paths`` then lists the tensors it flows through.
+            inner_chunk: compute so many inner samples at a time; the value does not change.
+        """
+
+    def draw(self, x: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False) -> Draw:
+        """Encode x, (B, X), and sample."""
+        return self.sample(self.encode(x), k, inner_k=inner_k, path_only=path_only)
+
+    def players(self) -> dict[str, Player]:
+        """Return further losses with optimisers of their own, by name."""
+        return {}
+
+
+def frozen(module: nn.Module) -> Callable[..., Any]:
+    """Return ``module`` as a function whose parameters are constants but whose inputs are not."""
+    constants = {name: value.detach() for name, value in module.state_dict(keep_vars=True).items()}
+    return lambda *inputs: functional_call(module, constants, inputs)
+
+
+def detached(context: Any) -> Any:
+    """Return a tensor, or a tuple of tensors, without its history."""
+    if isinstance(context, tuple):
+        return tuple(detached(part) for part in context)
+    return context.detach()

@@ -1,0 +1,51 @@
+"""The Gaussian encoder of the variational autoencoder."""
+
+from torch import Tensor, nn
+
+from vaebench.distributions import DiagonalNormal
+from vaebench.encoders.base import Direction, Draw, Encoder
+from vaebench.nets import Networks
+
+__all__ = ["GaussianEncoder"]
+
+
+class GaussianEncoder(Encoder):
+    """q(z|x) = N(mean(x), diag(scale(x)^2)).
+
+    Source: Kingma and Welling 2014, https://arxiv.org/abs/1312.6114
+
+    Args:
+        posterior: maps x, (B, X), to a DiagonalNormal over (B, D).
+    """
+
+    direction = Direction.EXACT
+
+    def __init__(self, posterior: nn.Module) -> None:
+        super().__init__()
+        self.posterior = posterior
+
+    @classmethod
+    def build(cls, networks: Networks, x_dim: int, latent_dim: int) -> "GaussianEncoder":
+        """Make one with the configured networks."""
+        return cls(networks.gaussian(x_dim, latent_dim))
+
+    def encode(self, x: Tensor) -> DiagonalNormal:
+        """Return q(z|x) for x of shape (B, X)."""
+        return self.posterior(x)
+
+    def sample(
+        self,
+        context: DiagonalNormal,
+        k: int,
+        *,
+        inner_k: int = 0,
+        path_only: bool = False,
+        inner_chunk: int | None = None,
+    ) -> Draw:
+        """Draw (K, B, D) with the exact log density."""
+        del inner_k, inner_chunk  # the density is known
+        if not path_only:
+            return Draw(*context.rsample_and_log_prob((k,)))
+        z = context.rsample((k,))
+        density = DiagonalNormal(context.mean.detach(), context.scale.detach())
+        return Draw(z, density.log_prob(z), (z,))

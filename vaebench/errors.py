@@ -1,0 +1,20 @@
+"""The two errors meant for people: each carries one message that says what is wrong and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["RunFailed", "UserError", "did_you_mean"]
+
+
+class UserError(Exception):
+    """The request cannot be carried out as it stands (a wrong key, file or folder): exit code 2."""
+
+
+class RunFailed(Exception):
+    """The request was sound but the work failed (a non-finite loss, a full disk): exit code 1."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return ``" (did you mean 'gaussian'?)"`` for the closest of ``choices``, or an empty string."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""

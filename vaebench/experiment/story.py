@@ -1,0 +1,48 @@
+"""What a run says about itself before it starts."""
+
+from pathlib import Path
+
+from torch import nn
+
+from vaebench import runtime
+from vaebench.encoders import Direction
+from vaebench.experiment.assembly import Experiment
+
+__all__ = ["header"]
+
+_LOG_Q = {
+    Direction.EXACT: "log q(z|x) exact",
+    Direction.UPPER_BOUND: "log q(z|x) by an upper bound",
+    Direction.ESTIMATE: "log q(z|x) by a learned estimate: no bound is guaranteed",
+}
+
+
+def header(experiment: Experiment, folder: Path) -> str:
+    """Return the lines that open a run."""
+    config, data = experiment.config, experiment.data
+    height, width = data.image_shape[1:]
+    sizes = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
+    encoder = f"{config.encoder.name}, {_LOG_Q[experiment.encoder.direction]}"
+    if experiment.encoder.direction is Direction.UPPER_BOUND:
+        encoder += f", inner_k={config.encoder.inner_k}"
+    lines = {
+        "dataset": f"{data.protocol}: {sizes} images of {height}x{width}",
+        "": data.note,
+        "encoder": encoder,
+        "decoder": f"{config.decoder.name} {_shape(config.decoder.hidden)} {config.decoder.activation}, "
+        f"latent_dim={config.latent_dim}, prior {config.prior.name}",
+        "objective": f"{config.objective.name}, k={config.k}, gradient {config.objective.gradient}",
+        "parameters": f"{_count(experiment.model):,} model + {_count(experiment.encoder):,} encoder",
+        "training": f"{config.trainer.epochs} epochs, batches of {config.trainer.batch_size}, seed {config.seed}",
+        "device": f"{runtime.describe(experiment.device)}, {config.trainer.precision}",
+        "folder": str(folder),
+    }
+    return "\n".join(f"{name:<11}{text}" for name, text in lines.items() if text)
+
+
+def _shape(hidden: tuple[int, ...]) -> str:
+    return "-".join(map(str, hidden))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,231 @@
+"""One training run, from configuration to result line."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vaebench import runtime
+from vaebench.config import Config, from_yaml, identity, read, run_folder, to_yaml
+from vaebench.config.identity import defining
+from vaebench.evaluation import log_likelihoods
+from vaebench.experiment.assembly import Experiment, build, load_weights
+from vaebench.experiment.evaluating import estimate, print_results
+from vaebench.experiment.pictures import reconstructions, samples
+from vaebench.experiment.story import header
+from vaebench.records import Manifest, Recorder, RunFolder, append_result
+from vaebench.training import schedules
+from vaebench.training.batches import Batches
+from vaebench.training.checkpoint import Checkpoints
+from vaebench.training.display import Display
+from vaebench.training.trainer import Interrupted, Plan, Progress, Trainer
+from vaebench.training.update import BoundLoss, Loss, PlayerLoss, Settings, Update
+
+__all__ = ["resume", "train"]
+
+
+def resume(folder: str | Path) -> Path:
+    """Go on with the run in ``folder``, where it is."""
+    run = RunFolder.open(Path(folder))
+    return _train(read(run.path), run)
+
+
+def train(config: Config) -> Path:
+    """Train, evaluate, and return the run folder; a folder with a checkpoint is gone on with.
+
+    Raises:
+        UserError: the request cannot be carried out.
+        RunFailed: the training failed; what was written before stands.
+        SystemExit: a signal stopped the run, which is saved; 130 for SIGINT, 143 for SIGTERM.
+    """
+    return _train(config, RunFolder(run_folder(config)))
+
+
+def _train(config: Config, folder: RunFolder) -> Path:
+    experiment = build(config)
+    folder.create(to_yaml(config), identity=lambda text: identity(from_yaml(text)))
+    interruption = runtime.Interruption()
+    with folder.lock(), interruption.watching():
+        print(header(experiment, folder.path), flush=True)
+        if _is_done(folder):
+            print("this run is finished; its results:")
+            print_results(folder)
+            return folder.path
+        with _status(folder, interruption):
+            _run(experiment, folder, interruption)
+    return folder.path
+
+
+def _is_done(folder: RunFolder) -> bool:
+    return folder.status.exists() and folder.read_status().state == "finished"
+
+
+@contextlib.contextmanager
+def _status(folder: RunFolder, interruption: runtime.Interruption) -> Iterator[None]:
+    """Keep status.json true, however the block ends."""
+    folder.write_status("running")
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        folder.write_status("interrupted")
+        print(f"interrupted; saved in {folder.path}; the same command goes on from here", flush=True)
+        raise SystemExit(interruption.exit_code if interruption.signal else 130) from error
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # a full disk must not hide what went wrong first
+            folder.write_status("failed", str(error) or type(error).__name__)
+        raise
+    folder.write_status("finished")
+
+
+def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interruption) -> None:
+    config = experiment.config
+    checkpoints = Checkpoints(folder.checkpoints)
+    found = None
+    if checkpoints.exists():
+        found = checkpoints.load(identity=identity(config), map_location=experiment.device)
+        if found.notice:
+            print(found.notice, flush=True)
+    step = found.state["progress"]["step"] if found else None
+    manifest = Manifest(
+        folder,
+        device=runtime.describe(experiment.device),
+        protocol=str(experiment.data.protocol),
+        fingerprint=experiment.data.fingerprint,
+        parameters={name: _count(module) for name, module in experiment.modules.items()},
+        resume_step=step,
+    )
+    manifest.save()
+    group = identity(config, with_seed=False)
+    with Recorder(folder, resume_step=step, hparams=defining(config), group=group) as recorder:
+        recorder.config_table(config.to_dict())
+        trainer = _trainer(experiment, recorder, checkpoints, interruption, manifest)
+        if found:
+            # The modules' weights are the checkpoint's from here on, the generators' states too.
+            trainer.load_state_dict(found.state)
+            print(f"going on from epoch {trainer.progress.epoch}, step {step}", flush=True)
+        progress = trainer.run()
+        load_weights(experiment, checkpoints.load("best", map_location=experiment.device).state)
+        if config.trainer.evaluate:
+            _evaluate_at_end(experiment, folder, recorder, progress, interruption)
+    manifest.save()
+
+
+def _evaluate_at_end(
+    experiment: Experiment,
+    folder: RunFolder,
+    recorder: Recorder,
+    progress: Progress,
+    interruption: runtime.Interruption,
+) -> None:
+    record = estimate(experiment, folder, progress.best_epoch, interruption)
+    append_result(folder, record)
+    tag = f"{record.split}/log_likelihood"
+    recorder.scalars(progress.step, progress.epoch, {tag: record.mean}, progress.seconds)
+    print_results(folder, [record])
+
+
+def _trainer(
+    experiment: Experiment,
+    recorder: Recorder,
+    checkpoints: Checkpoints,
+    interruption: runtime.Interruption,
+    manifest: Manifest,
+) -> Trainer:
+    config, data = experiment.config, experiment.data
+    batches = Batches(
+        data.train.to(experiment.device), data.observe, config.trainer.batch_size, config.seed
+    )
+    return Trainer(
+        experiment.modules,
+        _updates(experiment),
+        batches,
+        _plan(config),
+        validate=partial(_validate, experiment, manifest),
+        recorder=recorder,
+        checkpoints=checkpoints,
+        identity=identity(config),
+        device=experiment.device,
+        display=Display(config.trainer.progress),
+        interruption=interruption,
+        pictures=partial(_record_pictures, experiment, recorder),
+    )
+
+
+def _plan(config: Config) -> Plan:
+    trainer = config.trainer
+    return Plan(
+        epochs=trainer.epochs,
+        k=schedules.piecewise(config.k, trainer.k_schedule),
+        inner_k=schedules.piecewise(config.encoder.inner_k, trainer.inner_k_schedule),
+        beta=schedules.kl_weight(trainer.kl_warmup),
+        ema=trainer.ema,
+        patience=trainer.patience,
+        validate_every=trainer.validate_every,
+        log_every=trainer.log_every,
+        image_every=trainer.image_every,
+        checkpoint_every=trainer.checkpoint_every,
+    )
+
+
+def _updates(experiment: Experiment) -> list[Update]:
+    """The main update, and one for each player that the encoder brings."""
+    players = experiment.encoder.players()
+    theirs = {id(p) for player in players.values() if player.exclusive for p in player.parameters}
+    main = [p for p in experiment.modules.parameters() if id(p) not in theirs]
+    loss = BoundLoss(experiment.objective, experiment.model, experiment.encoder, experiment.autocast)
+    updates = [_update(experiment, "main", loss, main)]
+    for name, player in players.items():
+        updates.append(
+            _update(experiment, name, PlayerLoss(player, experiment.autocast), list(player.parameters), player.repeats)
+        )
+    return updates
+
+
+def _update(
+    experiment: Experiment, name: str, loss: Callable[[Tensor, Settings], Loss], parameters: list[nn.Parameter], repeats: int = 1
+) -> Update:
+    settings, trainer = experiment.config.optimizer, experiment.config.trainer
+    optimizer = torch.optim.Adam(
+        parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
+    rate = schedules.learning_rate(
+        settings.schedule,
+        settings.lr,
+        decay=settings.decay,
+        decay_epochs=settings.decay_epochs,
+        final_lr=settings.final_lr,
+        epochs=trainer.epochs,
+    )
+    return Update(name, loss, optimizer, rate, repeats, trainer.clip_norm)
+
+
+def _validate(experiment: Experiment, manifest: Manifest, modules: nn.ModuleDict) -> float:
+    """The one fixed estimate by which weights are chosen: same images, k and noise at every epoch."""
+    settings = experiment.config.trainer
+    inner_k = experiment.inner_k if settings.validation_inner_k is None else settings.validation_inner_k
+    manifest.save()
+    modules.eval()
+    with experiment.autocast():
+        parts = log_likelihoods(
+            modules["model"],  # pyright: ignore[reportArgumentType]
+            modules["encoder"],  # pyright: ignore[reportArgumentType]
+            experiment.data.observe,
+            experiment.data.validation.to(experiment.device),
+            k=settings.validation_k,
+            inner_k=inner_k,
+        )
+        values = torch.cat([values for _, values in parts])
+    modules.train()
+    return values.mean().item()
+
+
+def _record_pictures(experiment: Experiment, recorder: Recorder, modules: nn.ModuleDict, step: int) -> None:
+    recorder.image("samples", samples(experiment, modules), step)
+    recorder.image("reconstructions", reconstructions(experiment, modules), step)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,165 @@
+"""What a training session records as it goes: metrics.jsonl for programs, TensorBoard for people."""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from vaebench.errors import RunFailed, UserError
+from vaebench.records import events
+from vaebench.records.files import Appender, write_whole
+from vaebench.records.folder import RunFolder, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Recorder", "flatten", "read_metrics"]
+
+_RESERVED = {"step", "epoch", "wall", "nonfinite"}
+
+
+class Recorder:
+    """Writes the metrics and the TensorBoard events of one session into its run folder.
+
+    Record what belongs to a step before saving the checkpoint of that step: a resumed session keeps it, and
+    does not repeat it. Everything is handed to the system at once, so that readers see it, and nothing
+    waits for the disk. As a context manager it closes as finished, as interrupted (KeyboardInterrupt,
+    SystemExit) or as failed (any other exception). Every method that writes raises RunFailed on a full
+    disk.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        resume_step: int | None = None,
+        hparams: Mapping[str, Any] | None = None,
+        group: str = "",
+    ) -> None:
+        """Begin a session, from the state after ``resume_step``, or from nothing (None).
+
+        What an earlier session recorded after that step is dropped: it is about to be recorded again.
+        ``hparams`` (nested or flat) fill the run's row of TensorBoard's HParams; runs of one ``group``
+        share a row.
+        """
+        _trim_metrics(folder, resume_step)
+        events.trim(folder.path, resume_step)
+        self._metrics = Appender(folder.metrics)
+        self._events = events.EventFile(folder.path, first_step=0 if resume_step is None else resume_step + 1)
+        self._closed = False
+        if hparams is not None:
+            self._events.add(0, events.session_start(flatten(hparams), group))
+
+    def scalars(self, step: int, epoch: float, values: Mapping[str, float], wall: float) -> None:
+        """Record ``values`` by tag after optimiser step ``step``; ``wall``: seconds of training so far."""
+        self._metrics.write(_line(step, epoch, values, wall).encode())
+        self._events.add(step, *(events.scalar(tag, float(value)) for tag, value in values.items()))
+
+    def image(self, tag: str, images: "numpy.ndarray | Tensor", step: int, *, columns: int = 8) -> None:
+        """Record a grid of images: (N, H*H), (N, H, W) or (N, 1, H, W), bytes or floats from 0 to 1."""
+        if not isinstance(images, numpy.ndarray):
+            images = (
+                images.detach().float().cpu().numpy() if images.is_floating_point() else images.cpu().numpy()
+            )
+        self._events.add(step, events.picture(tag, events.grid(images, columns)))
+
+    def config_table(self, config: Mapping[str, Any]) -> None:
+        """Record the (nested) configuration as a table, one row for each key."""
+        rows = [f"| {name} | {_cell(value)} |" for name, value in flatten(config).items()]
+        self._events.add(
+            0, events.markdown(events.CONFIG_TAG, "\n".join(["| key | value |", "|---|---|", *rows]))
+        )
+
+    def close(self, state: State) -> None:
+        """End the session with its true status in HParams; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._events.add(0, events.session_end(state))
+        finally:
+            self._events.close()
+            self._metrics.close()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close("finished")
+            return
+        with contextlib.suppress(
+            RunFailed, UserError
+        ):  # a disk that is still full must not hide the first error
+            self.close("failed" if issubclass(kind, Exception) else "interrupted")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool | None]:
+    """Return nested mappings as one, with dotted keys; lists and other objects become their text."""
+    flat: dict[str, str | float | bool | None] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, str | int | float | None) else str(value)
+    return flat
+
+
+def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl, [] when there is none; nan and inf come back as floats.
+
+    A last line that a crash tore is left out. UserError when another line is damaged.
+    """
+    return [_restored(line) for line in _stored_lines(folder)]
+
+
+def _line(step: int, epoch: float, values: Mapping[str, float], wall: float) -> str:
+    """One line of metrics.jsonl. JSON has no nan: it is written as null, and named under ``nonfinite``."""
+    if reserved := _RESERVED & values.keys():
+        raise ValueError(f"a tag cannot be called {', '.join(sorted(reserved))}")
+    numbers = {tag: float(value) for tag, value in values.items()}
+    line: dict[str, Any] = {"step": step, "epoch": round(epoch, 6), "wall": round(wall, 3)}
+    line |= {tag: value if math.isfinite(value) else None for tag, value in numbers.items()}
+    if strange := {tag: str(value) for tag, value in numbers.items() if not math.isfinite(value)}:
+        line["nonfinite"] = strange
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+def _restored(line: dict[str, Any]) -> dict[str, Any]:
+    strange = line.get("nonfinite", {})
+    return {k: v for k, v in line.items() if k != "nonfinite"} | {k: float(v) for k, v in strange.items()}
+
+
+def _stored_lines(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """Yield the lines of metrics.jsonl as they stand, without a torn last one."""
+    try:
+        lines = folder.metrics.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return
+    for number, line in enumerate(
+        lines[:-1], start=1
+    ):  # after the last newline there is nothing, or a torn line
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise UserError(
+                f"line {number} of {folder.metrics} is damaged ({error}): delete that line."
+            ) from error
+
+
+def _trim_metrics(folder: RunFolder, last_step: int | None) -> None:
+    """Leave in metrics.jsonl the lines up to ``last_step`` (None: no line)."""
+    if not folder.metrics.exists():
+        return
+    kept = [] if last_step is None else [line for line in _stored_lines(folder) if line["step"] <= last_step]
+    write_whole(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def _cell(value: object) -> str:
+    return "null" if value is None else str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,134 @@
+"""Results: likelihood numbers that never go without their direction and their protocol."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from vaebench.errors import UserError
+from vaebench.records.files import exclusive, write_json
+from vaebench.records.folder import RunFolder
+
+__all__ = ["Direction", "ResultRecord", "append_result", "format_line", "read_results"]
+
+Direction = Literal["exact", "lower_bound", "upper_bound", "estimate"]
+
+_SIGN: dict[Direction, str] = {"exact": "=", "lower_bound": ">=", "upper_bound": "<=", "estimate": "~"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRecord:
+    """One estimate of the mean log p(x) of a split, in nats per image.
+
+    ``stderr`` is the standard error of the mean over the ``n_images`` images; ``repeats`` independent
+    repetitions were averaged. ``k`` and ``inner_k`` are None where the estimator has none. ``settings``
+    holds what else defines the estimator (the number of temperatures, say); ``extra`` holds diagnostics,
+    which define nothing. ValueError when a field cannot be right.
+    """
+
+    estimator: str
+    k: int | None
+    inner_k: int | None
+    split: str
+    protocol: str
+    mean: float
+    stderr: float
+    n_images: int
+    direction: Direction
+    epoch: int
+    seconds: float
+    repeats: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.direction not in get_args(Direction):
+            raise ValueError(
+                f"direction must be one of {', '.join(get_args(Direction))}, not {self.direction!r}"
+            )
+        for name in ("estimator", "split", "protocol"):
+            if not getattr(self, name):
+                raise ValueError(f"a result needs its {name}")
+        for name in ("mean", "stderr", "seconds"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, not {getattr(self, name)}")
+        for name, least in (("stderr", 0), ("seconds", 0), ("n_images", 1), ("repeats", 1), ("epoch", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name, least in (("k", 1), ("inner_k", 0)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+    def key(self) -> tuple[object, ...]:
+        """What was estimated, and how: two records with one key are two tries at one number."""
+        settings = json.dumps(dict(self.settings), sort_keys=True)
+        names = ("estimator", "k", "inner_k", "split", "protocol", "epoch", "n_images", "repeats")
+        return (*(getattr(self, name) for name in names), settings)
+
+
+def append_result(folder: RunFolder, record: ResultRecord) -> None:
+    """Add ``record`` to results.json in place of one with the same key; all others stay.
+
+    Several processes may do so at once.
+    """
+    with exclusive(
+        folder.path / ".results.lock",
+        wait=30.0,
+        busy=lambda holder: f"{folder.results} is in use ({holder}): try again.",
+    ):
+        others = [r for r in read_results(folder) if r.key() != record.key()]
+        write_json(folder.results, [_to_json(r) for r in [*others, record]])
+
+
+def read_results(folder: RunFolder) -> list[ResultRecord]:
+    """Return the records of results.json, [] when there is none. UserError when it is damaged."""
+    try:
+        stored = json.loads(folder.results.read_text(encoding="utf-8"))
+        return [ResultRecord(**entry) for entry in stored]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"cannot read {folder.results}: {error}. Repair it, or move it away and evaluate again."
+        ) from error
+
+
+def format_line(record: ResultRecord) -> str:
+    """Return the record as one line, for example
+
+    ``test log p(x) >= -86.41 +- 0.07 (DIWHVI, k=5000, inner_k=100, mnist/dynamic-v1, 10000 images)``.
+    """
+    decimals = _decimals(record.stderr)
+    number = f"{record.mean:.{decimals}f} +- {record.stderr:.{decimals}f}"
+    return f"{record.split} log p(x) {_SIGN[record.direction]} {number} ({', '.join(_circumstances(record))})"
+
+
+def _circumstances(record: ResultRecord) -> list[str]:
+    words = ["estimate"] if record.direction == "estimate" else []
+    words.append(record.estimator)
+    numbers = {"k": record.k, "inner_k": record.inner_k, **record.settings}
+    words += [f"{name}={value}" for name, value in numbers.items() if value is not None]
+    words += [record.protocol, _counted(record.n_images, "image")]
+    return words + ([_counted(record.repeats, "repeat")] if record.repeats > 1 else [])
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _decimals(stderr: float) -> int:
+    """Two decimals, or as many as it takes to show a smaller standard error."""
+    if stderr == 0 or stderr >= 0.005:
+        return 2
+    return math.ceil(-math.log10(stderr))
+
+
+def _to_json(record: ResultRecord) -> dict[str, Any]:
+    """The fields in their order; empty ``settings`` and ``extra`` are left out."""
+    values = asdict(record)
+    return {
+        f.name: values[f.name]
+        for f in fields(record)
+        if f.name not in ("settings", "extra") or values[f.name]
+    }

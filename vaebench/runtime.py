@@ -1,0 +1,128 @@
+"""The machine: device, seeds, precision, threads, signals."""
+
+import contextlib
+import hashlib
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import numpy
+import torch
+
+from vaebench.errors import UserError
+
+__all__ = [
+    "Interruption",
+    "autocast",
+    "describe",
+    "forked_randomness",
+    "derived_seed",
+    "random_state",
+    "resolve_device",
+    "seed_everything",
+    "set_random_state",
+]
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
+    device = torch.device(wanted)
+    if device.type != "cuda":
+        return device
+    if not count:
+        raise UserError(f"device={wanted}: this machine has no CUDA device that torch can use; try device=cpu")
+    if device.index is not None and device.index >= count:
+        raise UserError(f"device={wanted}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", device.index or 0)
+
+
+def describe(device: torch.device) -> str:
+    """Return the device in words, for headers and manifests."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def derived_seed(*words: int | str) -> int:
+    """Return a seed that depends on every word, for generators that must not repeat one another."""
+    digest = hashlib.sha256("/".join(map(str, words)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a run may draw from."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return torch's generators' states as plain tensors."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put back what :func:`random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextlib.contextmanager
+def forked_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's generators within the block, and put back their states after it."""
+    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Run networks in bf16 where asked; log-densities stay in float32 (see :mod:`vaebench.distributions`)."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+class Interruption:
+    """Notes SIGINT and SIGTERM so that work can stop at the next safe place; a second signal stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """130 for SIGINT, 143 for SIGTERM, as shells have it."""
+        return 128 + (self.signal or 0)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator["Interruption"]:
+        """Take the signals within the block, and put the old handlers back."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self  # only the main thread may set handlers
+            return
+        kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in kept:
+            signal.signal(number, self._note)
+        try:
+            yield self
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number

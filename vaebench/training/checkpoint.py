@@ -1,0 +1,209 @@
+"""Checkpoints: written whole or not at all, checked when read, and never able to run code.
+
+A checkpoint is an ordinary ``torch.save`` archive of plain containers and tensors. An archive is a zip
+file, and a zip file may end in a comment: there stands the SHA-256 of all before it, so that one file,
+moved by one rename, carries its own check, and plain ``torch.load(path, weights_only=True)`` still reads
+it.
+"""
+
+import hashlib
+import io
+import pickle
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaebench.errors import RunFailed, UserError
+from vaebench.records.files import clean_temporaries, write_failed, write_whole
+
+__all__ = ["Checkpoints", "Loaded"]
+
+_FORMAT = 1
+_MARK = b"vaebench sha256 "
+_COMMENT_LENGTH = len(_MARK) + 64
+_PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+class Loaded(NamedTuple):
+    """A checkpoint that was read. Print ``notice`` where it is not None: an older generation had to serve."""
+
+    state: dict[str, Any]
+    path: Path
+    notice: str | None
+
+
+class Checkpoints:
+    """The checkpoints folder of a run: ``last`` in two generations, any other name (``best``) in one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._checked = False  # whether last.pt is known to be good: then it may replace the older generation
+
+    def exists(self, name: str = "last") -> bool:
+        """Whether there is a checkpoint ``name``, good or bad, in any generation."""
+        return any(path.exists() for path in self._generations(name))
+
+    def save(self, state: dict[str, Any], name: str = "last") -> Path:
+        """Write ``state`` as checkpoint ``name`` and return its path.
+
+        Tensors are stored as CPU tensors. TypeError names the key whose value is not plain (None, bool,
+        int, float, str, bytes, Tensor, and dict, list, tuple of these): such a file could not be read back
+        safely. RunFailed when the disk is full; what was there before is then intact.
+        """
+        if "format" in state:
+            raise ValueError('the key "format" is reserved')
+        path, *older = self._generations(name)
+        data = _sealed(_plain({"format": _FORMAT, **state}, "state"))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_failed(self.folder, error) from error
+        clean_temporaries(self.folder)
+        try:
+            write_whole(path, data, keep_old_as=older[0] if older and self._worth_keeping(path) else None)
+        except RunFailed as error:
+            raise RunFailed(f"{error} {self._last_good(name)}") from error
+        self._checked = self._checked or bool(older)
+        return path
+
+    def load(
+        self, name: str = "last", *, identity: str | None = None, map_location: str | torch.device = "cpu"
+    ) -> Loaded:
+        """Read checkpoint ``name``; a damaged ``last`` gives way to the previous generation, with a notice.
+
+        ``identity``, where given, is what the state's "identity" must be. UserError when there is no
+        checkpoint, when every generation is damaged, or when it is of another configuration or a newer
+        format, or holds code.
+        """
+        damage = []
+        for path in self._generations(name):
+            try:
+                data = _unsealed(path)
+            except _Damaged as error:
+                damage.append(f"{path} {error}")
+                continue
+            notice = f"{'; '.join(damage)}: going on from {path}" if damage else None
+            return Loaded(_checked_state(path, data, identity, map_location), path, notice)
+        raise UserError(self._nothing_good(name, damage))
+
+    def _generations(self, name: str) -> list[Path]:
+        """The files of checkpoint ``name``, newest first."""
+        names = [name, f"{name}.previous"] if name == "last" else [name]
+        return [self.folder / f"{each}.pt" for each in names]
+
+    def _worth_keeping(self, path: Path) -> bool:
+        """Whether ``path`` may take the place of the older generation, which a damaged file must never do."""
+        return self._checked or _is_good(path)
+
+    def _last_good(self, name: str) -> str:
+        good = [path for path in self._generations(name) if _is_good(path)]
+        return f"The last good checkpoint is {good[0]}." if good else "There is no earlier checkpoint."
+
+    def _nothing_good(self, name: str, damage: list[str]) -> str:
+        if not self.exists(name):
+            return f"there is no checkpoint {name!r} in {self.folder}: the run has not come that far."
+        others = [path for path in sorted(self.folder.glob("*.pt")) if _is_good(path)]
+        instead = f"{others[0]} is intact" if others else "no other checkpoint is intact"
+        return (
+            f"no checkpoint {name!r} can be used: {'; '.join(damage)} ({instead}). Restore it from a copy, "
+            f"or delete {self.folder} to train from the beginning."
+        )
+
+
+class _Damaged(Exception):
+    """A file is not what was written; the message continues the file's name."""
+
+
+def _sealed(state: object) -> bytes:
+    """Return ``state`` as a torch.save archive that ends in its own SHA-256."""
+    # In memory, because torch's own file writer hides a full disk behind an internal error.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    archive = buffer.getvalue()
+    # A zip ends in a record of 22 bytes whose last two are the length of the comment that follows.
+    if archive[-22:-18] != b"PK\x05\x06":
+        raise AssertionError("torch.save no longer ends its archive in a zip end record")
+    body = archive[:-2] + struct.pack("<H", _COMMENT_LENGTH)
+    return body + _MARK + hashlib.sha256(body).hexdigest().encode()
+
+
+def _unsealed(path: Path) -> bytes:
+    """Return the bytes of ``path`` after checking them. Raises _Damaged."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise _Damaged("is missing") from None
+    except OSError as error:
+        raise _Damaged(f"cannot be read ({error.strerror})") from error
+    body, comment = data[:-_COMMENT_LENGTH], data[-_COMMENT_LENGTH:]
+    if not comment.startswith(_MARK):
+        raise _Damaged("is truncated, or was not written by vaebench")
+    if comment[len(_MARK) :] != hashlib.sha256(body).hexdigest().encode():
+        raise _Damaged("was altered since it was written (its checksum is wrong)")
+    return data
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        _unsealed(path)
+    except _Damaged:
+        return False
+    return True
+
+
+def _checked_state(
+    path: Path, data: bytes, identity: str | None, map_location: str | torch.device
+) -> dict[str, Any]:
+    """Unpickle ``data``, the intact bytes of ``path``, and check that they are what was asked for."""
+    try:
+        state = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than plain containers and tensors, so reading it could run code: refused. "
+            "Use only checkpoints that vaebench wrote."
+        ) from error
+    written = state.pop("format", None) if isinstance(state, dict) else None
+    if written != _FORMAT:
+        raise UserError(
+            f"{path} has format {written}, this version of vaebench reads {_FORMAT}: use the other version."
+        )
+    if identity is not None and state.get("identity") != identity:
+        raise UserError(
+            f"{path} is of another configuration ({state.get('identity')}, not {identity}): give the run the "
+            "configuration in its config.yaml, or choose another folder."
+        )
+    return state
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return a copy of ``value`` in plain containers and CPU tensors. TypeError, with its place, for
+    anything else.
+    """
+    if isinstance(value, Tensor):
+        return _compact(value)
+    if isinstance(value, dict):
+        return {_plain_key(k, where): _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(each, f"{where}[{i}]") for i, each in enumerate(value))
+    # Not isinstance: a numpy float is a float, and an enum may be a str, but neither can be read back safely.
+    if type(value) in _PLAIN:
+        return value
+    raise TypeError(f"{where} is a {type(value).__module__}.{type(value).__qualname__}, not plain data")
+
+
+def _plain_key(key: Any, where: str) -> Any:
+    if type(key) not in (str, int):
+        raise TypeError(f"{where} has the key {key!r}; keys must be str or int")
+    return key
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` on the CPU, in a storage of its own size: torch.save writes the whole storage of a
+    view.
+    """
+    tensor = tensor.detach().cpu()
+    stored = tensor.untyped_storage().nbytes()
+    return tensor if stored == tensor.numel() * tensor.element_size() else tensor.clone()

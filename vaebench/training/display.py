@@ -1,0 +1,50 @@
+"""What a person sees of a training: a bar where there is a terminal, lines where there is none."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+
+from tqdm import tqdm
+
+__all__ = ["Display"]
+
+# In a log file: about this many lines for a whole training.
+LINES = 20
+
+
+class Display:
+    """Shows a bar with the time left on a terminal, and a line now and then otherwise.
+
+    Args:
+        progress: False shows nothing until the end.
+    """
+
+    def __init__(self, progress: bool = True) -> None:
+        self.progress = progress
+        self.terminal = sys.stderr.isatty()
+        self._bar: tqdm | None = None
+        self._bound = ""
+        self._validation = ""
+
+    @contextlib.contextmanager
+    def training(self, steps: int, done: int) -> Iterator[None]:
+        """Show a bar over ``steps``, of which ``done`` are behind us."""
+        if not (self.progress and self.terminal):
+            yield
+            return
+        with tqdm(total=steps, initial=done, unit="step", desc="train", dynamic_ncols=True) as self._bar:
+            yield
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """Move the bar to ``step``."""
+        self._bound = f"bound {values['train/bound']:.2f}" if "train/bound" in values else ""
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(filter(None, (self._bound, self._validation))), refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def validated(self, epoch: int, epochs: int, value: float, best_epoch: int) -> None:
+        """Show a validation log-likelihood, in nats."""
+        self._validation = f"validation {value:.2f} (best: epoch {best_epoch})"
+        every = max(1, epochs // LINES)
+        if self.progress and self._bar is None and (epoch % every == 0 or epoch == epochs):
+            print(f"epoch {epoch}/{epochs}  {self._bound}  {self._validation}", flush=True)
