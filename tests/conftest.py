@@ -1,6 +1,7 @@
 """Fixtures for every test."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,3 +22,9 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def default_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder where the embedded data set is prepared, once for all tests."""
+    return tmp_path_factory.mktemp("data")

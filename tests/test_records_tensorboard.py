@@ -24,7 +24,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
-from vaebench.errors import RunFailed, UserError
+from vaebench.errors import UserError
 from vaebench.records import Recorder, RunFolder, events, flatten, read_metrics
 from vaebench.records.folder import State
 
@@ -252,9 +252,7 @@ def test_flatten():
     ],
 )
 def test_hparams_show_the_true_status(folder: RunFolder, state: State, shown: int):
-    recorder = Recorder(
-        folder, hparams={"k": 16, "encoder": {"name": "hvm"}, "ema": None, "stl": True}, group="g"
-    )
+    recorder = Recorder(folder, hparams={"k": 16, "encoder": {"name": "hvm"}, "ema": None, "stl": True}, group="g")
     recorder.scalars(3, 0.1, {"bound": -90.0}, wall=0.0)
     recorder.close(state)
     (group,) = session_groups(folder.path.parent)
@@ -314,5 +312,5 @@ def test_a_full_disk_stops_the_run_with_one_message(folder: RunFolder, monkeypat
 
     recorder = Recorder(folder)
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(RunFailed, match=r"metrics\.jsonl: the disk is full"), recorder:
+    with pytest.raises(UserError, match=r"metrics\.jsonl: the disk is full"), recorder:
         recorder.scalars(1, 0.1, {"bound": 1.0}, wall=0.0)

@@ -16,7 +16,23 @@ from torch.distributions import MultivariateNormal
 
 from vaebench.bounds import log_mean_exp
 from vaebench.distributions import Bernoulli, DiagonalNormal
-from vaebench.encoders import Direction, Draw, Encoder, GaussianEncoder, HierarchicalEncoder
+from vaebench.encoders import (
+    Direction,
+    Draw,
+    Encoder,
+    FlowEncoder,
+    FullGaussianEncoder,
+    GaussianEncoder,
+    HamiltonianEncoder,
+    HierarchicalEncoder,
+    LangevinEncoder,
+    UnbiasedEncoder,
+)
+from vaebench.encoders.hamiltonian import StepSizes, Tempering
+from vaebench.encoders.implicit import MeanGiven, StochasticLayers
+from vaebench.encoders.reverse import GatedReverse
+from vaebench.flows import FLOWS, Place
+from vaebench.gradients import GradientEstimator
 from vaebench.model import GenerativeModel, StandardNormalPrior
 from vaebench.nets import MLP, AdditiveGaussian, AdditiveMLP, Conditional, NormalLikelihood, TrunkGaussian
 
@@ -41,8 +57,9 @@ class Mean:
         return cls(flat.mean().item(), (flat.std() / flat.numel() ** 0.5).item())
 
     def errors_above(self, truth: float) -> float:
-        """Return how many standard errors the mean lies above ``truth``."""
-        return (self.value - truth) / self.stderr
+        """Return how many standard errors the mean lies above ``truth``; rounding counts as no distance."""
+        distance = self.value - truth
+        return 0.0 if abs(distance) < 1e-12 else distance / max(self.stderr, 1e-300)
 
 
 # The linear-Gaussian model --------------------------------------------------------------------------------
@@ -187,9 +204,7 @@ class Hierarchy:
         """Return a tau that is off in slope, offset and scale, and narrower, so that weights stay bounded."""
         exact = self.exact_reverse()
         shift = torch.tensor([0.15, -0.1])
-        return AffineConditional(
-            exact.u_weight * 0.7, exact.x_weight, exact.bias + shift, exact.log_scale.exp() * 0.8
-        )
+        return AffineConditional(exact.u_weight * 0.7, exact.x_weight, exact.bias + shift, exact.log_scale.exp() * 0.8)
 
 
 def _rotation(angle: float) -> Tensor:
@@ -197,12 +212,12 @@ def _rotation(angle: float) -> Tensor:
     return torch.tensor([[c, -s], [s, c]])
 
 
-def wide_hierarchy() -> Hierarchy:
-    """A hierarchy with a rotated A, wider than the model's posterior but narrower than twice its prior."""
+def wide_hierarchy(strength: float = 1.0) -> Hierarchy:
+    """A hierarchy with a rotated A, wider than the model's posterior; psi moves z in proportion to ``strength``."""
     gain, constant, _ = linear_gaussian().posterior()
     mixing = AffineGaussian(torch.tensor([[0.2, 0.0, 0.1], [0.0, -0.1, 0.1]]), torch.tensor([0.1, 0.0]), torch.ones(2))
     # S = s^2 I and A = rotation times diagonal keep q(psi|z,x) diagonal while q(z|x) is not.
-    slope = _rotation(0.6) @ torch.diag(torch.tensor([0.5, 0.3]))
+    slope = strength * _rotation(0.6) @ torch.diag(torch.tensor([0.5, 0.3]))
     conditional = AffineConditional(slope, 0.8 * gain, constant + 0.1, 1.05 * torch.ones(2))
     return Hierarchy(mixing, conditional)
 
@@ -272,6 +287,89 @@ def network_hierarchy() -> HierarchicalEncoder:
     return HierarchicalEncoder(mixing, conditional, reverse)
 
 
+def gated_hierarchy() -> HierarchicalEncoder:
+    """Return a network hierarchy whose reverse model is gated, and half open."""
+    encoder = network_hierarchy()
+    assert isinstance(encoder.reverse, AdditiveGaussian)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        reverse = GatedReverse(encoder.reverse, encoder.mixing, PSI, bias=0.3)
+    return HierarchicalEncoder(encoder.mixing, encoder.conditional, reverse)
+
+
+def implicit_hierarchy() -> HierarchicalEncoder:
+    """Return SIVI's encoder with coin flips through layers in place of a Gaussian q(psi|x)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        mixing, conditional = StochasticLayers(X, Z, (3, 2), [4], "tanh"), MeanGiven(X, Z, [4], "tanh")
+    with torch.no_grad():
+        mixing.mean.weight.mul_(0.6)
+        conditional.raw_scale.bias.add_(0.7)
+    encoder = HierarchicalEncoder(mixing, conditional, None)
+    encoder.no_path_gradient = "no density of psi"
+    return encoder
+
+
+def doubly_reparameterised() -> HierarchicalEncoder:
+    """Return IWHVI's cell with DReG for its reverse model."""
+    toy = wide_hierarchy()
+    return HierarchicalEncoder(toy.mixing, toy.conditional, toy.rough_reverse(), tau_gradient="dreg")
+
+
+def unbiased() -> UnbiasedEncoder:
+    """Return UIVI."""
+    return UnbiasedEncoder(sivi(), burn_in=1, samples=2, leapfrog_steps=2, step_size=0.5)
+
+
+def hamiltonian(tempering: str = "none", learned_reverse: bool = True) -> HamiltonianEncoder:
+    """Return three leapfrog steps towards the linear-Gaussian model's posterior."""
+    reverse = AffineConditional(torch.eye(Z) * 0.1, torch.zeros(Z, X), torch.zeros(Z), 0.9 * torch.ones(Z))
+    return HamiltonianEncoder(
+        gaussian().posterior,
+        linear_gaussian(),
+        StepSizes(Z, 0.2, 0.5),
+        Tempering(tempering, 3, 0.7),
+        reverse if learned_reverse else None,
+        steps=3,
+    )
+
+
+def langevin() -> LangevinEncoder:
+    """Return three Langevin steps towards the linear-Gaussian model's posterior."""
+    return LangevinEncoder(gaussian().posterior, linear_gaussian(), StepSizes(Z, 0.3, 0.8), steps=3)
+
+
+def flow(family: str, **settings: object) -> FlowEncoder:
+    """Return two steps of a flow on a Gaussian encoder with a real network, away from where they start."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        posterior = _widened(TrunkGaussian(MLP(X, [4], "tanh"), Z), 0.8)
+        steps = [FLOWS[family](Place(4, Z, index, "tanh"), **settings) for index in (0, 1)]
+        with torch.no_grad():
+            for step in steps:
+                for parameter in step.parameters():
+                    parameter += 0.1 * torch.randn_like(parameter)
+    return FlowEncoder(posterior, steps)
+
+
+def full_gaussian() -> FullGaussianEncoder:
+    """Return a Gaussian with correlated coordinates and a real network."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        encoder = FullGaussianEncoder(_widened(TrunkGaussian(MLP(X, [4], "tanh"), Z)), Z)
+    assert encoder.mixing is not None
+    with torch.no_grad():
+        encoder.mixing.bias.add_(0.4)
+    return encoder
+
+
+def _flow_family(name: str, **settings: object) -> "Family":
+    def make() -> FlowEncoder:
+        return flow(name.partition("-")[0], **settings)
+
+    return Family(name, make, (0,), lambda z, x: make().encode(x).log_prob(z))
+
+
 def _widened(module: _Head, raw_scale: float = 0.7) -> _Head:
     """Damp the means and set the scales near softplus(``raw_scale``), so that no weight is heavy-tailed."""
     with torch.no_grad():
@@ -290,9 +388,10 @@ class Family:
     """The numbers of inner samples at which to test it."""
     log_density: Callable[[Tensor, Tensor], Tensor] | None = None
     """Exact log q(z|x), (K, B), for z (K, B, D) and x (B, X), where it is known."""
-
-    def __str__(self) -> str:
-        return self.name
+    gradients: tuple[GradientEstimator, ...] = tuple(GradientEstimator)
+    """The gradient estimators that it supports for a bound of several samples."""
+    converges: bool = True
+    """Whether draws of z alone take an estimate to log p(x); where they share psi_1..L they do not."""
 
 
 def _wide_marginal(z: Tensor, x: Tensor) -> Tensor:
@@ -309,20 +408,50 @@ FAMILIES = [
     Family("hierarchical-learned", learned, (0, 1, 4), _wide_marginal),
     Family("hierarchical-exact", exact_reverse, (0, 2), _wide_marginal),
     Family("hierarchical-sivi", sivi, (0, 1, 4), _wide_marginal),
-    Family("hierarchical-sivi-shared", lambda: sivi(share_psi=True), (1, 4), _wide_marginal),
+    Family(
+        "hierarchical-sivi-shared",
+        lambda: sivi(share_psi=True),
+        (1, 4),
+        _wide_marginal,
+        (GradientEstimator.REPARAM,),
+        converges=False,
+    ),
     Family("hierarchical-sivi-as-reverse", mixing_as_reverse, (2,), _wide_marginal),
     Family("hierarchical-network", network_hierarchy, (0, 3)),
+    Family("full_gaussian", full_gaussian, (0,), lambda z, x: full_gaussian().encode(x).log_prob(z)),
+    _flow_family("planar"),
+    _flow_family("radial"),
+    _flow_family("householder"),
+    _flow_family("sylvester-orthogonal", variant="orthogonal", rank=1, reflections=2),
+    _flow_family("sylvester-householder", variant="householder", rank=1, reflections=2),
+    _flow_family("sylvester-triangular", variant="triangular", rank=1, reflections=2),
+    _flow_family("realnvp", width=6, depth=2),
+    _flow_family("iaf", width=6, depth=2),
+    _flow_family("nsf", width=6, depth=2, bins=4, bound=4.0),
+    Family("hierarchical-gated", gated_hierarchy, (0, 3)),
+    Family("hierarchical-implicit", implicit_hierarchy, (0, 3), gradients=(GradientEstimator.REPARAM,)),
+    Family("hierarchical-tau-dreg", doubly_reparameterised, (3,), _wide_marginal, (GradientEstimator.REPARAM,)),
+    Family("uivi", unbiased, (0, 3), _wide_marginal, (GradientEstimator.REPARAM,)),
+    Family("hvi", hamiltonian, gradients=(GradientEstimator.REPARAM,)),
+    Family("hvae-fixed", lambda: hamiltonian("fixed", False), gradients=(GradientEstimator.REPARAM,)),
+    Family("hvae-free", lambda: hamiltonian("free", False), gradients=(GradientEstimator.REPARAM,)),
+    Family("langevin", langevin, gradients=(GradientEstimator.REPARAM,)),
 ]
 """Every family; each is within reach of the linear-Gaussian model's posterior and of N(0, I)."""
 
 CELLS = [(family, inner_k) for family in FAMILIES for inner_k in family.inner_ks]
 """Every family at each of its numbers of inner samples."""
 
+GRADIENT_CELLS = [(family, inner_k, gradient) for family, inner_k in CELLS for gradient in family.gradients]
+"""The same, with each gradient estimator."""
+
 
 def name(value: object) -> str | None:
-    """Name a test's parameters: families by their names, numbers of inner samples as L."""
+    """Name a test's parameters: families and gradients by their names, numbers of inner samples as L."""
     if isinstance(value, Family):
         return value.name
+    if isinstance(value, GradientEstimator):
+        return value.value
     return f"L{value}" if isinstance(value, int) and not isinstance(value, bool) else None
 
 
@@ -392,9 +521,9 @@ def expected_iwae(log_w: Tensor, probability: Tensor, k: int) -> Tensor:
         probability: the nodes' weights, (N,), adding up to 1.
         k: number of samples K.
     """
-    step = 0.1
+    step = 0.2
     # t = exp(u); the ends are where the integrand is below 1e-12.
-    u = torch.arange(-35.0, 60.0, step)
+    u = torch.arange(-30.0, 40.0, step)
     centre = log_w.max().detach()
     weights = (log_w - centre).exp()
     phi = torch.stack([(probability * torch.exp(-t * weights)).sum() for t in u.exp()])

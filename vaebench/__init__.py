@@ -7,21 +7,36 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vaebench import bounds
-    from vaebench.build import Experiment, build, load
+    from vaebench.evaluation.ais import ais
+    from vaebench.evaluation.bdmc import bdmc
     from vaebench.evaluation.importance import log_likelihood
+    from vaebench.experiment import Experiment, build, load
     from vaebench.objective import Evidence, evidence
 
 # Everything public is imported on first use: `vaebench --help` must not wait for torch.
 _HOMES = {
-    "build": "vaebench.build",
-    "load": "vaebench.build",
-    "Experiment": "vaebench.build",
+    "build": "vaebench.experiment",
+    "load": "vaebench.experiment",
+    "Experiment": "vaebench.experiment",
     "evidence": "vaebench.objective",
     "Evidence": "vaebench.objective",
     "log_likelihood": "vaebench.evaluation.importance",
+    "ais": "vaebench.evaluation.ais",
+    "bdmc": "vaebench.evaluation.bdmc",
 }
 
-__all__ = ["Evidence", "Experiment", "__version__", "bounds", "build", "evidence", "load", "log_likelihood"]
+__all__ = [
+    "Evidence",
+    "Experiment",
+    "__version__",
+    "ais",
+    "bdmc",
+    "bounds",
+    "build",
+    "evidence",
+    "load",
+    "log_likelihood",
+]
 
 
 def __getattr__(name: str) -> Any:

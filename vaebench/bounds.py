@@ -5,12 +5,13 @@ E[exp(log_w)] = p(x), and returns one number per image, shape (B,), in nats.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-__all__ = ["Bound", "LogMeanExp", "ciwae", "elbo", "iwae", "log_mean_exp", "miwae", "renyi"]
+__all__ = ["Bound", "LogMeanExp", "ciwae", "elbo", "iwae", "log_mean_exp", "miwae", "renyi", "tvo", "tvo_schedule"]
 
 Bound = Callable[[Tensor], Tensor]
 
@@ -70,6 +71,37 @@ def renyi(log_w: Tensor, alpha: float) -> Tensor:
     if alpha == -math.inf:
         return log_w.amax(0)
     return log_mean_exp((1 - alpha) * log_w) / (1 - alpha)
+
+
+def tvo(log_w: Tensor, betas: Sequence[float], *, upper: bool = False) -> Tensor:
+    """Thermodynamic variational objective: a Riemann sum of int_0^1 E_{pi_beta}[log w] dbeta = log p(x).
+
+    pi_beta is proportional to q^(1-beta) p^beta; its expectations are self-normalised over the K samples. With exact
+    expectations the left sum is a lower and the right sum an upper bound; with K samples neither need be, so that this
+    is an objective and never a reported bound.
+
+    Source: Masrani, Le and Wood 2019, https://arxiv.org/abs/1907.00031
+
+    Args:
+        log_w: (K, B).
+        betas: rising from 0 to 1.
+        upper: take the right sum.
+    """
+    if betas[0] != 0 or betas[-1] != 1 or any(b <= a for a, b in pairwise(betas)):
+        raise ValueError(f"tvo: betas must rise from 0 to 1, got {list(betas)}")
+    points = torch.tensor(betas, dtype=log_w.dtype, device=log_w.device)
+    at = points[1:] if upper else points[:-1]
+    means = ((at.view(-1, 1, 1) * log_w).softmax(1) * log_w).sum(1)
+    return (points.diff().unsqueeze(-1) * means).sum(0)
+
+
+def tvo_schedule(partitions: int, first: float) -> list[float]:
+    """Return 0 and ``partitions`` points from ``first`` to 1, evenly spaced in their logarithm."""
+    if partitions < 1 or not 0 < first < 1:
+        raise ValueError(f"tvo: partitions must be 1 or more and first in (0, 1), got {partitions} and {first}")
+    if partitions == 1:
+        return [0.0, 1.0]
+    return [0.0, *(first ** (1 - i / (partitions - 1)) for i in range(partitions - 1)), 1.0]
 
 
 class LogMeanExp:

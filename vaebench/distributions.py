@@ -22,7 +22,7 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 class DiagonalNormal(Distribution):
     """N(mean, diag(scale^2)); ``mean`` and ``scale`` broadcast to (..., D)."""
 
-    arg_constraints = {}  # noqa: RUF012 (torch's own declaration)
+    arg_constraints = {}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] (torch's own declaration)
     has_rsample = True
 
     def __init__(self, mean: Tensor, scale: Tensor) -> None:
@@ -79,7 +79,7 @@ class Bernoulli(Distribution):
     normalised likelihood.
     """
 
-    arg_constraints = {}  # noqa: RUF012 (torch's own declaration)
+    arg_constraints = {}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] (torch's own declaration)
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = _at_least_float32(logits)

@@ -7,11 +7,11 @@ __all__ = ["RunFailed", "UserError", "did_you_mean"]
 
 
 class UserError(Exception):
-    """The request cannot be carried out as it stands (a wrong key, file or folder): exit code 2."""
+    """A person has to change something first: a wrong key, file or folder, a full disk. Exit code 2."""
 
 
 class RunFailed(Exception):
-    """The request was sound but the work failed (a non-finite loss, a full disk): exit code 1."""
+    """The request was sound but the work failed, as with a non-finite loss. Exit code 1."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

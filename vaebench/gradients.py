@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vaebench.bounds import Bound
 
-__all__ = ["GradientEstimator", "rescale_paths"]
+__all__ = ["GradientEstimator", "is_curved", "rescale_inner_paths", "rescale_paths"]
 
 
 class GradientEstimator(Enum):
@@ -18,7 +18,7 @@ class GradientEstimator(Enum):
     STL: the derivative through the draws alone ("sticking the landing"): zero at the optimum. Unbiased for the
         ELBO; biased for a bound of several samples. Roeder, Wu and Duvenaud 2017, https://arxiv.org/abs/1703.09194
     DREG: the derivative through the draws, each rescaled so that it is unbiased for any bound
-        ("doubly reparameterised"). Tucker et al. 2019, https://arxiv.org/abs/1810.04152
+        ("doubly reparameterised") that is smooth. Tucker et al. 2019, https://arxiv.org/abs/1810.04152
     """
 
     REPARAM = "reparam"
@@ -41,13 +41,47 @@ def rescale_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, beta: 
     Args:
         paths: tensors of (K, B, *) through which the log weights reach the sampler's parameters.
         log_w: log weights (K, B) as ``bound`` takes them.
-        bound: maps (K, B) to (B,).
+        bound: maps (K, B) to (B,); twice differentiable and symmetric in the K weights of a group.
         beta: weight of the KL term inside ``log_w``.
+
+    Raises:
+        ValueError: the bound picks weights out instead of weighing them (VR-max).
     """
     factor = 1 - beta * _relative_curvature(log_w.detach(), bound)
     for path in paths:
         if path.requires_grad:
             path.register_hook(lambda gradient: gradient * factor.unsqueeze(-1).to(gradient.dtype))
+
+
+def is_curved(bound: Bound, k: int) -> bool:
+    """Whether ``bound`` of K = ``k`` log weights is other than their mean: whether path derivatives are not all.
+
+    Raises:
+        ValueError: the bound cannot take so many samples.
+    """
+    log_w = torch.linspace(-1.0, 1.0, k).unsqueeze(-1)
+    return not torch.allclose(bound(log_w), log_w.mean(0), atol=1e-5)
+
+
+def rescale_inner_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, beta: float) -> None:
+    """Finish the doubly reparameterised gradient of the reverse model tau inside log_q.
+
+    With b_kl the share of inner sample l in log_q of draw k, the score of tau enters the gradient of the bound as
+    E[beta sum_k c_k sum_l b_kl dlog tau(psi_kl)/deta]. Its factor c_k b_kl depends on psi_kl, so that the term is
+    a path derivative of that factor; with the path term already there it leaves b_kl^2, for which the encoder has
+    a hook of its own, times 1 + beta (dc_k/dlog w_k) / c_k: 2 - c_k for the IWAE bound, and 1 for the ELBO.
+
+    Args:
+        paths: tensors of (L, K, B, *).
+        log_w: log weights (K, B) as ``bound`` takes them.
+        bound: as for :func:`rescale_paths`.
+        beta: weight of the KL term inside ``log_w``.
+    """
+    if not paths:
+        return
+    factor = 1 + beta * _relative_curvature(log_w.detach(), bound)
+    for path in paths:
+        path.register_hook(lambda gradient: gradient * factor.unsqueeze(-1).to(gradient.dtype))
 
 
 def _relative_curvature(log_w: Tensor, bound: Bound) -> Tensor:
@@ -56,8 +90,10 @@ def _relative_curvature(log_w: Tensor, bound: Bound) -> Tensor:
         log_w = log_w.requires_grad_()
         (slope,) = torch.autograd.grad(bound(log_w).sum(), log_w, create_graph=True)
         if not slope.requires_grad:  # the bound is linear in log w, as the ELBO is
+            if not torch.allclose(slope.amax(0), slope.amin(0)):
+                raise ValueError("dreg needs a bound with second derivatives; that of the largest weight has none")
             return torch.zeros_like(log_w)
         # One row of the Hessian at a time: images do not interact, so a row sums over them at no loss.
         rows = [torch.autograd.grad(slope[k].sum(), log_w, retain_graph=True)[0][k] for k in range(len(log_w))]
     curvature = torch.stack(rows)
-    return torch.where(slope > 0, curvature / slope, torch.zeros_like(slope)).detach()
+    return torch.where(slope != 0, curvature / slope, torch.zeros_like(slope)).detach()

@@ -5,11 +5,10 @@ Shapes: K samples first, B images, D latent coordinates; x is (B, X), z is (K, B
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaebench.distributions import standard_normal
+from vaebench.priors import StandardNormalPrior
 
 __all__ = ["GenerativeModel", "LogJoint", "StandardNormalPrior"]
 
@@ -21,33 +20,20 @@ class LogJoint(NamedTuple):
     log_prior: Tensor
 
 
-class StandardNormalPrior(nn.Module):
-    """p(z) = N(0, I)."""
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.latent_dim = latent_dim
-        # Follows the module to its device and dtype; there is nothing to learn or to save.
-        self.register_buffer("origin", torch.zeros(latent_dim), persistent=False)
-        self.origin: Tensor
-
-    def forward(self) -> Distribution:
-        """Return the distribution over (D,)."""
-        return standard_normal(self.latent_dim, self.origin)
-
-
 class GenerativeModel(nn.Module):
     """A prior and a decoder; either is any module that returns a torch distribution.
 
     Args:
         prior: ``prior()`` is the distribution over z, event shape (D,).
         decoder: ``decoder(z)`` is the distribution over x given z, batch shape (K, B), event shape (X,).
+        seen: the decoder is given the first so many coordinates of z, its lowest layer; None for all.
     """
 
-    def __init__(self, prior: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, prior: nn.Module, decoder: nn.Module, seen: int | None = None) -> None:
         super().__init__()
         self.latent_prior = prior
         self.decoder = decoder
+        self.seen = seen
 
     def prior(self) -> Distribution:
         """Return p(z)."""
@@ -55,7 +41,7 @@ class GenerativeModel(nn.Module):
 
     def likelihood(self, z: Tensor) -> Distribution:
         """Return p(x|z) for z of shape (K, B, D)."""
-        return self.decoder(z)
+        return self.decoder(z[..., : self.seen])
 
     def log_joint(self, x: Tensor, z: Tensor) -> LogJoint:
         """Return log p(x|z) and log p(z), (K, B) each, for x (B, X) and z (K, B, D)."""

@@ -17,13 +17,14 @@ from vaebench.errors import UserError
 __all__ = [
     "Interruption",
     "autocast",
+    "derived_seed",
     "describe",
     "forked_randomness",
-    "derived_seed",
     "random_state",
     "resolve_device",
     "seed_everything",
     "set_random_state",
+    "set_threads",
 ]
 
 
@@ -51,6 +52,14 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"cpu ({torch.get_num_threads()} threads)"
+
+
+_DEFAULT_THREADS = torch.get_num_threads()
+
+
+def set_threads(threads: int | None) -> None:
+    """Use so many CPU threads; None goes back to torch's own choice, whatever an earlier job of a sweep set."""
+    torch.set_num_threads(threads or _DEFAULT_THREADS)
 
 
 def derived_seed(*words: int | str) -> int:
@@ -85,7 +94,11 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 def forked_randomness(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch's generators within the block, and put back their states after it."""
     with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed: it would reach the generators of devices that are not put back.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

@@ -1,17 +1,23 @@
 """TAB completion: the command words are ours, what follows them is hydra's or one of our lists."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 
 from vaebench.cli.flags import EVALUATE, TRAIN
-from vaebench.config.catalog import config_dir, groups
+from vaebench.config.catalog import config_dir, described, groups
+from vaebench.errors import UserError
 
 __all__ = ["run"]
+
+REQUEST = re.compile("(install|uninstall|query)=(bash|zsh|fish)")
 
 
 def run(words: Sequence[str], commands: Sequence[str]) -> int:
     """Answer ``vaebench -sc query=SHELL`` for the line in $COMP_LINE; hydra answers all but query itself."""
-    if not any(word.startswith("query=") for word in words):
+    if len(words) != 1 or not REQUEST.fullmatch(words[0]):
+        raise UserError("-sc takes one of install=SHELL, uninstall=SHELL and query=SHELL: bash, zsh or fish")
+    if not words[0].startswith("query="):
         return ask_hydra("train", words)
     # The first word is the program; the last one, "" after a space, is what the user is typing.
     line = os.environ.get("COMP_LINE", "").split()[1:]
@@ -22,23 +28,28 @@ def run(words: Sequence[str], commands: Sequence[str]) -> int:
     command, current = line[0], line[-1]
     if command in LISTS:
         return offer(LISTS[command](), line)
-    if command not in FLAGS:
+    if command not in FLAGS or FLAGS[command].get(line[-2], "").endswith("="):
+        # Nothing of ours: the shell offers file names.
         return 0
     if current.startswith("-"):
-        return offer(
-            sorted(flag for flag in TRAIN if flag.startswith("--")) if command == "train" else ["--help"],
-            line,
-        )
+        return offer(sorted(flag for flag in FLAGS[command] if flag.startswith("--")), line)
+    if current.partition("=")[0] in group_names() and "=" in current:
+        return offer(choices_of(current.partition("=")[0]), line)
     # Flags between settings stop hydra's parser, and so do the run folders of `evaluate`.
     settings = [word for word in line[1:-1] if "=" in word and not word.startswith("-")]
     os.environ["COMP_LINE"] = " ".join(["vaebench", *settings, current])
     return ask_hydra(command, words)
 
 
+def choices_of(group: str) -> list[str]:
+    """Return every ``group=choice``, those in subfolders too, where hydra's own completion stops."""
+    return [f"{group}={listed.choice}" for listed in described(group, [config_dir()])]
+
+
 def offer(choices: Sequence[str], line: Sequence[str]) -> int:
     """Print the choices that begin like the word being typed."""
     current = line[-1] if line else ""
-    print(" ".join(choice for choice in choices if choice.startswith(current)))
+    print("\n".join(choice for choice in choices if choice.startswith(current)))
     return 0
 
 

@@ -1,5 +1,6 @@
 """Flags may stand anywhere among the settings: here they are told apart, checked, and put in front."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ def parse(words: Sequence[str], known: Mapping[str, str]) -> Parsed:
     while queue:
         word = queue.pop(0)
         if not word.startswith("-"):
-            rest.append(word)
+            rest.append(_home_expanded(word))
             continue
         flag, equals, value = word.partition("=")
         if flag not in known:
@@ -69,6 +70,12 @@ def parse(words: Sequence[str], known: Mapping[str, str]) -> Parsed:
         flags[name] = _checked(name, value)
     _check_modes(flags)
     return Parsed(flags, rest)
+
+
+def _home_expanded(word: str) -> str:
+    """Return ``data_dir=~/x`` with the home folder spelt out; not every shell does, and hydra cannot."""
+    key, equals, value = word.partition("=")
+    return key + equals + os.path.expanduser(value) if value.startswith("~") else word
 
 
 def _next_value(queue: list[str], name: str, *, optional: bool) -> str:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vaebench.cli.failure import describe, expected
 from vaebench.cli.flags import TRAIN, Parsed, parse
@@ -110,13 +111,14 @@ def run_job(cfg: object, outcomes: Outcomes, *, multirun: bool) -> str | None:
     message of its own; in a launcher's worker it is raised, so that the launcher learns of it.
     """
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, OmegaConf
 
     from vaebench.cli.hydra_app import command_line
     from vaebench.config import from_hydra
 
     assert isinstance(cfg, DictConfig)
-    overrides = list(HydraConfig.get().overrides.task)
+    # Unresolved: an override may hold a reference, and a wrong one is for from_hydra to report.
+    overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     try:
         config = from_hydra(cfg)
         from vaebench.cli.core import core
@@ -127,7 +129,7 @@ def run_job(cfg: object, outcomes: Outcomes, *, multirun: bool) -> str | None:
         if multirun:
             tell(error, overrides)
         if os.getpid() != outcomes.process:
-            raise
+            raise RunFailed("jobs failed; the lines above, or the launcher's logs, say which and why") from error
         outcomes.failures.append(error)
         return None
     outcomes.finished += 1

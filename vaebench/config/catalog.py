@@ -27,9 +27,7 @@ class Listed(NamedTuple):
 
 def groups(folders: Sequence[Path]) -> list[str]:
     """Return the config groups found in ``folders``, in the order of the defaults list."""
-    found = {
-        path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"
-    }
+    found = {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"}
     order = list(default_choices())
     return [group for group in order if group in found] + sorted(found - set(order))
 

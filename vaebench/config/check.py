@@ -102,9 +102,7 @@ def as_tuple(value: Any, items: tuple[Any, ...], key: str) -> tuple[Any, ...]:
     kinds = (items[0],) * len(value) if items[-1] is Ellipsis else items
     if len(kinds) != len(value):
         raise UserError(f"{key} must be a list of {len(kinds)} values, not {shown(value)}")
-    return tuple(
-        convert(item, kind, f"{key}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
-    )
+    return tuple(convert(item, kind, f"{key}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
 
 
 def as_dict(value: Any, items: tuple[Any, ...], key: str) -> dict[Any, Any]:
@@ -115,20 +113,24 @@ def as_dict(value: Any, items: tuple[Any, ...], key: str) -> dict[Any, Any]:
 
 
 CONTAINERS: dict[Any, Callable[[Any, tuple[Any, ...], str], Any]] = {tuple: as_tuple, dict: as_dict}
+# A family without its steps is a family, too: the flow without steps is the Gaussian encoder.
+MAY_BE_ZERO = {"encoder.steps"}
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
 
 def like_default(value: Any, default: Any, key: str) -> Any:
     """Return a choice's own argument, checked against the default in its yaml: same type, same kind of sign.
 
-    A number that is positive by default must stay positive, one that is 0 by default must not be negative.
+    A number that is positive by default must stay positive (but for ``MAY_BE_ZERO``), one that is 0 by default must
+    not be negative.
     Where the default is null or a container, the encoder (or estimator, ...) that reads it checks it.
     """
     if default is None or value is None or type(default) not in KINDS:
         return value
     checked = scalar(value, type(default), key)
     if type(default) in (int, float) and default >= 0:
-        lowest = Rule("0 or more", lambda v: v >= 0) if default == 0 else Rule("more than 0", lambda v: v > 0)
+        zero = default == 0 or key in MAY_BE_ZERO
+        lowest = Rule("0 or more", lambda v: v >= 0) if zero else Rule("more than 0", lambda v: v > 0)
         require(lowest, checked, key)
     return checked
 

@@ -10,15 +10,15 @@ from vaebench.errors import UserError
 __all__ = ["check_combinations", "refuse_pairing"]
 
 # Bounds that fix how the reverse model is made, and the encoders that make it so.
+# Means of log weights: of these stl is the unbiased path gradient, of all others dreg.
+LINEAR_BOUNDS = ("elbo", "beta", "free_bits")
 NEEDED_ENCODERS = {"sivi": ("sivi",), "iwhvi": ("hvm", "iwhvi")}
 
 
 def refuse_pairing(objective: str, encoder: str, hierarchical: bool) -> None:
     """Raise UserError if this objective cannot train this encoder; both are names."""
     if objective == "hvm" and not hierarchical:
-        raise UserError(
-            f"objective=hvm needs a hierarchical encoder: encoder={'|'.join(hierarchical_encoders())}"
-        )
+        raise UserError(f"objective=hvm needs a hierarchical encoder: encoder={'|'.join(hierarchical_encoders())}")
     needed = NEEDED_ENCODERS.get(objective)
     if needed and encoder not in needed:
         raise UserError(f"objective={objective} needs encoder={'|'.join(needed)}, not encoder={encoder}")
@@ -45,9 +45,7 @@ def check_inner_samples(config: Config) -> None:
     schedule = config.trainer.inner_k_schedule
     hierarchical = "psi_dim" in config.encoder.arguments
     if schedule and not hierarchical:
-        raise UserError(
-            f"trainer.inner_k_schedule needs a hierarchical encoder, not encoder={config.encoder.name}"
-        )
+        raise UserError(f"trainer.inner_k_schedule needs a hierarchical encoder, not encoder={config.encoder.name}")
     if objective == "hvm" and (inner_k > 0 or any((schedule or {}).values())):
         raise UserError(
             "objective=hvm is the bound without inner samples, so encoder.inner_k or an inner_k_schedule "
@@ -63,15 +61,15 @@ def check_gradient(config: Config) -> None:
     """Refuse gradient estimators that are biased or undefined for the bound."""
     bound, gradient = config.objective.bound, config.objective.gradient
     largest_k = max(config.k, *(config.trainer.k_schedule or {0: 1}).values())
-    if gradient == "stl" and bound != "elbo" and largest_k > 1:
+    if gradient == "stl" and bound not in LINEAR_BOUNDS and largest_k > 1:
         raise UserError(
             f"objective.gradient=stl is biased for objective={config.objective.name} with k={largest_k}: "
             "use objective.gradient=dreg"
         )
-    if gradient == "dreg" and bound == "elbo":
+    if gradient == "dreg" and bound in LINEAR_BOUNDS:
         raise UserError(
-            "objective.gradient=dreg belongs to the importance-weighted bound, and "
-            f"objective={config.objective.name} maximises the elbo: use objective.gradient=stl"
+            "objective.gradient=dreg belongs to importance-weighted bounds, and "
+            f"objective={config.objective.name} maximises an elbo: use objective.gradient=stl"
         )
 
 

@@ -60,9 +60,7 @@ def for_evaluation(config: Config, overrides: Sequence[str]) -> Config:
     overrides = list(overrides)
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     chosen = "estimator" in given
-    cfg, hydra = _composed(
-        "evaluate", overrides if chosen else [f"estimator={config.estimator.name}", *overrides]
-    )
+    cfg, hydra = _composed("evaluate", overrides if chosen else [f"estimator={config.estimator.name}", *overrides])
     values = _resolved(cfg)
     if not chosen:
         saved = config.to_dict()["estimator"]
@@ -134,9 +132,7 @@ def _checked_choice(
 
 def _declared(group: str, cfg: DictConfig, hydra: DictConfig) -> dict[str, Any]:
     """Return the settings that the chosen yaml declares, with their defaults, resolved beside ``cfg``."""
-    sources = [
-        Path(urlparse(s.path).path if "://" in s.path else s.path) for s in hydra.runtime.config_sources
-    ]
+    sources = [Path(urlparse(s.path).path if "://" in s.path else s.path) for s in hydra.runtime.config_sources]
     context = cfg.copy()
     OmegaConf.set_struct(context, False)
     context[group] = own_keys(group, hydra.runtime.choices[group], sources)

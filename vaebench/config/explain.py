@@ -31,9 +31,7 @@ def explain(error: Exception, name: str, overrides: Sequence[str]) -> UserError:
     if match := re.search(r"Could not override '([^']+)'", text):
         return _no_such_key(match[1], name, overrides)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return UserError(
-            f"{match[1]} gives several values: add -m to run each, or write a list in brackets [...]"
-        )
+        return UserError(f"{match[1]} gives several values: add -m to run each, or write a list in brackets [...]")
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
         return UserError(f"{match[1]} is a setting already: write {match[1]}=... without the +")
     if "Config group override must be" in text:
@@ -49,9 +47,7 @@ def _unreadable(override: str | None) -> UserError:
     word = override or ""
     if "=" not in word:
         return UserError(f"'{word}' is not a setting: settings are key=value, as in k=16 or encoder=hvm")
-    return UserError(
-        f"cannot read '{word}': values look like k=16, 'decoder.hidden=[200,200]' or name=\"'a b'\""
-    )
+    return UserError(f"cannot read '{word}': values look like k=16, 'decoder.hidden=[200,200]' or name=\"'a b'\"")
 
 
 def _no_such_choice(path: str) -> UserError:
@@ -61,18 +57,14 @@ def _no_such_choice(path: str) -> UserError:
         return _no_such_plugin(path)
     choice = path.removeprefix(group + "/")
     choices = [listed.choice for listed in described(group, [config_dir()])]
-    return UserError(
-        f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}"
-    )
+    return UserError(f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}")
 
 
 def _no_such_plugin(path: str) -> UserError:
     group, _, choice = path.rpartition("/")
     if group == "hydra/launcher" and choice in LAUNCHERS:
         return UserError(f"{group}={choice} needs a plugin: pip install {LAUNCHERS[choice]}")
-    return UserError(
-        f"there is no {group}={choice}" if group else f"there is no config file named {choice}.yaml"
-    )
+    return UserError(f"there is no {group}={choice}" if group else f"there is no config file named {choice}.yaml")
 
 
 def _no_such_key(key: str, name: str, overrides: Sequence[str]) -> UserError:
@@ -105,9 +97,7 @@ def _known_keys(name: str, overrides: Sequence[str]) -> list[str]:
     from hydra.errors import HydraException
 
     words = set(groups([config_dir()]))
-    choices = [
-        override for override in overrides if override.partition("=")[0] in words and "," not in override
-    ]
+    choices = [override for override in overrides if override.partition("=")[0] in words and "," not in override]
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             cfg = hydra.compose(name, choices)

@@ -64,9 +64,8 @@ class Choice:
         # "arguments" itself is missing only while copy or pickle rebuild the object.
         if key != "arguments" and key in self.arguments:
             return self.arguments[key]
-        raise AttributeError(
-            f"{type(self).__name__.lower()} '{self.__dict__.get('name')}' has no setting '{key}'"
-        )
+        group, name = type(self).__name__.lower(), self.__dict__.get("name")
+        raise AttributeError(f"{group}={name} has no setting '{key}'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +110,16 @@ class Objective(Choice):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator(Choice):
-    """How log p(x) is estimated at the end; ``inner_k=None`` means as in training."""
+    """How log p(x) is estimated at the end; ``inner_k=None`` means as in training.
+
+    ``proposal`` says whose draws are weighed: ``valid`` those of the encoder's proposal (itself, but for an
+    encoder whose log q is an estimate), ``own`` the encoder's, whatever its log q is.
+    """
 
     k: Count = 5000
     inner_k: Natural | None = None
     split: Literal["train", "validation", "test"] = "test"
+    proposal: Literal["valid", "own"] = "valid"
     images: Count | None = None
     batch: Count | None = None
     chunk: Count | None = None

@@ -45,9 +45,7 @@ def _local(source: Source, name: str, data_dir: Path, progress: bool) -> Content
             if error.digest not in _digests_of_others(name):
                 damaged.append(error)
     if damaged:
-        raise UserError(
-            f"{damaged[0]}; dataset={name} does not use it: delete or replace the file and try again"
-        )
+        raise UserError(f"{damaged[0]}; dataset={name} does not use it: delete or replace the file and try again")
     return None
 
 
@@ -73,15 +71,15 @@ def _downloaded(source: Source, data_dir: Path, progress: bool) -> tuple[Content
 def _fetch(source: Source, url: str, path: Path, progress: bool) -> Content:
     """Download to a temporary file, verify it, and only then give it its name."""
     request = urllib.request.Request(url, headers={"User-Agent": "vaebench"})
-    with replacing(path) as part:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer, part.open("wb") as file:
-            size = int(answer.headers.get("Content-Length") or 0) or None
-            # disable=None shows the bar on a terminal only
-            hidden = None if progress else True
-            with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=hidden) as bar:
-                while block := answer.read(_BLOCK):
-                    file.write(block)
-                    bar.update(len(block))
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer, replacing(path) as part:
+        size = int(answer.headers.get("Content-Length") or 0) or None
+        # disable=None shows the bar on a terminal only
+        hidden = None if progress else True
+        bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=hidden)
+        with part.open("wb") as file, bar:
+            while block := answer.read(_BLOCK):
+                file.write(block)
+                bar.update(len(block))
         return source.read(part, source.digest, progress)
 
 

@@ -54,7 +54,7 @@ def read(path: Path, protocol: Protocol) -> Arrays:
         Damaged: not such a file, another protocol's, or pixels that do not have the fingerprint.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             header = json.loads(stored["header"].item())
             arrays = Arrays(**{name: stored[name] for name in _PARTS if name in stored.files})
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:

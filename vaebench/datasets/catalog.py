@@ -46,9 +46,7 @@ _ENTRIES = (
         name="mnist5k",
         summary="5,000 MNIST digits that come with the installation; works offline; not a benchmark",
         splits={"default": (4_000, 500, 500)},
-        how={
-            "default": "embedded 5,000-image MNIST subset, 400/50/50 of each digit; benchmarks: dataset=mnist"
-        },
+        how={"default": "embedded 5,000-image MNIST subset, 400/50/50 of each digit; benchmarks: dataset=mnist"},
         seeded_split=True,
     ),
     Entry(

@@ -58,9 +58,7 @@ class Dataset:
             UserError: the protocol keeps no grey levels for this split.
         """
         if split not in self.grey or not self.protocol.drawn:
-            raise UserError(
-                f"{self.protocol} has no grey levels behind its {split} images to draw from again"
-            )
+            raise UserError(f"{self.protocol} has no grey levels behind its {split} images to draw from again")
         grey = self.grey[split]
         return torch.from_numpy(draw_pixels(grey.cpu().numpy(), seed, split)).to(grey.device)
 

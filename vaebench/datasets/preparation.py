@@ -1,5 +1,6 @@
 """From a dataset's name to verified pixels: the cache, else the files, else a download. No torch here."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def to_stderr(line: str) -> None:
 
 def available(data_dir: Path) -> list[Availability]:
     """What is there of every dataset, in the order of the catalogue; looks, but opens nothing."""
-    return [_availability(name, data_dir) for name in CATALOG]
+    return [_availability(name, data_dir.expanduser()) for name in CATALOG]
 
 
 def prepare(
@@ -82,7 +83,7 @@ def prepare(
     Raises:
         UserError: an unknown word; files that are damaged, or absent and not to be had.
     """
-    protocol = protocol_for(name, binarization, split, seed)
+    protocol, data_dir = protocol_for(name, binarization, split, seed), data_dir.expanduser()
     if not rebuild and (cached := _cached(protocol, data_dir, say)) is not None:
         path, arrays = cached
         return Prepared(protocol, arrays, arrays.fingerprint(), path, True, _note(protocol))
@@ -104,7 +105,7 @@ def _availability(name: str, data_dir: Path) -> Availability:
 
 def _cached(protocol: Protocol, data_dir: Path, say: Say) -> tuple[Path, Arrays] | None:
     for path in cache.places(protocol, data_dir):
-        if path.is_file():
+        if os.path.isfile(path):
             try:
                 return path, cache.read(path, protocol)
             except Damaged as error:
@@ -125,9 +126,7 @@ def _keep(protocol: Protocol, arrays: Arrays, data_dir: Path, say: Say) -> Path 
         if path == fallback:
             say(f"{data_dir} cannot be written: {protocol} is cached in {fallback}")
         return path
-    say(
-        f"neither {data_dir} nor {fallback.parent} can be written: {protocol} is in memory, for this run only"
-    )
+    say(f"neither {data_dir} nor {fallback.parent} can be written: {protocol} is in memory, for this run only")
     return None
 
 

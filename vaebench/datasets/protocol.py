@@ -48,9 +48,7 @@ class Protocol:
         return self.binarization == "none"
 
 
-def protocol_for(
-    name: str, binarization: str | None = None, split: str = "default", seed: int = 0
-) -> Protocol:
+def protocol_for(name: str, binarization: str | None = None, split: str = "default", seed: int = 0) -> Protocol:
     """Check the words that a user typed and return the protocol that they name.
 
     ``binarization=None`` is the dataset's own default. A seed that cannot change a pixel (a positional
@@ -60,9 +58,7 @@ def protocol_for(
         UserError: a word is unknown, or the seed is not in [0, 2**32).
     """
     if name not in CATALOG:
-        raise UserError(
-            f"unknown dataset={name}{did_you_mean(name, CATALOG)}; there are: {', '.join(CATALOG)}"
-        )
+        raise UserError(f"unknown dataset={name}{did_you_mean(name, CATALOG)}; there are: {', '.join(CATALOG)}")
     entry = CATALOG[name]
     binarization = entry.binarizations[0] if binarization is None else binarization
     _require("dataset.binarization", binarization, entry.binarizations, name)

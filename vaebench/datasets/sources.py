@@ -40,7 +40,7 @@ class Source:
     @property
     def title(self) -> str:
         """The file as messages call it."""
-        return " or ".join(self.names)
+        return self.names[0] + "".join(f" (or {name})" for name in self.names[1:])
 
     def places(self, data_dir: Path) -> Iterator[Path]:
         """Every path that may be this file, the preferred one first."""
@@ -50,7 +50,8 @@ class Source:
 
     def found(self, data_dir: Path) -> list[Path]:
         """The paths among ``places`` where a file is."""
-        return [path for path in self.places(data_dir) if path.is_file()]
+        # os.path, unlike Path.is_file, takes a folder that may not be read for one that holds nothing
+        return [path for path in self.places(data_dir) if os.path.isfile(path)]
 
     def _roots(self, data_dir: Path) -> list[Path]:
         if self.package is None:
@@ -78,9 +79,7 @@ def _idx(name: str, digest: str, folders: tuple[str, ...], mirrors: tuple[str, .
 def _amat(part: str, blob: str) -> Source:
     name = f"binarized_mnist_{part}.amat"
     url = f"https://raw.githubusercontent.com/riannevdberg/sylvester-flows/master/data/MNIST_static/{name}"
-    return Source(
-        (name,), ("MNIST_static", "BinaryMNIST", "binarized_mnist", ""), (url,), blob, read_binary_images
-    )
+    return Source((name,), ("MNIST_static", "BinaryMNIST", "binarized_mnist", ""), (url,), blob, read_binary_images)
 
 
 def _zip(part: str, digest: str) -> Source:
@@ -116,12 +115,8 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         ),
     ),
     "mnist": (
-        _idx(
-            _TRAIN, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db", _MNIST, _MNIST_MIRRORS
-        ),
-        _idx(
-            _TEST, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7", _MNIST, _MNIST_MIRRORS
-        ),
+        _idx(_TRAIN, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db", _MNIST, _MNIST_MIRRORS),
+        _idx(_TEST, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7", _MNIST, _MNIST_MIRRORS),
     ),
     "binarized_mnist": (
         _amat("train", "7b7e6498eb04624248c425ea616a7e9a4a940056"),

@@ -19,9 +19,7 @@ def shuffled_tail(count: int, n_tail: int, random: np.random.RandomState) -> tup
     return order[: count - n_tail], order[count - n_tail :]
 
 
-def stratified(
-    labels: np.ndarray, shares: tuple[int, ...], random: np.random.RandomState
-) -> list[np.ndarray]:
+def stratified(labels: np.ndarray, shares: tuple[int, ...], random: np.random.RandomState) -> list[np.ndarray]:
     """Deal each class's members out at random, ``shares[i]`` of them to part i; every part is shuffled.
 
     Raises:

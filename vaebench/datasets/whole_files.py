@@ -28,26 +28,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def first_writable(folders: Iterable[Path]) -> Path | None:
-    """The first of ``folders`` that can be made and written to, or None."""
+    """The first of ``folders`` that can be written to, or made, if there is one; leaves nothing behind."""
     return next((folder for folder in folders if _writable(folder)), None)
 
 
 def _writable(folder: Path) -> bool:
-    # Trying is the only proof: permission bits know nothing of read-only mounts. The bits come first, because
-    # root, the usual user in a container, could write to a folder that its owner has marked read-only.
-    if not _marked_writable(folder):
-        return False
-    probe = folder / f".{uuid.uuid4().hex}.part"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        # The permission bits come first: root, the usual user in a container, could write to a folder that
+        # its owner has marked read-only. Then a trial, for the bits know nothing of read-only mounts.
+        if not existing.is_dir() or not existing.stat().st_mode & 0o222:
+            return False
+        probe = existing / f".{uuid.uuid4().hex}.part"
         probe.touch()
         probe.unlink()
     except OSError:
         return False
     return True
-
-
-def _marked_writable(folder: Path) -> bool:
-    """Whether anybody may write to ``folder``, or to the nearest folder above it that exists."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return bool(existing.stat().st_mode & 0o222)

@@ -10,16 +10,21 @@ bounds on log p(x), and every importance estimator is valid.
 Shapes: K samples first, B images, D latent coordinates, L inner samples before K; nats.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["Direction", "Draw", "Encoder", "Player", "detached", "frozen"]
+from vaebench.distributions import DiagonalNormal
+from vaebench.model import GenerativeModel
+from vaebench.nets import Networks
+
+__all__ = ["Direction", "Draw", "Encoder", "Player", "Scored", "Site", "detached", "frozen"]
 
 
 class Direction(Enum):
@@ -33,7 +38,7 @@ class Direction(Enum):
     """A learned density ratio: the contract fails and nothing made from it is a bound."""
 
     @property
-    def of_log_likelihood(self) -> str:
+    def of_log_likelihood(self) -> Literal["lower_bound", "estimate"]:
         """The direction of an importance-weighted estimate of log p(x) made with this log_q."""
         return "estimate" if self is Direction.ESTIMATE else "lower_bound"
 
@@ -47,6 +52,17 @@ class Draw(NamedTuple):
     """Log density or its stand-in, (K, B)."""
     paths: tuple[Tensor, ...] = ()
     """The tensors, (K, B, *), through which log weights reach the sampler's parameters; filled by path_only."""
+    inner_paths: tuple[Tensor, ...] = ()
+    """Inner samples, (L, K, B, *), whose path derivatives stand for a score term too: an objective has to scale
+    them by :func:`vaebench.gradients.rescale_inner_paths`."""
+
+
+class Scored(NamedTuple):
+    """A player's loss and what is to be shown beside it."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    """Scalars by name."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +70,46 @@ class Player:
     """A further loss with its own optimiser: AVB's discriminator, extra steps for tau."""
 
     parameters: Iterable[nn.Parameter]
-    loss: Callable[[Tensor], Tensor]
-    """Maps images (B, X) to a scalar."""
+    loss: Callable[[Tensor], Tensor | Scored]
+    """Maps images (B, X) to a scalar, alone or with metrics."""
     repeats: int = 1
     """Steps for each step of the main loss."""
     exclusive: bool = True
     """Whether the main loss leaves these parameters alone."""
+    lr: float | None = None
+    """Learning rate, on the main one's schedule; None takes the main one."""
+    betas: tuple[float, float] | None = None
+    """Of Adam; None takes the main ones."""
+    alone: int = 0
+    """Epochs at the start of the training in which the main loss rests and this player learns alone."""
+    until: float = math.inf
+    """The epoch at which it stops."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What an encoder is built for: a family's ``build`` takes it, and the keys of its own yaml."""
+
+    networks: Networks
+    x_dim: int
+    latent_dim: int
+    model: GenerativeModel
+    """For encoders that follow the model's gradient; they must not register it as a part of themselves."""
 
 
 class Encoder(nn.Module, ABC):
     """An approximate posterior q(z|x), amortised over x. Abstract: the families are final classes."""
 
     direction: ClassVar[Direction]
+    has_inner_samples: ClassVar[bool] = False
+    """Whether ``inner_k`` means something to the family."""
+    no_path_gradient: str | None = None
+    """Why the encoder cannot serve STL and DReG (``path_only``), in half a sentence; None where it can. Where it
+    cannot, ``path_only`` leaves the gradient as it is and ``paths`` empty."""
+    only_elbo: str | None = None
+    """Why the encoder cannot be trained on a bound of several samples, in half a sentence; None where it can."""
+    no_total_gradient: ClassVar[str | None] = None
+    """Why the reparameterised gradient lacks a part that bounds of several samples need; None where it is whole."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> Any:
@@ -73,7 +117,13 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self, context: Any, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
+        self,
+        context: Any,
+        k: int,
+        *,
+        inner_k: int = 0,
+        path_only: bool = False,
+        inner_chunk: int | None = None,
     ) -> Draw:
         """Draw K latents per image, with E[exp(-log_q) | z] = 1/q(z|x).
 
@@ -89,6 +139,21 @@ class Encoder(nn.Module, ABC):
     def draw(self, x: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False) -> Draw:
         """Encode x, (B, X), and sample."""
         return self.sample(self.encode(x), k, inner_k=inner_k, path_only=path_only)
+
+    def proposal(self) -> "Encoder":
+        """Return the encoder whose draws are weighed in validation and evaluation, made of the same parameters.
+
+        Itself, where the contract holds. A family whose log_q is an ESTIMATE has to offer one that keeps it.
+        """
+        return self
+
+    def exact_posterior(self, x: Tensor) -> DiagonalNormal | None:
+        """Return q(z|x) for x of shape (B, X), differentiable in its parameters, for priors that are made of it.
+
+        None, where it is not a diagonal Gaussian in closed form.
+        """
+        del x
+        return None
 
     def players(self) -> dict[str, Player]:
         """Return further losses with optimisers of their own, by name."""

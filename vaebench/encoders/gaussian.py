@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders.base import Direction, Draw, Encoder
-from vaebench.nets import Networks
+from vaebench.encoders.base import Direction, Draw, Encoder, Site
 
 __all__ = ["GaussianEncoder"]
 
@@ -25,12 +24,16 @@ class GaussianEncoder(Encoder):
         self.posterior = posterior
 
     @classmethod
-    def build(cls, networks: Networks, x_dim: int, latent_dim: int) -> "GaussianEncoder":
+    def build(cls, site: Site) -> "GaussianEncoder":
         """Make one with the configured networks."""
-        return cls(networks.gaussian(x_dim, latent_dim))
+        return cls(site.networks.gaussian(site.x_dim, site.latent_dim))
 
     def encode(self, x: Tensor) -> DiagonalNormal:
         """Return q(z|x) for x of shape (B, X)."""
+        return self.posterior(x)
+
+    def exact_posterior(self, x: Tensor) -> DiagonalNormal:
+        """Return q(z|x)."""
         return self.posterior(x)
 
     def sample(

@@ -6,10 +6,12 @@ One class holds the whole school of bounds; its cells differ in the reverse mode
                                (= auxiliary deep generative models, https://arxiv.org/abs/1602.05473)
     reverse = q(psi|x), L > 0  SIVI   Yin and Zhou 2018, https://arxiv.org/abs/1805.11183
     learned reverse, L > 0     IWHVI  Sobolev and Vetrov 2019, https://arxiv.org/abs/1905.03290
+
+UIVI takes SIVI's cell and differentiates it otherwise: vaebench.encoders.unbiased.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -19,17 +21,34 @@ from torch.distributions import Distribution
 
 from vaebench import noise
 from vaebench.bounds import LogMeanExp
-from vaebench.encoders.base import Direction, Draw, Encoder, detached, frozen
-from vaebench.nets import Conditional, Networks
+from vaebench.distributions import DiagonalNormal
+from vaebench.encoders.base import Direction, Draw, Encoder, Player, Site, detached, frozen
+from vaebench.encoders.implicit import MeanGiven, StochasticLayers
+from vaebench.encoders.reverse import GatedReverse
+from vaebench.errors import UserError, did_you_mean
+from vaebench.nets import Conditional
 
-__all__ = ["HierarchicalEncoder"]
+__all__ = ["Context", "HierarchicalEncoder", "Joint"]
 
 
-class _Context(NamedTuple):
+class Context(NamedTuple):
+    """What a hierarchical encoder knows of the images alone."""
+
     x: Tensor
     mixing: Distribution
     conditional: Any
     reverse: Any
+
+
+class Joint(NamedTuple):
+    """A draw from q(z, psi|x)."""
+
+    psi: Tensor
+    """The psi_0 that made z, (K, B, P)."""
+    q_z: Distribution
+    """q(z|psi_0,x)."""
+    z: Tensor
+    """(K, B, D)."""
 
 
 class _Ratio(NamedTuple):
@@ -52,6 +71,10 @@ class _Ratio(NamedTuple):
         return self.mixing.log_prob(psi) - self.tau.log_prob(psi)
 
 
+SAMPLERS = ("gaussian", "bernoulli_noise")
+TAU_GRADIENTS = ("reparam", "dreg")
+
+
 class HierarchicalEncoder(Encoder):
     """Reports the multisample upper bound on log q(z|x)
 
@@ -65,10 +88,16 @@ class HierarchicalEncoder(Encoder):
         conditional: ``conditional(psi, conditional.condition(x))`` is q(z|psi,x).
         reverse: ``reverse(z, reverse.condition(x))`` is tau(psi|z,x), batch shape (K, B); None takes q(psi|x)
             for it (SIVI), and then no density of psi is needed.
-        share_psi: draw psi_1..L once for all K draws of z; only valid where tau ignores z.
+        share_psi: draw psi_1..L once for all K draws of z; only valid where tau ignores z. Cheaper, and still a
+            lower bound on log p(x), but one that does not converge in K alone: the shared psi sit in every weight.
+        tau_gradient: ``reparam``, or ``dreg`` for a gradient in tau's parameters of less variance and the same
+            mean; tau must then be a DiagonalNormal.
+        tau_steps: extra steps for tau's parameters alone, for each step of the main loss.
+        tau_warmup: epochs at the start of the training in which tau alone is trained.
     """
 
     direction = Direction.UPPER_BOUND
+    has_inner_samples = True
 
     def __init__(
         self,
@@ -77,6 +106,9 @@ class HierarchicalEncoder(Encoder):
         reverse: Conditional | None,
         *,
         share_psi: bool = False,
+        tau_gradient: str = "reparam",
+        tau_steps: int = 0,
+        tau_warmup: int = 0,
     ) -> None:
         super().__init__()
         if share_psi and reverse is not None:
@@ -85,34 +117,90 @@ class HierarchicalEncoder(Encoder):
         self.conditional = conditional
         self.reverse = reverse
         self.share_psi = share_psi
+        self.tau_gradient = _one_of("tau_gradient", tau_gradient, TAU_GRADIENTS)
+        self.tau_steps, self.tau_warmup = tau_steps, tau_warmup
+        self._last_inner_k = 1
+        if tau_gradient == "dreg":
+            self.no_path_gradient = "encoder.tau_gradient=dreg changes what flows back through z"
 
     @classmethod
     def build(
         cls,
-        networks: Networks,
-        x_dim: int,
-        latent_dim: int,
+        site: Site,
         *,
         psi_dim: int,
         learned_reverse: bool,
         share_psi: bool = False,
+        tau_gate: float | None = None,
+        tau_gradient: str = "reparam",
+        tau_steps: int = 0,
+        tau_warmup: int = 0,
+        sampler: str = "gaussian",
+        noise_dims: Sequence[int] = (),
     ) -> "HierarchicalEncoder":
-        """Make one of Gaussian parts with the configured networks."""
+        """Make one with the configured networks.
+
+        Args:
+            site: the networks and widths.
+            psi_dim: width of psi.
+            learned_reverse: whether there is a tau(psi|z,x), or q(psi|x) stands in for it.
+            share_psi: see the class.
+            tau_gate: initial bias of a gate between q(psi|x) and tau's own Gaussian; None for no gate.
+            tau_gradient: see the class.
+            tau_steps: see the class.
+            tau_warmup: see the class.
+            sampler: q(psi|x) is ``gaussian``, or the implicit ``bernoulli_noise`` of the SIVI paper.
+            noise_dims: coin flips fed to each of the layers of ``bernoulli_noise``.
+
+        Raises:
+            UserError: settings that do not go together.
+        """
+        if _one_of("sampler", sampler, SAMPLERS) == "bernoulli_noise":
+            return cls._implicit(site, psi_dim, noise_dims, share_psi)
+        networks, x_dim, latent_dim = site.networks, site.x_dim, site.latent_dim
+        mixing = networks.gaussian(x_dim, psi_dim)
+        reverse = networks.conditional(x_dim, latent_dim, psi_dim) if learned_reverse else None
+        if reverse is not None and tau_gate is not None:
+            reverse = GatedReverse(reverse, mixing, psi_dim, _number("tau_gate", tau_gate))
+        conditional = networks.conditional(x_dim, psi_dim, latent_dim)
         return cls(
-            mixing=networks.gaussian(x_dim, psi_dim),
-            conditional=networks.conditional(x_dim, psi_dim, latent_dim),
-            reverse=networks.conditional(x_dim, latent_dim, psi_dim) if learned_reverse else None,
+            mixing,
+            conditional,
+            reverse,
             share_psi=share_psi,
+            tau_gradient=tau_gradient,
+            tau_steps=tau_steps,
+            tau_warmup=tau_warmup,
         )
 
-    def encode(self, x: Tensor) -> _Context:
+    @classmethod
+    def _implicit(cls, site: Site, psi_dim: int, noise_dims: Sequence[int], share_psi: bool) -> "HierarchicalEncoder":
+        """Make SIVI's encoder with the paper's implicit mixing distribution."""
+        if psi_dim != site.latent_dim:
+            raise UserError(
+                "encoder.sampler=bernoulli_noise draws the mean of z, so that encoder.psi_dim has to be "
+                f"latent_dim={site.latent_dim}, not {psi_dim}: leave it out"
+            )
+        if not noise_dims or not all(type(width) is int and width > 0 for width in noise_dims):
+            raise UserError(f"encoder.noise_dims must be a list of widths such as [150,100,50], not {noise_dims}")
+        hidden, activation = site.networks.hidden, site.networks.activation
+        encoder = cls(
+            StochasticLayers(site.x_dim, site.latent_dim, noise_dims, hidden, activation),
+            MeanGiven(site.x_dim, site.latent_dim, hidden, activation),
+            None,
+            share_psi=share_psi,
+        )
+        encoder.no_path_gradient = "encoder.sampler=bernoulli_noise has no density of psi"
+        return encoder
+
+    def encode(self, x: Tensor) -> Context:
         """Run the parts of all three networks that depend on x, (B, X), alone."""
         reverse = None if self.reverse is None else self.reverse.condition(x)
-        return _Context(x, self.mixing(x), self.conditional.condition(x), reverse)
+        return Context(x, self.mixing(x), self.conditional.condition(x), reverse)
 
     def sample(
         self,
-        context: _Context,
+        context: Context,
         k: int,
         *,
         inner_k: int = 0,
@@ -120,25 +208,102 @@ class HierarchicalEncoder(Encoder):
         inner_chunk: int | None = None,
     ) -> Draw:
         """Draw z of (K, B, D) and its log_q with L = ``inner_k`` further samples of psi."""
+        if path_only and self.share_psi and inner_k and k > 1:
+            # The DReG identity exchanges psi_0 with psi_1..L within one weight; shared ones sit in all of them.
+            raise ValueError("share_psi=True biases STL and DReG for k > 1: use share_psi=False, or reparam")
+        if torch.is_grad_enabled():
+            self._last_inner_k = inner_k
+        joint = self.joint(context, k)
+        if path_only and self.no_path_gradient is None:
+            # Views: a hook on them scales what the log weights send back, and not what flows from z into psi.
+            z, psi = joint.z.view_as(joint.z), joint.psi.view_as(joint.psi)
+            ratio = self._frozen_ratio(context, self._tau(context, z))
+            log_ratio = ratio.log_ratio(z, psi)
+            return Draw(z, self._log_q(ratio, z, log_ratio, inner_k, inner_chunk), (z, psi))
+        if self.tau_gradient == "dreg" and inner_k and torch.is_grad_enabled():
+            tau = self._tau(context, joint.z)
+            log_q, inner = self._log_q_for_dreg(self._ratio(context, tau), joint, inner_k)
+            return Draw(joint.z, log_q, (), inner)
+        return Draw(joint.z, self.log_q(context, joint, inner_k, inner_chunk))
+
+    def joint(self, context: Context, k: int) -> Joint:
+        """Draw psi_0 and z, K for each image."""
         psi = context.mixing.rsample((k,))
         q_z = self.conditional(psi, context.conditional)
-        z = q_z.rsample()
-        if path_only:
-            # Views: a hook on them scales what the log weights send back, and not what flows from z into psi.
-            z, psi = z.view_as(z), psi.view_as(psi)
-        tau = context.mixing if self.reverse is None else self.reverse(z, context.reverse)
-        if path_only:
-            ratio = self._frozen_ratio(context, tau)
-            log_ratio = ratio.log_ratio(z, psi)
-        else:
-            mixing = None if self.reverse is None else context.mixing
-            ratio = _Ratio(self.conditional, context.conditional, mixing, tau)
-            log_ratio = ratio.correction(psi) + q_z.log_prob(z)
+        return Joint(psi, q_z, q_z.rsample())
+
+    def log_q(self, context: Context, joint: Joint, inner_k: int, inner_chunk: int | None = None) -> Tensor:
+        """Return the bound on log q(z|x), (K, B), from psi_0 and ``inner_k`` fresh samples."""
+        ratio = self._ratio(context, self._tau(context, joint.z))
+        log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
+        return self._log_q(ratio, joint.z, log_ratio, inner_k, inner_chunk)
+
+    def _tau(self, context: Context, z: Tensor) -> Distribution:
+        return context.mixing if self.reverse is None else self.reverse(z, context.reverse)
+
+    def _ratio(self, context: Context, tau: Distribution) -> _Ratio:
+        mixing = None if self.reverse is None else context.mixing
+        return _Ratio(self.conditional, context.conditional, mixing, tau)
+
+    def _log_q(self, ratio: _Ratio, z: Tensor, log_ratio: Tensor, inner_k: int, inner_chunk: int | None) -> Tensor:
+        """Average the ratio of psi_0, (K, B), with those of ``inner_k`` fresh samples."""
         ratios = LogMeanExp() if inner_chunk else _Gather()
         ratios.add(log_ratio.unsqueeze(0))
-        for psi_inner in self._inner(tau, z, inner_k, inner_chunk or inner_k):
-            ratios.add(ratio.log_ratio(z, psi_inner))
-        return Draw(z, ratios.value().to(z.dtype), (z, psi) if path_only else ())
+        for psi in self._inner(ratio.tau, z, inner_k, inner_chunk or inner_k):
+            ratios.add(ratio.log_ratio(z, psi))
+        return ratios.value().to(z.dtype)
+
+    def _log_q_for_dreg(self, ratio: _Ratio, joint: Joint, inner_k: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same number, with tau held constant where it scores its own samples.
+
+        b_l being the share of sample l in the mean, the path derivative of psi_l is weighted by b_l^2, in which
+        the score of tau is contained; the sample psi_0 keeps its score, -b_0 dlog tau(psi_0)/deta.
+        """
+        log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
+        (psi,) = self._inner(ratio.tau, joint.z, inner_k, inner_k)
+        tau = ratio.tau
+        if not isinstance(tau, DiagonalNormal):
+            raise TypeError("tau_gradient='dreg' needs a reverse model that returns a DiagonalNormal")
+        constant = ratio._replace(tau=DiagonalNormal(tau.mean.detach(), tau.scale.detach()))
+        ratios = _Gather()
+        ratios.add(log_ratio.unsqueeze(0))
+        ratios.add(constant.log_ratio(joint.z, psi))
+        if not psi.requires_grad:
+            return ratios.value(), ()
+        share = torch.cat(ratios.parts).detach().softmax(0)[1:].unsqueeze(-1)
+        psi.register_hook(lambda gradient: gradient * share.to(gradient.dtype))
+        return ratios.value(), (psi,)
+
+    def players(self) -> dict[str, Player]:
+        """Return tau's warm-up and extra steps, if there are any."""
+        if self.reverse is None or not (self.tau_steps or self.tau_warmup):
+            return {}
+        return {
+            "tau": Player(
+                list(self.reverse.parameters()),
+                self.tau_loss,
+                max(1, self.tau_steps),
+                exclusive=False,
+                alone=self.tau_warmup,
+                until=math.inf if self.tau_steps else self.tau_warmup,
+            )
+        }
+
+    def tau_loss(self, x: Tensor) -> Tensor:
+        """Return the mean of log_q over images x, (B, X), to be lowered in tau: it does no more than tighten it.
+
+        With as many inner samples as the main loss has just had.
+        """
+        assert self.reverse is not None
+        with torch.no_grad():
+            context = self.encode(x)
+            joint = self.joint(context, 1)
+        tau = self.reverse(joint.z, self.reverse.condition(x))
+        ratio = self._frozen_ratio(context, tau)
+        if self.tau_gradient == "dreg" and self._last_inner_k:
+            return self._log_q_for_dreg(ratio, joint, self._last_inner_k)[0].mean()
+        log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
+        return self._log_q(ratio, joint.z, log_ratio, self._last_inner_k, None).mean()
 
     def _inner(self, tau: Distribution, z: Tensor, inner_k: int, chunk: int) -> Iterator[Tensor]:
         """Yield psi_1..L ~ tau as (chunk, K, B, P), or (chunk, 1, B, P) where all z share them."""
@@ -150,7 +315,7 @@ class HierarchicalEncoder(Encoder):
                 psi = tau.rsample((min(chunk, inner_k - first), *k))
             yield psi
 
-    def _frozen_ratio(self, context: _Context, tau: Distribution) -> _Ratio:
+    def _frozen_ratio(self, context: Context, tau: Distribution) -> _Ratio:
         """The ratio with the parameters of q held constant, and those of tau live."""
         conditioned = detached(context.conditional)
         return _Ratio(frozen(self.conditional), conditioned, frozen(self.mixing)(context.x), tau)
@@ -168,3 +333,16 @@ class _Gather:
     def value(self) -> Tensor:
         log_ratios = torch.cat(self.parts)
         return torch.logsumexp(log_ratios, 0) - math.log(len(log_ratios))
+
+
+def _one_of(key: str, value: str, words: Sequence[str]) -> str:
+    if value not in words:
+        hint = did_you_mean(str(value), words)
+        raise UserError(f"encoder.{key} must be one of {', '.join(words)}, not {value!r}{hint}")
+    return value
+
+
+def _number(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"encoder.{key} must be a number or null, not {value!r}")
+    return float(value)

@@ -70,7 +70,7 @@ def log_likelihood(
 
     Args:
         model: p(x, z).
-        encoder: q(z|x); its network runs once per image.
+        encoder: q(z|x); its network runs once per image. ``encoder.proposal()`` where its log_q is an estimate.
         x: images, (B, X).
         k: samples per image.
         inner_k: inner samples per sample, for hierarchical encoders.
@@ -86,7 +86,10 @@ def log_likelihood(
         raise ValueError(f"k must be at least 1 and inner_k at least 0, got k={k}, inner_k={inner_k}")
     sizes = Chunks.automatic(x.device, inner_k, batch=len(x), samples=chunk)
     numbers = torch.arange(len(x)) if images is None else images
-    context = encoder.encode(x)
+    # An encoder may draw as it encodes (moments, say): from a table of its own, not the one of the draws below.
+    source = nullcontext() if seed is None else noise.keyed(derived_seed(seed, "encode"), numbers)
+    with source:
+        context = encoder.encode(x)
     total = LogMeanExp()
     for first in range(0, k, sizes.samples):
         source = nullcontext() if seed is None else noise.keyed(seed, numbers, first)

@@ -1,5 +1,7 @@
 """The registries, and the objects that a configuration names."""
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,30 +16,97 @@ from vaebench import bounds, runtime
 from vaebench.config import Config, compose, identity, read
 from vaebench.datasets.dataset import Dataset
 from vaebench.datasets.dataset import load as load_dataset
-from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder
+from vaebench.encoders import (
+    AdversarialEncoder,
+    Encoder,
+    FlowEncoder,
+    FullGaussianEncoder,
+    GaussianEncoder,
+    HamiltonianEncoder,
+    HierarchicalEncoder,
+    LadderEncoder,
+    LangevinEncoder,
+    Site,
+    TwoLayerEncoder,
+    UnbiasedEncoder,
+)
 from vaebench.errors import UserError, did_you_mean
-from vaebench.gradients import GradientEstimator
-from vaebench.model import GenerativeModel, StandardNormalPrior
+from vaebench.flows import FLOWS
+from vaebench.gradients import GradientEstimator, is_curved
+from vaebench.model import GenerativeModel
 from vaebench.nets import Networks
 from vaebench.objective import Objective
+from vaebench.priors import (
+    ChainedPrior,
+    FlowPrior,
+    MixturePrior,
+    Prior,
+    PriorSite,
+    StandardNormalPrior,
+    VampPrior,
+)
 from vaebench.records import RunFolder
 from vaebench.training.checkpoint import Checkpoints
 
-__all__ = ["BOUNDS", "ENCODERS", "PRIORS", "Experiment", "build", "load"]
+__all__ = ["ENCODERS", "OBJECTIVES", "PRIORS", "Experiment", "Modules", "build", "load"]
 
 # A family's own yaml keys are its keyword arguments. One line makes a new family known.
 ENCODERS: dict[str, Callable[..., Encoder]] = {
+    "adgm": partial(HierarchicalEncoder.build, learned_reverse=True),
+    "avb": partial(AdversarialEncoder.build, adaptive_contrast=False),
+    "avb_ac": partial(AdversarialEncoder.build, adaptive_contrast=True),
+    "full_gaussian": FullGaussianEncoder.build,
     "gaussian": GaussianEncoder.build,
+    "hvae": HamiltonianEncoder.build,
     "hvm": partial(HierarchicalEncoder.build, learned_reverse=True),
     "iwhvi": partial(HierarchicalEncoder.build, learned_reverse=True),
+    "ladder": LadderEncoder.build,
+    "langevin": LangevinEncoder.build,
     "sivi": partial(HierarchicalEncoder.build, learned_reverse=False),
+    "two_layer": TwoLayerEncoder.build,
+    "uivi": UnbiasedEncoder.build,
+    **{name: partial(FlowEncoder.build, step=step) for name, step in FLOWS.items()},
 }
-PRIORS: dict[str, Callable[..., nn.Module]] = {"standard": StandardNormalPrior}
-# A bound's own yaml keys are its keyword arguments, too.
-BOUNDS: dict[str, Callable[..., torch.Tensor]] = {
-    "elbo": bounds.elbo,
-    "iwae": bounds.iwae,
+PRIORS: dict[str, Callable[..., Prior]] = {
+    "chained": ChainedPrior.build,
+    "mixture": MixturePrior.build,
+    "realnvp": FlowPrior.build,
+    "standard": StandardNormalPrior.build,
+    "vamp": VampPrior.build,
 }
+
+
+def _maximising(bound: bounds.Bound) -> Callable[..., Objective]:
+    return lambda gradient, **arguments: Objective(partial(bound, **arguments), gradient)
+
+
+# What a yaml calls `bound`; its own keys are the further keyword arguments. Where something else than a lower bound is
+# maximised, the lower bound of the same samples is what is reported.
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "elbo": _maximising(bounds.elbo),
+    "iwae": _maximising(bounds.iwae),
+    "ciwae": _maximising(bounds.ciwae),
+    "miwae": _maximising(bounds.miwae),
+    "piwae": lambda gradient, groups: Objective(
+        bounds.iwae, gradient, encoder_target=partial(bounds.miwae, groups=groups)
+    ),
+    "renyi": lambda gradient, alpha: Objective(bounds.iwae, gradient, target=partial(bounds.renyi, alpha=alpha)),
+    "vr_max": lambda gradient: Objective(bounds.iwae, gradient, target=partial(bounds.renyi, alpha=-math.inf)),
+    "tvo": lambda gradient, partitions, first: Objective(
+        bounds.iwae, gradient, target=partial(bounds.tvo, betas=bounds.tvo_schedule(partitions, first))
+    ),
+    "beta": lambda gradient, kl_weight: Objective(bounds.elbo, gradient, kl_weight=kl_weight),
+    "free_bits": lambda gradient, nats: Objective(bounds.elbo, gradient, free_bits=nats),
+}
+
+
+class Modules(nn.Module):
+    """Everything with weights, as checkpoints name it."""
+
+    def __init__(self, model: GenerativeModel, encoder: Encoder) -> None:
+        super().__init__()
+        self.model = model
+        self.encoder = encoder
 
 
 @dataclass(frozen=True)
@@ -52,9 +121,9 @@ class Experiment:
     device: torch.device
 
     @property
-    def modules(self) -> nn.ModuleDict:
-        """Everything with weights, as checkpoints name it."""
-        return nn.ModuleDict({"model": self.model, "encoder": self.encoder})
+    def modules(self) -> Modules:
+        """The model and the encoder as one module."""
+        return Modules(self.model, self.encoder)
 
     @property
     def inner_k(self) -> int:
@@ -78,24 +147,26 @@ def build(config: Config | Sequence[str]) -> Experiment:
     """
     if not isinstance(config, Config):
         config = compose(list(config))
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
+    runtime.set_threads(config.trainer.threads)
     device = runtime.resolve_device(config.device)
     data = _load_data(config)
     # Weights depend on the seed alone: not on what was drawn before, nor on how the data was prepared.
     runtime.seed_everything(config.seed)
-    pixels = data.train.shape[1]
-    latent = config.latent_dim
-    model = GenerativeModel(_prior(config, latent), _decoder(config, data))
-    encoder = _chosen("encoder", ENCODERS, config.encoder.name)(
-        Networks(config.encoder.trunk, config.encoder.hidden, config.encoder.activation),
-        pixels,
-        latent,
-        **config.encoder.arguments,
+    pixel_mean = data.train.double().mean(0).div(255).float()
+    decoding = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation)
+    prior = _chosen("prior", PRIORS, config.prior.name)(
+        PriorSite(config.latent_dim, decoding, pixel_mean), **config.prior.arguments
     )
-    bound = partial(_chosen("bound", BOUNDS, config.objective.bound), **config.objective.arguments)
-    objective = Objective(bound, GradientEstimator(config.objective.gradient))
-    return Experiment(config, data, model.to(device), encoder.to(device), objective, device)
+    seen = prior.layers[0]
+    model = GenerativeModel(prior, decoding.bernoulli(seen, len(pixel_mean), pixel_mean), seen)
+    networks = Networks(config.encoder.trunk, config.encoder.hidden, config.encoder.activation)
+    site = Site(networks, data.train.shape[1], config.latent_dim, model)
+    encoder = _chosen("encoder", ENCODERS, config.encoder.name)(site, **config.encoder.arguments)
+    prior.meet(encoder)
+    objective = _objective(config, encoder)
+    experiment = Experiment(config, data, model.to(device), encoder.to(device), objective, device)
+    _try_once(experiment)
+    return experiment
 
 
 def load(folder: str | Path, config: Config | None = None) -> Experiment:
@@ -122,6 +193,50 @@ def load_weights(experiment: Experiment, state: dict[str, Any]) -> None:
     experiment.modules.load_state_dict(state["modules"])
 
 
+def _objective(config: Config, encoder: Encoder) -> Objective:
+    """Return the objective, unless its gradient would be wrong for this encoder."""
+    gradient = GradientEstimator(config.objective.gradient)
+    make = _chosen("bound", OBJECTIVES, config.objective.bound)
+    try:
+        objective = make(gradient, **config.objective.arguments)
+        ks = {config.k, *(config.trainer.k_schedule or {}).values()}
+        curved = any(is_curved(objective.for_encoder().maximised, k) for k in ks)
+    except ValueError as error:
+        raise UserError(f"objective={config.objective.name}: {error}") from error
+    if gradient.path_only and encoder.no_path_gradient is not None:
+        raise UserError(
+            f"objective.gradient={gradient.value} is not valid for encoder={config.encoder.name}: "
+            f"{encoder.no_path_gradient}; use objective.gradient=reparam"
+        )
+    if encoder.only_elbo is not None and curved:
+        raise UserError(
+            f"objective={config.objective.name} with k={max(ks)} is not valid for encoder={config.encoder.name}: "
+            f"{encoder.only_elbo}; use objective=elbo"
+        )
+    if not gradient.path_only and encoder.no_total_gradient and curved:
+        raise UserError(
+            f"objective.gradient=reparam is biased for encoder={config.encoder.name} with "
+            f"objective={config.objective.name} and k={max(ks)}: {encoder.no_total_gradient}; "
+            "use objective.gradient=dreg"
+        )
+    return objective
+
+
+def _try_once(experiment: Experiment) -> None:
+    """Evaluate the objective on two images at every k and inner_k to come: what makes no sense says so here."""
+    config, objective = experiment.config, experiment.objective
+    x = torch.zeros(2, experiment.data.train.shape[1], device=experiment.device)
+    ks = {config.k, *(config.trainer.k_schedule or {}).values()}
+    inner_ks = {config.encoder.inner_k, *(config.trainer.inner_k_schedule or {}).values()}
+    with runtime.forked_randomness(experiment.device, seed=0):
+        for k, inner_k in itertools.product(ks, inner_ks):
+            try:
+                for one in {objective, objective.for_encoder()}:
+                    one(experiment.model, experiment.encoder, x, k, inner_k=inner_k)
+            except ValueError as error:
+                raise UserError(f"k={k}, inner_k={inner_k}: {error}") from error
+
+
 def _load_data(config: Config) -> Dataset:
     dataset = config.dataset
     return load_dataset(
@@ -132,16 +247,6 @@ def _load_data(config: Config) -> Dataset:
         seed=dataset.seed,
         progress=config.trainer.progress,
     )
-
-
-def _prior(config: Config, latent_dim: int) -> nn.Module:
-    return _chosen("prior", PRIORS, config.prior.name)(latent_dim, **config.prior.arguments)
-
-
-def _decoder(config: Config, data: Dataset) -> nn.Module:
-    networks = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation)
-    pixel_mean = data.train.double().mean(0).div(255).float()
-    return networks.bernoulli(config.latent_dim, data.train.shape[1], pixel_mean)
 
 
 def _chosen(group: str, registry: dict[str, Any], name: str) -> Any:

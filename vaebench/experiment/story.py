@@ -13,7 +13,7 @@ __all__ = ["header"]
 _LOG_Q = {
     Direction.EXACT: "log q(z|x) exact",
     Direction.UPPER_BOUND: "log q(z|x) by an upper bound",
-    Direction.ESTIMATE: "log q(z|x) by a learned estimate: no bound is guaranteed",
+    Direction.ESTIMATE: "log q(z|x) by a learned estimate: the training bound is none",
 }
 
 
@@ -23,8 +23,11 @@ def header(experiment: Experiment, folder: Path) -> str:
     height, width = data.image_shape[1:]
     sizes = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
     encoder = f"{config.encoder.name}, {_LOG_Q[experiment.encoder.direction]}"
-    if experiment.encoder.direction is Direction.UPPER_BOUND:
+    if experiment.encoder.has_inner_samples:
         encoder += f", inner_k={config.encoder.inner_k}"
+    proposal = experiment.encoder.proposal()
+    if proposal is not experiment.encoder:
+        encoder += f"; likelihoods by {type(proposal).__name__}, {_LOG_Q[proposal.direction]}"
     lines = {
         "dataset": f"{data.protocol}: {sizes} images of {height}x{width}",
         "": data.note,

@@ -1,6 +1,7 @@
 """One training run, from configuration to result line."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 from vaebench import runtime
 from vaebench.config import Config, from_yaml, identity, read, run_folder, to_yaml
 from vaebench.config.identity import defining
+from vaebench.encoders import Player
+from vaebench.errors import UserError
 from vaebench.evaluation import log_likelihoods
-from vaebench.experiment.assembly import Experiment, build, load_weights
-from vaebench.experiment.evaluating import estimate, print_results
+from vaebench.experiment.assembly import Experiment, Modules, build, load_weights
+from vaebench.experiment.evaluating import estimate, planned, print_results
+from vaebench.experiment.losses import BoundLoss, PlayerLoss
 from vaebench.experiment.pictures import reconstructions, samples
 from vaebench.experiment.story import header
 from vaebench.records import Manifest, Recorder, RunFolder, append_result
@@ -22,7 +26,7 @@ from vaebench.training.batches import Batches
 from vaebench.training.checkpoint import Checkpoints
 from vaebench.training.display import Display
 from vaebench.training.trainer import Interrupted, Plan, Progress, Trainer
-from vaebench.training.update import BoundLoss, Loss, PlayerLoss, Settings, Update
+from vaebench.training.update import Loss, Settings, Update
 
 __all__ = ["resume", "train"]
 
@@ -46,6 +50,8 @@ def train(config: Config) -> Path:
 
 def _train(config: Config, folder: RunFolder) -> Path:
     experiment = build(config)
+    if config.trainer.evaluate:
+        planned(experiment)  # what makes no sense says so before the training
     folder.create(to_yaml(config), identity=lambda text: identity(from_yaml(text)))
     interruption = runtime.Interruption()
     with folder.lock(), interruption.watching():
@@ -94,7 +100,7 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
         device=runtime.describe(experiment.device),
         protocol=str(experiment.data.protocol),
         fingerprint=experiment.data.fingerprint,
-        parameters={name: _count(module) for name, module in experiment.modules.items()},
+        parameters={name: _count(module) for name, module in experiment.modules.named_children()},
         resume_step=step,
     )
     manifest.save()
@@ -120,11 +126,13 @@ def _evaluate_at_end(
     progress: Progress,
     interruption: runtime.Interruption,
 ) -> None:
-    record = estimate(experiment, folder, progress.best_epoch, interruption)
-    append_result(folder, record)
-    tag = f"{record.split}/log_likelihood"
-    recorder.scalars(progress.step, progress.epoch, {tag: record.mean}, progress.seconds)
-    print_results(folder, [record])
+    records = estimate(experiment, folder, progress.best_epoch, interruption)
+    for record in records:
+        append_result(folder, record)
+        # A pair of bounds has a tag for each.
+        tag = "log_likelihood" if len(records) == 1 else record.direction
+        recorder.scalars(progress.step, progress.epoch, {f"{record.split}/{tag}": record.mean}, progress.seconds)
+    print_results(folder, records)
 
 
 def _trainer(
@@ -135,9 +143,7 @@ def _trainer(
     manifest: Manifest,
 ) -> Trainer:
     config, data = experiment.config, experiment.data
-    batches = Batches(
-        data.train.to(experiment.device), data.observe, config.trainer.batch_size, config.seed
-    )
+    batches = Batches(data.train.to(experiment.device), data.observe, config.trainer.batch_size, config.seed)
     return Trainer(
         experiment.modules,
         _updates(experiment),
@@ -171,38 +177,80 @@ def _plan(config: Config) -> Plan:
 
 
 def _updates(experiment: Experiment) -> list[Update]:
-    """The main update, and one for each player that the encoder brings."""
-    players = experiment.encoder.players()
+    """The main update, one for the encoder where its objective is another, and one for each player it brings."""
+    model, encoder, objective = experiment.model, experiment.encoder, experiment.objective
+    players = encoder.players()
     theirs = {id(p) for player in players.values() if player.exclusive for p in player.parameters}
-    main = [p for p in experiment.modules.parameters() if id(p) not in theirs]
-    loss = BoundLoss(experiment.objective, experiment.model, experiment.encoder, experiment.autocast)
-    updates = [_update(experiment, "main", loss, main)]
+    shares = [("main", objective, experiment.modules)]
+    if objective.encoder_target is not None:
+        shares = [("main", objective, model), ("encoder", objective.for_encoder(), encoder)]
+    updates = []
+    alone = _epochs_alone(experiment, players)
+    for name, share, module in shares:
+        parameters = [p for p in module.parameters() if id(p) not in theirs]
+        loss = BoundLoss(share, model, encoder, experiment.autocast)
+        updates.append(_update(experiment, name, loss, parameters, starts=alone))
     for name, player in players.items():
         updates.append(
-            _update(experiment, name, PlayerLoss(player, experiment.autocast), list(player.parameters), player.repeats)
+            _update(
+                experiment,
+                name,
+                PlayerLoss(player, experiment.autocast),
+                list(player.parameters),
+                repeats=player.repeats,
+                lr=player.lr,
+                betas=player.betas,
+                ends=player.until,
+            )
         )
     return updates
 
 
+def _epochs_alone(experiment: Experiment, players: dict[str, Player]) -> int:
+    """Return for how many epochs the main loss rests, while players learn."""
+    alone = max((player.alone for player in players.values()), default=0)
+    epochs = experiment.config.trainer.epochs
+    if alone >= epochs:
+        raise UserError(
+            f"trainer.epochs={epochs} ends within the warm-up of {alone} epochs, before anything is trained"
+        )
+    return alone
+
+
 def _update(
-    experiment: Experiment, name: str, loss: Callable[[Tensor, Settings], Loss], parameters: list[nn.Parameter], repeats: int = 1
+    experiment: Experiment,
+    name: str,
+    loss: Callable[[Tensor, Settings], Loss],
+    parameters: list[nn.Parameter],
+    *,
+    repeats: int = 1,
+    lr: float | None = None,
+    betas: tuple[float, float] | None = None,
+    starts: float = 0.0,
+    ends: float = math.inf,
 ) -> Update:
     settings, trainer = experiment.config.optimizer, experiment.config.trainer
+    lr = settings.lr if lr is None else lr
     optimizer = torch.optim.Adam(
-        parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+        parameters,
+        lr=lr,
+        betas=betas or settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     rate = schedules.learning_rate(
         settings.schedule,
-        settings.lr,
+        lr,
         decay=settings.decay,
         decay_epochs=settings.decay_epochs,
-        final_lr=settings.final_lr,
+        final_lr=settings.final_lr * lr / settings.lr,
         epochs=trainer.epochs,
     )
-    return Update(name, loss, optimizer, rate, repeats, trainer.clip_norm)
+    return Update(name, loss, optimizer, rate, repeats, trainer.clip_norm, starts, ends)
 
 
-def _validate(experiment: Experiment, manifest: Manifest, modules: nn.ModuleDict) -> float:
+def _validate(experiment: Experiment, manifest: Manifest, modules: Modules) -> float:
     """The one fixed estimate by which weights are chosen: same images, k and noise at every epoch."""
     settings = experiment.config.trainer
     inner_k = experiment.inner_k if settings.validation_inner_k is None else settings.validation_inner_k
@@ -210,8 +258,8 @@ def _validate(experiment: Experiment, manifest: Manifest, modules: nn.ModuleDict
     modules.eval()
     with experiment.autocast():
         parts = log_likelihoods(
-            modules["model"],  # pyright: ignore[reportArgumentType]
-            modules["encoder"],  # pyright: ignore[reportArgumentType]
+            modules.model,
+            modules.encoder.proposal(),
             experiment.data.observe,
             experiment.data.validation.to(experiment.device),
             k=settings.validation_k,
@@ -222,7 +270,7 @@ def _validate(experiment: Experiment, manifest: Manifest, modules: nn.ModuleDict
     return values.mean().item()
 
 
-def _record_pictures(experiment: Experiment, recorder: Recorder, modules: nn.ModuleDict, step: int) -> None:
+def _record_pictures(experiment: Experiment, recorder: Recorder, modules: Modules, step: int) -> None:
     recorder.image("samples", samples(experiment, modules), step)
     recorder.image("reconstructions", reconstructions(experiment, modules), step)
 

@@ -17,6 +17,7 @@ __all__ = [
     "Conditional",
     "GaussianHead",
     "NormalLikelihood",
+    "PaintedBernoulli",
     "TrunkGaussian",
 ]
 
@@ -95,10 +96,27 @@ class BernoulliHead(nn.Module):
         self.affine = linear(trunk.width, pixels)
         if pixel_mean is not None:
             with torch.no_grad():
-                self.affine.bias.copy_(torch.logit(pixel_mean.clamp(1e-3, 1 - 1e-3)))
+                self.affine.bias.copy_(_logit(pixel_mean))
 
     def forward(self, z: Tensor) -> Bernoulli:
         return Bernoulli(self.affine(self.trunk(z)))
+
+
+class PaintedBernoulli(nn.Module):
+    """z, (..., Z) -> Bernoulli pixels (..., D), by a network that ends in one number per pixel."""
+
+    def __init__(self, painter: nn.Module, pixels: int, pixel_mean: Tensor | None = None) -> None:
+        """``painter`` maps (..., Z) to (..., D); ``pixel_mean`` is as for :class:`BernoulliHead`."""
+        super().__init__()
+        self.painter = painter
+        self.bias = nn.Parameter(torch.zeros(pixels) if pixel_mean is None else _logit(pixel_mean))
+
+    def forward(self, z: Tensor) -> Bernoulli:
+        return Bernoulli(self.painter(z) + self.bias)
+
+
+def _logit(pixel_mean: Tensor) -> Tensor:
+    return torch.logit(pixel_mean.clamp(1e-3, 1 - 1e-3))
 
 
 class NormalLikelihood(nn.Module):

@@ -1,6 +1,7 @@
 """Trunks: from an input (..., D) to features (..., H), for any leading axes."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class MLP(Trunk):
     def __init__(self, inputs: int, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
         widths = [inputs, *hidden]
-        self.layers = nn.ModuleList(linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(linear(a, b) for a, b in pairwise(widths))
         self.activation = ACTIVATIONS[activation]
         self.width = widths[-1]
 
@@ -46,22 +47,26 @@ class AdditiveMLP(nn.Module):
 
     h_1 = act(W_1 x + U_1 u),  h_i = act(W_i h_{i-1} + U_i u)
 
-    ``condition(x)`` is all that depends on x alone; it runs once per image, whatever the number of draws of u.
+    ``condition(x)`` is all that depends on x alone; it runs once per image, whatever the number of draws of u. With a
+    ``reader``, a trunk over x, its features take the place of x.
 
     Source: the authors' code of https://arxiv.org/abs/1905.03290
     """
 
-    def __init__(self, x_width: int, u_width: int, hidden: Sequence[int], activation: str) -> None:
+    def __init__(
+        self, x_width: int, u_width: int, hidden: Sequence[int], activation: str, reader: Trunk | None = None
+    ) -> None:
         super().__init__()
-        widths = [x_width, *hidden]
-        self.layers = nn.ModuleList(linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.reader = reader
+        widths = [reader.width if reader else x_width, *hidden]
+        self.layers = nn.ModuleList(linear(a, b) for a, b in pairwise(widths))
         self.injections = nn.ModuleList(linear(u_width, width, bias=False) for width in hidden)
         self.activation = ACTIVATIONS[activation]
         self.width = widths[-1]
 
     def condition(self, x: Tensor) -> Tensor:
         """Map (B, x_width) to (B, hidden[0])."""
-        return self.layers[0](x)
+        return self.layers[0](self.reader(x) if self.reader else x)
 
     def forward(self, u: Tensor, conditioned: Tensor) -> Tensor:
         """Map u, (..., B, u_width), and ``condition(x)`` to (..., B, width)."""

@@ -64,9 +64,7 @@ class EventFile:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         """Begin the file with the mark that makes a running TensorBoard drop ``first_step`` and later."""
-        name = (
-            f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_number)}"
-        )
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_number)}"
         self._file = Appender(folder / name)
         self._records = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))

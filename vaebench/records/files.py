@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from vaebench.errors import RunFailed, UserError
+from vaebench.errors import UserError
 
 fcntl: ModuleType | None
 try:
@@ -34,20 +34,17 @@ _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _POLL_SECONDS = 0.05
 
 
-def write_failed(path: Path, error: OSError) -> RunFailed | UserError:
+def write_failed(path: Path, error: OSError) -> UserError:
     """Turn the ``error`` of writing ``path`` into the exception to raise, with what to do about it."""
     if error.errno in _FULL:
         reason = f"the disk is full, or over its quota ({os.strerror(error.errno)})"
-        return RunFailed(
-            f"cannot write {path}: {reason}. What was there before is intact: free some space, then repeat "
-            "the command."
+        return UserError(
+            f"cannot write {path}: {reason}. What was there before is intact: free some space, then repeat the command."
         )
     reason = error.strerror or str(error)
     if error.errno in _FORBIDDEN:
-        return UserError(
-            f"cannot write {path}: {reason}. Choose a folder that you may write to (output_dir=...)."
-        )
-    return RunFailed(f"cannot write {path}: {reason}.")
+        return UserError(f"cannot write {path}: {reason}. Choose a folder that you may write to (output_dir=...).")
+    return UserError(f"cannot write {path}: {reason}.")
 
 
 def write_whole(path: Path, data: bytes, *, keep_old_as: Path | None = None) -> None:

@@ -117,9 +117,7 @@ class RunFolder:
         return exclusive(
             self._lock_file,
             wait=0.5,  # a reader that looks whether the lock is held has it for an instant
-            busy=lambda holder: (
-                f"another run is training in {self.path} ({holder}): wait for it, or stop it first."
-            ),
+            busy=lambda holder: f"another run is training in {self.path} ({holder}): wait for it, or stop it first.",
         )
 
     def write_status(self, state: State, error: str | None = None) -> None:
@@ -151,9 +149,7 @@ class RunFolder:
         try:
             return Status(**json.loads(_read(self.status)))
         except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{self.status} is not a status that this version reads ({error}); delete it."
-            ) from error
+            raise UserError(f"{self.status} is not a status that this version reads ({error}); delete it.") from error
 
 
 def now() -> str:
@@ -195,8 +191,6 @@ def _why_not_a_run(path: Path) -> str:
             return f"{start}; the run folder around it is {parent}."
     below = [str(run) for run in _runs_below(path)]
     if not below:
-        return (
-            f"{start}. A run folder is what `vaebench train` makes: outputs/<dataset>/<method>/<seed>-<hash>."
-        )
+        return f"{start}. A run folder is what `vaebench train` makes: outputs/<dataset>/<method>/<seed>-<hash>."
     more = f" and {len(below) - _SHOWN} more" if len(below) > _SHOWN else ""
     return f"{start}; the run folders below it are {', '.join(below[:_SHOWN])}{more}."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from vaebench.errors import RunFailed, UserError
+from vaebench.errors import UserError
 from vaebench.records import events
 from vaebench.records.files import Appender, write_whole
 from vaebench.records.folder import RunFolder, State
@@ -28,7 +28,7 @@ class Recorder:
     Record what belongs to a step before saving the checkpoint of that step: a resumed session keeps it, and
     does not repeat it. Everything is handed to the system at once, so that readers see it, and nothing
     waits for the disk. As a context manager it closes as finished, as interrupted (KeyboardInterrupt,
-    SystemExit) or as failed (any other exception). Every method that writes raises RunFailed on a full
+    SystemExit) or as failed (any other exception). Every method that writes raises UserError on a full
     disk.
     """
 
@@ -62,17 +62,13 @@ class Recorder:
     def image(self, tag: str, images: "numpy.ndarray | Tensor", step: int, *, columns: int = 8) -> None:
         """Record a grid of images: (N, H*H), (N, H, W) or (N, 1, H, W), bytes or floats from 0 to 1."""
         if not isinstance(images, numpy.ndarray):
-            images = (
-                images.detach().float().cpu().numpy() if images.is_floating_point() else images.cpu().numpy()
-            )
+            images = images.detach().float().cpu().numpy() if images.is_floating_point() else images.cpu().numpy()
         self._events.add(step, events.picture(tag, events.grid(images, columns)))
 
     def config_table(self, config: Mapping[str, Any]) -> None:
         """Record the (nested) configuration as a table, one row for each key."""
         rows = [f"| {name} | {_cell(value)} |" for name, value in flatten(config).items()]
-        self._events.add(
-            0, events.markdown(events.CONFIG_TAG, "\n".join(["| key | value |", "|---|---|", *rows]))
-        )
+        self._events.add(0, events.markdown(events.CONFIG_TAG, "\n".join(["| key | value |", "|---|---|", *rows])))
 
     def close(self, state: State) -> None:
         """End the session with its true status in HParams; a second call does nothing."""
@@ -94,9 +90,7 @@ class Recorder:
         if kind is None:
             self.close("finished")
             return
-        with contextlib.suppress(
-            RunFailed, UserError
-        ):  # a disk that is still full must not hide the first error
+        with contextlib.suppress(UserError):  # a disk that is still full must not hide the first error
             self.close("failed" if issubclass(kind, Exception) else "interrupted")
 
 
@@ -142,15 +136,11 @@ def _stored_lines(folder: RunFolder) -> Iterator[dict[str, Any]]:
         lines = folder.metrics.read_bytes().split(b"\n")
     except FileNotFoundError:
         return
-    for number, line in enumerate(
-        lines[:-1], start=1
-    ):  # after the last newline there is nothing, or a torn line
+    for number, line in enumerate(lines[:-1], start=1):  # after the last newline there is nothing, or a torn line
         try:
             yield json.loads(line)
         except ValueError as error:
-            raise UserError(
-                f"line {number} of {folder.metrics} is damaged ({error}): delete that line."
-            ) from error
+            raise UserError(f"line {number} of {folder.metrics} is damaged ({error}): delete that line.") from error
 
 
 def _trim_metrics(folder: RunFolder, last_step: int | None) -> None:

@@ -44,9 +44,7 @@ class ResultRecord:
 
     def __post_init__(self) -> None:
         if self.direction not in get_args(Direction):
-            raise ValueError(
-                f"direction must be one of {', '.join(get_args(Direction))}, not {self.direction!r}"
-            )
+            raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, not {self.direction!r}")
         for name in ("estimator", "split", "protocol"):
             if not getattr(self, name):
                 raise ValueError(f"a result needs its {name}")
@@ -63,7 +61,7 @@ class ResultRecord:
     def key(self) -> tuple[object, ...]:
         """What was estimated, and how: two records with one key are two tries at one number."""
         settings = json.dumps(dict(self.settings), sort_keys=True)
-        names = ("estimator", "k", "inner_k", "split", "protocol", "epoch", "n_images", "repeats")
+        names = ("estimator", "k", "inner_k", "split", "protocol", "epoch", "n_images", "repeats", "direction")
         return (*(getattr(self, name) for name in names), settings)
 
 
@@ -127,8 +125,4 @@ def _decimals(stderr: float) -> int:
 def _to_json(record: ResultRecord) -> dict[str, Any]:
     """The fields in their order; empty ``settings`` and ``extra`` are left out."""
     values = asdict(record)
-    return {
-        f.name: values[f.name]
-        for f in fields(record)
-        if f.name not in ("settings", "extra") or values[f.name]
-    }
+    return {f.name: values[f.name] for f in fields(record) if f.name not in ("settings", "extra") or values[f.name]}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vaebench.errors import RunFailed, UserError
+from vaebench.errors import UserError
 from vaebench.records.files import clean_temporaries, write_failed, write_whole
 
 __all__ = ["Checkpoints", "Loaded"]
@@ -51,7 +51,7 @@ class Checkpoints:
 
         Tensors are stored as CPU tensors. TypeError names the key whose value is not plain (None, bool,
         int, float, str, bytes, Tensor, and dict, list, tuple of these): such a file could not be read back
-        safely. RunFailed when the disk is full; what was there before is then intact.
+        safely. UserError when the disk is full; what was there before is then intact.
         """
         if "format" in state:
             raise ValueError('the key "format" is reserved')
@@ -64,8 +64,8 @@ class Checkpoints:
         clean_temporaries(self.folder)
         try:
             write_whole(path, data, keep_old_as=older[0] if older and self._worth_keeping(path) else None)
-        except RunFailed as error:
-            raise RunFailed(f"{error} {self._last_good(name)}") from error
+        except UserError as error:
+            raise UserError(f"{error} {self._last_good(name)}") from error
         self._checked = self._checked or bool(older)
         return path
 
@@ -154,9 +154,7 @@ def _is_good(path: Path) -> bool:
     return True
 
 
-def _checked_state(
-    path: Path, data: bytes, identity: str | None, map_location: str | torch.device
-) -> dict[str, Any]:
+def _checked_state(path: Path, data: bytes, identity: str | None, map_location: str | torch.device) -> dict[str, Any]:
     """Unpickle ``data``, the intact bytes of ``path``, and check that they are what was asked for."""
     try:
         state = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)

@@ -37,7 +37,8 @@ class Display:
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Move the bar to ``step``."""
-        self._bound = f"bound {values['train/bound']:.2f}" if "train/bound" in values else ""
+        shown = {"train/bound": "bound", "train/bound_estimate": "estimate, no bound,"}
+        self._bound = "".join(f"{words} {values[key]:.2f}" for key, words in shown.items() if key in values)
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(filter(None, (self._bound, self._validation))), refresh=False)
             self._bar.update(step - self._bar.n)

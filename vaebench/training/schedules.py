@@ -3,7 +3,16 @@
 import math
 from collections.abc import Callable, Mapping
 
-__all__ = ["LearningRate", "burda", "constant", "cosine", "exponential", "kl_weight", "learning_rate", "piecewise"]
+__all__ = [
+    "LearningRate",
+    "burda",
+    "constant",
+    "cosine",
+    "exponential",
+    "kl_weight",
+    "learning_rate",
+    "piecewise",
+]
 
 LearningRate = Callable[[float], float]
 

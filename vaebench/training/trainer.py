@@ -83,19 +83,19 @@ class Trainer:
 
     def __init__(
         self,
-        modules: nn.ModuleDict,
+        modules: nn.Module,
         updates: list[Update],
         batches: Batches,
         plan: Plan,
         *,
-        validate: Callable[[nn.ModuleDict], float],
+        validate: Callable[[Any], float],
         recorder: Recorder,
         checkpoints: Checkpoints,
         identity: str,
         device: torch.device,
         display: Display,
         interruption: runtime.Interruption,
-        pictures: Callable[[nn.ModuleDict, int], None],
+        pictures: Callable[[Any, int], None],
     ) -> None:
         self.modules = modules
         self.updates = updates
@@ -112,17 +112,24 @@ class Trainer:
         self.progress = Progress()
         self.averaged = _averaged(modules, plan.ema)
         self._window = _Window(device)
+        # What does not change needs no curve.
+        self._scheduled = [
+            name
+            for name in ("k", "inner_k", "beta")
+            if len({getattr(plan, name)(epoch) for epoch in range(plan.epochs + 1)}) > 1
+        ]
 
     @property
-    def evaluated(self) -> nn.ModuleDict:
+    def evaluated(self) -> nn.Module:
         """The modules that are validated and kept: the averaged ones where there are."""
-        return self.modules if self.averaged is None else self.averaged.module  # pyright: ignore[reportReturnType]
+        return self.modules if self.averaged is None else self.averaged.module
 
     def run(self) -> Progress:
         """Train to the end of the plan.
 
         Raises:
-            RunFailed: a loss was not finite, or a disk full.
+            RunFailed: a loss was not finite.
+            UserError: the disk is full.
             Interrupted: a signal came; the state is saved.
         """
         progress, started = self.progress, time.monotonic() - self.progress.seconds
@@ -163,10 +170,7 @@ class Trainer:
         progress, epoch = self.progress, self.progress.epoch + self.progress.position / len(self.batches)
         values = self._window.take()
         values["train/learning_rate"] = self.updates[0].optimizer.param_groups[0]["lr"]
-        for name in ("k", "inner_k", "beta"):
-            # What does not change needs no curve.
-            if len({getattr(self.plan, name)(e) for e in range(self.plan.epochs + 1)}) > 1:
-                values[f"train/{name}"] = getattr(self.plan, name)(epoch)
+        values |= {f"train/{name}": getattr(self.plan, name)(epoch) for name in self._scheduled}
         self.recorder.scalars(progress.step, epoch, values, progress.seconds)
         self.display.step(progress.step, values)
 
@@ -184,9 +188,7 @@ class Trainer:
     def _validate(self) -> None:
         progress = self.progress
         value = self.validate(self.evaluated)
-        self.recorder.scalars(
-            progress.step, progress.epoch, {"validation/log_likelihood": value}, progress.seconds
-        )
+        self.recorder.scalars(progress.step, progress.epoch, {"validation/log_likelihood": value}, progress.seconds)
         if value > progress.best:
             progress.best, progress.best_epoch, progress.without_gain = value, progress.epoch, 0
             self.checkpoints.save(self._best_state(), "best")
@@ -242,7 +244,7 @@ class Trainer:
         runtime.set_random_state(state["random"], self.device)
 
 
-def _averaged(modules: nn.ModuleDict, decay: float | None) -> AveragedModel | None:
+def _averaged(modules: nn.Module, decay: float | None) -> AveragedModel | None:
     if decay is None:
         return None
     return AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(decay))

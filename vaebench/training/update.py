@@ -1,19 +1,16 @@
 """Updates: all that a trainer knows of what is learned."""
 
+import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vaebench.encoders import Encoder, Player
-from vaebench.model import GenerativeModel
-from vaebench.objective import Objective
 from vaebench.training.schedules import LearningRate
 
-__all__ = ["BoundLoss", "Loss", "PlayerLoss", "Settings", "Update"]
+__all__ = ["Loss", "Settings", "Update", "gradient_norm"]
 
 
 class Settings(NamedTuple):
@@ -42,6 +39,10 @@ class Update:
     learning_rate: LearningRate
     repeats: int = 1
     clip_norm: float | None = None
+    starts: float = 0.0
+    """The epoch before which it rests."""
+    ends: float = math.inf
+    """The epoch from which on it rests."""
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +52,8 @@ class Update:
         """Take one optimiser step; ``with_norm`` adds the gradient's norm (before clipping) to the metrics."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
+        if not self.starts <= epoch < self.ends:
+            return Loss(torch.zeros(()), {})
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(x, settings)
         loss.value.backward()
@@ -66,48 +69,3 @@ class Update:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the Euclidean norm of all gradients together."""
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-
-@dataclass(frozen=True)
-class BoundLoss:
-    """Minus the mean bound over a batch.
-
-    The metrics are the bound itself with KL weight 1, its two parts, and, during a KL warm-up, the weighted
-    bound that is being maximised.
-    """
-
-    objective: Objective
-    model: GenerativeModel
-    encoder: Encoder
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """Precision of the networks; made anew for each step."""
-
-    def __call__(self, x: Tensor, settings: Settings) -> Loss:
-        """Return the loss for images x, (B, X)."""
-        k, inner_k, beta = settings
-        with self.autocast():
-            value, drawn = self.objective(self.model, self.encoder, x, k, inner_k=inner_k, beta=beta)
-        with torch.no_grad():
-            metrics = {
-                "bound": (value if beta == 1 else self.objective.bound(drawn.log_weights())).mean(),
-                "reconstruction": drawn.log_likelihood.mean(),
-                "kl": (drawn.log_q - drawn.log_prior).mean(),
-            }
-        if beta != 1:
-            metrics["weighted_bound"] = value.mean()
-        return Loss(-value.mean(), metrics)
-
-
-@dataclass(frozen=True)
-class PlayerLoss:
-    """The loss of a player that an encoder brings along."""
-
-    player: Player
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-
-    def __call__(self, x: Tensor, settings: Settings) -> Loss:
-        """Return the loss for images x, (B, X)."""
-        del settings
-        with self.autocast():
-            value = self.player.loss(x)
-        return Loss(value, {"loss": value})

@@ -1,0 +1,190 @@
+"""One-dimensional encoders whose rows are independent replicates, and the exact expectation of their bounds.
+
+Every parameter is a (B, 1) tensor with equal rows, so that after one backward pass its gradient holds B
+independent samples of the gradient estimator, from which a standard error follows.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from toys import LinearGaussian, expected_iwae, normal_nodes
+
+from vaebench import bounds
+from vaebench.bounds import Bound, log_mean_exp
+from vaebench.distributions import DiagonalNormal
+from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder
+from vaebench.nets import Conditional
+
+IMAGE = 0.8
+
+GAUSSIAN = {"mean": 0.7, "log_scale": math.log(1.3)}
+HIERARCHICAL = {
+    "mixing_mean": 0.3,
+    "mixing_log_scale": -0.1,
+    "slope": 0.8,
+    "offset": 0.2,
+    "log_scale": -0.3,
+    "reverse_slope": 0.5,
+    "reverse_offset": -0.1,
+    "reverse_log_scale": -0.4,
+}
+SIVI = {key: value for key, value in HIERARCHICAL.items() if not key.startswith("reverse")}
+
+
+def model() -> LinearGaussian:
+    """Return p(z) = N(0, 1), p(x|z) = N(.9 z + .1, .7^2)."""
+    return LinearGaussian(torch.tensor([[0.9]]), torch.tensor([0.1]), 0.7)
+
+
+class ScalarGaussian(nn.Module):
+    """x -> N(mean, exp(log_scale)^2), whatever x."""
+
+    def __init__(self, mean: Tensor, log_scale: Tensor) -> None:
+        super().__init__()
+        self.mean, self.log_scale = nn.Parameter(mean), nn.Parameter(log_scale)
+
+    def forward(self, x: Tensor) -> DiagonalNormal:
+        del x
+        return DiagonalNormal(self.mean, self.log_scale.exp())
+
+
+class ScalarConditional(Conditional):
+    """u -> N(slope u + offset, exp(log_scale)^2)."""
+
+    def __init__(self, slope: Tensor, offset: Tensor, log_scale: Tensor) -> None:
+        super().__init__()
+        self.slope, self.offset, self.log_scale = (nn.Parameter(value) for value in (slope, offset, log_scale))
+
+    def forward(self, u: Tensor, conditioned: Any) -> DiagonalNormal:
+        del conditioned
+        return DiagonalNormal(self.slope * u + self.offset, self.log_scale.exp())
+
+
+class Replicated:
+    """An encoder over B replicates and its parameters by the names of ``GAUSSIAN`` or ``HIERARCHICAL``."""
+
+    def __init__(self, values: Mapping[str, float], replicates: int, *, share_psi: bool = False) -> None:
+        rows = {key: torch.full((replicates, 1), value) for key, value in values.items()}
+        self.encoder: Encoder
+        if "mean" in values:
+            posterior = ScalarGaussian(rows["mean"], rows["log_scale"])
+            self.encoder = GaussianEncoder(posterior)
+            self.parameters = {"mean": posterior.mean, "log_scale": posterior.log_scale}
+            return
+        mixing = ScalarGaussian(rows["mixing_mean"], rows["mixing_log_scale"])
+        conditional = ScalarConditional(rows["slope"], rows["offset"], rows["log_scale"])
+        self.parameters = {
+            "mixing_mean": mixing.mean,
+            "mixing_log_scale": mixing.log_scale,
+            "slope": conditional.slope,
+            "offset": conditional.offset,
+            "log_scale": conditional.log_scale,
+        }
+        reverse = None
+        if "reverse_slope" in values:
+            reverse = ScalarConditional(rows["reverse_slope"], rows["reverse_offset"], rows["reverse_log_scale"])
+            for key in ("slope", "offset", "log_scale"):
+                self.parameters[f"reverse_{key}"] = getattr(reverse, key)
+        self.encoder = HierarchicalEncoder(mixing, conditional, reverse, share_psi=share_psi)
+
+
+# The truth ------------------------------------------------------------------------------------------------
+
+
+def _log_normal(value: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    return -0.5 * ((value - mean) / log_scale.exp()) ** 2 - log_scale - 0.5 * math.log(2 * math.pi)
+
+
+def _draw(values: Mapping[str, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return z and log_q, (N,), from noise (N, 1) for a Gaussian and (N, 2 + L) for a hierarchy."""
+    if "mean" in values:
+        z = values["mean"] + values["log_scale"].exp() * noise[:, 0]
+        return z, _log_normal(z, values["mean"], values["log_scale"])
+    mean, log_scale = values["mixing_mean"], values["mixing_log_scale"]
+    psi_0 = mean + log_scale.exp() * noise[:, 0]
+    z = values["slope"] * psi_0 + values["offset"] + values["log_scale"].exp() * noise[:, 1]
+    tau_mean, tau_log_scale = mean, log_scale
+    if "reverse_slope" in values:
+        tau_mean = values["reverse_slope"] * z + values["reverse_offset"]
+        tau_log_scale = values["reverse_log_scale"]
+    inner = [tau_mean + tau_log_scale.exp() * noise[:, column] for column in range(2, noise.shape[1])]
+    log_r = [
+        _log_normal(psi, mean, log_scale)
+        + _log_normal(z, values["slope"] * psi + values["offset"], values["log_scale"])
+        - _log_normal(psi, tau_mean, tau_log_scale)
+        for psi in [psi_0, *inner]
+    ]
+    return z, log_mean_exp(torch.stack(log_r))
+
+
+def _log_weight(values: Mapping[str, Tensor], noise: Tensor, beta: float) -> Tensor:
+    z, log_q = _draw(values, noise)
+    zero = torch.zeros(())
+    log_likelihood = _log_normal(torch.tensor(IMAGE), 0.9 * z + 0.1, torch.tensor(0.7).log())
+    return log_likelihood + beta * (_log_normal(z, zero, zero) - log_q)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A bound with the exact expectation of its value for independent weights."""
+
+    kind: str
+    k: int
+    argument: float = 0.0
+
+    @property
+    def function(self) -> Bound:
+        """The library's bound."""
+        choices: dict[str, Bound] = {
+            "elbo": bounds.elbo,
+            "iwae": bounds.iwae,
+            "miwae": lambda log_w: bounds.miwae(log_w, int(self.argument)),
+            "ciwae": lambda log_w: bounds.ciwae(log_w, self.argument),
+            "renyi": lambda log_w: bounds.renyi(log_w, self.argument),
+        }
+        return choices[self.kind]
+
+    def expectation(self, log_w: Tensor, probability: Tensor) -> Tensor:
+        """Return the bound's expectation from the law of one log weight, given at quadrature nodes."""
+        elbo = (probability * log_w).sum()
+        if self.kind == "elbo":
+            return elbo
+        if self.kind == "miwae":
+            return expected_iwae(log_w, probability, self.k // int(self.argument))
+        if self.kind == "renyi":
+            power = 1 - self.argument
+            return expected_iwae(power * log_w, probability, self.k) / power
+        beta = self.argument
+        return beta * elbo + (1 - beta) * expected_iwae(log_w, probability, self.k)
+
+
+NODES = {1: 1001, 2: 81, 3: 33}
+"""Quadrature nodes per dimension of the noise of one sample."""
+
+
+def exact_bound(values: Mapping[str, float], bound: Named, inner_k: int = 0, beta: float = 1.0) -> float:
+    """Return the expectation of ``bound`` by quadrature, from formulas alone."""
+    dims = 1 if "mean" in values else 2 + inner_k
+    nodes, probability = normal_nodes(dims, NODES[dims])
+    tensors = {key: torch.tensor(value) for key, value in values.items()}
+    return bound.expectation(_log_weight(tensors, nodes, beta), probability).item()
+
+
+def exact_gradient(values: Mapping[str, float], bound: Named, inner_k: int = 0, beta: float = 1.0) -> dict[str, float]:
+    """Return central differences of :func:`exact_bound` in every parameter; computed once for each question."""
+    return _exact_gradient(tuple(values.items()), bound, inner_k, beta)
+
+
+@cache
+def _exact_gradient(items: tuple[tuple[str, float], ...], bound: Named, inner_k: int, beta: float) -> dict[str, float]:
+    values, step, gradient = dict(items), 1e-3, {}
+    for key, value in items:
+        above, below = ({**values, key: value + shift} for shift in (step, -step))
+        difference = exact_bound(above, bound, inner_k, beta) - exact_bound(below, bound, inner_k, beta)
+        gradient[key] = difference / (2 * step)
+    return gradient

@@ -1,0 +1,715 @@
+"""Adversarial variational Bayes: the discriminator finds the log-ratio, and nothing takes it for a bound."""
+
+import copy
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scalar import GAUSSIAN, IMAGE, Named, exact_gradient
+from scalar import model as scalar_model
+from test_finite_state import LIKELIHOOD, PRIOR, Scripted
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, kl_divergence
+from toys import ConstantDecoder, Mean, linear_gaussian, one_image
+
+from vaebench import bounds, experiment, noise
+from vaebench.config import Config, compose, run_folder
+from vaebench.distributions import DiagonalNormal
+from vaebench.encoders import AdversarialEncoder, Direction, Encoder
+from vaebench.errors import UserError
+from vaebench.evaluation import log_likelihood, log_likelihoods
+from vaebench.experiment.losses import BoundLoss, PlayerLoss
+from vaebench.gradients import GradientEstimator, is_curved
+from vaebench.model import GenerativeModel, StandardNormalPrior
+from vaebench.nets import MLP, AdditiveMLP
+from vaebench.nets.adversarial import BasisSampler, LogRatio, NoiseFedSampler, RatioNetwork, Sampler
+from vaebench.objective import Objective, evidence, weigh
+from vaebench.records import RunFolder, read_metrics, read_results
+from vaebench.training.checkpoint import Checkpoints
+from vaebench.training.update import Settings, Update
+
+SETTINGS = Settings(k=1, inner_k=0, beta=1.0)
+
+
+def train_discriminator(
+    encoder: AdversarialEncoder, x: Tensor, steps: int, lr: float, *, sgd: bool = False, momentum: float = 0.0
+) -> float:
+    """Let the encoder's player play alone, through the real losses and updates; return its last loss."""
+    player = encoder.players()["discriminator"]
+    optimizer = (
+        torch.optim.SGD(player.parameters, lr, momentum=momentum) if sgd else torch.optim.Adam(player.parameters, lr)
+    )
+    # Down to nothing at the end, so that what is left of the sampling noise averages out.
+    rate = (lambda epoch: lr) if sgd else (lambda epoch: lr * (1 - epoch) ** 2)
+    update = Update("discriminator", PlayerLoss(player), optimizer, rate)
+    loss = torch.nan
+    for step in range(steps):
+        loss = update.step(x, SETTINGS, step / steps, with_norm=False).value.item()
+    return loss
+
+
+class Affine(Sampler):
+    """z = A x + a + L epsilon: q(z|x) = N(A x + a, L L')."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, factor: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.factor = nn.Parameter(factor)
+
+    def condition(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + self.bias
+
+    def forward(self, conditioned: Tensor, k: int) -> Tensor:
+        return conditioned + noise.standard_normal((k, *conditioned.shape), conditioned) @ self.factor.T
+
+    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
+        return conditioned, self.factor.square().sum(-1).expand_as(conditioned)
+
+
+class Quadratic(LogRatio):
+    """T(z) = z' A z + b' z + c, whatever x."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.square = nn.Parameter(torch.zeros(dim, dim))
+        self.slope, self.offset = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(()))
+
+    def forward(self, z: Tensor, conditioned: Tensor) -> Tensor:
+        del conditioned
+        return ((z @ self.square) * z).sum(-1) + z @ self.slope + self.offset
+
+
+# A finite state space: everything by enumeration ----------------------------------------------------------
+
+Q = (0.61, 0.39)
+T_STAR = (0.7096764825, -0.5849336055)
+DUAL_LOSS = 1.2877233595
+
+
+class States(Sampler):
+    """z = 0 and 1 exactly as often as ``probabilities`` say, over 100 images."""
+
+    def __init__(self, probabilities: tuple[float, float]) -> None:
+        super().__init__()
+        self.ones = round(100 * probabilities[1])
+
+    def condition(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, conditioned: Tensor, k: int) -> Tensor:
+        states = (torch.arange(len(conditioned)) < self.ones).to(conditioned.dtype)
+        return states.view(1, -1, 1).expand(k, -1, -1)
+
+    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("no contrast here")
+
+
+class StatePrior(nn.Module):
+    def __init__(self, probabilities: tuple[float, float] = PRIOR) -> None:
+        super().__init__()
+        self.probabilities = probabilities
+
+    def forward(self) -> Scripted:
+        return _AsOftenAsProbable(torch.tensor(self.probabilities), [])
+
+
+class _AsOftenAsProbable(Scripted):
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        sampler = States(tuple(self.probabilities.tolist()))  # pyright: ignore[reportArgumentType]
+        return sampler(torch.zeros(sample_shape[-1], 1), sample_shape[0])
+
+
+class Table(LogRatio):
+    """T(z) as one number for each state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(2))
+
+    def forward(self, z: Tensor, conditioned: Tensor) -> Tensor:
+        del conditioned
+        return self.values[z.squeeze(-1).long()]
+
+
+@pytest.fixture
+def states() -> tuple[AdversarialEncoder, Table]:
+    """An encoder over two states with a discriminator at its optimum, found by the player."""
+    table = Table()
+    encoder = AdversarialEncoder(States(Q), table, StatePrior())
+    train_discriminator(encoder, torch.ones(100, 1), 600, 4.0, sgd=True)
+    return encoder, table
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_log_ratio_of_finitely_many_states(states: tuple[AdversarialEncoder, Table]):
+    encoder, table = states
+    assert table.values.tolist() == pytest.approx([math.log(q / p) for q, p in zip(Q, PRIOR, strict=True)], abs=1e-10)
+    assert table.values.tolist() == pytest.approx(T_STAR, abs=1e-7)
+    scored = encoder.discriminator_loss(torch.ones(100, 1))
+    assert scored.loss.item() == pytest.approx(DUAL_LOSS, abs=1e-9)
+    assert scored.metrics["accuracy"].item() == pytest.approx((0.61 + 0.7) / 2)
+    assert scored.metrics["ratio_max"].item() == pytest.approx(T_STAR[0], abs=1e-7)
+    assert scored.metrics["ratio_min"].item() == pytest.approx(T_STAR[1], abs=1e-7)
+
+
+@pytest.mark.usefixtures("float64")
+def test_with_the_true_log_ratio_the_bound_is_the_elbo(states: tuple[AdversarialEncoder, Table]):
+    class Likelihood(nn.Module):
+        def forward(self, z: Tensor) -> Scripted:
+            one = torch.tensor(LIKELIHOOD)[z.long().squeeze(-1)]
+            return Scripted(torch.stack([1 - one, one], -1), [])
+
+    drawn = evidence(GenerativeModel(StatePrior(), Likelihood()), states[0], torch.ones(100, 1), 1)
+    assert drawn.log_weights().mean().item() == pytest.approx(-2.3895286242, abs=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+def test_control_swapped_labels_are_caught():
+    """Telling p(z) from q instead gives the negative of the log-ratio, and a table that fits it has a larger loss."""
+    table = Table()
+    swapped = AdversarialEncoder(States(PRIOR), table, StatePrior(Q))
+    train_discriminator(swapped, torch.ones(100, 1), 600, 4.0, sgd=True)
+    assert table.values.tolist() == pytest.approx([-t for t in T_STAR], abs=1e-7)
+    right = AdversarialEncoder(States(Q), table, StatePrior())
+    assert right.discriminator_loss(torch.ones(100, 1)).loss.item() > DUAL_LOSS + 0.3
+
+
+# Gaussians ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_discriminator_reaches_the_kl_divergence_of_gaussians():
+    """q = N(m, C) against N(0, I): E_q T* = KL, and T* itself is a known quadratic."""
+    mean, factor = torch.tensor([0.3, -0.4]), torch.tensor([[0.8, 0.0], [0.3, 1.1]])
+    q, prior = MultivariateNormal(mean, factor @ factor.T), MultivariateNormal(torch.zeros(2), torch.eye(2))
+    ratio = Quadratic(2)
+    encoder = AdversarialEncoder(Affine(torch.zeros(2, 3), mean, factor), ratio, StandardNormalPrior(2))
+    train_discriminator(encoder, torch.zeros(4000, 3), 600, 0.05)
+    z = q.sample((100_000,))
+    with torch.no_grad():
+        found, truth = ratio(z, z), q.log_prob(z) - prior.log_prob(z)
+    assert (found - truth).square().mean().sqrt() < 0.05
+    assert found.mean().item() == pytest.approx(kl_divergence(q, prior).item(), abs=0.02)
+    drawn = encoder.draw(torch.zeros(500, 3), 4)
+    with torch.no_grad():
+        assert (drawn.log_q - q.log_prob(drawn.z)).abs().mean() < 0.05
+
+
+SEEING = dict.fromkeys((True, False))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("sees_x", [True, False], ids=["sees x", "control: blind to x"])
+def test_the_discriminator_has_to_see_x(sees_x: bool):
+    """q(z|x) = N(x, .5^2) for x = -1, 1: without x, only the KL divergence of the mixture can be found."""
+
+    class Blind(RatioNetwork):
+        def condition(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().condition(torch.zeros_like(x))
+
+    ratio = (RatioNetwork if sees_x else Blind)(1, 1, [24, 24], "elu", quadratic=True)
+    sampler = Affine(torch.ones(1, 1), torch.zeros(1), torch.tensor([[0.5]]))
+    encoder = AdversarialEncoder(sampler, ratio, StandardNormalPrior(1))
+    train_discriminator(encoder, torch.tensor([-1.0, 1.0]).repeat(100).unsqueeze(-1), 400, 1e-2)
+    x = torch.tensor([-1.0, 1.0]).repeat(5000).unsqueeze(-1)
+    with torch.no_grad():
+        drawn = encoder.draw(x, 1)
+        kl = (drawn.log_q - StandardNormalPrior(1)().log_prob(drawn.z)).mean().item()
+    truth = math.log(2) - 0.5 + 0.5 * (0.25 + 1)
+    assert (abs(kl - truth) < 0.06) is sees_x
+    assert sees_x or kl < truth - 0.4
+
+
+# Adaptive contrast ----------------------------------------------------------------------------------------
+
+
+def contrasted(scale: float = 0.7, ratio: LogRatio | None = None) -> AdversarialEncoder:
+    """An encoder under adaptive contrast whose q(z|x) is the diagonal Gaussian r(z|x), but for the floor."""
+    sampler = Affine(torch.tensor([[0.5, 0.1, 0.0], [0.0, -0.3, 0.2]]), torch.tensor([0.1, 0.2]), scale * torch.eye(2))
+    return AdversarialEncoder(sampler, ratio or Quadratic(2), None)
+
+
+@pytest.mark.usefixtures("float64")
+def test_against_q_itself_the_log_ratio_is_zero_and_the_bound_the_elbo():
+    model, x, encoder = linear_gaussian(), one_image(4000), contrasted()
+    drawn = encoder.draw(x, 1)
+    mean = encoder.sampler.condition(x)
+    r = DiagonalNormal(mean, torch.full_like(mean, (0.49 + 1e-4) ** 0.5))
+    assert (drawn.log_q - r.log_prob(drawn.z)).abs().max() < 1e-12
+    elbo = sum(model.log_joint(x, drawn.z)) - r.log_prob(drawn.z)
+    assert (weigh(model, x, drawn).log_weights() - elbo).abs().max() < 1e-12
+    # T = 0 is where the player wants to stay.
+    train_discriminator(encoder, x, 300, 0.02)
+    with torch.no_grad():
+        assert (encoder.draw(x, 1).log_q - drawn.log_q.mean()).mean().abs() < 0.06
+        assert encoder.discriminator_loss(x).loss.item() == pytest.approx(2 * math.log(2), abs=5e-3)
+
+
+@pytest.mark.usefixtures("float64")
+def test_one_scale_standardises_and_scores():
+    """Where z has all but collapsed, log Var in place of log (Var + 1e-4) would be off by nats."""
+    encoder, x = contrasted(scale=1e-3), torch.zeros(1, 3)
+    seen = []
+    encoder.discriminator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    drawn = encoder.draw(x, 3)
+    std = (1e-6 + 1e-4) ** 0.5
+    standardised = (drawn.z - encoder.sampler.condition(x)) / std
+    assert torch.allclose(seen[0], standardised)
+    expected = -0.5 * standardised.square().sum(-1) - 2 * math.log(std) - math.log(2 * math.pi)
+    assert torch.allclose(drawn.log_q, expected)
+    assert (drawn.log_q - (expected - 2 * math.log(1e-3 / std))).abs().min() > 4
+
+
+@pytest.mark.usefixtures("float64")
+def test_with_a_trained_ratio_log_q_is_the_log_density_whatever_the_contrast():
+    """q with correlated coordinates: r is a diagonal Gaussian, T makes up for the difference."""
+    factor = torch.tensor([[0.6, 0.0], [0.5, 0.4]])
+    encoder = AdversarialEncoder(Affine(torch.zeros(2, 3), torch.tensor([0.3, -0.2]), factor), Quadratic(2), None)
+    q = MultivariateNormal(torch.tensor([0.3, -0.2]), factor @ factor.T)
+    x = torch.zeros(4000, 3)
+    with torch.no_grad():
+        before = encoder.draw(x, 1)
+    train_discriminator(encoder, x, 600, 0.05)
+    with torch.no_grad():
+        after = encoder.draw(x, 1)
+    assert (after.log_q - q.log_prob(after.z)).square().mean().sqrt() < 0.06
+    assert (before.log_q - q.log_prob(before.z)).square().mean().sqrt() > 0.5
+
+
+def basis_sampler(bank: int = 128, dim: int = 2) -> BasisSampler:
+    return BasisSampler(MLP(3, [8], "tanh"), dim, noise_dim=4, count=3, hidden=[6, 6], bank=bank)
+
+
+def noise_fed_sampler(dim: int = 2, moment_draws: int = 128) -> NoiseFedSampler:
+    return NoiseFedSampler(AdditiveMLP(3, 4, [8, 8], "tanh"), 4, dim, moment_draws)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("make", [lambda: basis_sampler(bank=100_000), lambda: noise_fed_sampler(moment_draws=100_000)])
+def test_moments_are_those_of_the_draws(make: Callable[[], Sampler]):
+    with torch.no_grad():
+        sampler, x = make(), torch.randn(2, 3)
+        conditioned = sampler.condition(x)
+        mean, variance = sampler.moments(conditioned)
+        z = sampler(conditioned, 100_000)
+    error = z.std(0) * (2 / 100_000) ** 0.5
+    assert ((z.mean(0) - mean).abs() < 4.5 * error).all()
+    assert torch.allclose(z.var(0), variance, rtol=0.05)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_moments_over_the_bank_are_exact_for_its_noise():
+    """Every combination of the bank's rows, one for each basis function, is a draw; their moments are exact."""
+    with torch.no_grad():
+        sampler, x = basis_sampler(bank=5), torch.randn(2, 3)
+        conditioned = sampler.condition(x)
+        values = sampler.basis(sampler.bank.expand(3, -1, -1))  # (M, N, D)
+        rows = torch.cartesian_prod(*[torch.arange(5)] * 3)
+        sums = torch.stack([values[i, rows[:, i]] for i in range(3)], 1)  # (125, M, D)
+        z = conditioned.offset + (conditioned.coefficients * sums.unsqueeze(1)).sum(-2)
+        mean, variance = sampler.moments(conditioned)
+    assert torch.allclose(z.mean(0), mean)
+    assert torch.allclose(z.var(0, correction=0), variance)
+
+
+# Gradients ------------------------------------------------------------------------------------------------
+
+
+def networks(adaptive_contrast: bool, dim: int = 2) -> AdversarialEncoder:
+    """The encoder as it is built for a run, in small."""
+    ratio = RatioNetwork(3, dim, [8, 8], "elu", quadratic=not adaptive_contrast)
+    sampler = basis_sampler(dim=dim) if adaptive_contrast else noise_fed_sampler(dim, 32)
+    return AdversarialEncoder(sampler, ratio, None if adaptive_contrast else StandardNormalPrior(dim))
+
+
+BOTH = pytest.mark.parametrize("adaptive_contrast", [False, True], ids=["avb", "avb_ac"])
+
+
+@pytest.mark.usefixtures("float64")
+@BOTH
+def test_each_loss_moves_its_own_parameters_and_no_others(adaptive_contrast: bool):
+    encoder, model, x = networks(adaptive_contrast), linear_gaussian(), torch.randn(5, 3)
+    BoundLoss(Objective(bounds.elbo), model, encoder)(x, SETTINGS).value.backward()
+    assert all(p.grad is None for p in encoder.discriminator.parameters())
+    for name, parameter in [*encoder.sampler.named_parameters(), *model.named_parameters()]:
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    encoder.zero_grad()
+    model.zero_grad()
+    player = encoder.players()["discriminator"]
+    PlayerLoss(player)(x, SETTINGS).value.backward()
+    assert {id(p) for p in player.parameters} == {id(p) for p in encoder.discriminator.parameters()}
+    assert all(p.grad is None for p in [*encoder.sampler.parameters(), *model.parameters()])
+    for name, parameter in encoder.discriminator.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.usefixtures("float64")
+@BOTH
+def test_the_main_gradient_runs_through_z_into_the_discriminator(adaptive_contrast: bool):
+    """d log_q / d phi = (d (log r + T) / dz) dz / dphi, with r and T constant functions of z."""
+    encoder, x = networks(adaptive_contrast), torch.randn(4, 3)
+    bias = dict(encoder.sampler.named_parameters())["offset.bias" if adaptive_contrast else "head.bias"]
+    drawn = encoder.draw(x, 2)
+    (found,) = torch.autograd.grad(drawn.log_q.sum(), bias)
+    z = drawn.z.detach().requires_grad_()
+    seen = encoder.discriminator.condition(x)
+    if adaptive_contrast:
+        r = encoder.encode(x).contrast
+        log_q = r.log_prob(z) + encoder.discriminator((z - r.mean) / r.stddev, seen)
+    else:
+        log_q = StandardNormalPrior(2)().log_prob(z) + encoder.discriminator(z, seen)
+    assert torch.allclose(log_q, drawn.log_q)
+    # dz / d(bias) is the identity.
+    (slope,) = torch.autograd.grad(log_q.sum(), z)
+    assert torch.allclose(found, slope.sum((0, 1)))
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_learned_prior_gets_its_gradient_and_the_ratio_cancels_none_of_it():
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.tensor([0.4, -0.3]))
+
+        def forward(self) -> DiagonalNormal:
+            return DiagonalNormal(self.shift, torch.ones(2))
+
+    prior = Shifted()
+    encoder = AdversarialEncoder(noise_fed_sampler(), Quadratic(2), prior)
+    assert not any(p is prior.shift for p in encoder.parameters())
+    model, x = GenerativeModel(prior, ConstantDecoder(torch.zeros(3))), torch.zeros(6, 3)
+    torch.manual_seed(3)
+    evidence(model, encoder, x, 2).log_weights().sum().backward()
+    torch.manual_seed(3)
+    z = encoder.draw(x, 2).z.detach()
+    # d log N(z; shift, I) / d shift
+    assert torch.allclose(prior.shift.grad, (z - prior.shift.detach()).sum((0, 1)))  # pyright: ignore
+
+
+class Replicates(Sampler):
+    """z = mean + exp(log_scale) epsilon, each row of the parameters, (B, 1), an independent replicate."""
+
+    def __init__(self, replicates: int) -> None:
+        super().__init__()
+        self.mean, self.log_scale = (
+            nn.Parameter(torch.full((replicates, 1), GAUSSIAN[key])) for key in ("mean", "log_scale")
+        )
+
+    def condition(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, conditioned: Tensor, k: int) -> Tensor:
+        epsilon = noise.standard_normal((k, *conditioned.shape), conditioned)
+        return self.mean + self.log_scale.exp() * epsilon
+
+    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("no contrast here")
+
+
+class TrueRatio(LogRatio):
+    """T* = log q(z) - log p(z) for the present q, without parameters."""
+
+    def forward(self, z: Tensor, conditioned: Tensor) -> Tensor:
+        del conditioned
+        q = DiagonalNormal(torch.tensor([GAUSSIAN["mean"]]), torch.tensor([GAUSSIAN["log_scale"]]).exp())
+        return q.log_prob(z) - StandardNormalPrior(1)().log_prob(z)
+
+
+REPLICATES = 40_000
+
+
+def gradient_errors(bound: Named, gradient: GradientEstimator) -> float:
+    """Return the largest distance of the mean gradient from the exact one, in standard errors."""
+    sampler = Replicates(REPLICATES)
+    encoder = AdversarialEncoder(sampler, TrueRatio(), StandardNormalPrior(1))
+    x = torch.full((REPLICATES, 1), IMAGE)
+    value, _ = Objective(bound.function, gradient)(scalar_model(), encoder, x, bound.k)
+    value.sum().backward()
+    truth = exact_gradient(GAUSSIAN, bound)
+    found = {"mean": sampler.mean.grad, "log_scale": sampler.log_scale.grad}
+    return max(abs(Mean.of(found[key]).errors_above(truth[key])) for key in truth)  # pyright: ignore
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("gradient", [GradientEstimator.REPARAM, GradientEstimator.STL])
+def test_with_the_true_ratio_the_gradient_is_that_of_the_elbo(gradient: GradientEstimator):
+    """E_q dT*/dphi = 0: nothing is missing."""
+    assert gradient_errors(Named("elbo", 2), gradient) < 4.5
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_bound_of_several_samples_needs_dreg():
+    """There dT*/dphi does not average out; with T a constant function, DReG alone is unbiased."""
+    assert gradient_errors(Named("iwae", 5), GradientEstimator.DREG) < 4.5
+    assert gradient_errors(Named("iwae", 5), GradientEstimator.REPARAM) > 40
+
+
+def test_which_bounds_are_curved():
+    assert not is_curved(bounds.elbo, 5)
+    assert not is_curved(bounds.iwae, 1)
+    assert is_curved(bounds.iwae, 5)
+
+
+# Proposals ------------------------------------------------------------------------------------------------
+
+
+def shifted(encoder: AdversarialEncoder) -> AdversarialEncoder:
+    """Spread q so that its Gaussian covers the linear-Gaussian model's posterior."""
+    with torch.no_grad():
+        for parameter in encoder.sampler.parameters():
+            parameter *= 1.6
+    return encoder
+
+
+@pytest.mark.usefixtures("float64")
+@BOTH
+def test_the_proposal_keeps_the_contract(adaptive_contrast: bool):
+    model, x = linear_gaussian(), one_image(20_000)
+    torch.manual_seed(4)
+    encoder = shifted(networks(adaptive_contrast))
+    proposal = encoder.proposal()
+    assert (encoder.direction, proposal.direction) == (Direction.ESTIMATE, Direction.EXACT)
+    for k in (1, 3):
+        with torch.no_grad():
+            weights = (evidence(model, proposal, x, k).log_weights() - model.log_evidence(x)).exp().mean(0)
+        mean = Mean.of(weights)
+        assert mean.stderr < 0.02
+        assert abs(mean.errors_above(1)) < 4
+    # Control: the encoder's own weights, by a ratio that is off by half a nat.
+    with torch.no_grad():
+        encoder.discriminator.x_term.bias += 0.5  # pyright: ignore
+        own = Mean.of((evidence(model, encoder, x, 1).log_weights() - model.log_evidence(x)).exp())
+    assert abs(own.errors_above(1)) > 20
+
+
+@pytest.mark.usefixtures("float64")
+@BOTH
+def test_a_seeded_estimate_depends_on_no_batch(adaptive_contrast: bool):
+    """Also where the moments come from draws of their own; these are not the draws that are weighed."""
+    model, encoder, x = linear_gaussian(), shifted(networks(adaptive_contrast)).proposal(), torch.randn(7, 3)
+    values = []
+    for batch, chunk in ((7, 6), (3, 4)):
+        parts = log_likelihoods(model, encoder, lambda rows: rows, x, k=6, seed=5, batch=batch, chunk=chunk)
+        values.append(torch.cat([value for _, value in parts]))
+    assert torch.allclose(values[0], values[1], atol=1e-12)
+    assert not torch.allclose(values[0], log_likelihood(model, encoder, x, 6, seed=6))
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_streamed_estimate_is_unbiased_where_moments_are_drawn():
+    """Moments from the very draws that are weighed would bias it: with few of them, visibly."""
+    torch.manual_seed(4)
+    sampler = noise_fed_sampler(moment_draws=8)
+    encoder = shifted(AdversarialEncoder(sampler, Quadratic(2), StandardNormalPrior(2)))
+    model, x = linear_gaussian(), one_image(40_000)
+    estimates = log_likelihood(model, encoder.proposal(), x, k=2, seed=3)
+    mean = Mean.of((estimates - model.log_evidence(x)).exp())
+    assert mean.stderr < 0.02
+    assert abs(mean.errors_above(1)) < 4
+
+
+def test_every_other_encoder_is_its_own_proposal():
+    class Plain(Encoder):
+        direction = Direction.EXACT
+        encode = sample = None  # pyright: ignore
+
+    plain = Plain()
+    assert plain.proposal() is plain
+
+
+# Numbers --------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_bf16_networks_give_float32_latents_and_ratios(adaptive_contrast: bool):
+    encoder, x = networks(adaptive_contrast), torch.randn(5, 3)
+    torch.manual_seed(1)
+    exact = encoder.draw(x, 3)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = encoder.draw(x, 3)
+        loss = encoder.discriminator_loss(x).loss
+    assert rough.z.dtype == rough.log_q.dtype == loss.dtype == torch.float32
+    # Not on the grid of bf16.
+    assert not torch.equal(rough.z, rough.z.bfloat16().float())
+    assert (rough.log_q - exact.log_q).abs().max() < 0.5
+
+
+def test_a_runaway_ratio_stays_finite_and_keeps_its_slope():
+    ratio = RatioNetwork(3, 2, [8], "elu", quadratic=False)
+    z = torch.full((1, 1, 2), 1e15, requires_grad=True)
+    with torch.no_grad():
+        for parameter in ratio.parameters():
+            parameter.abs_()
+    value = ratio(z, ratio.condition(torch.zeros(1, 3)))
+    (slope,) = torch.autograd.grad(value.sum(), z)
+    assert value.isfinite().all()
+    assert value.abs().item() < 1e4
+    assert slope.abs().max() > 0
+    small = torch.linspace(-10, 10, 21)
+    assert (100 * torch.asinh(small / 100) - small).abs().max() < 0.02
+
+
+@BOTH
+def test_the_ratio_starts_small(adaptive_contrast: bool):
+    encoder, x = networks(adaptive_contrast, dim=16), torch.rand(50, 3)
+    scored = encoder.discriminator_loss(x)
+    learned = scored.metrics["ratio_max"] - scored.metrics["ratio_min"]
+    assert learned < (6 if adaptive_contrast else 25)
+    assert set(scored.metrics) == {"accuracy", "ratio", "ratio_min", "ratio_max"}
+
+
+def test_a_copy_of_model_and_encoder_uses_the_copied_prior():
+    """Averaged weights are such a copy."""
+    prior = StandardNormalPrior(2)
+    pair = nn.ModuleDict({"prior": prior, "encoder": AdversarialEncoder(noise_fed_sampler(), Quadratic(2), prior)})
+    copied = copy.deepcopy(pair)
+    assert copied["encoder"]._borrowed[0] is copied["prior"]  # pyright: ignore
+    assert copied["prior"] is not prior
+
+
+# Runs -----------------------------------------------------------------------------------------------------
+
+SMALL = [
+    "latent_dim=3",
+    "decoder.hidden=[8]",
+    "encoder.discriminator_hidden=[8]",
+    "encoder.noise_dim=4",
+    "trainer.epochs=2",
+    "trainer.batch_size=1000",
+    "trainer.log_every=1",
+    "trainer.validation_k=2",
+    "trainer.image_every=0",
+    "trainer.ema=0.9",
+    "trainer.progress=false",
+    "trainer.threads=1",
+    "estimator.k=3",
+    "device=cpu",
+]
+OF_FAMILY = {"avb": [], "avb_ac": ["encoder.basis_count=2", "encoder.basis_hidden=[4]"]}
+FAMILY = pytest.mark.parametrize("family", OF_FAMILY)
+
+
+@pytest.fixture
+def configure(tmp_path: Path, default_data_dir: Path) -> Callable[..., Config]:
+    def make(family: str, *overrides: str, folder: str = "runs") -> Config:
+        own = [f"encoder={family}", *SMALL, *OF_FAMILY[family], *overrides]
+        return compose([*own, f"output_dir={tmp_path / folder}", f"data_dir={default_data_dir}"])
+
+    return make
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return Checkpoints(folder / "checkpoints").load().state
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one if key != "seconds")
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@FAMILY
+def test_what_a_run_says(family: str, configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]):
+    """The estimate is called one; the likelihood is a bound, by a proposal that is named; both can be had."""
+    folder = experiment.train(configure(family, "trainer.kl_warmup=1"))
+    shown = capsys.readouterr().out
+    assert "log q(z|x) by a learned estimate" in shown
+    assert "likelihoods by GaussianEncoder, log q(z|x) exact" in shown
+    assert "test log p(x) >= -" in shown
+    assert "proposal=GaussianEncoder" in shown
+    lines = read_metrics(RunFolder(folder))
+    keys = {key for line in lines for key in line}
+    assert {"train/bound_estimate", "train/kl_estimate", "train/objective_estimate"} <= keys
+    assert {"discriminator/accuracy", "discriminator/ratio_min", "discriminator/ratio_max"} <= keys
+    assert not {"train/bound", "train/kl", "train/objective"} & keys
+    experiment.evaluate(folder, ["estimator.proposal=own"])
+    shown = capsys.readouterr().out
+    assert "test log p(x) ~ -" in shown
+    assert "(estimate, IWAE, k=3, proposal=AdversarialEncoder" in shown
+    assert [record.direction for record in read_results(RunFolder(folder))] == ["lower_bound", "estimate"]
+
+
+@FAMILY
+def test_a_resumed_run_is_bitwise_the_same(
+    family: str, configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+):
+    """Stopped between two optimisers' steps; both optimisers' states and every generator are in the checkpoint."""
+    overrides = ["encoder.discriminator_steps=2", "encoder.discriminator_lr=3e-3"]
+    whole = experiment.train(configure(family, *overrides))
+    again = experiment.train(configure(family, *overrides, folder="again"))
+    mine = configure(family, *overrides, folder="resumed")
+    taken, step = [0], Update.step
+
+    def counting(self: Update, *args: Any, **kwargs: Any) -> Any:
+        taken[0] += 1
+        if taken[0] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Update, "step", counting)
+        with pytest.raises(SystemExit):
+            experiment.train(mine)
+    assert state(run_folder(mine))["progress"]["step"] == 3
+    resumed = experiment.train(mine)
+    assert same(state(whole), state(again))
+    assert same(state(whole), state(resumed))
+    results = [read_results(RunFolder(folder))[0].mean for folder in (whole, again, resumed)]
+    assert results[0] == results[1] == results[2]
+    optimizers = state(whole)["optimizers"]
+    assert set(optimizers) == {"main", "discriminator"}
+    steps = {name: int(optimizer["state"][0]["step"]) for name, optimizer in optimizers.items()}
+    assert steps == {"main": 8, "discriminator": 16}
+    settings = {name: optimizer["param_groups"][0] for name, optimizer in optimizers.items()}
+    assert (settings["discriminator"]["lr"], tuple(settings["discriminator"]["betas"])) == (3e-3, (0.5, 0.999))
+    assert (settings["main"]["lr"], tuple(settings["main"]["betas"])) == (1e-3, (0.9, 0.999))
+
+
+def test_the_discriminator_follows_the_main_schedule(configure: Callable[..., Config]):
+    settings = ["optimizer.schedule=cosine", "optimizer.final_lr=1e-4", "encoder.discriminator_lr=1e-2"]
+    groups = {
+        name: optimizer["param_groups"][0]["lr"]
+        for name, optimizer in state(experiment.train(configure("avb", *settings)))["optimizers"].items()
+    }
+    assert groups["discriminator"] == pytest.approx(10 * groups["main"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective=iwae", "k=5"], "reparam is biased for encoder=avb.*use objective.gradient=dreg"),
+        (["objective=iwae", "trainer.k_schedule={0:1,1:2}"], "reparam is biased"),
+        (["encoder.discriminator_betas=[0.5]"], "discriminator_betas must be two numbers"),
+        (["encoder.discriminator_betas=[0.5,1.0]"], "discriminator_betas must be two numbers"),
+        (["encoder.discriminator_hidden=[]"], "discriminator_hidden must hold"),
+    ],
+)
+def test_refused(overrides: list[str], message: str, configure: Callable[..., Config]):
+    with pytest.raises(UserError, match=message):
+        experiment.build(configure("avb", *overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["k=3"], ["objective.gradient=stl"], ["objective=iwae"], ["objective=iwae", "k=3", "objective.gradient=dreg"]],
+)
+@FAMILY
+def test_cells_that_train(family: str, overrides: list[str], configure: Callable[..., Config]):
+    built = experiment.build(configure(family, *overrides))
+    loss = BoundLoss(built.objective, built.model, built.encoder)
+    value, metrics = loss(torch.rand(4, 784), Settings(built.config.k, 0, 1.0))
+    value.backward()
+    assert value.isfinite()
+    assert "bound_estimate" in metrics

@@ -1,0 +1,562 @@
+"""The command line: what it prints, its exit codes, and that it never makes a user wait for torch."""
+
+import os
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vaebench
+from vaebench.cli import COMMANDS, main
+from vaebench.cli.flags import TRAIN, parse
+from vaebench.cli.train import Outcomes
+from vaebench.config import Config, compose, run_folder, to_yaml
+from vaebench.errors import RunFailed, UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and no settings from outside."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VAEBENCH_DATA_DIR", raising=False)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    return tmp_path
+
+
+class FakeCore(types.ModuleType):
+    """Stands where the package that needs torch stands, and keeps what it was asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__("fake core")
+        self.trained: list[Config] = []
+        self.commands: list[list[str]] = []
+        self.resumed: list[Path] = []
+        self.evaluated: list[tuple[Path, list[str]]] = []
+        self.failures: dict[int, BaseException] = {}
+
+    def train(self, config: Config) -> Path:
+        self.commands.append(sys.argv)
+        if config.seed in self.failures:
+            raise self.failures[config.seed]
+        self.trained.append(config)
+        return run_folder(config)
+
+    def resume(self, path: Path) -> Path:
+        self.resumed.append(path)
+        return path
+
+    def evaluate(self, path: Path, overrides: list[str]) -> list[Any]:
+        self.evaluated.append((path, overrides))
+        if "broken" in path.parts:
+            raise RunFailed("its checkpoint is truncated")
+        return []
+
+
+@pytest.fixture
+def core(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCore:
+    fake = FakeCore()
+    monkeypatch.setattr("vaebench.cli.core.core", lambda: fake)
+    return fake
+
+
+def make_run(path: Path, *overrides: str) -> Path:
+    """Make what `evaluate` takes for a run folder."""
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(to_yaml(compose(overrides)))
+    return path
+
+
+# Bad input: one short message, exit code 2, nothing written.
+
+REFUSED = {
+    "k=0": "k must be at least 1, not 0",
+    "k=-3": "k must be at least 1, not -3",
+    "k=abc": "k must be a whole number, not 'abc'",
+    "k=1.5": "k must be a whole number, not 1.5",
+    "k=true": "k must be a whole number, not true",
+    "k=null": "k must be a whole number, not null",
+    "+k=3": "k is a setting already: write k=... without the +",
+    "~k": "k is missing",
+    "seed=-1": "seed must be from 0 to 4294967295, not -1",
+    "latent_dim=0": "latent_dim must be at least 1, not 0",
+    "device=gpu": "device must be auto, cpu, cuda or cuda:N, not 'gpu'",
+    "name=5": "name must be a word, not 5",
+    "foo=1": "unknown key foo",
+    "+foo=1": "unknown key foo",
+    "++foo=1": "unknown key foo",
+    "+trainer.foo=1": "unknown key trainer.foo",
+    "+encoder.foo=1": "unknown key encoder.foo",
+    "lr=1": "unknown key lr (did you mean 'optimizer.lr'?)",
+    "epochs=1": "unknown key epochs (did you mean 'trainer.epochs'?)",
+    "trainer.epoch=1": "unknown key trainer.epoch (did you mean 'trainer.epochs'?)",
+    "latentdim=1": "unknown key latentdim (did you mean 'latent_dim'?)",
+    "encoderr=hvm": "unknown key encoderr (did you mean 'encoder'?)",
+    "encoder.inner_k=3": "encoder.inner_k is a setting of encoder=hvm|iwhvi|sivi, not of",
+    "+encoder.inner_k=3": "unknown key encoder.inner_k",
+    "encoder=hmv": "there is no encoder=hmv (did you mean 'hvm'?); choices: gaussian, hvm, iwhvi, sivi",
+    "dataset=mnst": "there is no dataset=mnst (did you mean 'mnist'?)",
+    "dataset=mnist dataset.binarization=dynamc": "did you mean 'dynamic'?",
+    "experiment=iwhvi_paper/mnist_hmv": "did you mean 'iwhvi_paper/mnist_hvm'?",
+    "encoder=null": "a group needs a choice",
+    "~encoder": "encoder needs a choice: `vaebench list encoder` shows them",
+    "encoder.name=hvm": "encoder.name is fixed by the choice: write encoder=hvm",
+    "encoder=hvm,sivi": "encoder=hvm,sivi gives several values: add -m to run each",
+    "hvm": "'hvm' is not a setting: settings are key=value",
+    "k=[1": "cannot read 'k=[1'",
+    "optimizer.lr=-1e-3": "optimizer.lr must be more than 0, not -0.001",
+    "optimizer.lr=0": "optimizer.lr must be more than 0",
+    "optimizer.lr=nan": "optimizer.lr must be a finite number, not nan",
+    "optimizer.lr=inf": "optimizer.lr must be a finite number, not inf",
+    "optimizer.betas=[0.9]": "optimizer.betas must be a list of 2 values",
+    "optimizer.betas=[0.9,1]": "optimizer.betas[1] must be at least 0 and less than 1, not 1.0",
+    "optimizer.schedule=cosin": "not 'cosin' (did you mean 'cosine'?)",
+    "trainer.epochs=0": "trainer.epochs must be at least 1, not 0",
+    "trainer.epochs=2 trainer.validate_every=3": "trainer.validate_every=3 never comes",
+    "trainer.batch_size=0": "trainer.batch_size must be at least 1",
+    "trainer.ema=1": "trainer.ema must be more than 0 and less than 1, not 1.0",
+    "trainer.k_schedule={0:0}": "trainer.k_schedule[0] must be at least 1, not 0",
+    "trainer.k_schedule={a:1}": "a key of trainer.k_schedule must be a whole number, not 'a'",
+    "trainer.k_schedule=5": "trainer.k_schedule must be a map",
+    "trainer.k_schedule={0:1,90:5}": "trainer.k_schedule: epoch 90 never comes in trainer.epochs=50",
+    "trainer.inner_k_schedule={0:1}": "trainer.inner_k_schedule needs a hierarchical encoder",
+    "trainer.progress=1": "trainer.progress must be true or false, not 1",
+    "decoder.hidden=[]": "decoder.hidden must be a list of at least one width",
+    "decoder.hidden=[300,0]": "decoder.hidden[1] must be at least 1, not 0",
+    "decoder.hidden=300": "decoder.hidden must be a list such as [300,300], not 300",
+    "decoder.activation=rely": "not 'rely' (did you mean 'relu'?)",
+    "encoder.hidden=${nothing}": "encoder.hidden: Interpolation key 'nothing' not found",
+    "encoder=hvm encoder.psi_dim=0": "encoder.psi_dim must be more than 0, not 0",
+    "encoder=hvm encoder.psi_dim=x": "encoder.psi_dim must be a whole number, not 'x'",
+    "encoder=hvm encoder.inner_k=-1": "encoder.inner_k must be 0 or more, not -1",
+    "encoder=sivi encoder.share_psi=2": "encoder.share_psi must be true or false, not 2",
+    "estimator.k=0": "estimator.k must be at least 1",
+    "estimator.images=0": "estimator.images must be at least 1",
+    "hydra/launcher=submitit_slurm": "needs a plugin: pip install hydra-submitit-launcher",
+    "hydra/launcher=foo": "there is no hydra/launcher=foo",
+    # Combinations.
+    "objective=hvm encoder=gaussian": "objective=hvm needs a hierarchical encoder: encoder=hvm|iwhvi|sivi",
+    "objective=sivi encoder=hvm": "objective=sivi needs encoder=sivi, not encoder=hvm",
+    "objective=iwhvi encoder=sivi": "objective=iwhvi needs encoder=hvm|iwhvi, not encoder=sivi",
+    "objective=iwhvi encoder=gaussian": "objective=iwhvi needs encoder=hvm|iwhvi, not encoder=gaussian",
+    "objective=hvm encoder.inner_k=3": "objective=hvm is the bound without inner samples",
+    "objective=hvm trainer.inner_k_schedule={0:3}": "objective=hvm is the bound without inner samples",
+    "objective=iwhvi encoder.inner_k=0": "objective=iwhvi needs inner samples",
+    "objective=iwae k=4 objective.gradient=stl": "stl is biased for objective=iwae with k=4: use",
+    "objective=iwae objective.gradient=stl trainer.k_schedule={0:1,9:8}": "with k=8: use",
+    "objective.gradient=dreg": "dreg belongs to the importance-weighted bound",
+    # Flags.
+    "--mutlirun": "unknown flag --mutlirun (did you mean '--multirun'?)",
+    "--cfg": "--cfg needs a value: job, hydra, all",
+    "--cfg jobs": "--cfg must be one of job, hydra, all, not 'jobs'",
+    "-m --cfg job": "--multirun and --cfg exclude each other",
+    "--resolve": "--resolve belongs to --cfg job",
+    "--multirun=3": "--multirun takes no value",
+    "--config-dir nowhere": "--config-dir: there is no folder nowhere",
+    "--config-name nothing": "there is no config file",
+    "--resume": "--resume needs a value",
+    "--resume run k=3": "k=3 cannot go with it",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_refused(words: str, core: FakeCore, folder: Path, capfd: pytest.CaptureFixture[str]):
+    assert main(["train", *words.split()]) == 2
+    out, err = capfd.readouterr()
+    assert REFUSED[words] in err
+    assert err.startswith("vaebench: ")
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in out + err
+    assert not core.trained
+    assert not core.resumed
+    assert not list(folder.iterdir())
+
+
+ACCEPTED = [
+    "encoder=hvm objective=iwae k=16",
+    "optimizer.lr=1",
+    "trainer.k_schedule={0:1,10:5}",
+    "encoder=iwhvi trainer.inner_k_schedule={0:0,25:5}",
+    "objective=iwhvi encoder.inner_k=0 trainer.inner_k_schedule={0:5}",
+    "objective=iwae k=1 objective.gradient=stl",
+    "objective=iwae k=4 objective.gradient=dreg",
+    "objective=elbo k=4 objective.gradient=stl",
+    "device=cuda:1",
+    "++k=3",
+    "trainer.ema=0.999 trainer.clip_norm=10 trainer.patience=5",
+]
+
+
+@pytest.mark.parametrize("words", ACCEPTED)
+def test_accepted(words: str, core: FakeCore, folder: Path):
+    assert main(["train", *words.split()]) == 0
+    assert len(core.trained) == 1
+    # The run folder is the core's to make; hydra must leave nothing behind.
+    assert not list(folder.iterdir())
+
+
+def test_traceback_on_request(core: FakeCore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert main(["train", "k=0"]) == 2
+    err = capfd.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1] == "vaebench: k must be at least 1, not 0"
+
+
+# One run.
+
+
+def test_the_run_s_command_is_recorded(core: FakeCore):
+    before = sys.argv
+    assert main(["train", "k=2", "encoder=hvm"]) == 0
+    assert core.commands == [["vaebench", "train", "k=2", "encoder=hvm"]]
+    assert sys.argv is before
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (
+            UserError("the outputs folder cannot be written"),
+            2,
+            "vaebench: the outputs folder cannot be written",
+        ),
+        (RunFailed("the loss is not finite at step 3"), 1, "vaebench: the loss is not finite at step 3"),
+        (
+            PermissionError(13, "Permission denied", "/outputs/x"),
+            2,
+            "vaebench: /outputs/x: Permission denied",
+        ),
+        (ZeroDivisionError("a defect"), 1, "ZeroDivisionError: a defect"),
+        (KeyboardInterrupt(), 130, "vaebench: interrupted"),
+        (SystemExit(143), 143, ""),
+    ],
+)
+def test_exit_codes_of_a_run(
+    failure: BaseException, code: int, message: str, core: FakeCore, capfd: pytest.CaptureFixture[str]
+):
+    core.failures[0] = failure
+    assert main(["train"]) == code
+    err = capfd.readouterr().err
+    assert message in err
+    # Only a defect of the program shows its traceback.
+    assert ("Traceback" in err) == isinstance(failure, ZeroDivisionError)
+
+
+def test_resume(core: FakeCore):
+    assert main(["train", "--resume", "outputs/run"]) == 0
+    assert core.resumed == [Path("outputs/run")]
+
+
+def test_home_folder_is_spelt_out(core: FakeCore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert main(["train", "data_dir=~/data"]) == 0
+    assert core.trained[0].data_dir == "/home/me/data"
+
+
+def test_data_dir_from_the_environment(core: FakeCore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VAEBENCH_DATA_DIR", "/there")
+    main(["train"])
+    main(["train", "data_dir=/here"])
+    assert [config.data_dir for config in core.trained] == ["/there", "/here"]
+
+
+def test_own_yaml_files(core: FakeCore, folder: Path, capfd: pytest.CaptureFixture[str]):
+    own = folder / "mine" / "encoder"
+    own.mkdir(parents=True)
+    (own / "wide.yaml").write_text("# vaebench train encoder=wide\n# Wider.\ndefaults: [sivi]\nwidth: 3\n")
+    words = ["--config-dir", str(folder / "mine")]
+    assert main(["train", "encoder=wide", "encoder.width=4", *words]) == 0
+    assert core.trained[0].encoder.arguments == {"psi_dim": 32, "share_psi": False, "width": 4}
+    assert main(["train", "encoder=wide", "encoder.width=0", *words]) == 2
+    assert "encoder.width must be more than 0, not 0" in capfd.readouterr().err
+    assert main(["list", "encoder", *words]) == 0
+    assert "    wide      Wider." in capfd.readouterr().out
+    assert main(["train", "--help", *words]) == 0
+    assert "*gaussian hvm iwhvi sivi wide" in capfd.readouterr().out
+
+
+# Sweeps.
+
+
+def test_sweep_runs_every_combination(core: FakeCore, folder: Path):
+    assert main(["train", "k=2,3", "-m", "encoder=gaussian,hvm", "objective=iwae"]) == 0
+    cells = [(config.k, config.encoder.name, config.objective.name) for config in core.trained]
+    assert cells == [(2, "gaussian", "iwae"), (2, "hvm", "iwae"), (3, "gaussian", "iwae"), (3, "hvm", "iwae")]
+    assert core.commands[1] == ["vaebench", "train", "k=2", "encoder=hvm", "objective=iwae"]
+    assert [path.name for path in folder.iterdir()] == ["outputs"]
+    assert [path.name for path in (folder / "outputs").iterdir()] == [".sweeps"]
+
+
+def test_sweep_goes_on_after_a_failure(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    core.failures = {0: RunFailed("the loss is not finite"), 2: ZeroDivisionError("a defect")}
+    assert main(["train", "-m", "seed=range(4)"]) == 1
+    assert [config.seed for config in core.trained] == [1, 3]
+    lines = capfd.readouterr().err.splitlines()
+    assert "vaebench: failed: seed=0: the loss is not finite" in lines
+    assert "vaebench: failed: seed=2: ZeroDivisionError: a defect" in lines
+    assert lines[-1] == "vaebench: 2 of 4 jobs failed; the lines above say which and why"
+
+
+def test_sweep_with_an_impossible_cell(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    assert main(["train", "-m", "objective=hvm", "encoder=gaussian,hvm"]) == 1
+    assert len(core.trained) == 1
+    assert "failed: objective=hvm encoder=gaussian: objective=hvm needs" in capfd.readouterr().err
+
+
+def test_sweep_of_impossible_cells_only(core: FakeCore):
+    assert main(["train", "-m", "objective=hvm", "encoder=gaussian", "k=1,2"]) == 2
+
+
+def test_failure_in_a_launcher_s_worker(
+    core: FakeCore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    # A worker is another process than the one that counts; the launcher has to learn of the failure.
+    monkeypatch.setattr("vaebench.cli.train.Outcomes", lambda: Outcomes(process=-1))
+    assert main(["train", "-m", "k=0,1"]) == 1
+    err = capfd.readouterr().err
+    assert "vaebench: failed: k=0: k must be at least 1, not 0" in err
+    assert err.splitlines()[-1].startswith("vaebench: jobs failed;")
+    assert len(core.trained) == 1
+
+
+@pytest.mark.parametrize("words", ["encoder=gaussian,foo", "k=1,2 foo=1", "k=1,2 lr=3"])
+def test_sweep_is_refused_before_its_first_job(words: str, core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    assert main(["train", "-m", *words.split()]) == 2
+    assert not core.trained
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_signal_stops_a_sweep(stop: BaseException, code: int, core: FakeCore):
+    core.failures[1] = stop
+    assert main(["train", "-m", "seed=0,1,2"]) == code
+    assert [config.seed for config in core.trained] == [0]
+
+
+def test_sweep_into_an_unwritable_folder(core: FakeCore, folder: Path, capfd: pytest.CaptureFixture[str]):
+    (folder / "outputs").write_text("a file, not a folder")
+    assert main(["train", "-m", "k=1,2"]) == 2
+    err = capfd.readouterr().err
+    assert "outputs" in err
+    assert "Traceback" not in err
+
+
+# The other commands.
+
+
+def test_evaluate_one_run(core: FakeCore, folder: Path):
+    run = make_run(folder / "outputs/a")
+    assert main(["evaluate", str(run), "estimator=iwae", "estimator.k=7"]) == 0
+    assert core.evaluated == [(run, ["estimator=iwae", "estimator.k=7"])]
+
+
+def test_evaluate_every_run_below_a_folder(core: FakeCore, folder: Path, capfd: pytest.CaptureFixture[str]):
+    make_run(folder / "sweep/broken/1")
+    make_run(folder / "sweep/k=2/1")
+    assert main(["evaluate", "sweep", "sweep/k=2"]) == 1
+    assert [path for path, _ in core.evaluated] == [Path("sweep/broken/1"), Path("sweep/k=2/1")]
+    err = capfd.readouterr().err.splitlines()
+    assert err[0] == "vaebench: failed: sweep/broken/1: its checkpoint is truncated"
+    assert err[-1].startswith("vaebench: 1 of 2 evaluations failed")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "which run?"),
+        ("nowhere", "nowhere"),
+        (".", "not a run folder"),
+        ("run k=3", "unknown key k (did you mean 'estimator.k'?)"),
+        ("run estimator.k=0", "estimator.k must be at least 1, not 0"),
+        ("run --foo", "unknown flag --foo"),
+    ],
+)
+def test_evaluate_refuses(words: str, message: str, core: FakeCore, folder: Path, capfd: pytest.CaptureFixture[str]):
+    if "run" in words.split():
+        make_run(folder / "run")
+    assert main(["evaluate", *words.split()]) == 2
+    assert message in capfd.readouterr().err
+    assert not core.evaluated
+
+
+def test_list(capfd: pytest.CaptureFixture[str]):
+    assert main(["list"]) == 0
+    out = capfd.readouterr().out
+    for line in ("encoder", "  * gaussian  Diagonal Gaussian", "    hvm       Hierarchical", "experiment"):
+        assert f"\n{line}" in out
+    assert main(["list", "encoder"]) == 0
+    assert capfd.readouterr().out.splitlines()[0] == "encoder"
+    assert main(["list", "encoders"]) == 2
+    assert "there is no group 'encoders' (did you mean 'encoder'?)" in capfd.readouterr().err
+
+
+def test_data(folder: Path, capfd: pytest.CaptureFixture[str]):
+    assert main(["data", f"data_dir={folder}"]) == 0
+    out = capfd.readouterr().out
+    assert f"data_dir: {folder}" in out
+    assert "mnist5k" in out
+    assert main(["data", "mnist5k", f"data_dir={folder}"]) == 0
+    out = capfd.readouterr().out
+    assert out.startswith("mnist5k/dynamic-v1: 4,000/500/500 images, fingerprint ")
+    assert str(folder) in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("mnst", "mnist"),
+        ("mnist5k binarization=foo", "foo"),
+        ("mnist5k seed=x", "seed must be a whole number, not 'x'"),
+        ("mnist5k sed=1", "unknown key sed (did you mean 'seed'?)"),
+        ("split=iwae", "which dataset?"),
+        ("--foo", "unknown flag --foo"),
+        ("mnist --no-download", "dataset=mnist5k"),
+    ],
+)
+def test_data_refuses(words: str, message: str, folder: Path, capfd: pytest.CaptureFixture[str]):
+    assert main(["data", *words.split()]) == 2
+    err = capfd.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+# Help, version, completion.
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_help(words: list[str], capfd: pytest.CaptureFixture[str]):
+    assert main(words) == 0
+    out = capfd.readouterr().out
+    assert all(f"  {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_is_short_and_ends_with_examples(command: str, capfd: pytest.CaptureFixture[str]):
+    assert main([command, "--help"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    examples = lines[lines.index("examples:") + 1 :]
+    assert len(examples) >= 2
+    assert all(line.startswith("  vaebench ") for line in examples)
+    assert main([command, "-h", "k=0"]) == 0
+
+
+def test_version(capfd: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out == f"vaebench {vaebench.__version__}\n"
+
+
+def test_unknown_command(capfd: pytest.CaptureFixture[str]):
+    assert main(["trian"]) == 2
+    assert "there is no command 'trian' (did you mean 'train'?)" in capfd.readouterr().err
+
+
+def test_cfg_job(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    assert main(["train", "--cfg", "job", "k=3"]) == 0
+    assert "\nk: 3\n" in "\n" + capfd.readouterr().out
+    assert main(["train", "decoder=iwae", "--resolve", "--cfg=job"]) == 0
+    assert "trunk: iwae" in capfd.readouterr().out
+    assert not core.trained
+
+
+def test_flags_may_stand_anywhere():
+    parsed = parse(["k=2", "-m", "objective=a,b", "-cd", "x"], TRAIN)
+    assert parsed.as_words() == ["--multirun", "--config-dir=x", "k=2", "objective=a,b"]
+
+
+COMPLETIONS = {
+    "vaebench ": {"train", "evaluate", "list", "data"},
+    "vaebench tr": {"train"},
+    "vaebench train encod": {"encoder="},
+    "vaebench train encoder=": {"encoder=gaussian", "encoder=hvm"},
+    "vaebench train k=2 -m objective=i": {"objective=iwae", "objective=iwhvi"},
+    "vaebench train trainer.ep": {"trainer.epochs="},
+    "vaebench train encoder=hvm encoder.psi": {"encoder.psi_dim="},
+    "vaebench train experiment=iwhvi_paper/mnist_h": {"experiment=iwhvi_paper/mnist_hvm"},
+    "vaebench train --mul": {"--multirun"},
+    "vaebench train --resume o": set(),
+    "vaebench evaluate outputs/run estimator.inn": {"estimator.inner_k="},
+    "vaebench list enc": {"encoder"},
+    "vaebench data mnist5": {"mnist5k"},
+}
+
+
+@pytest.mark.parametrize("line", COMPLETIONS)
+def test_completion(line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    assert main(["-sc", "query=bash"]) == 0
+    offered = set(capfd.readouterr().out.split())
+    assert offered >= COMPLETIONS[line]
+    assert all(word.startswith(line.rpartition(" ")[2]) for word in offered)
+
+
+def test_completion_script(capfd: pytest.CaptureFixture[str]):
+    assert main(["-sc", "install=bash"]) == 0
+    out = capfd.readouterr().out
+    assert out.splitlines()[-1].endswith("hydra_bash_completion vaebench")
+    assert subprocess.run(["bash", "-n"], input=out, text=True).returncode == 0
+
+
+@pytest.mark.parametrize("words", [[], ["install=foo"], ["foo"]])
+def test_completion_refuses(words: list[str], capfd: pytest.CaptureFixture[str]):
+    assert main(["-sc", *words]) == 2
+    assert "install=SHELL" in capfd.readouterr().err
+
+
+NO_TORCH = """
+import sys
+from vaebench.cli import main
+commands = (["--help"], ["--version"], ["train", "--help"], ["train", "--cfg", "job"], ["list"])
+codes = [main(words) for words in commands]
+import vaebench.config
+vaebench.config.compose(["encoder=hvm", "objective=iwae", "k=16"])
+assert codes == [0] * 5, codes
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+main(["-sc", "query=bash"])
+assert "torch" not in sys.modules
+"""
+
+
+def run_python(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own."""
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=os.environ | settings)
+
+
+def test_nothing_waits_for_torch():
+    done = run_python("-c", NO_TORCH, COMP_LINE="vaebench train enc", COMP_POINT="18")
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_m_and_exit_code():
+    done = run_python("-m", "vaebench", "train", "k=0")
+    assert (done.returncode, done.stderr) == (2, "vaebench: k must be at least 1, not 0\n")
+
+
+def test_reader_that_stops_reading():
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m vaebench list | true"],
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def best_of_three(action: Callable[[], Any]) -> float:
+    """Return the shortest of three times, in seconds."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_help_answers_at_once():
+    assert best_of_three(lambda: run_python("-m", "vaebench", "--help")) < 0.5

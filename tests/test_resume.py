@@ -1,0 +1,219 @@
+"""A resumed run is bitwise the run that was never stopped: optimiser, schedules, averages, every generator."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vaebench import experiment, runtime
+from vaebench.config import Config, compose, run_folder
+from vaebench.records import RunFolder, read_metrics, read_results
+from vaebench.training.checkpoint import Checkpoints
+from vaebench.training.update import Update
+
+# 8 steps an epoch; everything that has a state or a schedule is in use.
+OVERRIDES = [
+    "encoder=iwhvi",
+    "objective=iwae",
+    "k=2",
+    "encoder.inner_k=2",
+    "latent_dim=3",
+    "decoder.hidden=[8]",
+    "optimizer.schedule=cosine",
+    "trainer.epochs=4",
+    "trainer.batch_size=512",
+    "trainer.ema=0.9",
+    "trainer.kl_warmup=2",
+    "trainer.k_schedule={0:2,2:3}",
+    "trainer.inner_k_schedule={0:1,3:2}",
+    "trainer.log_every=1",
+    "trainer.validation_k=2",
+    "trainer.image_every=2",
+    "trainer.progress=false",
+    "estimator.k=3",
+    "device=cpu",
+    "trainer.threads=1",
+]
+STEPS = 32
+
+
+@pytest.fixture(autouse=True)
+def _float32(default_data_dir: Path) -> Any:
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(kept)
+
+
+def config(folder: Path, data: Path) -> Config:
+    return compose([*OVERRIDES, f"output_dir={folder}", f"data_dir={data}"])
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return Checkpoints(folder / "checkpoints").load().state
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one if key != "seconds")
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, default_data_dir: Path) -> Path:
+    """The run folder of the uninterrupted run."""
+    torch.set_default_dtype(torch.float32)
+    return experiment.train(config(tmp_path_factory.mktemp("whole"), default_data_dir))
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Do ``act`` when the optimiser takes its ``step``-th step."""
+    taken = [0]
+    original = Update.step
+
+    def counting(self: Update, *args: Any, **kwargs: Any) -> Any:
+        taken[0] += 1
+        if taken[0] == step:
+            act()
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Update, "step", counting)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert same(state(one), state(other))
+    results = [[(r.mean, r.stderr, r.epoch) for r in read_results(RunFolder(path))] for path in (one, other)]
+    assert results[0] == results[1]
+    best = [Checkpoints(path / "checkpoints").load("best").state for path in (one, other)]
+    assert same(best[0], best[1])
+    timing = ("wall", "train/images_per_second")
+    lines = [
+        [{k: v for k, v in line.items() if k not in timing} for line in read_metrics(RunFolder(path))]
+        for path in (one, other)
+    ]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [3, 8, 13, 31])
+def test_after_a_signal(
+    whole: Path,
+    tmp_path: Path,
+    default_data_dir: Path,
+    step: int,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine = config(tmp_path, default_data_dir)
+    with monkeypatch.context() as patch:
+        stop_at(step, patch, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit) as stopped:
+            experiment.train(mine)
+    assert stopped.value.code == 128 + number
+    assert RunFolder(run_folder(mine)).read_status().state == "interrupted"
+    assert state(run_folder(mine))["progress"]["step"] == step
+    assert_same_run(experiment.train(mine), whole)
+
+
+KILLED = """
+import os, signal, sys
+from vaebench import experiment
+from vaebench.config import compose
+from vaebench.training.update import Update
+step, taken = Update.step, [0]
+def counting(self, *args, **kwargs):
+    taken[0] += 1
+    if taken[0] == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+Update.step = counting
+experiment.train(compose(sys.argv[2:]))
+"""
+
+
+def test_after_a_kill_in_the_middle_of_an_epoch(whole: Path, tmp_path: Path, default_data_dir: Path) -> None:
+    mine = config(tmp_path, default_data_dir)
+    overrides = [*OVERRIDES, f"output_dir={tmp_path}", f"data_dir={default_data_dir}"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, "21", *overrides], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    folder = run_folder(mine)
+    assert state(folder)["progress"]["step"] == 16  # the end of the last whole epoch
+    assert RunFolder(folder).read_status().state == "interrupted"
+    assert_same_run(experiment.resume(folder), whole)
+
+
+def test_after_an_interrupted_evaluation(
+    whole: Path, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vaebench.experiment import evaluating
+
+    mine = compose([*OVERRIDES, "estimator.batch=100", f"output_dir={tmp_path}", f"data_dir={default_data_dir}"])
+    original, batches = evaluating.log_likelihoods, [0]
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        for part, values in original(*args, **kwargs):
+            batches[0] += 1
+            if kwargs["k"] == 3 and batches[0] == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield part, values
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "log_likelihoods", interrupted)
+        with pytest.raises(SystemExit):
+            experiment.train(mine)
+    assert batches[0] == 3
+    starts: list[int] = []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        starts.append(kwargs["first"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(evaluating, "log_likelihoods", watched)
+    resumed = experiment.train(mine)
+    assert starts == [300]
+    # The batch size was another one here: it changes nothing but rounding.
+    assert read_results(RunFolder(resumed))[0].mean == pytest.approx(read_results(RunFolder(whole))[0].mean, abs=1e-5)
+
+
+def test_the_test_notices_a_generator_that_was_not_restored(
+    whole: Path, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = config(tmp_path, default_data_dir)
+    with monkeypatch.context() as patch:
+        stop_at(13, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit):
+            experiment.train(mine)
+    monkeypatch.setattr(runtime, "set_random_state", lambda state, device: None)
+    resumed = experiment.train(mine)
+    assert not same(state(resumed)["modules"], state(whole)["modules"])
+
+
+def test_a_finished_run_is_not_trained_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (whole / "metrics.jsonl").read_bytes(), (whole / "checkpoints" / "last.pt").read_bytes()
+    experiment.resume(whole)
+    assert "this run is finished" in capsys.readouterr().out
+    assert ((whole / "metrics.jsonl").read_bytes(), (whole / "checkpoints" / "last.pt").read_bytes()) == before
+
+
+def test_evaluation_and_pictures_leave_the_training_alone(whole: Path, tmp_path: Path, default_data_dir: Path) -> None:
+    plain = [*OVERRIDES, "trainer.image_every=0", "trainer.log_every=7", f"data_dir={default_data_dir}"]
+    other = experiment.train(compose([*plain, f"output_dir={tmp_path}"]))
+    assert same(state(other), state(whole))
+
+
+def test_what_a_run_leaves_behind(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert {"config.yaml", "manifest.json", "metrics.jsonl", "results.json", "status.json", "checkpoints"} <= names
+    assert json.loads((whole / "status.json").read_text())["state"] == "finished"
+    assert len([line for line in read_metrics(RunFolder(whole)) if "train/bound" in line]) == STEPS

@@ -1,0 +1,218 @@
+"""The trainer: what it reports, keeps, refuses and stops at."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vaebench import bounds, experiment
+from vaebench.config import compose, run_folder
+from vaebench.distributions import standard_normal
+from vaebench.encoders import Direction, Draw, Encoder, Player, Site
+from vaebench.errors import RunFailed
+from vaebench.experiment import assembly
+from vaebench.experiment.losses import BoundLoss
+from vaebench.objective import evidence
+from vaebench.records import RunFolder, read_metrics, read_results
+from vaebench.training import update
+from vaebench.training.checkpoint import Checkpoints
+from vaebench.training.update import Loss, Settings, Update
+
+SMALL = [
+    "latent_dim=2",
+    "decoder.hidden=[8]",
+    "trainer.batch_size=1000",
+    "trainer.epochs=2",
+    "trainer.log_every=1",
+    "trainer.validation_k=2",
+    "trainer.image_every=0",
+    "trainer.progress=false",
+    "trainer.threads=1",
+    "estimator.k=2",
+    "device=cpu",
+]
+
+
+@pytest.fixture
+def overrides(tmp_path: Path, default_data_dir: Path) -> list[str]:
+    return [*SMALL, f"output_dir={tmp_path}", f"data_dir={default_data_dir}"]
+
+
+def metrics(folder: Path, key: str) -> list[float]:
+    return [line[key] for line in read_metrics(RunFolder(folder)) if key in line]
+
+
+def test_what_is_logged_is_the_bound_itself(overrides: list[str]):
+    """Also during a KL warm-up, and with a gradient estimator whose backward pass is not the bound's."""
+    built = experiment.build([*overrides, "encoder=hvm", "objective=iwae", "k=5", "objective.gradient=dreg"])
+    loss = BoundLoss(built.objective, built.model, built.encoder)
+    x = built.data.observe(built.data.validation[:50])
+    torch.manual_seed(1)
+    shown = loss(x, Settings(k=5, inner_k=0, beta=0.25)).metrics
+    torch.manual_seed(1)
+    drawn = evidence(built.model, built.encoder, x, 5)
+    log_w = drawn.log_weights()
+    torch.testing.assert_close(shown["bound"], bounds.iwae(log_w).mean())
+    torch.testing.assert_close(shown["objective"], bounds.iwae(drawn.log_weights(0.25)).mean())
+    torch.testing.assert_close(shown["reconstruction"], drawn.log_likelihood.mean())
+    torch.testing.assert_close(shown["kl"], (drawn.log_q - drawn.log_prior).mean())
+    surrogate = (log_w.softmax(0) * log_w).sum(0).mean()
+    assert (surrogate - shown["bound"]).item() > 0.01  # the control: the surrogate would flatter
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
+    config = compose([*overrides, "trainer.epochs=3"])
+    original, taken = BoundLoss.__call__, [0]
+
+    def poisoned(self: BoundLoss, x: Tensor, settings: Settings) -> Loss:
+        taken[0] += 1
+        loss = original(self, x, settings)
+        return loss._replace(value=loss.value * float("nan")) if taken[0] == 6 else loss
+
+    monkeypatch.setattr(BoundLoss, "__call__", poisoned)
+    with pytest.raises(RunFailed, match=r"not finite at step 6 \(epoch 2\).*last\.pt.*optimizer\.lr"):
+        experiment.train(config)
+    folder = run_folder(config)
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "step 6" in status["error"]
+    kept = Checkpoints(folder / "checkpoints").load().state
+    assert kept["progress"]["step"] == 4
+    assert all(value.isfinite().all() for value in kept["modules"].values())
+    # Nothing restarts by itself, and once the cause is gone the same command goes on.
+    monkeypatch.setattr(BoundLoss, "__call__", original)
+    experiment.train(config)
+    assert RunFolder(folder).read_status().state == "finished"
+
+
+def validations(values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    from vaebench.experiment import training
+
+    left: Iterator[float] = iter(values)
+    monkeypatch.setattr(training, "_validate", lambda *_: next(left))
+
+
+def test_the_best_weights_are_those_of_the_best_validation(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
+    validations([-3.0, -1.0, -2.0], monkeypatch)
+    folder = experiment.train(compose([*overrides, "trainer.epochs=3"]))
+    best = Checkpoints(folder / "checkpoints").load("best").state
+    assert (best["epoch"], best["validation_log_likelihood"]) == (2, -1.0)
+    assert read_results(RunFolder(folder))[0].epoch == 2
+
+
+def test_early_stopping_counts_validations_without_gain(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
+    validations([-3.0, -1.0, -2.0, -2.0, 0.0], monkeypatch)
+    folder = experiment.train(compose([*overrides, "trainer.epochs=9", "trainer.patience=2"]))
+    assert metrics(folder, "validation/log_likelihood") == [-3.0, -1.0, -2.0, -2.0]
+    assert Checkpoints(folder / "checkpoints").load().state["progress"]["stopped"]
+
+
+def test_validation_does_not_follow_the_schedule_of_k(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
+    from vaebench.experiment import training
+
+    asked: list[tuple[int, int]] = []
+    original = training.log_likelihoods
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        asked.append((kwargs["k"], kwargs["inner_k"]))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(training, "log_likelihoods", watched)
+    schedules = ["trainer.k_schedule={0:1,1:3}", "trainer.inner_k_schedule={0:0,1:4}"]
+    experiment.train(compose([*overrides, "encoder=iwhvi", *schedules]))
+    assert asked == [(2, 4), (2, 4)]
+
+
+def test_clipping_bounds_the_gradient_and_shows_it_unclipped(overrides: list[str]):
+    parameter = nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+
+    def loss(x: Tensor, settings: Settings) -> Loss:
+        del x, settings
+        return Loss(10 * (parameter * parameter.detach()).sum(), {})
+
+    stepped = Update("main", loss, optimizer, lambda epoch: 1.0, clip_norm=1.0)
+    shown = stepped.step(torch.zeros(1), Settings(1, 0, 1.0), 0.0, with_norm=True).metrics
+    assert shown["gradient_norm"].item() == pytest.approx(50.0)
+    torch.testing.assert_close(parameter.detach(), torch.tensor([3.0, 4.0]) * (1 - 1 / 5))
+
+
+def test_the_learning_rate_is_the_schedules_at_every_step():
+    parameter = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([parameter], lr=123.0)
+    stepped = Update("main", lambda x, settings: Loss(parameter, {}), optimizer, lambda epoch: epoch)
+    for epoch in (0.0, 0.5, 2.0):
+        stepped.step(torch.zeros(1), Settings(1, 0, 1.0), epoch, with_norm=False)
+    assert parameter.item() == pytest.approx(-2.5)
+
+
+class WithRival(Encoder):
+    """An encoder with a player, as an adversarial one has."""
+
+    direction: ClassVar[Direction] = Direction.EXACT
+    calls: ClassVar[list[int]] = []
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(latent_dim))
+        self.rival = nn.Parameter(torch.ones(latent_dim))
+
+    @classmethod
+    def build(cls, site: Site) -> "WithRival":
+        return cls(site.latent_dim)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def sample(
+        self,
+        context: Tensor,
+        k: int,
+        *,
+        inner_k: int = 0,
+        path_only: bool = False,
+        inner_chunk: int | None = None,
+    ) -> Draw:
+        q = standard_normal(len(self.mean), context)
+        z = q.rsample((k, len(context)))
+        # The rival takes part in the value; the main loss must leave its parameters alone all the same.
+        return Draw(z + self.mean, q.log_prob(z) + 0 * self.rival.sum())
+
+    def players(self) -> dict[str, Player]:
+        def loss(x: Tensor) -> Tensor:
+            self.calls.append(len(x))
+            return self.rival.square().sum()
+
+        return {"rival": Player([self.rival], loss, repeats=3)}
+
+
+def test_players_have_their_own_optimiser_and_repeats(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(assembly.ENCODERS, "gaussian", WithRival.build)
+    WithRival.calls.clear()
+    folder = experiment.train(compose(overrides))
+    assert len(WithRival.calls) == 2 * 4 * 3
+    state = Checkpoints(folder / "checkpoints").load().state
+    assert set(state["optimizers"]) == {"main", "rival"}
+    # 24 steps of Adam at 1e-3 against a constant sign: had the main loss stepped too, there would be 32.
+    rival = state["modules"]["encoder.rival"]
+    torch.testing.assert_close(rival, torch.full_like(rival, 1 - 24e-3), atol=1e-4, rtol=0)
+    assert metrics(folder, "rival/loss")
+
+
+def test_averaged_weights_are_the_ones_validated_and_kept(overrides: list[str]):
+    folder = experiment.train(compose([*overrides, "trainer.ema=0.5"]))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    last, best = checkpoints.load().state, checkpoints.load("best").state
+    name = "model.decoder.affine.bias"
+    torch.testing.assert_close(last["averaged"][f"module.{name}"], best["modules"][name])
+    assert not torch.equal(last["modules"][name], best["modules"][name])
+
+
+def test_the_gradient_norm_is_that_of_all_gradients():
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([2.0, 3.0]), torch.tensor([6.0])
+    assert update.gradient_norm(parameters).item() == pytest.approx(7.0)

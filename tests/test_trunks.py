@@ -1,0 +1,233 @@
+"""Gated and convolutional networks: what they compute, for any leading axes, and that nothing crosses a batch."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vaebench import bounds
+from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder, Site
+from vaebench.errors import UserError
+from vaebench.model import GenerativeModel, StandardNormalPrior
+from vaebench.nets import (
+    TRUNKS,
+    GatedMLP,
+    GatedPainter,
+    GatedReader,
+    Networks,
+    PaintedBernoulli,
+    ResidualPainter,
+    ResidualReader,
+    Trunk,
+)
+from vaebench.nets.gated import GatedDense
+from vaebench.objective import Objective
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+SIDE, Z = 8, 3
+X = SIDE * SIDE
+HIDDEN = [2, 3, 5]
+READERS = {"gated": GatedMLP, "gated_conv": GatedReader, "resnet": ResidualReader}
+PAINTERS = [GatedPainter, ResidualPainter]
+LEADING = [(), (4,), (2, 4), (3, 2, 4)]
+
+
+def images(*leading: int) -> Tensor:
+    return torch.bernoulli(torch.full((*leading, X), 0.5))
+
+
+# What they compute ----------------------------------------------------------------------------------------
+
+
+def test_a_gated_layer_is_its_formula():
+    layer, value = GatedDense(4, 3), torch.randn(2, 5, 4)
+    nn.init.normal_(layer.gate.bias)
+    opened = value @ layer.value.weight.T + layer.value.bias
+    gate = torch.sigmoid(value @ layer.gate.weight.T + layer.gate.bias)
+    assert (layer(value) - opened * gate).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("leading", LEADING, ids=str)
+@pytest.mark.parametrize("reader", READERS)
+def test_readers_take_any_leading_axes(reader: str, leading: tuple[int, ...]):
+    trunk, x = READERS[reader](X, HIDDEN, "silu"), images(*leading)
+    features = trunk(x)
+    assert features.shape == (*leading, trunk.width) == (*leading, 5)
+    one_by_one = torch.stack([trunk(row) for row in x.view(-1, X)])
+    assert (features.view(-1, 5) - one_by_one).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("leading", LEADING, ids=str)
+@pytest.mark.parametrize("painter", PAINTERS)
+def test_painters_take_any_leading_axes(painter: type[nn.Module], leading: tuple[int, ...]):
+    network, z = painter(Z, X, HIDDEN, "silu"), torch.randn(*leading, Z)
+    pixels = network(z)
+    assert pixels.shape == (*leading, X)
+    one_by_one = torch.stack([network(row) for row in z.view(-1, Z)])
+    assert (pixels.view(-1, X) - one_by_one).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("hidden", [[5], [2, 5], HIDDEN, [2, 2, 2, 5]], ids=str)
+@pytest.mark.parametrize("side", [7, 8, 28])
+@pytest.mark.parametrize("kind", ["gated_conv", "resnet"])
+def test_any_sides_and_any_number_of_stages(kind: str, side: int, hidden: list[int]):
+    """From images without a single convolution up to three halvings of odd sides."""
+    networks = Networks(kind, hidden, "silu")
+    x, z = torch.rand(2, side * side), torch.randn(2, Z)
+    assert networks.reader(side * side)(x).shape == (2, 5)
+    assert networks.bernoulli(Z, side * side, None)(z).mean.shape == (2, side * side)
+
+
+def weights(network: nn.Module) -> list[tuple[int, ...]]:
+    return [tuple(p.shape) for key, p in network.named_parameters() if key.endswith("weight")]
+
+
+def test_the_gated_networks_are_those_of_the_sylvester_paper():
+    """5 x 5 at 28, 14 and 7 pixels a side, both halves of each gated layer in one kernel."""
+    reader, painter = GatedReader(784, [32, 64, 256], "silu"), GatedPainter(64, 784, [32, 64, 256], "silu")
+    kernels = [(64, 1), (64, 32), (128, 32), (128, 64), (128, 64)]
+    assert weights(reader) == [*((*pair, 5, 5) for pair in kernels), (2 * 256, 64 * 7 * 7)]
+    # Of a transposed convolution, the inputs come first.
+    kernels = [(128, 64), (64, 64), (64, 32), (32, 64), (64, 32)]
+    assert weights(painter) == [(2 * 64 * 7 * 7, 64), *((*pair, 5, 5) for pair in kernels), (1, 32, 1, 1)]
+
+
+def test_what_is_painted_on_one_side_stays_there():
+    """Maps keep the order of rows and columns: a corner of the map is a corner of the image."""
+    network = GatedPainter(Z, 28 * 28, [2, 5], "silu")
+    blank = torch.zeros(1, 2, 14, 14)
+    touched = blank.clone()
+    touched[0, :, 0, -1] = 1
+    change = (network.brush(network.layers(touched)) - network.brush(network.layers(blank))).view(28, 28).abs()
+    assert change[0, -1] > 0
+    assert change[:, :10].max() == change[18:].max() == 0
+
+
+@pytest.mark.parametrize("kind", ["gated_conv", "resnet"])
+def test_a_decoder_starts_at_the_mean_image(kind: str):
+    mean = torch.rand(X)
+    head = Networks(kind, HIDDEN, "silu").bernoulli(Z, X, mean)
+    assert isinstance(head, PaintedBernoulli)
+    plain = Networks(kind, HIDDEN, "silu").bernoulli(Z, X, None)
+    assert isinstance(plain, PaintedBernoulli)
+    assert plain.bias.abs().max() == 0
+    brush = head.painter.brush
+    with torch.no_grad():
+        for parameter in brush.parameters():  # pyright: ignore[reportAttributeAccessIssue]
+            parameter.zero_()
+    assert (head(torch.randn(2, Z)).mean - mean.clamp(1e-3, 1 - 1e-3)).abs().max() < 1e-12
+
+
+# Batches --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TRUNKS)
+def test_no_network_looks_across_the_batch(kind: str):
+    """Training and evaluation are the same function, and an image's numbers depend on no other image."""
+    networks = Networks(kind, HIDDEN, "silu")
+    for network, value in ((networks.reader(X), images(6)), (networks.bernoulli(Z, X, None), torch.randn(6, Z))):
+        assert not [m for m in network.modules() if "Norm" in type(m).__name__ or "Dropout" in type(m).__name__]
+        both = [out if isinstance(out, Tensor) else out.logits for out in (network(value), network.eval()(value))]
+        assert torch.equal(*both)
+        other = value.clone()
+        other[3:] = 1 - other[3:]
+        changed = network(other)
+        changed = changed if isinstance(changed, Tensor) else changed.logits
+        assert (changed[:3] - both[0][:3]).abs().max() < 1e-13
+        assert (changed[3:] - both[0][3:]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("kind", ["gated_conv", "resnet"])
+def test_many_rows_without_gradient_are_taken_in_parts(kind: str):
+    networks = Networks(kind, [2, 3], "silu")
+    head, z = networks.bernoulli(Z, X, None), torch.randn(3, 250, Z)
+    whole = head(z).logits
+    rows: list[int] = []
+    assert isinstance(head, PaintedBernoulli)
+    head.painter.brush.register_forward_hook(  # pyright: ignore[reportAttributeAccessIssue]
+        lambda module, inputs, output: rows.append(len(inputs[0]))
+    )
+    with torch.no_grad():
+        parts = head(z).logits
+    assert rows == [250, 250, 250]
+    assert (whole - parts).abs().max() < 1e-13
+
+
+# Encoders and decoders made of them -----------------------------------------------------------------------
+
+
+def model_of(networks: Networks) -> GenerativeModel:
+    return GenerativeModel(StandardNormalPrior(Z), networks.bernoulli(Z, X, None))
+
+
+def encoders(networks: Networks) -> list[Encoder]:
+    site = Site(networks, X, Z, model_of(networks))
+    return [GaussianEncoder.build(site), HierarchicalEncoder.build(site, psi_dim=2, learned_reverse=True)]
+
+
+@pytest.mark.parametrize("kind", TRUNKS)
+def test_every_parameter_gets_a_gradient(kind: str):
+    networks = Networks(kind, HIDDEN, "silu")
+    for encoder in encoders(networks):
+        model = model_of(networks)
+        Objective(bounds.iwae)(model, encoder, images(5), 4, inner_k=2)[0].sum().backward()
+        for module in (model, encoder):
+            for key, parameter in module.named_parameters():
+                assert parameter.grad is not None, key
+                assert parameter.grad.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize(("k", "inner_k"), [(1, 0), (4, 3)])
+def test_the_convolutions_run_once_per_image(kind: str, k: int, inner_k: int):
+    """However many psi and z are drawn: they enter in the dense layers after them."""
+    _, encoder = encoders(Networks(kind, HIDDEN, "silu"))
+    rows = []
+    for module in encoder.modules():
+        if isinstance(module, Trunk) and type(module) is READERS[kind]:
+            module.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape))
+    encoder.draw(images(5), k, inner_k=inner_k)
+    # q(psi|x), q(z|psi,x) and tau(psi|z,x) have a trunk each.
+    assert rows == [(5, X)] * 3
+
+
+def test_a_conditional_network_depends_on_both_its_inputs():
+    for kind in TRUNKS:
+        network = Networks(kind, HIDDEN, "silu").conditional(X, 2, Z)
+        u, x = torch.randn(3, 5, 2), images(5)
+        mean = network(u, network.condition(x)).mean
+        assert mean.shape == (3, 5, Z)
+        assert (network(u, network.condition(1 - x)).mean - mean).abs().max() > 1e-6
+        assert (network(u + 1, network.condition(x)).mean - mean).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("kind", TRUNKS)
+def test_likelihoods_are_float32_under_bf16(kind: str):
+    torch.set_default_dtype(torch.float32)
+    networks = Networks(kind, HIDDEN, "silu")
+    model, encoder = model_of(networks), encoders(networks)[0]
+    x = images(4)
+    exact = model.log_joint(x, torch.ones(2, 4, Z)).log_likelihood
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.log_joint(x, torch.ones(2, 4, Z)).log_likelihood
+        drawn = encoder.draw(x, 2)
+    assert found.dtype == drawn.z.dtype == drawn.log_q.dtype == torch.float32
+    assert (found - exact).abs().max() < 0.02 * X * math.log(2)
+
+
+# Refusals -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gated_conv", "resnet"])
+def test_what_cannot_be_convolved_is_refused(kind: str):
+    with pytest.raises(UserError, match="square images"):
+        Networks(kind, HIDDEN, "silu").reader(X + 1)
+    with pytest.raises(UserError, match="too many"):
+        Networks(kind, [2] * 6, "silu").reader(X)
+
+
+def test_an_unknown_trunk_is_refused():
+    with pytest.raises(UserError, match=r"encoder.trunk must be one of .*did you mean 'resnet'"):
+        Networks("resnt", HIDDEN, "silu")

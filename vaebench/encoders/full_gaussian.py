@@ -1,0 +1,102 @@
+"""The Gaussian encoder with a full covariance."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaebench import noise
+from vaebench.distributions import DiagonalNormal
+from vaebench.encoders.base import Direction, Draw, Encoder, Site
+from vaebench.flows.flow import at_least_float32, small_linear
+from vaebench.nets import TrunkGaussian
+
+__all__ = ["FullGaussianEncoder", "FullNormal"]
+
+
+@dataclass(frozen=True)
+class FullNormal:
+    """N(mean, L L^T) for B images, L = diag(scale) (I + strictly lower)."""
+
+    diagonal: DiagonalNormal
+    """Mean and scale, batch shape (B,)."""
+    lower: Tensor
+    """The strictly lower triangle, (B, D, D)."""
+
+    def rsample_and_log_prob(self, shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+        """Draw (*shape, B, D) and score it: its density needs only its noise and the scales."""
+        mean, scale = self.diagonal.mean, self.diagonal.scale
+        epsilon = noise.standard_normal((*shape, *mean.shape), mean)
+        with torch.autocast(mean.device.type, enabled=False):
+            mixed = epsilon + torch.einsum("bij,...bj->...bi", self.lower, epsilon)
+        return mean + scale * mixed, self._score(epsilon)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log N(z; mean, L L^T), (K, B), for z (K, B, D)."""
+        mean, scale = self.diagonal.mean, self.diagonal.scale
+        offset = ((z - mean) / scale).movedim(0, -1)
+        with torch.autocast(z.device.type, enabled=False):
+            solved = torch.linalg.solve_triangular(self.lower, offset, upper=False, unitriangular=True)
+        return self._score(solved.movedim(-1, 0))
+
+    def _score(self, epsilon: Tensor) -> Tensor:
+        """Return the density at mean + L epsilon; the volume of L is that of its diagonal."""
+        scale = self.diagonal.scale
+        return DiagonalNormal(torch.zeros_like(scale), scale).log_prob(scale * epsilon)
+
+    def detached(self) -> "FullNormal":
+        """Return the same distribution with constant parameters."""
+        diagonal = DiagonalNormal(self.diagonal.mean.detach(), self.diagonal.scale.detach())
+        return FullNormal(diagonal, self.lower.detach())
+
+
+class FullGaussianEncoder(Encoder):
+    """q(z|x) = N(mean(x), L(x) L(x)^T), L the Cholesky factor of the covariance; it starts diagonal.
+
+    Source: Kingma and Welling 2019, "Full-covariance Gaussian posterior", https://arxiv.org/abs/1906.02691
+
+    Args:
+        posterior: maps x, (B, X), to mean and diagonal, and its trunk to features.
+        dim: latent coordinates D.
+    """
+
+    direction = Direction.EXACT
+
+    def __init__(self, posterior: TrunkGaussian, dim: int) -> None:
+        super().__init__()
+        self.posterior = posterior
+        self.register_buffer("below", torch.tril_indices(dim, dim, -1), persistent=False)
+        self.below: Tensor
+        self.mixing = small_linear(posterior.trunk.width, self.below.shape[1]) if dim > 1 else None
+
+    @classmethod
+    def build(cls, site: Site) -> "FullGaussianEncoder":
+        """Make one with the configured networks."""
+        return cls(site.networks.gaussian(site.x_dim, site.latent_dim), site.latent_dim)
+
+    def encode(self, x: Tensor) -> FullNormal:
+        """Return q(z|x) for x of shape (B, X)."""
+        features = self.posterior.trunk(x)
+        diagonal = self.posterior.head(features)
+        return FullNormal(diagonal, self._strictly_lower(features, diagonal.mean))
+
+    def sample(
+        self,
+        context: FullNormal,
+        k: int,
+        *,
+        inner_k: int = 0,
+        path_only: bool = False,
+        inner_chunk: int | None = None,
+    ) -> Draw:
+        """Draw (K, B, D) with the exact log density."""
+        del inner_k, inner_chunk  # the density is known
+        z, log_q = context.rsample_and_log_prob((k,))
+        return Draw(z, context.detached().log_prob(z), (z,)) if path_only else Draw(z, log_q)
+
+    def _strictly_lower(self, features: Tensor, mean: Tensor) -> Tensor:
+        lower = mean.new_zeros(*mean.shape, mean.shape[-1])
+        if self.mixing is not None:
+            rows, columns = self.below
+            lower[:, rows, columns] = at_least_float32(self.mixing(features))
+        return lower

@@ -1,0 +1,181 @@
+"""Encoders of models with two stochastic layers, z = (z1, z2) under a prior p(z2) p(z1|z2).
+
+Shapes: z1 is (K, B, D1) and z2 is (K, B, D2); they lie side by side in z, (K, B, D1 + D2).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vaebench.distributions import DiagonalNormal
+from vaebench.encoders.base import Direction, Draw, Encoder, Site, frozen
+from vaebench.errors import UserError
+from vaebench.nets import GaussianHead, Trunk, TrunkGaussian
+from vaebench.priors import Prior
+
+__all__ = ["BottomUp", "LadderEncoder", "Layers", "TwoLayerEncoder", "combined"]
+
+
+class TwoLayerEncoder(Encoder):
+    """q(z|x) = q(z1|x) q(z2|z1), bottom-up.
+
+    Source: Burda, Grosse and Salakhutdinov 2016, https://arxiv.org/abs/1509.00519
+
+    Args:
+        lower: maps x, (B, X), to a DiagonalNormal over (B, D1).
+        upper: maps z1, (..., D1), to a DiagonalNormal over (..., D2).
+    """
+
+    direction = Direction.EXACT
+
+    def __init__(self, lower: nn.Module, upper: nn.Module) -> None:
+        super().__init__()
+        self.lower = lower
+        self.upper = upper
+
+    @classmethod
+    def build(cls, site: Site, *, top_hidden: Sequence[int]) -> "TwoLayerEncoder":
+        """Make one with the configured networks; ``top_hidden`` holds the widths of the layers from z1 to z2."""
+        (first, second), networks = _two_layers(site)[0], site.networks
+        return cls(networks.gaussian(site.x_dim, first), networks.dense_gaussian(first, top_hidden, second))
+
+    def encode(self, x: Tensor) -> DiagonalNormal:
+        """Return q(z1|x) for x of shape (B, X)."""
+        return self.lower(x)
+
+    def sample(
+        self,
+        context: DiagonalNormal,
+        k: int,
+        *,
+        inner_k: int = 0,
+        path_only: bool = False,
+        inner_chunk: int | None = None,
+    ) -> Draw:
+        """Draw z of (K, B, D1 + D2) with the exact log density."""
+        del inner_k, inner_chunk  # the density is known
+        z1, log_lower = context.rsample_and_log_prob((k,))
+        z2, log_upper = self.upper(z1).rsample_and_log_prob()
+        if not path_only:
+            return Draw(torch.cat([z1, z2], -1), log_lower + log_upper)
+        z1, z2 = _views(z1, z2)
+        log_q = _constant(context).log_prob(z1) + frozen(self.upper)(z1).log_prob(z2)
+        return Draw(torch.cat([z1, z2], -1), log_q, (z1, z2))
+
+
+class Layers(NamedTuple):
+    """What the images alone say of the two layers."""
+
+    lower: DiagonalNormal
+    """A Gaussian factor in z1, to be multiplied with p(z1|z2); batch shape (B,)."""
+    upper: DiagonalNormal
+    """q(z2|x), batch shape (B,)."""
+
+
+class BottomUp(nn.Module):
+    """x, (B, X) -> Layers: a trunk reads x, and dense layers read on from its features.
+
+    Args:
+        reader: x -> features.
+        upper: features -> a DiagonalNormal over (B, D2).
+        width: D1.
+        scale: how standard deviations are made positive.
+    """
+
+    def __init__(self, reader: Trunk, upper: TrunkGaussian, width: int, scale: str) -> None:
+        super().__init__()
+        self.reader = reader
+        self.lower = GaussianHead(reader.width, width, scale)
+        self.upper = upper
+
+    def forward(self, x: Tensor) -> Layers:
+        features = self.reader(x)
+        return Layers(self.lower(features), self.upper(features))
+
+
+class LadderEncoder(Encoder):
+    """q(z|x) = q(z2|x) q(z1|z2,x), top-down, in the order in which the model draws:
+
+    q(z1|z2,x) ~ N(z1; m(x), s(x)^2) p(z1|z2)
+
+    the precision-weighted combination of what the image says of z1 with what the model expects of it. The gradient
+    of the bound reaches the model's p(z1|z2) both as a part of the model and as a part of the encoder.
+
+    Source: Sonderby et al. 2016, https://arxiv.org/abs/1602.02282, without batch normalisation
+
+    Args:
+        bottom_up: maps x, (B, X), to Layers.
+        top_down: maps z2, (..., D2), to the model's p(z1|z2), a DiagonalNormal; it is followed, and no part of this
+            module.
+    """
+
+    direction = Direction.EXACT
+
+    def __init__(self, bottom_up: nn.Module, top_down: nn.Module) -> None:
+        super().__init__()
+        self.bottom_up = bottom_up
+        # A tuple hides it from the module's parameters and states, and is copied along with the encoder.
+        self._top_down = (top_down,)
+
+    @classmethod
+    def build(cls, site: Site, *, top_hidden: Sequence[int]) -> "LadderEncoder":
+        """Make one with the configured networks; ``top_hidden`` holds the widths of the layers above the trunk."""
+        ((first, second), top_down), networks = _two_layers(site), site.networks
+        reader = networks.reader(site.x_dim)
+        upper = networks.dense_gaussian(reader.width, top_hidden, second)
+        return cls(BottomUp(reader, upper, first, networks.scale), top_down)
+
+    def encode(self, x: Tensor) -> Layers:
+        """Do all the bottom-up work on x, (B, X)."""
+        return self.bottom_up(x)
+
+    def sample(
+        self,
+        context: Layers,
+        k: int,
+        *,
+        inner_k: int = 0,
+        path_only: bool = False,
+        inner_chunk: int | None = None,
+    ) -> Draw:
+        """Draw z of (K, B, D1 + D2) with the exact log density."""
+        del inner_k, inner_chunk  # the density is known
+        (top_down,) = self._top_down
+        z2, log_upper = context.upper.rsample_and_log_prob((k,))
+        z1, log_lower = combined(context.lower, top_down(z2)).rsample_and_log_prob()
+        if not path_only:
+            return Draw(torch.cat([z1, z2], -1), log_upper + log_lower)
+        z1, z2 = _views(z1, z2)
+        lower = combined(_constant(context.lower), frozen(top_down)(z2))
+        log_q = _constant(context.upper).log_prob(z2) + lower.log_prob(z1)
+        return Draw(torch.cat([z1, z2], -1), log_q, (z1, z2))
+
+
+def combined(first: DiagonalNormal, second: DiagonalNormal) -> DiagonalNormal:
+    """Return the normalised product of two Gaussian densities of the same variable."""
+    # Shares of the precision 1/a^2 + 1/b^2, without squares of what may be small: b^2/(a^2 + b^2) and a^2/(a^2 + b^2).
+    length = torch.hypot(first.scale, second.scale)
+    sine, cosine = first.scale / length, second.scale / length
+    return DiagonalNormal(cosine.square() * first.mean + sine.square() * second.mean, first.scale * cosine)
+
+
+def _two_layers(site: Site) -> tuple[tuple[int, int], nn.Module]:
+    """Return the widths of the model's layers, and its p(z1|z2)."""
+    prior = site.model.latent_prior
+    if not isinstance(prior, Prior) or (top_down := prior.top_down()) is None:
+        raise UserError(
+            "encoder=two_layer and encoder=ladder need prior=chained, whose z has two layers: leave prior out"
+        )
+    first, second = prior.layers
+    return (first, second), top_down
+
+
+def _views(*draws: Tensor) -> tuple[Tensor, ...]:
+    """Return views: a hook on them scales what the log weights send back, not what one layer sends to the other."""
+    return tuple(draw.view_as(draw) for draw in draws)
+
+
+def _constant(normal: DiagonalNormal) -> DiagonalNormal:
+    return DiagonalNormal(normal.mean.detach(), normal.scale.detach())

@@ -1,0 +1,282 @@
+"""Annealing: a walk from one density to another, whose weights average to the ratio of their normalisers.
+
+    f_b = f_0^(1-b) f_1^b
+    log w = sum_t (b_{t+1} - b_t) (log f_1 - log f_0)(z_t)
+
+z_0 is drawn from the first f_b, and z_t from z_{t-1} by a move that leaves f_{b_t} invariant; then E[w] is the
+normaliser of the last f_b over that of the first, for any number of temperatures and however slowly the moves mix.
+It is not if a move depends on where the chain has been: so steps are tuned on a pilot, with noise of its own, and
+frozen. One function serves both ways: from 0 to 1, and from 1 to 0.
+
+Source: Neal 2001, https://arxiv.org/abs/physics/9803008
+
+Shapes: N chains first, B images, D latent coordinates; T temperatures between 0 and 1, T + 2 with these; nats.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaebench import hmc
+
+__all__ = ["SCHEDULES", "Ends", "Move", "Path", "Pilot", "Route", "Walk", "anneal", "explore", "spaced"]
+
+PILOT_TEMPERATURES = 40
+PILOT_CHAINS = 8
+PILOT_MOVES = 3
+"""At each of the pilot's temperatures."""
+WARM_UP_MOVES = 10
+"""More of them at its first temperature."""
+TARGET_ACCEPTANCE = 0.7
+"""A little above 0.65, the best for long chains in high dimensions (Beskos et al. 2013,
+https://arxiv.org/abs/1001.4460): frozen steps cannot be corrected, and those that are too long cost more."""
+SCALE_DRAWS = 256
+STEEPNESS = 4.0
+GOLDEN = 0.5 * (math.sqrt(5) - 1)
+
+
+class Ends(NamedTuple):
+    """Both ends of a path, seen from where the chains are."""
+
+    initial: hmc.State
+    target: hmc.State
+
+    @property
+    def ratio(self) -> Tensor:
+        """log f_1 - log f_0, (N, B)."""
+        return self.target.log_density - self.initial.log_density
+
+    def at(self, beta: Tensor) -> hmc.State:
+        """Return the state on f_b, without a further evaluation; ``beta`` is (B,)."""
+        return hmc.State(
+            self.initial.position,
+            torch.lerp(self.initial.log_density, self.target.log_density, beta),
+            torch.lerp(self.initial.gradient, self.target.gradient, beta.unsqueeze(-1)),
+        )
+
+
+@dataclass(frozen=True)
+class Path:
+    """The densities f_b = f_0^(1-b) f_1^b; each maps (N, B, D) to (N, B)."""
+
+    initial: hmc.LogDensity
+    """log f_0."""
+    target: hmc.LogDensity
+    """log f_1."""
+
+    def at(self, beta: Tensor) -> hmc.LogDensity:
+        """Return log f_b; ``beta`` is (B,)."""
+        return lambda z: torch.lerp(self.initial(z), self.target(z), beta)
+
+    def ends(self, z: Tensor) -> Ends:
+        """Evaluate both ends and their gradients at ``z``."""
+        return Ends(hmc.evaluate(self.initial, z), hmc.evaluate(self.target, z))
+
+
+Move = Callable[[int, Tensor, Ends], tuple[Tensor, Tensor]]
+"""(number t of the temperature on the way, b_t of shape (B,), where the chains are) -> (new positions (N, B, D),
+probability of acceptance (N, B)). It leaves f_{b_t} invariant, and knows nothing of the chains' past."""
+
+
+class Walk(NamedTuple):
+    """What the chains brought back."""
+
+    log_weights: Tensor
+    """(N, B), float64."""
+    acceptance: Tensor
+    """Mean over the chains at each temperature, (T, B)."""
+    position: Tensor
+    """Where the chains ended, (N, B, D)."""
+
+
+def anneal(path: Path, betas: Tensor, position: Tensor, move: Move) -> Walk:
+    """Walk along ``betas`` and weigh the walk.
+
+    Args:
+        path: the densities.
+        betas: b_0, ..., b_{T+1}, (T + 2, B), float64, rising or falling.
+        position: z_0, exact draws from f_{b_0}, (N, B, D).
+        move: takes the chains on at b_1, ..., b_T.
+    """
+    ends = path.ends(position)
+    # The first weight belongs to z_0, before any move.
+    log_weights = (betas[1] - betas[0]) * ends.ratio.double()
+    acceptances = []
+    for t in range(1, len(betas) - 1):
+        position, acceptance = move(t, betas[t].to(position.dtype), ends)
+        ends = path.ends(position)
+        log_weights += (betas[t + 1] - betas[t]) * ends.ratio
+        acceptances.append(acceptance.mean(0))
+    none = position.new_zeros(0, position.shape[1])
+    return Walk(log_weights, torch.stack(acceptances) if acceptances else none, position)
+
+
+# Schedules ------------------------------------------------------------------------------------------------
+
+
+def linear(temperatures: int) -> Tensor:
+    """Return T + 2 equally spaced numbers from 0 to 1, float64."""
+    return torch.linspace(0, 1, temperatures + 2, dtype=torch.float64)
+
+
+def sigmoid(temperatures: int) -> Tensor:
+    """Return T + 2 numbers from 0 to 1, dense at both ends, float64.
+
+    Source: Wu et al. 2017, https://arxiv.org/abs/1611.04273
+    """
+    curve = torch.sigmoid(STEEPNESS * (2 * linear(temperatures) - 1))
+    spaced_out = (curve - curve[0]) / (curve[-1] - curve[0])
+    spaced_out[-1] = 1.0
+    return spaced_out
+
+
+SCHEDULES = ("linear", "sigmoid", "adaptive")
+
+
+def spaced(schedule: str, temperatures: int, pilot: "Pilot") -> Tensor:
+    """Return the b_t of each image, (T + 2, B), float64.
+
+    ``adaptive`` puts half of them where log f_1 - log f_0 varies most: for a given T and perfect moves, log w
+    varies least if they are dense in proportion to its standard deviation under f_b (Gelman and Meng 1998,
+    https://doi.org/10.1214/ss/1028905934). The other half follows ``sigmoid``: so a pilot that is mistaken costs at
+    most half of the temperatures.
+    """
+    count = pilot.spread.shape[1]
+    if schedule != "adaptive":
+        shared = linear(temperatures) if schedule == "linear" else sigmoid(temperatures)
+        return shared.to(pilot.spread.device).unsqueeze(1).expand(-1, count)
+    knots = pilot.betas.unsqueeze(1)
+    spread = pilot.spread.double()
+    pieces = 0.5 * (spread[1:] + spread[:-1]) * knots.diff(dim=0)
+    length = torch.cat([torch.zeros_like(spread[:1]), pieces.cumsum(0)])
+    progress = linear(len(knots) - 2).to(spread.device).unsqueeze(1)
+    travelled = 0.5 * (length / length[-1] + progress)
+    wanted = linear(temperatures).to(spread.device).unsqueeze(1).expand(-1, count)
+    betas = interpolate(wanted, travelled, knots.expand(-1, count))
+    betas[0], betas[-1] = 0, 1
+    return betas
+
+
+def interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Return the piecewise linear function through (knots, values), (P, B) each, at ``at``, (T, B)."""
+    found = torch.searchsorted(knots.T.contiguous(), at.T.contiguous()).T
+    above = found.clamp(1, len(knots) - 1)
+    low, high = knots.gather(0, above - 1), knots.gather(0, above)
+    share = ((at - low) / (high - low)).clamp(0, 1)
+    return torch.lerp(values.gather(0, above - 1), values.gather(0, above), share)
+
+
+# The pilot ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What is known of each image's path before it is measured, at temperatures of the pilot's own."""
+
+    betas: Tensor
+    """From 0 to 1, (P,), float64."""
+    log_steps: Tensor
+    """Log of HMC's step size in units of ``scale``, (P, B)."""
+    spread: Tensor
+    """Standard deviation of log f_1 - log f_0 under f_b, (P, B)."""
+    scale: Tensor
+    """Standard deviations of the initial density, (B, D)."""
+
+    def steps(self, betas: Tensor) -> Tensor:
+        """Return step sizes for the temperatures ``betas``, (T, B), in units of ``scale``.
+
+        They vary by a fifth from one temperature to the next: no coordinate has a period that all steps share,
+        after which a chain would be back where it was.
+        """
+        knots = self.betas.unsqueeze(1).expand_as(self.log_steps).contiguous()
+        tuned = interpolate(betas, knots, self.log_steps.double()).exp()
+        turn = torch.arange(len(betas), device=betas.device, dtype=torch.float64) * GOLDEN
+        return (tuned * (0.8 + 0.4 * turn.frac()).unsqueeze(1)).to(self.scale.dtype)
+
+
+def explore(path: Path, draw: Callable[[int], Tensor], leapfrog: int) -> Pilot:
+    """Tune HMC's step size for each image along the path, so that about ``TARGET_ACCEPTANCE`` is accepted.
+
+    Args:
+        path: the densities.
+        draw: draws from the initial density, as in (N) -> (N, B, D).
+        leapfrog: leapfrog steps in each move.
+    """
+    scale = draw(SCALE_DRAWS).std(0)
+    ends = path.ends(draw(PILOT_CHAINS))
+    betas = sigmoid(PILOT_TEMPERATURES).to(scale.device)
+    log_step = torch.full_like(scale[:, 0], math.log(0.5))
+    log_steps, spreads = [], [ends.ratio.std(0)]
+    for t, beta in enumerate(betas[1:-1].to(scale.dtype)):
+        tuned, ratios = [], []
+        for _ in range(PILOT_MOVES + (WARM_UP_MOVES if t == 0 else 0)):
+            step_size = log_step.exp().unsqueeze(-1) * scale
+            state, acceptance = hmc.transition(path.at(beta), ends.at(beta), step_size, leapfrog)
+            log_step = log_step + acceptance.mean(0) - TARGET_ACCEPTANCE
+            ends = path.ends(state.position)
+            tuned.append(log_step)
+            ratios.append(ends.ratio)
+        log_steps.append(torch.stack(tuned[-PILOT_MOVES:]).mean(0))
+        spreads.append(torch.cat(ratios[-PILOT_MOVES:]).std(0))
+    log_steps = [log_steps[0], *log_steps, log_steps[-1]]
+    return Pilot(betas, torch.stack(log_steps), torch.stack([*spreads, spreads[-1]]), scale)
+
+
+# The measured walk ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hamiltonian:
+    """HMC with the same step sizes for every chain, whatever the chains do."""
+
+    path: Path
+    steps: Tensor
+    """One per temperature and image, (T + 2, B), in units of ``scale``."""
+    scale: Tensor
+    """(B, D)."""
+    leapfrog: int
+
+    def __call__(self, t: int, beta: Tensor, ends: Ends) -> tuple[Tensor, Tensor]:
+        """Move at temperature ``beta``."""
+        step_size = self.steps[t].unsqueeze(-1) * self.scale
+        state, acceptance = hmc.transition(self.path.at(beta), ends.at(beta), step_size, self.leapfrog)
+        return state.position, acceptance
+
+
+@dataclass(frozen=True)
+class Route:
+    """A path with its temperatures and its frozen steps, to be walked from either end."""
+
+    path: Path
+    draw: Callable[[int], Tensor]
+    """Draws from the initial density, as in (N) -> (N, B, D)."""
+    betas: Tensor
+    """From 0 to 1, (T + 2, B), float64."""
+    steps: Tensor
+    """(T + 2, B)."""
+    scale: Tensor
+    """(B, D)."""
+    leapfrog: int
+
+    @classmethod
+    def surveyed(
+        cls, path: Path, draw: Callable[[int], Tensor], *, schedule: str, temperatures: int, leapfrog: int
+    ) -> "Route":
+        """Send out a pilot, and lay the temperatures and the steps by what it found."""
+        pilot = explore(path, draw, leapfrog)
+        betas = spaced(schedule, temperatures, pilot)
+        return cls(path, draw, betas, pilot.steps(betas), pilot.scale, leapfrog)
+
+    def forward(self, chains: int) -> Walk:
+        """Walk from the initial density to the target: E[w] = Z_1 / Z_0."""
+        move = Hamiltonian(self.path, self.steps, self.scale, self.leapfrog)
+        return anneal(self.path, self.betas, self.draw(chains), move)
+
+    def backward(self, exact: Tensor, chains: int) -> Walk:
+        """Walk from ``exact``, one draw from the target for each image, (B, D), back: E[w] = Z_0 / Z_1."""
+        move = Hamiltonian(self.path, self.steps.flip(0), self.scale, self.leapfrog)
+        return anneal(self.path, self.betas.flip(0), exact.expand(chains, *exact.shape), move)

@@ -1,0 +1,85 @@
+"""Radial flow."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vaebench.flows.flow import (
+    Conditioned,
+    Flow,
+    Moved,
+    Place,
+    above_minus_one,
+    at_least_float32,
+    small_linear,
+)
+
+__all__ = ["RadialFlow"]
+
+# alpha is a radius: below this the step would be a needle.
+_ALPHA_FLOOR = 1e-3
+
+
+class RadialFlow(Flow):
+    """z' = z + beta (z - c) / (alpha + r), r = ||z - c||, with centre c, alpha > 0 and beta > -alpha from x.
+
+    log|det J| = (D - 1) log(1 + beta/(alpha + r)) + log(1 + alpha beta/(alpha + r)^2).
+
+    Source: Rezende and Mohamed 2015, https://arxiv.org/abs/1505.05770
+    """
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.dim = place.dim
+        # The typical distance of a draw from the centre, at which the step can do most.
+        start = [0.0] * place.dim + [math.log(math.expm1(math.sqrt(place.dim))), 0.0]
+        self.head = small_linear(place.features, place.dim + 2, start)
+
+    @classmethod
+    def build(cls, place: Place) -> "RadialFlow":
+        """Make one."""
+        return cls(place)
+
+    def condition(self, features: Tensor) -> Conditioned:
+        """Return c, alpha and beta/alpha > -1."""
+        raw = at_least_float32(self.head(features))
+        centre, alpha, ratio = raw.split([self.dim, 1, 1], -1)
+        return centre, F.softplus(alpha) + _ALPHA_FLOOR, above_minus_one(ratio)
+
+    def forward(self, z: Tensor, conditioned: Conditioned) -> Moved:
+        """Map (K, B, D) forward."""
+        centre, _, _ = conditioned
+        offset = z - centre
+        across, along = self._stretch(offset, conditioned)
+        log_det = (self.dim - 1) * torch.log1p(across) + torch.log1p(along)
+        return Moved(z + across * offset, log_det.squeeze(-1))
+
+    def inverse(self, z: Tensor, conditioned: Conditioned) -> Tensor:
+        """Return the input: r solves the quadratic r^2 + (alpha + beta - r') r - alpha r' = 0."""
+        centre, alpha, ratio = conditioned
+        offset = z - centre
+        radius = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
+        half = (alpha * (1 + ratio) - radius) / 2
+        product = alpha * radius
+        root = (half.square() + product).sqrt()
+        # The positive root, in the form that adds numbers of one sign.
+        before = torch.where(half > 0, product / (half + root), root - half)
+        return centre + offset / (1 + ratio * alpha / (alpha + before))
+
+    def solve_transposed(self, z: Tensor, moved: Tensor, conditioned: Conditioned, gradient: Tensor) -> Tensor:
+        """J is symmetric: 1 + along in the direction of z - c, 1 + across in every other."""
+        del moved
+        offset = z - conditioned[0]
+        across, along = self._stretch(offset, conditioned)
+        outward = F.normalize(offset, dim=-1)
+        radial = outward * (outward * gradient).sum(-1, keepdim=True)
+        return radial / (1 + along) + (gradient - radial) / (1 + across)
+
+    @staticmethod
+    def _stretch(offset: Tensor, conditioned: Conditioned) -> tuple[Tensor, Tensor]:
+        """Return the eigenvalues of J - I across the radius and along it, (K, B, 1) each."""
+        _, alpha, ratio = conditioned
+        share = alpha / (alpha + torch.linalg.vector_norm(offset, dim=-1, keepdim=True))
+        return ratio * share, ratio * share.square()

@@ -1,0 +1,238 @@
+"""Networks of adversarial variational Bayes: samplers without a density, and the network of a log-ratio.
+
+Shapes: K draws first, B images, D latent coordinates, E noise coordinates, M basis functions.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vaebench import noise
+from vaebench.distributions import DiagonalNormal
+from vaebench.nets.trunks import MLP, AdditiveMLP, Trunk, linear
+
+__all__ = ["BasisSampler", "LogRatio", "MomentMatched", "NoiseFedSampler", "RatioNetwork", "Sampler", "matched"]
+
+# Added to the variance of a moment-matched Gaussian: a coordinate that has collapsed still has a density.
+VARIANCE_FLOOR = 1e-4
+# Beyond about this many nats a learned log-ratio grows like a logarithm.
+RATIO_SCALE = 100.0
+
+
+class Sampler(nn.Module, ABC):
+    """z = f(x, noise): an approximate posterior that can be drawn from and not evaluated."""
+
+    @abstractmethod
+    def condition(self, x: Tensor) -> Any:
+        """Do the work that depends on the images x, (B, X), alone."""
+
+    @abstractmethod
+    def forward(self, conditioned: Any, k: int) -> Tensor:
+        """Draw (K, B, D), differentiable in the parameters."""
+
+    @abstractmethod
+    def moments(self, conditioned: Any) -> tuple[Tensor, Tensor]:
+        """Return the mean and the variance of each coordinate of z, (B, D) each."""
+
+
+class MomentMatched(nn.Module):
+    """x -> N(E z, Var z + 1e-4): the diagonal Gaussian with a sampler's moments, a density for importance weights.
+
+    The sampler's parameters are constants here.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        super().__init__()
+        self.sampler = sampler
+
+    def forward(self, x: Tensor) -> DiagonalNormal:
+        """Return the distribution over (B, D) for x of shape (B, X)."""
+        with torch.no_grad():
+            return matched(self.sampler, self.sampler.condition(x))
+
+
+@torch.no_grad()
+def matched(sampler: Sampler, conditioned: Any) -> DiagonalNormal:
+    """Return the Gaussian with the sampler's moments. Its one scale serves both sampling and density."""
+    mean, variance = sampler.moments(conditioned)
+    return DiagonalNormal(mean, (variance + VARIANCE_FLOOR).sqrt())
+
+
+class NoiseFedSampler(Sampler):
+    """A network over x to each layer of which Gaussian noise is added linearly.
+
+    Args:
+        network: maps noise (..., B, E) and x to features.
+        noise_dim: E.
+        dim: D.
+        moment_draws: draws from which the moments of z are estimated, at least 2.
+    """
+
+    def __init__(self, network: AdditiveMLP, noise_dim: int, dim: int, moment_draws: int = 128) -> None:
+        super().__init__()
+        self.network = network
+        self.head = linear(network.width, dim)
+        self.noise_dim = noise_dim
+        self.moment_draws = moment_draws
+
+    def condition(self, x: Tensor) -> Tensor:
+        return self.network.condition(x)
+
+    def forward(self, conditioned: Tensor, k: int) -> Tensor:
+        epsilon = noise.standard_normal((k, len(conditioned), self.noise_dim), _wide(conditioned))
+        return _in_full_precision(self.head, self.network(epsilon, conditioned))
+
+    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate the moments from ``moment_draws`` draws of each image's own."""
+        variance, mean = torch.var_mean(self(conditioned, self.moment_draws), 0)
+        return mean, variance
+
+
+class _BasisContext(NamedTuple):
+    offset: Tensor
+    """z0(x), (B, D)."""
+    coefficients: Tensor
+    """a_i(x), (B, M, D), positive."""
+
+
+class BasisSampler(Sampler):
+    """z = z0(x) + sum_i a_i(x) * v_i(epsilon_i), whose moments follow from those of the v_i:
+
+    E z = z0 + sum_i a_i E v_i,  Var z = sum_i a_i^2 Var v_i
+
+    The moments of v_i are its batch moments over one fixed bank of noise, drawn when the sampler is made: so the
+    Gaussian of an image depends on no other image and on no later draw. Whatever a finite bank gets wrong, the
+    log-ratio to that Gaussian makes good.
+
+    Source: the authors' code of https://arxiv.org/abs/1701.04722
+
+    Args:
+        trunk: features of x, for z0 and the a_i.
+        dim: D.
+        noise_dim: E, the width of each epsilon_i.
+        count: M.
+        hidden: widths of each v_i's layers.
+        bank: size of the bank of noise, at least 2.
+    """
+
+    def __init__(
+        self, trunk: Trunk, dim: int, *, noise_dim: int, count: int, hidden: Sequence[int], bank: int = 128
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.offset = linear(trunk.width, dim)
+        self.coefficients = linear(trunk.width, count * dim)
+        self.basis = _Basis(count, [noise_dim, *hidden, dim])
+        self.noise_dim, self.count, self.dim = noise_dim, count, dim
+        self.register_buffer("bank", torch.randn(bank, noise_dim))
+        self.bank: Tensor
+
+    def condition(self, x: Tensor) -> _BasisContext:
+        features = self.trunk(x)
+        raw = _in_full_precision(self.coefficients, features).unflatten(-1, (self.count, self.dim))
+        # Divided so that Var z does not grow with the number of basis functions.
+        coefficients = F.softplus(raw) / self.count**0.5
+        return _BasisContext(_in_full_precision(self.offset, features), coefficients)
+
+    def forward(self, conditioned: _BasisContext, k: int) -> Tensor:
+        batch = len(conditioned.offset)
+        epsilon = noise.standard_normal((k, batch, self.count * self.noise_dim), conditioned.offset)
+        values = self.basis(epsilon.view(k * batch, self.count, self.noise_dim).transpose(0, 1))
+        values = values.transpose(0, 1).view(k, batch, self.count, self.dim)
+        return conditioned.offset + (conditioned.coefficients * values).sum(-2)
+
+    def moments(self, conditioned: _BasisContext) -> tuple[Tensor, Tensor]:
+        """Return the exact moments of z, given those of the v_i over the bank."""
+        values = self.basis(self.bank.expand(self.count, -1, -1))
+        variance, mean = torch.var_mean(values, 1, correction=0)
+        offset, coefficients = conditioned
+        return offset + (coefficients * mean).sum(-2), (coefficients.square() * variance).sum(-2)
+
+
+class _Basis(nn.Module):
+    """M separate networks side by side: noise (M, N, E) -> (M, N, D)."""
+
+    def __init__(self, count: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        pairs = list(pairwise(widths))
+        self.weights = nn.ParameterList(_glorot(count, a, b) for a, b in pairs)
+        self.biases = nn.ParameterList(torch.zeros(count, 1, b) for _, b in pairs)
+
+    def forward(self, value: Tensor) -> Tensor:
+        *inner, last = zip(self.weights, self.biases, strict=True)
+        for weight, bias in inner:
+            value = F.elu(torch.baddbmm(bias, value, weight))
+        return _in_full_precision(lambda v: torch.baddbmm(last[1], v, last[0]), value)
+
+
+def _glorot(count: int, inputs: int, outputs: int) -> Tensor:
+    limit = (6 / (inputs + outputs)) ** 0.5
+    return torch.empty(count, inputs, outputs).uniform_(-limit, limit)
+
+
+class LogRatio(nn.Module, ABC):
+    """T(x, z), the discriminator: an estimate of the log-ratio of two densities of z given x."""
+
+    def condition(self, x: Tensor) -> Any:
+        """Do the work that depends on the images x, (B, X), alone. The default hands on x itself."""
+        return x
+
+    @abstractmethod
+    def forward(self, z: Tensor, conditioned: Any) -> Tensor:
+        """Return T, (K, B), for z of shape (K, B, D)."""
+
+
+class RatioNetwork(LogRatio):
+    """T(x, z) = g(theta(x) . s(z) + t(x) + u(z)) + 1/2 ||z||^2: the log-ratio of two densities of z given x.
+
+    The last term, where it is asked for, is -log N(z; 0, I) up to a constant: it need not be learned that a
+    log-ratio to the prior grows without bound. g(t) = c asinh(t / c) is the identity up to about c = 100 nats and
+    a logarithm beyond: a guard against the runaway that users of the method report, whose slope never vanishes.
+
+    Source: the authors' code of https://arxiv.org/abs/1701.04722
+
+    Args:
+        x_dim, z_dim: widths of the inputs.
+        hidden: widths of the layers of the two networks, over x and over z.
+        activation: a key of ``ACTIVATIONS``.
+        quadratic: whether to add 1/2 ||z||^2.
+    """
+
+    def __init__(self, x_dim: int, z_dim: int, hidden: Sequence[int], activation: str, *, quadratic: bool) -> None:
+        super().__init__()
+        self.x_trunk = MLP(x_dim, hidden, activation)
+        self.z_trunk = MLP(z_dim, hidden, activation)
+        # theta(x) is the last hidden layer of x; s(z) a linear map of that of z. u and t are further outputs.
+        self.x_term = linear(self.x_trunk.width, 1)
+        self.z_terms = linear(self.z_trunk.width, self.x_trunk.width + 1)
+        self.quadratic = quadratic
+
+    def condition(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return theta(x), (B, H), and t(x), (B,), for x of shape (B, X)."""
+        features = self.x_trunk(x)
+        # Divided so that T starts near 0 whatever the width.
+        theta = _wide(features) / features.shape[-1] ** 0.5
+        return theta, _in_full_precision(self.x_term, features).squeeze(-1)
+
+    def forward(self, z: Tensor, conditioned: tuple[Tensor, Tensor]) -> Tensor:
+        """Return T, (K, B), for z of shape (K, B, D)."""
+        theta, x_term = conditioned
+        terms = _in_full_precision(self.z_terms, self.z_trunk(z))
+        learned = (theta * terms[..., :-1]).sum(-1) + x_term + terms[..., -1]
+        ratio = RATIO_SCALE * torch.asinh(learned / RATIO_SCALE)
+        return ratio + 0.5 * _wide(z).square().sum(-1) if self.quadratic else ratio
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _in_full_precision(layer: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """Apply the last layer outside any autocast: latents in bf16 lie on a grid, which has no density."""
+    with torch.autocast(value.device.type, enabled=False):
+        return layer(_wide(value))
