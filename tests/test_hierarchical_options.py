@@ -29,7 +29,7 @@ from vaebench.encoders import HierarchicalEncoder, Site
 from vaebench.encoders.implicit import StochasticLayers
 from vaebench.encoders.reverse import GatedReverse
 from vaebench.errors import UserError
-from vaebench.experiment.training import _updates
+from vaebench.experiment.training import updates
 from vaebench.nets import Networks
 from vaebench.objective import Objective, evidence
 from vaebench.training.update import Settings
@@ -276,7 +276,7 @@ def test_warm_up(default_data_dir: Path):
     for steps, until in ((0, 2), (3, math.inf)):
         experiment = vaebench.build(["encoder=hvm", "encoder.tau_warmup=2", f"encoder.tau_steps={steps}", *fast])
         assert isinstance(experiment.encoder, HierarchicalEncoder)
-        main, tau = _updates(experiment)
+        main, tau = updates(experiment)
         assert (tau.repeats, tau.ends, main.starts) == (max(1, steps), until, 2)
         for epoch, update, learns in ((1.5, main, ()), (1.5, tau, ("reverse",)), (2.0, main, ("mixing", "reverse"))):
             before = copy.deepcopy(experiment.encoder.state_dict())
@@ -292,7 +292,7 @@ def test_a_warm_up_that_fills_the_training_is_refused(default_data_dir: Path):
     fast = ["encoder.hidden=[4]", "decoder.hidden=[4]", "latent_dim=2", "device=cpu", f"data_dir={default_data_dir}"]
     experiment = vaebench.build(["encoder=iwhvi", "encoder.tau_warmup=3", "trainer.epochs=3", *fast])
     with pytest.raises(UserError, match="within the warm-up of 3 epochs"):
-        _updates(experiment)
+        updates(experiment)
 
 
 # The gate -------------------------------------------------------------------------------------------------

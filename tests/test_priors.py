@@ -15,6 +15,7 @@ from toys import AffineGaussian, Mean, gaussian, one_image
 from vaebench import bounds, experiment, noise
 from vaebench.distributions import Bernoulli, DiagonalNormal
 from vaebench.encoders import Encoder, FullGaussianEncoder, HierarchicalEncoder, Site
+from vaebench.encoders.base import frozen
 from vaebench.errors import UserError
 from vaebench.evaluation import log_likelihood
 from vaebench.experiment.assembly import Modules
@@ -302,6 +303,20 @@ def test_a_prior_is_saved_and_loaded(make: Callable[[Encoder], Prior], tmp_path:
         assert not torch.equal(other.model.prior().log_prob(z), model.prior().log_prob(z))
     other.load_state_dict(torch.load(tmp_path / "weights", weights_only=True))
     assert torch.equal(other.model.prior().log_prob(z), model.prior().log_prob(z))
+
+
+@pytest.mark.parametrize("make", [mixture, realnvp, chained])
+def test_a_frozen_prior_is_a_constant_function(make: Callable[[Encoder], Prior]):
+    """AVB holds the prior constant where it stands for log r: the distribution must not look back at live weights."""
+    prior = made(make)[0].latent_prior
+    z = torch.randn(5, 4, 2, requires_grad=True)
+    constant = frozen(prior)().log_prob(z)
+    assert torch.equal(constant, prior().log_prob(z))
+    constant.sum().backward()
+    assert all(parameter.grad is None for parameter in prior.parameters())
+    assert z.grad is not None
+    prior().log_prob(z).sum().backward()
+    assert all(parameter.grad is not None for parameter in prior.parameters())
 
 
 def test_vamp_does_not_count_the_encoder_as_its_own():

@@ -411,6 +411,8 @@ def test_wrong_widths_are_refused(default_data_dir: Path):
 def test_the_iwae_papers_model():
     config = compose(["experiment=iwae_paper/mnist_l2_k50"])
     assert (config.encoder.name, config.prior.name, config.decoder.name) == ("two_layer", "chained", "iwae")
-    assert (config.latent_dim, config.prior.top_dim, config.k) == (150, 50, 50)
+    assert (config.latent_dim, config.prior.top_dim, config.k) == (150, None, 50)
+    site = PriorSite(150, Networks("iwae", [200, 200], "tanh"), torch.full((784,), 0.5))
+    assert ChainedPrior.build(site, top_dim=None, hidden=config.prior.hidden).layers == (100, 50)
     assert (config.decoder.hidden, config.encoder.top_hidden) == ((200, 200), [100, 100])
     assert (config.trainer.epochs, config.trainer.batch_size, config.dataset.split) == (3280, 20, "iwae")

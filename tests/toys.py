@@ -25,11 +25,14 @@ from vaebench.encoders import (
     GaussianEncoder,
     HamiltonianEncoder,
     HierarchicalEncoder,
+    LadderEncoder,
     LangevinEncoder,
+    TwoLayerEncoder,
     UnbiasedEncoder,
 )
 from vaebench.encoders.hamiltonian import StepSizes, Tempering
 from vaebench.encoders.implicit import MeanGiven, StochasticLayers
+from vaebench.encoders.layered import Layers, combined
 from vaebench.encoders.reverse import GatedReverse
 from vaebench.flows import FLOWS, Place
 from vaebench.gradients import GradientEstimator
@@ -370,6 +373,49 @@ def _flow_family(name: str, **settings: object) -> "Family":
     return Family(name, make, (0,), lambda z, x: make().encode(x).log_prob(z))
 
 
+def _on_coordinate(coordinate: int, widen: float) -> AffineGaussian:
+    """Return N(a x + b, s^2) of one coordinate near the linear-Gaussian model's posterior."""
+    one, whole = slice(coordinate, coordinate + 1), gaussian(widen).posterior
+    assert isinstance(whole, AffineGaussian)
+    return AffineGaussian(*(part.detach()[one] for part in (whole.weight, whole.bias, whole.log_scale.exp())))
+
+
+def two_layer() -> TwoLayerEncoder:
+    """Return q(z1|x) q(z2|z1), one coordinate each."""
+    upper = AffineGaussian(torch.tensor([[0.3]]), torch.tensor([0.1]), torch.tensor([1.1]))
+    return TwoLayerEncoder(_on_coordinate(0, 1.4), upper)
+
+
+class TwoCoordinates(nn.Module):
+    """What x says of z1 and of z2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lower, self.upper = _on_coordinate(0, 1.8), _on_coordinate(1, 1.4)
+
+    def forward(self, x: Tensor) -> Layers:
+        return Layers(self.lower(x), self.upper(x))
+
+
+def _top_down() -> AffineGaussian:
+    return AffineGaussian(torch.tensor([[0.3]]), torch.tensor([0.1]), torch.tensor([1.6]))
+
+
+def ladder() -> LadderEncoder:
+    """Return q(z2|x) q(z1|z2,x), one coordinate each, with a top-down network that is not the model's."""
+    return LadderEncoder(TwoCoordinates(), _top_down())
+
+
+def _two_layer_density(z: Tensor, x: Tensor) -> Tensor:
+    encoder, (first, second) = two_layer(), z.split(1, -1)
+    return encoder.lower(x).log_prob(first) + encoder.upper(first).log_prob(second)
+
+
+def _ladder_density(z: Tensor, x: Tensor) -> Tensor:
+    layers, (first, second) = TwoCoordinates()(x), z.split(1, -1)
+    return layers.upper.log_prob(second) + combined(layers.lower, _top_down()(second)).log_prob(first)
+
+
 def _widened(module: _Head, raw_scale: float = 0.7) -> _Head:
     """Damp the means and set the scales near softplus(``raw_scale``), so that no weight is heavy-tailed."""
     with torch.no_grad():
@@ -436,6 +482,8 @@ FAMILIES = [
     Family("hvae-fixed", lambda: hamiltonian("fixed", False), gradients=(GradientEstimator.REPARAM,)),
     Family("hvae-free", lambda: hamiltonian("free", False), gradients=(GradientEstimator.REPARAM,)),
     Family("langevin", langevin, gradients=(GradientEstimator.REPARAM,)),
+    Family("two_layer", two_layer, (0,), _two_layer_density),
+    Family("ladder", ladder, (0,), _ladder_density),
 ]
 """Every family; each is within reach of the linear-Gaussian model's posterior and of N(0, I)."""
 

@@ -5,13 +5,14 @@ Shapes: K samples first, B images, D latent coordinates, N components; nats.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.func import functional_call
 
 from vaebench import noise
 from vaebench.distributions import DiagonalNormal, standard_normal
@@ -71,6 +72,15 @@ class Prior(nn.Module, ABC):
 
     def meet(self, encoder: Posterior) -> None:
         """Take note of the encoder, once it is built; a prior that needs nothing of it lets it pass."""
+
+
+def as_of_now(module: nn.Module) -> Callable[..., Any]:
+    """Return ``module`` as a function of the weights that it holds at this moment.
+
+    A distribution outlives the call that made it, and that may have been one with other weights in their place.
+    """
+    weights = module.state_dict(keep_vars=True)
+    return lambda *inputs: functional_call(module, weights, inputs)
 
 
 # One Gaussian ---------------------------------------------------------------------------------------------
@@ -255,15 +265,15 @@ class PushedNormal(Distribution):
     arg_constraints = {}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] (torch's own declaration)
 
     def __init__(self, steps: Sequence[Flow], conditioned: Sequence[Conditioned], base: DiagonalNormal) -> None:
-        self.chain = list(zip(steps, conditioned, strict=True))
+        self.chain = [(step, as_of_now(step), known) for step, known in zip(steps, conditioned, strict=True)]
         self.base = base
         super().__init__(torch.Size(), base.event_shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p, (...), for values (..., D), in one pass."""
         log_det = value.new_zeros(value.shape[:-1])
-        for step, conditioned in self.chain:
-            moved = step(value, conditioned)
+        for _, forward, conditioned in self.chain:
+            moved = forward(value, conditioned)
             value, log_det = moved.z, log_det + moved.log_det
         return self.base.log_prob(value) + log_det
 
@@ -271,7 +281,7 @@ class PushedNormal(Distribution):
         """Draw (*sample_shape, D), by the steps' inverses."""
         with torch.no_grad():
             value = self.base.sample(sample_shape)
-            for step, conditioned in reversed(self.chain):
+            for step, _, conditioned in reversed(self.chain):
                 value = step.inverse(value, conditioned)
         return value
 
@@ -334,7 +344,7 @@ class ChainedNormal(Distribution):
     has_rsample = True
 
     def __init__(self, top: DiagonalNormal, conditional: nn.Module, width: int) -> None:
-        self.top, self.conditional, self.width = top, conditional, width
+        self.top, self.conditional, self.width = top, as_of_now(conditional), width
         super().__init__(torch.Size(), torch.Size([width + top.event_shape[0]]), validate_args=False)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:

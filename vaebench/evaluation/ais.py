@@ -141,7 +141,7 @@ def refuse_unmixed(result: AISResult) -> None:
         f"annealing: the chains of {unmixed} of {count} images did not mix ({stuck} hardly moved, with acceptance "
         f"below {LEAST_ACCEPTANCE} in a tenth of the walk or above {MOST_ACCEPTANCE} overall; for {split} the two "
         f"halves of the chains differ by more than {LARGEST_DISAGREEMENT:g} nats), so no number is reported. Try more "
-        "temperatures, more chains or leapfrog steps, or another initial density (the prior, the encoder, its moments)"
+        "temperatures, chains or leapfrog steps, or another initial density (prior, encoder, moments)"
     )
 
 

@@ -25,7 +25,7 @@ from vaebench import hmc
 
 __all__ = ["SCHEDULES", "Ends", "Move", "Path", "Pilot", "Route", "Walk", "anneal", "explore", "spaced"]
 
-PILOT_TEMPERATURES = 40
+MOST_PILOT_TEMPERATURES, LEAST_PILOT_TEMPERATURES = 40, 10
 PILOT_CHAINS = 8
 PILOT_MOVES = 3
 """At each of the pilot's temperatures."""
@@ -198,17 +198,18 @@ class Pilot:
         return (tuned * (0.8 + 0.4 * turn.frac()).unsqueeze(1)).to(self.scale.dtype)
 
 
-def explore(path: Path, draw: Callable[[int], Tensor], leapfrog: int) -> Pilot:
+def explore(path: Path, draw: Callable[[int], Tensor], leapfrog: int, temperatures: int) -> Pilot:
     """Tune HMC's step size for each image along the path, so that about ``TARGET_ACCEPTANCE`` is accepted.
 
     Args:
         path: the densities.
         draw: draws from the initial density, as in (N) -> (N, B, D).
         leapfrog: leapfrog steps in each move.
+        temperatures: T of the walk to come; a short one is worth no long pilot.
     """
     scale = draw(SCALE_DRAWS).std(0)
     ends = path.ends(draw(PILOT_CHAINS))
-    betas = sigmoid(PILOT_TEMPERATURES).to(scale.device)
+    betas = sigmoid(min(MOST_PILOT_TEMPERATURES, LEAST_PILOT_TEMPERATURES + temperatures)).to(scale.device)
     log_step = torch.full_like(scale[:, 0], math.log(0.5))
     log_steps, spreads = [], [ends.ratio.std(0)]
     for t, beta in enumerate(betas[1:-1].to(scale.dtype)):
@@ -267,7 +268,7 @@ class Route:
         cls, path: Path, draw: Callable[[int], Tensor], *, schedule: str, temperatures: int, leapfrog: int
     ) -> "Route":
         """Send out a pilot, and lay the temperatures and the steps by what it found."""
-        pilot = explore(path, draw, leapfrog)
+        pilot = explore(path, draw, leapfrog, temperatures)
         betas = spaced(schedule, temperatures, pilot)
         return cls(path, draw, betas, pilot.steps(betas), pilot.scale, leapfrog)
 

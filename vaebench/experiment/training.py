@@ -28,7 +28,7 @@ from vaebench.training.display import Display
 from vaebench.training.trainer import Interrupted, Plan, Progress, Trainer
 from vaebench.training.update import Loss, Settings, Update
 
-__all__ = ["resume", "train"]
+__all__ = ["resume", "train", "updates"]
 
 
 def resume(folder: str | Path) -> Path:
@@ -146,7 +146,7 @@ def _trainer(
     batches = Batches(data.train.to(experiment.device), data.observe, config.trainer.batch_size, config.seed)
     return Trainer(
         experiment.modules,
-        _updates(experiment),
+        updates(experiment),
         batches,
         _plan(config),
         validate=partial(_validate, experiment, manifest),
@@ -176,7 +176,7 @@ def _plan(config: Config) -> Plan:
     )
 
 
-def _updates(experiment: Experiment) -> list[Update]:
+def updates(experiment: Experiment) -> list[Update]:
     """The main update, one for the encoder where its objective is another, and one for each player it brings."""
     model, encoder, objective = experiment.model, experiment.encoder, experiment.objective
     players = encoder.players()
