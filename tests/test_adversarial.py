@@ -25,10 +25,11 @@ from vaebench.errors import UserError
 from vaebench.evaluation import log_likelihood, log_likelihoods
 from vaebench.experiment.losses import BoundLoss, PlayerLoss
 from vaebench.gradients import GradientEstimator, is_curved
-from vaebench.model import GenerativeModel, StandardNormalPrior
+from vaebench.model import GenerativeModel
 from vaebench.nets import MLP, AdditiveMLP
 from vaebench.nets.adversarial import BasisSampler, LogRatio, NoiseFedSampler, RatioNetwork, Sampler
 from vaebench.objective import Objective, evidence, weigh
+from vaebench.priors import StandardNormalPrior
 from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.training.checkpoint import Checkpoints
 from vaebench.training.update import Settings, Update

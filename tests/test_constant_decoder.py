@@ -20,8 +20,9 @@ from toys import (
 from vaebench import bounds
 from vaebench.encoders import Encoder, HierarchicalEncoder
 from vaebench.evaluation import log_likelihood
-from vaebench.model import GenerativeModel, StandardNormalPrior
+from vaebench.model import GenerativeModel
 from vaebench.objective import evidence
+from vaebench.priors import StandardNormalPrior
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -26,8 +26,9 @@ from vaebench import bounds
 from vaebench.bounds import Bound
 from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder
 from vaebench.gradients import GradientEstimator, rescale_paths
-from vaebench.model import GenerativeModel, StandardNormalPrior
+from vaebench.model import GenerativeModel
 from vaebench.objective import Objective, evidence
+from vaebench.priors import StandardNormalPrior
 
 pytestmark = pytest.mark.usefixtures("float64")
 

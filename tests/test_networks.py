@@ -12,7 +12,7 @@ from vaebench import bounds
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders import GaussianEncoder, HierarchicalEncoder
 from vaebench.encoders.base import detached, frozen
-from vaebench.model import GenerativeModel, StandardNormalPrior
+from vaebench.model import GenerativeModel
 from vaebench.nets import (
     ACTIVATIONS,
     MLP,
@@ -27,6 +27,7 @@ from vaebench.nets import (
 from vaebench.nets.activations import softplus
 from vaebench.nets.heads import LOG_SCALE_RANGE, SCALE_FLOOR
 from vaebench.objective import Objective
+from vaebench.priors import StandardNormalPrior
 
 pytestmark = pytest.mark.usefixtures("float64")
 

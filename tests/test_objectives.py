@@ -13,9 +13,11 @@ from vaebench.config import compose
 from vaebench.encoders import GaussianEncoder
 from vaebench.errors import UserError
 from vaebench.experiment.losses import BoundLoss
-from vaebench.model import GenerativeModel, StandardNormalPrior
+from vaebench.experiment.training import updates
+from vaebench.model import GenerativeModel
 from vaebench.nets import MLP, BernoulliHead, TrunkGaussian
 from vaebench.objective import Objective, evidence
+from vaebench.priors import StandardNormalPrior
 from vaebench.records import RunFolder, read_metrics
 from vaebench.training.update import Settings
 
@@ -121,7 +123,7 @@ def test_piwae_moves_each_part_by_its_own_bound(tmp_path: Path, default_data_dir
     torch.testing.assert_close(built.objective.maximised(log_w), bounds.iwae(log_w))
     by_hand = torch.stack([bounds.iwae(log_w[2 * m : 2 * m + 2]) for m in range(3)]).mean(0)
     torch.testing.assert_close(built.objective.for_encoder().maximised(log_w), by_hand)
-    main, encoder = experiment.training.updates(built)
+    main, encoder = updates(built)
     x = built.data.observe(built.data.validation[:50])
     before = {name: p.detach().clone() for name, p in built.modules.named_parameters()}
     main.step(x, Settings(6, 0, 1.0), 0.0, with_norm=False)

@@ -156,10 +156,10 @@ def test_after_a_kill_in_the_middle_of_an_epoch(whole: Path, tmp_path: Path, def
 def test_after_an_interrupted_evaluation(
     whole: Path, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vaebench.experiment import evaluating
+    from vaebench.experiment import estimators
 
     mine = compose([*OVERRIDES, "estimator.batch=100", f"output_dir={tmp_path}", f"data_dir={default_data_dir}"])
-    original, batches = evaluating.log_likelihoods, [0]
+    original, batches = estimators.log_likelihoods, [0]
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         for part, values in original(*args, **kwargs):
@@ -169,7 +169,7 @@ def test_after_an_interrupted_evaluation(
             yield part, values
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluating, "log_likelihoods", interrupted)
+        patch.setattr(estimators, "log_likelihoods", interrupted)
         with pytest.raises(SystemExit):
             experiment.train(mine)
     assert batches[0] == 3
@@ -179,7 +179,7 @@ def test_after_an_interrupted_evaluation(
         starts.append(kwargs["first"])
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(evaluating, "log_likelihoods", watched)
+    monkeypatch.setattr(estimators, "log_likelihoods", watched)
     resumed = experiment.train(mine)
     assert starts == [300]
     # The batch size was another one here: it changes nothing but rounding.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vaebench import bounds
 from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder, Site
 from vaebench.errors import UserError
-from vaebench.model import GenerativeModel, StandardNormalPrior
+from vaebench.model import GenerativeModel
 from vaebench.nets import (
     TRUNKS,
     GatedMLP,
@@ -23,6 +23,7 @@ from vaebench.nets import (
 )
 from vaebench.nets.gated import GatedDense
 from vaebench.objective import Objective
+from vaebench.priors import StandardNormalPrior
 
 pytestmark = pytest.mark.usefixtures("float64")
 

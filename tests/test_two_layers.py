@@ -17,6 +17,7 @@ from vaebench.encoders.base import frozen
 from vaebench.encoders.layered import Layers, combined
 from vaebench.errors import UserError
 from vaebench.evaluation import log_likelihood
+from vaebench.evaluation.ais import has_density
 from vaebench.experiment.assembly import Modules
 from vaebench.gradients import GradientEstimator, rescale_paths
 from vaebench.model import GenerativeModel
@@ -240,6 +241,21 @@ def test_seeded_estimates_do_not_depend_on_chunks(make: Maker):
 
 
 @pytest.mark.parametrize("make", ROUGH)
+def test_the_density_is_that_of_the_draws_and_integrates_to_one(make: Maker):
+    """Annealed importance sampling may start from it."""
+    encoder, x = make(model()), torch.randn(1, X)
+    posterior = encoder.encode(x)
+    drawn = encoder.sample(posterior, 6)
+    assert (posterior.log_prob(drawn.z) - drawn.log_q).abs().max() < 1e-12
+    line = torch.linspace(-9, 9, 61)
+    points = torch.stack([part.flatten() for part in torch.meshgrid(line, line, line, indexing="ij")], -1)
+    with torch.no_grad():
+        total = posterior.log_prob(points.unsqueeze(1)).exp().sum() * 0.3**3
+    assert total.item() == pytest.approx(1, abs=1e-4)
+    assert has_density(encoder, posterior)
+
+
+@pytest.mark.parametrize("make", ROUGH)
 def test_all_estimators_draw_and_score_alike(make: Maker):
     """Only gradients differ: with path_only the numbers are the same."""
     toy = model()
@@ -298,11 +314,11 @@ def hooked(toy: GenerativeModel, encoder: TwoLayerEncoder, wrong: str) -> dict[s
 
     def objective(x: Tensor, beta: float) -> Tensor:
         context = encoder.encode(x)
-        z1 = context.rsample((4,))
+        z1 = context.lower.rsample((4,))
         z2 = encoder.upper(z1).rsample()
         # With views, a hook scales what the log weights send back; without, also what z2 sends to z1.
         paths = (z1, z2) if wrong == "no views" else (z1.view_as(z1), z2.view_as(z2))
-        constant = DiagonalNormal(context.mean.detach(), context.scale.detach())
+        constant = DiagonalNormal(context.lower.mean.detach(), context.lower.scale.detach())
         log_q = constant.log_prob(paths[0]) + frozen(encoder.upper)(paths[0]).log_prob(paths[1])
         log_w = weigh(toy, x, Draw(torch.cat(paths, -1), log_q)).log_weights(beta)
         rescale_paths(paths[:1] if wrong == "one layer" else paths, log_w, bounds.iwae, beta)

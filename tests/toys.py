@@ -36,8 +36,9 @@ from vaebench.encoders.layered import Layers, combined
 from vaebench.encoders.reverse import GatedReverse
 from vaebench.flows import FLOWS, Place
 from vaebench.gradients import GradientEstimator
-from vaebench.model import GenerativeModel, StandardNormalPrior
+from vaebench.model import GenerativeModel
 from vaebench.nets import MLP, AdditiveGaussian, AdditiveMLP, Conditional, NormalLikelihood, TrunkGaussian
+from vaebench.priors import StandardNormalPrior
 
 X, Z, PSI = 3, 2, 2
 

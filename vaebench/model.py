@@ -8,9 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaebench.priors import StandardNormalPrior
-
-__all__ = ["GenerativeModel", "LogJoint", "StandardNormalPrior"]
+__all__ = ["GenerativeModel", "LogJoint"]
 
 
 class LogJoint(NamedTuple):

@@ -12,7 +12,7 @@ __all__ = ["check_combinations", "refuse_pairing"]
 # Bounds that fix how the reverse model is made, and the encoders that make it so.
 # Means of log weights: of these stl is the unbiased path gradient, of all others dreg.
 LINEAR_BOUNDS = ("elbo", "beta", "free_bits")
-NEEDED_ENCODERS = {"sivi": ("sivi",), "iwhvi": ("hvm", "iwhvi")}
+NEEDED_ENCODERS = {"sivi": ("sivi",), "iwhvi": ("adgm", "hvm", "iwhvi")}
 
 
 def refuse_pairing(objective: str, encoder: str, hierarchical: bool) -> None:

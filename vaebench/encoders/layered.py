@@ -3,7 +3,7 @@
 Shapes: z1 is (K, B, D1) and z2 is (K, B, D2); they lie side by side in z, (K, B, D1 + D2).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,49 @@ from vaebench.errors import UserError
 from vaebench.nets import GaussianHead, Trunk, TrunkGaussian
 from vaebench.priors import Prior
 
-__all__ = ["BottomUp", "LadderEncoder", "Layers", "TwoLayerEncoder", "combined"]
+__all__ = ["BottomUp", "LadderEncoder", "Layers", "LayersFromTrunk", "TopDown", "TwoLayerEncoder", "combined"]
+
+
+class Layers(NamedTuple):
+    """What the images alone say of the two layers."""
+
+    lower: DiagonalNormal
+    """A Gaussian factor in z1, to be multiplied with p(z1|z2); batch shape (B,)."""
+    upper: DiagonalNormal
+    """q(z2|x), batch shape (B,)."""
+
+
+class BottomUp(NamedTuple):
+    """q(z1|x) q(z2|z1) for B images."""
+
+    lower: DiagonalNormal
+    """q(z1|x), batch shape (B,)."""
+    upper: Callable[[Tensor], DiagonalNormal]
+    """z1 -> q(z2|z1)."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log q(z|x), (K, B), for z of shape (K, B, D1 + D2)."""
+        z1, z2 = _split(z, self.lower)
+        return self.lower.log_prob(z1) + self.upper(z1).log_prob(z2)
+
+
+class TopDown(NamedTuple):
+    """q(z2|x) q(z1|z2,x) for B images."""
+
+    lower: DiagonalNormal
+    upper: DiagonalNormal
+    """As in Layers."""
+    top_down: Callable[[Tensor], DiagonalNormal]
+    """z2 -> p(z1|z2)."""
+
+    def below(self, z2: Tensor) -> DiagonalNormal:
+        """Return q(z1|z2,x), batch shape (K, B), for z2 of shape (K, B, D2)."""
+        return combined(self.lower, self.top_down(z2))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log q(z|x), (K, B), for z of shape (K, B, D1 + D2)."""
+        z1, z2 = _split(z, self.lower)
+        return self.upper.log_prob(z2) + self.below(z2).log_prob(z1)
 
 
 class TwoLayerEncoder(Encoder):
@@ -41,13 +83,13 @@ class TwoLayerEncoder(Encoder):
         (first, second), networks = _two_layers(site)[0], site.networks
         return cls(networks.gaussian(site.x_dim, first), networks.dense_gaussian(first, top_hidden, second))
 
-    def encode(self, x: Tensor) -> DiagonalNormal:
-        """Return q(z1|x) for x of shape (B, X)."""
-        return self.lower(x)
+    def encode(self, x: Tensor) -> BottomUp:
+        """Return q(z|x) for x of shape (B, X)."""
+        return BottomUp(self.lower(x), self.upper)
 
     def sample(
         self,
-        context: DiagonalNormal,
+        context: BottomUp,
         k: int,
         *,
         inner_k: int = 0,
@@ -56,43 +98,11 @@ class TwoLayerEncoder(Encoder):
     ) -> Draw:
         """Draw z of (K, B, D1 + D2) with the exact log density."""
         del inner_k, inner_chunk  # the density is known
-        z1, log_lower = context.rsample_and_log_prob((k,))
-        z2, log_upper = self.upper(z1).rsample_and_log_prob()
+        z1, log_lower = context.lower.rsample_and_log_prob((k,))
+        z2, log_upper = context.upper(z1).rsample_and_log_prob()
         if not path_only:
             return Draw(torch.cat([z1, z2], -1), log_lower + log_upper)
-        z1, z2 = _views(z1, z2)
-        log_q = _constant(context).log_prob(z1) + frozen(self.upper)(z1).log_prob(z2)
-        return Draw(torch.cat([z1, z2], -1), log_q, (z1, z2))
-
-
-class Layers(NamedTuple):
-    """What the images alone say of the two layers."""
-
-    lower: DiagonalNormal
-    """A Gaussian factor in z1, to be multiplied with p(z1|z2); batch shape (B,)."""
-    upper: DiagonalNormal
-    """q(z2|x), batch shape (B,)."""
-
-
-class BottomUp(nn.Module):
-    """x, (B, X) -> Layers: a trunk reads x, and dense layers read on from its features.
-
-    Args:
-        reader: x -> features.
-        upper: features -> a DiagonalNormal over (B, D2).
-        width: D1.
-        scale: how standard deviations are made positive.
-    """
-
-    def __init__(self, reader: Trunk, upper: TrunkGaussian, width: int, scale: str) -> None:
-        super().__init__()
-        self.reader = reader
-        self.lower = GaussianHead(reader.width, width, scale)
-        self.upper = upper
-
-    def forward(self, x: Tensor) -> Layers:
-        features = self.reader(x)
-        return Layers(self.lower(features), self.upper(features))
+        return _path_draw(z1, z2, BottomUp(_constant(context.lower), frozen(self.upper)))
 
 
 class LadderEncoder(Encoder):
@@ -103,7 +113,7 @@ class LadderEncoder(Encoder):
     the precision-weighted combination of what the image says of z1 with what the model expects of it. The gradient
     of the bound reaches the model's p(z1|z2) both as a part of the model and as a part of the encoder.
 
-    Source: Sonderby et al. 2016, https://arxiv.org/abs/1602.02282, without batch normalisation
+    Source: Sønderby et al. 2016, https://arxiv.org/abs/1602.02282, without batch normalisation
 
     Args:
         bottom_up: maps x, (B, X), to Layers.
@@ -125,15 +135,16 @@ class LadderEncoder(Encoder):
         ((first, second), top_down), networks = _two_layers(site), site.networks
         reader = networks.reader(site.x_dim)
         upper = networks.dense_gaussian(reader.width, top_hidden, second)
-        return cls(BottomUp(reader, upper, first, networks.scale), top_down)
+        return cls(LayersFromTrunk(reader, upper, first, networks.scale), top_down)
 
-    def encode(self, x: Tensor) -> Layers:
-        """Do all the bottom-up work on x, (B, X)."""
-        return self.bottom_up(x)
+    def encode(self, x: Tensor) -> TopDown:
+        """Do all the bottom-up work on x, (B, X), and return q(z|x)."""
+        layers: Layers = self.bottom_up(x)
+        return TopDown(layers.lower, layers.upper, self._top_down[0])
 
     def sample(
         self,
-        context: Layers,
+        context: TopDown,
         k: int,
         *,
         inner_k: int = 0,
@@ -142,15 +153,33 @@ class LadderEncoder(Encoder):
     ) -> Draw:
         """Draw z of (K, B, D1 + D2) with the exact log density."""
         del inner_k, inner_chunk  # the density is known
-        (top_down,) = self._top_down
         z2, log_upper = context.upper.rsample_and_log_prob((k,))
-        z1, log_lower = combined(context.lower, top_down(z2)).rsample_and_log_prob()
+        z1, log_lower = context.below(z2).rsample_and_log_prob()
         if not path_only:
             return Draw(torch.cat([z1, z2], -1), log_upper + log_lower)
-        z1, z2 = _views(z1, z2)
-        lower = combined(_constant(context.lower), frozen(top_down)(z2))
-        log_q = _constant(context.upper).log_prob(z2) + lower.log_prob(z1)
-        return Draw(torch.cat([z1, z2], -1), log_q, (z1, z2))
+        constant = TopDown(_constant(context.lower), _constant(context.upper), frozen(self._top_down[0]))
+        return _path_draw(z1, z2, constant)
+
+
+class LayersFromTrunk(nn.Module):
+    """x, (B, X) -> Layers: a trunk reads x, and dense layers read on from its features.
+
+    Args:
+        reader: x -> features.
+        upper: features -> a DiagonalNormal over (B, D2).
+        width: D1.
+        scale: how standard deviations are made positive.
+    """
+
+    def __init__(self, reader: Trunk, upper: TrunkGaussian, width: int, scale: str) -> None:
+        super().__init__()
+        self.reader = reader
+        self.lower = GaussianHead(reader.width, width, scale)
+        self.upper = upper
+
+    def forward(self, x: Tensor) -> Layers:
+        features = self.reader(x)
+        return Layers(self.lower(features), self.upper(features))
 
 
 def combined(first: DiagonalNormal, second: DiagonalNormal) -> DiagonalNormal:
@@ -172,9 +201,17 @@ def _two_layers(site: Site) -> tuple[tuple[int, int], nn.Module]:
     return (first, second), top_down
 
 
-def _views(*draws: Tensor) -> tuple[Tensor, ...]:
-    """Return views: a hook on them scales what the log weights send back, not what one layer sends to the other."""
-    return tuple(draw.view_as(draw) for draw in draws)
+def _split(z: Tensor, lower: DiagonalNormal) -> tuple[Tensor, Tensor]:
+    width = lower.event_shape[0]
+    return z[..., :width], z[..., width:]
+
+
+def _path_draw(z1: Tensor, z2: Tensor, constant: BottomUp | TopDown) -> Draw:
+    """Return the draw, scored by its distribution with constant parameters."""
+    # Views: a hook on them scales what the log weights send back, and not what one layer sends to the other.
+    paths = (z1.view_as(z1), z2.view_as(z2))
+    z = torch.cat(paths, -1)
+    return Draw(z, constant.log_prob(z), paths)
 
 
 def _constant(normal: DiagonalNormal) -> DiagonalNormal:

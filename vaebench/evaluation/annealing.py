@@ -209,7 +209,7 @@ def explore(path: Path, draw: Callable[[int], Tensor], leapfrog: int, temperatur
     """
     scale = draw(SCALE_DRAWS).std(0)
     ends = path.ends(draw(PILOT_CHAINS))
-    betas = sigmoid(min(MOST_PILOT_TEMPERATURES, LEAST_PILOT_TEMPERATURES + temperatures)).to(scale.device)
+    betas = sigmoid(min(MOST_PILOT_TEMPERATURES, LEAST_PILOT_TEMPERATURES + temperatures // 10)).to(scale.device)
     log_step = torch.full_like(scale[:, 0], math.log(0.5))
     log_steps, spreads = [], [ends.ratio.std(0)]
     for t, beta in enumerate(betas[1:-1].to(scale.dtype)):

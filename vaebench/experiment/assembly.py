@@ -76,7 +76,7 @@ PRIORS: dict[str, Callable[..., Prior]] = {
 }
 
 
-def _maximising(bound: bounds.Bound) -> Callable[..., Objective]:
+def _maximising(bound: Callable[..., torch.Tensor]) -> Callable[..., Objective]:
     return lambda gradient, **arguments: Objective(partial(bound, **arguments), gradient)
 
 

@@ -64,7 +64,9 @@ class EventFile:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         """Begin the file with the mark that makes a running TensorBoard drop ``first_step`` and later."""
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_number)}"
+        # TensorBoard reads files in the order of their names: the number is padded, so that 10 comes after 9.
+        place = f"{socket.gethostname()}.{os.getpid()}.{next(_number):06d}"
+        name = f"events.out.tfevents.{time.time():010.0f}.{place}"
         self._file = Appender(folder / name)
         self._records = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
