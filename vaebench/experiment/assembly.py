@@ -181,9 +181,7 @@ def load(folder: str | Path, config: Config | None = None) -> Experiment:
     """
     run = RunFolder.open(Path(folder))
     experiment = build(read(run.path) if config is None else config)
-    checkpoint = Checkpoints(run.checkpoints).load(
-        "best", identity=identity(experiment.config), map_location=experiment.device
-    )
+    checkpoint = Checkpoints(run.checkpoints).load("best", identity=identity(experiment.config))
     load_weights(experiment, checkpoint.state)
     return experiment
 

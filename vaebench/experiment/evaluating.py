@@ -43,9 +43,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRe
     """
     run = RunFolder.open(Path(folder))
     experiment = build(for_evaluation(read(run.path), list(overrides)))
-    loaded = Checkpoints(run.checkpoints).load(
-        "best", identity=identity(experiment.config), map_location=experiment.device
-    )
+    loaded = Checkpoints(run.checkpoints).load("best", identity=identity(experiment.config))
     load_weights(experiment, loaded.state)
     interruption = runtime.Interruption()
     with interruption.watching():

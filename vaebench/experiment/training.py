@@ -91,7 +91,7 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
     checkpoints = Checkpoints(folder.checkpoints)
     found = None
     if checkpoints.exists():
-        found = checkpoints.load(identity=identity(config), map_location=experiment.device)
+        found = checkpoints.load(identity=identity(config))
         if found.notice:
             print(found.notice, flush=True)
     step = found.state["progress"]["step"] if found else None
@@ -105,7 +105,9 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
     )
     manifest.save()
     group = identity(config, with_seed=False)
-    with Recorder(folder, resume_step=step, hparams=defining(config), group=group) as recorder:
+    # Runs that differ in their seed share a row, which has no one seed to show.
+    hparams = {key: value for key, value in defining(config).items() if key != "seed"}
+    with Recorder(folder, resume_step=step, hparams=hparams, group=group) as recorder:
         recorder.config_table(config.to_dict())
         trainer = _trainer(experiment, recorder, checkpoints, interruption, manifest)
         if found:
@@ -113,7 +115,7 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
             trainer.load_state_dict(found.state)
             print(f"going on from epoch {trainer.progress.epoch}, step {step}", flush=True)
         progress = trainer.run()
-        load_weights(experiment, checkpoints.load("best", map_location=experiment.device).state)
+        load_weights(experiment, checkpoints.load("best").state)
         if config.trainer.evaluate:
             _evaluate_at_end(experiment, folder, recorder, progress, interruption)
     manifest.save()
