@@ -136,7 +136,8 @@ REFUSED = {
     "encoder=hvm encoder.inner_k=-1": "encoder.inner_k must be 0 or more, not -1",
     "encoder=sivi encoder.share_psi=2": "encoder.share_psi must be true or false, not 2",
     "estimator.k=0": "estimator.k must be at least 1",
-    "estimator.images=0": "estimator.images must be at least 1",
+    "estimator.images=0": "estimator.images must be at least 2",
+    "estimator.images=1": "estimator.images must be at least 2, for a standard error, not 1",
     "hydra/launcher=submitit_slurm": "needs a plugin: pip install hydra-submitit-launcher",
     "hydra/launcher=foo": "there is no hydra/launcher=foo",
     # Combinations.

@@ -35,6 +35,7 @@ class Rule:
 
 
 Count = Annotated[int, Rule("at least 1", lambda value: value >= 1)]
+Several = Annotated[int, Rule("at least 2, for a standard error", lambda value: value >= 2)]
 Natural = Annotated[int, Rule("0 or more", lambda value: value >= 0)]
 Positive = Annotated[float, Rule("more than 0", lambda value: value > 0)]
 NonNegative = Annotated[float, Rule("0 or more", lambda value: value >= 0)]
@@ -120,7 +121,7 @@ class Estimator(Choice):
     inner_k: Natural | None = None
     split: Literal["train", "validation", "test"] = "test"
     proposal: Literal["valid", "own"] = "valid"
-    images: Count | None = None
+    images: Several | None = None
     batch: Count | None = None
     chunk: Count | None = None
     seed: Seed = 0

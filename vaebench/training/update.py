@@ -53,7 +53,7 @@ class Update:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
         if not self.starts <= epoch < self.ends:
-            return Loss(torch.zeros(()), {})
+            return Loss(x.new_zeros(()), {})
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(x, settings)
         loss.value.backward()
