@@ -131,6 +131,15 @@ class Experiment:
         changes = self.config.trainer.inner_k_schedule
         return changes[max(changes)] if changes else self.config.encoder.inner_k
 
+    @property
+    def gradient_note(self) -> str | None:
+        """What the chosen gradient estimator leaves out for this encoder, or None; a run says it at its start."""
+        target, reason = self.objective.for_encoder().maximised, self.encoder.no_total_gradient
+        total = not self.objective.gradient.path_only
+        if reason and total and any(is_curved(target, k) for k in _ks(self.config)):
+            return f"gradient reparam is biased here for k > 1, as {reason}; objective.gradient=dreg is not"
+        return None
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the precision of the networks, as a context."""
         return runtime.autocast(self.device, self.config.trainer.precision)
@@ -191,13 +200,18 @@ def load_weights(experiment: Experiment, state: dict[str, Any]) -> None:
     experiment.modules.load_state_dict(state["modules"])
 
 
+def _ks(config: Config) -> set[int]:
+    """Return every number of samples that the training will take."""
+    return {config.k, *(config.trainer.k_schedule or {}).values()}
+
+
 def _objective(config: Config, encoder: Encoder) -> Objective:
     """Return the objective, unless its gradient would be wrong for this encoder."""
     gradient = GradientEstimator(config.objective.gradient)
     make = _chosen("bound", OBJECTIVES, config.objective.bound)
     try:
         objective = make(gradient, **config.objective.arguments)
-        ks = {config.k, *(config.trainer.k_schedule or {}).values()}
+        ks = _ks(config)
         curved = any(is_curved(objective.for_encoder().maximised, k) for k in ks)
     except ValueError as error:
         raise UserError(f"objective={config.objective.name}: {error}") from error
@@ -211,12 +225,6 @@ def _objective(config: Config, encoder: Encoder) -> Objective:
             f"objective={config.objective.name} with k={max(ks)} is not valid for encoder={config.encoder.name}: "
             f"{encoder.only_elbo}; use objective=elbo"
         )
-    if not gradient.path_only and encoder.no_total_gradient and curved:
-        raise UserError(
-            f"objective.gradient=reparam is biased for encoder={config.encoder.name} with "
-            f"objective={config.objective.name} and k={max(ks)}: {encoder.no_total_gradient}; "
-            "use objective.gradient=dreg"
-        )
     return objective
 
 
@@ -224,7 +232,7 @@ def _try_once(experiment: Experiment) -> None:
     """Evaluate the objective on two images at every k and inner_k to come: what makes no sense says so here."""
     config, objective = experiment.config, experiment.objective
     x = torch.zeros(2, experiment.data.train.shape[1], device=experiment.device)
-    ks = {config.k, *(config.trainer.k_schedule or {}).values()}
+    ks = _ks(config)
     inner_ks = {config.encoder.inner_k, *(config.trainer.inner_k_schedule or {}).values()}
     with runtime.forked_randomness(experiment.device, seed=0):
         for k, inner_k in itertools.product(ks, inner_ks):

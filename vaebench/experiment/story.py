@@ -35,6 +35,7 @@ def header(experiment: Experiment, folder: Path) -> str:
         "decoder": f"{config.decoder.name} {_shape(config.decoder.hidden)} {config.decoder.activation}, "
         f"latent_dim={config.latent_dim}, prior {config.prior.name}",
         "objective": f"{config.objective.name}, k={config.k}, gradient {config.objective.gradient}",
+        "note": experiment.gradient_note or "",
         "parameters": f"{_count(experiment.model):,} model + {_count(experiment.encoder):,} encoder",
         "training": f"{config.trainer.epochs} epochs, batches of {config.trainer.batch_size}, seed {config.seed}",
         "device": f"{runtime.describe(experiment.device)}, {config.trainer.precision}",
