@@ -11,7 +11,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["Bound", "LogMeanExp", "ciwae", "elbo", "iwae", "log_mean_exp", "miwae", "renyi", "tvo", "tvo_schedule"]
+__all__ = [
+    "Bound",
+    "LogMeanExp",
+    "ciwae",
+    "elbo",
+    "harmonic_mean",
+    "iwae",
+    "log_mean_exp",
+    "miwae",
+    "renyi",
+    "tvo",
+    "tvo_schedule",
+]
 
 Bound = Callable[[Tensor], Tensor]
 
@@ -71,6 +83,19 @@ def renyi(log_w: Tensor, alpha: float) -> Tensor:
     if alpha == -math.inf:
         return log_w.amax(0)
     return log_mean_exp((1 - alpha) * log_w) / (1 - alpha)
+
+
+def harmonic_mean(log_r: Tensor) -> Tensor:
+    """Variational harmonic mean bound on log q(z): -log (1/K) sum_k tau(psi_k|z) / q(z, psi_k), an upper bound.
+
+    For demonstration only. All K samples have to come from the posterior q(psi|z), of which only the one that made z
+    is free; and where tau is wider than that posterior its terms have infinite variance, so that more samples hardly
+    help. See docs/harmonic_mean.md.
+
+    Args:
+        log_r: log q(z, psi_k) - log tau(psi_k|z), (K, B), psi_k ~ q(psi|z).
+    """
+    return -log_mean_exp(-log_r)
 
 
 def tvo(log_w: Tensor, betas: Sequence[float], *, upper: bool = False) -> Tensor:
