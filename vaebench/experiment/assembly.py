@@ -126,6 +126,11 @@ class Experiment:
         return Modules(self.model, self.encoder)
 
     @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers of learned parameters, of the model and of the encoder."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.modules.named_children()}
+
+    @property
     def inner_k(self) -> int:
         """Inner samples at the end of training, with which the run is validated and evaluated by default."""
         changes = self.config.trainer.inner_k_schedule
@@ -163,14 +168,14 @@ def build(config: Config | Sequence[str]) -> Experiment:
     runtime.seed_everything(config.seed)
     pixel_mean = data.train.double().mean(0).div(255).float()
     decoding = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation)
-    prior = _chosen("prior", PRIORS, config.prior.name)(
+    prior = registered("prior", PRIORS, config.prior.name)(
         PriorSite(config.latent_dim, decoding, pixel_mean), **config.prior.arguments
     )
     seen = prior.layers[0]
     model = GenerativeModel(prior, decoding.bernoulli(seen, len(pixel_mean), pixel_mean), seen)
     networks = Networks(config.encoder.trunk, config.encoder.hidden, config.encoder.activation)
     site = Site(networks, data.train.shape[1], config.latent_dim, model)
-    encoder = _chosen("encoder", ENCODERS, config.encoder.name)(site, **config.encoder.arguments)
+    encoder = registered("encoder", ENCODERS, config.encoder.name)(site, **config.encoder.arguments)
     prior.meet(encoder)
     objective = _objective(config, encoder)
     experiment = Experiment(config, data, model.to(device), encoder.to(device), objective, device)
@@ -190,14 +195,15 @@ def load(folder: str | Path, config: Config | None = None) -> Experiment:
     """
     run = RunFolder.open(Path(folder))
     experiment = build(read(run.path) if config is None else config)
-    checkpoint = Checkpoints(run.checkpoints).load("best", identity=identity(experiment.config))
-    load_weights(experiment, checkpoint.state)
+    load_best(experiment, run)
     return experiment
 
 
-def load_weights(experiment: Experiment, state: dict[str, Any]) -> None:
-    """Put a checkpoint's best weights into the experiment's modules."""
+def load_best(experiment: Experiment, run: RunFolder) -> int:
+    """Put a run's best weights into the experiment's modules, and return the epoch that they are of."""
+    state = Checkpoints(run.checkpoints).load("best", identity=identity(experiment.config)).state
     experiment.modules.load_state_dict(state["modules"])
+    return state["epoch"]
 
 
 def _ks(config: Config) -> set[int]:
@@ -208,7 +214,7 @@ def _ks(config: Config) -> set[int]:
 def _objective(config: Config, encoder: Encoder) -> Objective:
     """Return the objective, unless its gradient would be wrong for this encoder."""
     gradient = GradientEstimator(config.objective.gradient)
-    make = _chosen("bound", OBJECTIVES, config.objective.bound)
+    make = registered("bound", OBJECTIVES, config.objective.bound)
     try:
         objective = make(gradient, **config.objective.arguments)
         ks = _ks(config)
@@ -255,7 +261,8 @@ def _load_data(config: Config) -> Dataset:
     )
 
 
-def _chosen(group: str, registry: dict[str, Any], name: str) -> Any:
+def registered(group: str, registry: dict[str, Any], name: str) -> Any:
+    """Return the registry's entry of that name; UserError where there is none."""
     if name not in registry:
         raise UserError(f"unknown {group} '{name}'{did_you_mean(name, registry)}; there are: {', '.join(registry)}")
     return registry[name]

@@ -15,13 +15,12 @@ from tqdm import tqdm
 
 from vaebench import runtime
 from vaebench.config import for_evaluation, identity, read
-from vaebench.errors import RunFailed, UserError, did_you_mean
+from vaebench.errors import RunFailed
 from vaebench.evaluation import PerImage
-from vaebench.experiment.assembly import Experiment, build, load_weights
+from vaebench.experiment.assembly import Experiment, build, load_best, registered
 from vaebench.experiment.estimators import ESTIMATORS, Finding, Plan
 from vaebench.records import ResultRecord, RunFolder, append_result, format_line, read_results
 from vaebench.records.files import write_whole
-from vaebench.training.checkpoint import Checkpoints
 from vaebench.training.trainer import Interrupted
 
 __all__ = ["estimate", "evaluate", "planned", "print_results"]
@@ -43,12 +42,11 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRe
     """
     run = RunFolder.open(Path(folder))
     experiment = build(for_evaluation(read(run.path), list(overrides)))
-    loaded = Checkpoints(run.checkpoints).load("best", identity=identity(experiment.config))
-    load_weights(experiment, loaded.state)
+    epoch = load_best(experiment, run)
     interruption = runtime.Interruption()
     with interruption.watching():
         try:
-            records = estimate(experiment, run, loaded.state["epoch"], interruption)
+            records = estimate(experiment, run, epoch, interruption)
         except (Interrupted, KeyboardInterrupt) as error:
             print("interrupted; the images done are kept, and the same command goes on from there", flush=True)
             raise SystemExit(interruption.exit_code if interruption.signal else 130) from error
@@ -66,11 +64,7 @@ def print_results(folder: RunFolder, records: Sequence[ResultRecord] | None = No
 
 def planned(experiment: Experiment) -> Plan:
     """Return what the configured estimator is going to do; UserError if it makes no sense for this run."""
-    name = experiment.config.estimator.name
-    if name not in ESTIMATORS:
-        known = ", ".join(ESTIMATORS)
-        raise UserError(f"unknown estimator '{name}'{did_you_mean(name, ESTIMATORS)}; there are: {known}")
-    return ESTIMATORS[name](experiment)
+    return registered("estimator", ESTIMATORS, experiment.config.estimator.name)(experiment)
 
 
 def estimate(

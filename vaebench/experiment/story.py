@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from torch import nn
-
 from vaebench import runtime
 from vaebench.encoders import Direction
 from vaebench.experiment.assembly import Experiment
@@ -36,7 +34,7 @@ def header(experiment: Experiment, folder: Path) -> str:
         f"latent_dim={config.latent_dim}, prior {config.prior.name}",
         "objective": f"{config.objective.name}, k={config.k}, gradient {config.objective.gradient}",
         "note": experiment.gradient_note or "",
-        "parameters": f"{_count(experiment.model):,} model + {_count(experiment.encoder):,} encoder",
+        "parameters": " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items()),
         "training": f"{config.trainer.epochs} epochs, batches of {config.trainer.batch_size}, seed {config.seed}",
         "device": f"{runtime.describe(experiment.device)}, {config.trainer.precision}",
         "folder": str(folder),
@@ -46,7 +44,3 @@ def header(experiment: Experiment, folder: Path) -> str:
 
 def _shape(hidden: tuple[int, ...]) -> str:
     return "-".join(map(str, hidden))
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

@@ -15,7 +15,7 @@ from vaebench.config.identity import defining
 from vaebench.encoders import Player
 from vaebench.errors import UserError
 from vaebench.evaluation import log_likelihoods
-from vaebench.experiment.assembly import Experiment, Modules, build, load_weights
+from vaebench.experiment.assembly import Experiment, Modules, build, load_best
 from vaebench.experiment.evaluating import estimate, planned, print_results
 from vaebench.experiment.losses import BoundLoss, PlayerLoss
 from vaebench.experiment.pictures import reconstructions, samples
@@ -100,7 +100,7 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
         device=runtime.describe(experiment.device),
         protocol=str(experiment.data.protocol),
         fingerprint=experiment.data.fingerprint,
-        parameters={name: _count(module) for name, module in experiment.modules.named_children()},
+        parameters=experiment.parameters,
         resume_step=step,
     )
     manifest.save()
@@ -115,7 +115,7 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
             trainer.load_state_dict(found.state)
             print(f"going on from epoch {trainer.progress.epoch}, step {step}", flush=True)
         progress = trainer.run()
-        load_weights(experiment, checkpoints.load("best").state)
+        load_best(experiment, folder)
         if config.trainer.evaluate:
             _evaluate_at_end(experiment, folder, recorder, progress, interruption)
     manifest.save()
@@ -275,7 +275,3 @@ def _validate(experiment: Experiment, manifest: Manifest, modules: Modules) -> f
 def _record_pictures(experiment: Experiment, recorder: Recorder, modules: Modules, step: int) -> None:
     recorder.image("samples", samples(experiment, modules), step)
     recorder.image("reconstructions", reconstructions(experiment, modules), step)
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
