@@ -19,6 +19,7 @@ from vaebench.config import (
     to_yaml,
 )
 from vaebench.config.catalog import described, groups
+from vaebench.config.identity import defining
 from vaebench.errors import UserError
 
 FILES = sorted(path.relative_to(config_dir()).as_posix() for path in config_dir().rglob("*.yaml"))
@@ -162,6 +163,13 @@ def test_identity_ignores_what_does_not_define_the_model(tmp_path: Path):
 )
 def test_identity_sees_what_defines_the_model(override: str):
     assert identity(compose([override])) != identity(compose([]))
+
+
+def test_a_setting_that_is_null_defines_nothing():
+    config = compose([])
+    fewer = {key: value for key, value in config.to_dict()["trainer"].items() if value is not None}
+    assert "ema" in config.to_dict()["trainer"]
+    assert defining(config)["trainer"].items() <= fewer.items()
 
 
 def test_identity_does_not_depend_on_how_a_number_is_written():

@@ -15,10 +15,20 @@ NOT_DEFINING_IN_TRAINER = ("threads", "progress", "log_every", "image_every", "c
 
 
 def defining(config: Config) -> dict[str, Any]:
-    """Return the part of the configuration that defines the trained model, as plain containers."""
+    """Return the part of the configuration that defines the trained model, as plain containers.
+
+    A setting that is null is off and defines nothing: a later version's new setting, null by default, leaves the
+    names of earlier runs as they are.
+    """
     values = {key: value for key, value in config.to_dict().items() if key not in NOT_DEFINING}
     values["trainer"] = {k: v for k, v in values["trainer"].items() if k not in NOT_DEFINING_IN_TRAINER}
-    return values
+    return without_nulls(values)
+
+
+def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """Return nested dicts without the keys whose value is None."""
+    nested = {key: without_nulls(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in nested.items() if value is not None}
 
 
 def identity(config: Config, *, with_seed: bool = True) -> str:
