@@ -579,7 +579,7 @@ def test_an_interrupted_evaluation_goes_on(run: FilePath, word: str, monkeypatch
     (whole,) = experiment.evaluate(run, [*words, "estimator.seed=1"])
     assert whole.settings["initial"] == word
     (stored,) = [path for path in (run / "evaluations").iterdir() if path.stat().st_mtime_ns == _newest(run)]
-    from vaebench.experiment import estimators
+    from vaebench.experiment.estimators import annealing as estimators
 
     asked = []
 

@@ -156,7 +156,7 @@ def test_after_a_kill_in_the_middle_of_an_epoch(whole: Path, tmp_path: Path, def
 def test_after_an_interrupted_evaluation(
     whole: Path, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vaebench.experiment import estimators
+    from vaebench.experiment.estimators import importance as estimators
 
     mine = compose([*OVERRIDES, "estimator.batch=100", f"output_dir={tmp_path}", f"data_dir={default_data_dir}"])
     original, batches = estimators.log_likelihoods, [0]

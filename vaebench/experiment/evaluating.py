@@ -85,7 +85,7 @@ def _record(plan: Plan, finding: Finding, epoch: int, seconds: float) -> ResultR
     values = finding.values
     if not bool(values.isfinite().all()):
         raise RunFailed(
-            f"{int((~values.isfinite()).sum())} of {len(values)} images have no finite estimate of log p(x)"
+            f"{int((~values.isfinite()).sum())} of {len(values)} images have no finite estimate of {finding.quantity}"
         )
     averaged = PerImage(values)
     return ResultRecord(
@@ -98,6 +98,7 @@ def _record(plan: Plan, finding: Finding, epoch: int, seconds: float) -> ResultR
         stderr=averaged.stderr,
         n_images=len(values),
         repeats=1,
+        quantity=finding.quantity,
         direction=finding.direction,
         epoch=epoch,
         seconds=seconds,

@@ -19,7 +19,7 @@ _SIGN: dict[Direction, str] = {"exact": "=", "lower_bound": ">=", "upper_bound":
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRecord:
-    """One estimate of the mean log p(x) of a split, in nats per image.
+    """One estimate of the mean over a split of log p(x), or of another ``quantity``, in nats per image.
 
     ``stderr`` is the standard error of the mean over the ``n_images`` images; ``repeats`` independent
     repetitions were averaged. ``k`` and ``inner_k`` are None where the estimator has none. ``settings``
@@ -39,13 +39,14 @@ class ResultRecord:
     epoch: int
     seconds: float
     repeats: int = 1
+    quantity: str = "log p(x)"
     settings: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.direction not in get_args(Direction):
             raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, not {self.direction!r}")
-        for name in ("estimator", "split", "protocol"):
+        for name in ("estimator", "split", "protocol", "quantity"):
             if not getattr(self, name):
                 raise ValueError(f"a result needs its {name}")
         for name in ("mean", "stderr", "seconds"):
@@ -61,7 +62,18 @@ class ResultRecord:
     def key(self) -> tuple[object, ...]:
         """What was estimated, and how: two records with one key are two tries at one number."""
         settings = json.dumps(dict(self.settings), sort_keys=True)
-        names = ("estimator", "k", "inner_k", "split", "protocol", "epoch", "n_images", "repeats", "direction")
+        names = (
+            "estimator",
+            "k",
+            "inner_k",
+            "split",
+            "protocol",
+            "epoch",
+            "n_images",
+            "repeats",
+            "direction",
+            "quantity",
+        )
         return (*(getattr(self, name) for name in names), settings)
 
 
@@ -99,7 +111,7 @@ def format_line(record: ResultRecord) -> str:
     """
     decimals = _decimals(record.stderr)
     number = f"{record.mean:.{decimals}f} +- {record.stderr:.{decimals}f}"
-    return f"{record.split} log p(x) {_SIGN[record.direction]} {number} ({', '.join(_circumstances(record))})"
+    return f"{record.split} {record.quantity} {_SIGN[record.direction]} {number} ({', '.join(_circumstances(record))})"
 
 
 def _circumstances(record: ResultRecord) -> list[str]:

@@ -1,10 +1,9 @@
-"""The estimators of log p(x) that a user can name, each as a plan for one run: how its numbers are made, image by
-image, and what is reported of them."""
+"""Annealing as an estimator: annealed importance sampling, and bidirectional Monte Carlo."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,139 +11,14 @@ from torch import Tensor
 from vaebench import runtime
 from vaebench.encoders import Encoder
 from vaebench.errors import UserError, did_you_mean
-from vaebench.evaluation import log_likelihoods
 from vaebench.evaluation.ais import AISResult, Settings, ais, batch_size, has_density, moment_matched, refuse_unmixed
 from vaebench.evaluation.bdmc import BDMCResult, sandwich, simulated
 from vaebench.experiment.assembly import Experiment
+from vaebench.experiment.estimators.plan import Batch, Finding, Plan, chosen
 
-__all__ = ["ESTIMATORS", "Batch", "Estimator", "Finding", "Plan"]
+__all__ = ["annealed", "bidirectional"]
 
 INITIALS = ("prior", "encoder", "moments")
-
-Batch = tuple[slice, Tensor]
-"""Which images, and their numbers: one row for each name of ``Plan.rows``, (R, images), float64."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """A result but for where and when it was found: the fields are those of a result record."""
-
-    estimator: str
-    direction: Literal["exact", "lower_bound", "upper_bound", "estimate"]
-    values: Tensor
-    """Nats per image, (N,)."""
-    k: int | None = None
-    inner_k: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One estimator, applied to one run's weights."""
-
-    split: str
-    protocol: str
-    """Of the images that are evaluated; a subset has one of its own."""
-    count: int
-    """Images."""
-    key: Sequence[object]
-    """All that the numbers depend on, beside the run, its epoch and its data."""
-    rows: tuple[str, ...]
-    """What is kept of each image; the first is its value."""
-    batches: Callable[[int], Iterator[Batch]]
-    """Yields the numbers of all images from the given one on, in order."""
-    conclude: Callable[[Tensor], list[Finding]]
-    """Maps the numbers of all images, (R, N), to results; RunFailed where they are not fit to be reported."""
-
-
-Estimator = Callable[[Experiment], Plan]
-"""UserError where the settings make no sense for the run."""
-
-
-class Images(NamedTuple):
-    """The images that the settings name."""
-
-    numbers: Tensor
-    """Their places in the split, (N,)."""
-    intensities: Tensor
-    """Pixel bytes, (N, X), on the experiment's device."""
-    protocol: str
-
-
-def chosen(experiment: Experiment) -> Images:
-    """Return the images that an evaluation is to see."""
-    settings, data = experiment.config.estimator, experiment.data
-    intensities, protocol = data.split(settings.split), str(data.protocol)
-    numbers = torch.arange(len(intensities))
-    if settings.images is not None and settings.images < len(intensities):
-        generator = torch.Generator().manual_seed(runtime.derived_seed(settings.seed, "subset"))
-        numbers = torch.randperm(len(intensities), generator=generator)[: settings.images].sort().values
-        # A subset is another test set: a random 1,000 of MNIST's 10,000 can be a nat off.
-        protocol += f"/random{len(numbers)}-seed{settings.seed}"
-    intensities = intensities[numbers]
-    if settings.split == "train" and not data.continuous:
-        # The training images of a dynamic protocol are grey: they are drawn once, by the evaluation's seed.
-        generator = torch.Generator().manual_seed(runtime.derived_seed(settings.seed, "train"))
-        intensities = data.observe(intensities, generator).mul(255).to(torch.uint8)
-    return Images(numbers, intensities.to(experiment.device), protocol)
-
-
-# Importance sampling --------------------------------------------------------------------------------------
-
-
-def importance(experiment: Experiment) -> Plan:
-    """Plan IWAE's estimate, or DIWHVI's for hierarchical encoders."""
-    settings, images = experiment.config.estimator, chosen(experiment)
-    encoder = experiment.encoder if settings.proposal == "own" else experiment.encoder.proposal()
-    hierarchical = encoder.has_inner_samples
-    inner_k = experiment.inner_k if settings.inner_k is None else settings.inner_k
-    inner_k = inner_k if hierarchical else 0
-
-    def batches(first: int) -> Iterator[Batch]:
-        for part, values in log_likelihoods(
-            experiment.model,
-            encoder,
-            experiment.data.observe,
-            images.intensities,
-            k=settings.k,
-            inner_k=inner_k,
-            seed=settings.seed,
-            batch=settings.batch,
-            chunk=settings.chunk,
-            images=images.numbers,
-            first=first,
-        ):
-            yield part, values.unsqueeze(0)
-
-    def conclude(rows: Tensor) -> list[Finding]:
-        finding = Finding(
-            estimator="DIWHVI" if hierarchical else "IWAE",
-            direction=encoder.direction.of_log_likelihood,
-            values=rows[0],
-            k=settings.k,
-            inner_k=inner_k if hierarchical else None,
-            settings=proposal_shown(experiment.encoder, encoder),
-        )
-        return [finding]
-
-    return Plan(
-        split=settings.split,
-        protocol=images.protocol,
-        count=len(images.numbers),
-        key=["importance", settings.k, inner_k, settings.seed, type(encoder).__name__],
-        rows=("values",),
-        batches=batches,
-        conclude=conclude,
-    )
-
-
-def proposal_shown(trained: Encoder, weighed: Encoder) -> dict[str, str]:
-    """Name the encoder whose draws were weighed, where the trained one has another proposal than itself."""
-    return {} if trained.proposal() is trained else {"proposal": type(weighed).__name__}
-
-
-# Annealing ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -292,11 +166,3 @@ def annealing_found(
     return Finding(
         estimator=estimator, direction=direction, values=result.log_likelihood, settings=settings, extra=extra
     )
-
-
-# One line makes a new estimator known; its yaml's keys are in ``experiment.config.estimator``.
-ESTIMATORS: dict[str, Estimator] = {
-    "ais": annealed,
-    "bdmc": bidirectional,
-    "iwae": importance,
-}

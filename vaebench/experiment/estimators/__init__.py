@@ -1,0 +1,14 @@
+"""The estimators that a user can name, each a function from an experiment to a plan for it."""
+
+from vaebench.experiment.estimators.annealing import annealed, bidirectional
+from vaebench.experiment.estimators.importance import importance_weighted
+from vaebench.experiment.estimators.plan import Batch, Estimator, Finding, Plan
+
+__all__ = ["ESTIMATORS", "Batch", "Estimator", "Finding", "Plan"]
+
+# One line makes a new estimator known; its yaml's keys are in ``experiment.config.estimator``.
+ESTIMATORS: dict[str, Estimator] = {
+    "ais": annealed,
+    "bdmc": bidirectional,
+    "iwae": importance_weighted,
+}
