@@ -76,7 +76,8 @@ def estimate(
         print(f"{file.path} is damaged; this evaluation starts anew", flush=True)
     left = file.done[: settings.repeats]
     todo = tasks(left, _batch(experiment, plan, int((~left).sum())))
-    source = numbers.alone if settings.processes == 1 else shared(experiment.config, folder.path)
+    several = settings.processes > 1 and len(todo) > 1
+    source = shared(experiment.config, folder.path) if several else numbers.alone
     bar = f"{plan.split} {settings.name}" if experiment.config.trainer.progress else None
     gather(file, todo, source, interruption, bar=bar)
     if interruption.signal is not None:

@@ -26,6 +26,7 @@ from vaebench.records import RunFolder
 
 __all__ = ["divided", "shared"]
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 5.0
 """Seconds that a process without work has to end by itself."""
 
@@ -83,7 +84,7 @@ class _Workers:
     def __enter__(self) -> "_Workers":
         # Not fork: neither CUDA nor a pool of threads survives it.
         context = multiprocessing.get_context("spawn")
-        with _interrupts_ignored():
+        with _signals_ignored():
             for config in self._configs:
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, config, self._folder), daemon=True)
@@ -97,8 +98,8 @@ class _Workers:
         for process in self._processes:
             if kind is None:
                 process.join(PATIENCE)
-            # One that still computes: nobody waits for what.
-            process.terminate()
+            # One that still computes: nobody waits for what. It heeds no other signal.
+            process.kill()
             process.join()
 
     def answers(self, left: list[Task], stopping: Callable[[], bool]) -> Answers:
@@ -138,21 +139,24 @@ def _received(connection: Connection) -> tuple[Task, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Let processes started in the block ignore SIGINT from their first instant: the one that started them heeds it."""
+def _signals_ignored() -> Iterator[None]:
+    """Let processes started in the block ignore, from their first instant, what Ctrl-C and a scheduler send to all:
+    the process that started them heeds it, and has them finish what they are at."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    kept = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, kept)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _serve(connection: Connection, config: Config, folder: Path) -> None:
     """Answer tasks until the other end hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):
         try:
             experiment = build(config)
