@@ -8,10 +8,10 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -32,7 +32,10 @@ __all__ = [
     "seed_everything",
     "set_random_state",
     "set_threads",
+    "unless_memory_runs_out",
 ]
+
+T = TypeVar("T")
 
 
 def resolve_device(wanted: str) -> torch.device:
@@ -112,6 +115,19 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     # The CPU's allocator, and libraries of CUDA's, raise errors of no type of their own.
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def unless_memory_runs_out(compute: Callable[[], T]) -> T | None:
+    """Return what is computed, or None, with the memory that it took given back, where memory did not suffice."""
+    try:
+        return compute()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    # Outside of the handler: the error holds on to all that was computed.
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return None
 
 
 def notice(line: str) -> None:

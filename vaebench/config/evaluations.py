@@ -39,7 +39,7 @@ def _values(override: str) -> tuple[str, list[str]]:
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create().parse_override(override)
+        (parsed,) = OverridesParser.create().parse_overrides([override])
     except HydraException as error:
         raise explain(error, "evaluate", [override]) from error
     key = parsed.key_or_group

@@ -18,7 +18,7 @@ from vaebench.evaluation.memory import peak_bytes
 from vaebench.evaluation.weights import WeightSummary
 from vaebench.model import GenerativeModel
 from vaebench.objective import weigh
-from vaebench.runtime import derived_seed, forked_randomness, free_memory, notice, out_of_memory
+from vaebench.runtime import derived_seed, forked_randomness, free_memory, notice, unless_memory_runs_out
 
 __all__ = ["Chunks", "PerImage", "log_likelihood", "log_likelihoods", "weighed"]
 
@@ -79,17 +79,15 @@ class Chunks:
         self.samples = max(1, min(self.samples, int(budget / (each * self.batch))))
         self.batch = max(1, min(self.batch, int(budget / (each * self.samples))))
 
-    def halve(self) -> bool:
-        """Take half as many samples at a time from now on, then inner samples; return whether that was possible."""
-        if self.samples == 1 and self.inner == 1:
+    def halve(self, k: int, inner_k: int) -> bool:
+        """Take half as many of ``k`` samples at a time from now on, then of inner samples; False if that cannot be."""
+        samples, inner = min(self.samples, k), min(self.inner, max(1, inner_k))
+        if samples == 1 and inner == 1:
             return False
         if not self.halved:
             notice("out of memory: going on with smaller chunks, which does not change the result")
         self.halved = True
-        if self.samples > 1:
-            self.samples //= 2
-        else:
-            self.inner //= 2
+        self.samples, self.inner = (samples // 2, inner) if samples > 1 else (1, inner // 2)
         return True
 
 
@@ -207,23 +205,12 @@ def _in_chunks(
 
     first = 0
     while first < k:
-        log_w = _unless_memory_runs_out(lambda at=first: draw(at), chunks)
-        if log_w is None:
-            if x.device.type == "cuda":
-                torch.cuda.empty_cache()
-            continue
-        yield log_w
-        first += len(log_w)
-
-
-def _unless_memory_runs_out(draw: Callable[[], Tensor], chunks: Chunks) -> Tensor | None:
-    """Return what is drawn; None, with smaller chunks, where memory ran out."""
-    try:
-        return draw()
-    except Exception as error:
-        if not out_of_memory(error) or not chunks.halve():
-            raise
-    return None
+        log_w = unless_memory_runs_out(lambda at=first: draw(at))
+        if log_w is not None:
+            yield log_w
+            first += len(log_w)
+        elif not chunks.halve(k, inner_k):
+            raise MemoryError("memory does not suffice for one sample at a time of so many images")
 
 
 def _table(seed: int | None, numbers: Tensor, first: int = 0) -> AbstractContextManager[Any]:
@@ -240,14 +227,14 @@ class PerImage:
 
     @property
     def mean(self) -> float:
-        return self.values.mean().item()
+        return self.values.double().mean().item()
 
     @property
     def stderr(self) -> float:
         """Standard error of the mean over images: it measures how much the images vary, not the estimator."""
         if len(self.values) < 2:
             return float("nan")
-        return (self.values.std() / len(self.values) ** 0.5).item()
+        return (self.values.double().std() / len(self.values) ** 0.5).item()
 
 
 def log_likelihoods(

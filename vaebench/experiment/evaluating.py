@@ -20,7 +20,7 @@ from vaebench.experiment.sharing import shared
 from vaebench.records import PerImageFile, ResultRecord, RunFolder, append_result, format_line, read_results
 from vaebench.training.trainer import Interrupted
 
-__all__ = ["estimate", "evaluate", "planned", "print_results"]
+__all__ = ["estimate", "evaluate", "over_repeats", "planned", "print_results"]
 
 
 def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRecord]:
@@ -138,13 +138,13 @@ def _record(
         epoch=epoch,
         seconds=seconds,
         settings=finding.settings,
-        extra=finding.extra | _over_repeats(values.mean(1)),
+        extra=finding.extra | over_repeats(values.mean(1)),
         note=finding.note,
         per_image=per_image,
     )
 
 
-def _over_repeats(means: Tensor) -> dict[str, Any]:
+def over_repeats(means: Tensor) -> dict[str, Any]:
     """Return how the means of the repetitions, (n,), differ; nothing where there is one."""
     if len(means) == 1:
         return {}

@@ -62,9 +62,11 @@ class Numbers:
         found, plan, start = [], self.plan(task.repeat), task.start
         while start < task.stop:
             part = slice(start, min(task.stop, start + (self._most or plan.batch)))
-            numbers = self._unless_memory_runs_out(plan, part)
-            if numbers is not None:
-                found.append(numbers.cpu())
+            numbers = runtime.unless_memory_runs_out(lambda part=part: self._computed(plan, part))
+            if numbers is None:
+                self._fewer(part)
+            else:
+                found.append(numbers)
                 start = part.stop
         return torch.cat(found, 1)
 
@@ -75,21 +77,16 @@ class Numbers:
                 return
             yield task, self.of(task)
 
-    def _unless_memory_runs_out(self, plan: Plan, part: slice) -> Tensor | None:
-        """Return the numbers; None, with fewer images at a time from now on, where memory ran out."""
-        try:
-            with self._experiment.autocast():
-                return plan.numbers(part)
-        except Exception as error:
-            if not runtime.out_of_memory(error):
-                raise
-            if part.stop - part.start == 1:
-                raise RunFailed(
-                    "memory does not suffice for one image at a time: free some, or use another device"
-                ) from error
+    def _computed(self, plan: Plan, part: slice) -> Tensor:
+        with self._experiment.autocast():
+            return plan.numbers(part).cpu()
+
+    def _fewer(self, part: slice) -> None:
+        """Take half as many images at a time as ``part`` has, from now on."""
         self._most = (part.stop - part.start) // 2
+        if self._most == 0:
+            raise RunFailed("memory does not suffice for one image: free some, or take another device")
         runtime.notice(f"out of memory: going on with {self._most} images at a time, which does not change the result")
-        return None
 
 
 def tasks(done: np.ndarray, batch: int) -> list[Task]:
