@@ -604,10 +604,9 @@ def _forget(stored: FilePath, kept: int) -> None:
 
     with numpy.load(stored) as whole:
         numbers = dict(whole)
-    assert set(numbers) == {*AISResult.names(), "finished", "seconds"}
-    for name in AISResult.names():
-        numbers[name][kept:] = 0
-    numbers["finished"] = numpy.array(kept)
+    assert set(numbers) == {*AISResult.names(), "images", "done", "seconds", "rows", "values"}
+    for name in (*AISResult.names(), "done"):
+        numbers[name][:, kept:] = 0
     numpy.savez(stored, **numbers)  # pyright: ignore[reportArgumentType] (its own name for a flag)
 
 

@@ -156,32 +156,30 @@ def test_after_a_kill_in_the_middle_of_an_epoch(whole: Path, tmp_path: Path, def
 def test_after_an_interrupted_evaluation(
     whole: Path, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vaebench.experiment.estimators import importance as estimators
+    from vaebench.experiment.estimators import importance
 
     mine = compose([*OVERRIDES, "estimator.batch=100", f"output_dir={tmp_path}", f"data_dir={default_data_dir}"])
-    original, batches = estimators.log_likelihoods, [0]
+    original, asked = importance.weighed, list[int]()
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
-        for part, values in original(*args, **kwargs):
-            batches[0] += 1
-            if kwargs["k"] == 3 and batches[0] == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield part, values
-
-    with monkeypatch.context() as patch:
-        patch.setattr(estimators, "log_likelihoods", interrupted)
-        with pytest.raises(SystemExit):
-            experiment.train(mine)
-    assert batches[0] == 3
-    starts: list[int] = []
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        starts.append(kwargs["first"])
+        asked.append(args[-1][0].item())
+        if len(asked) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(estimators, "log_likelihoods", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(importance, "weighed", interrupted)
+        with pytest.raises(SystemExit):
+            experiment.train(mine)
+    assert asked == [0, 100, 200]
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        asked.append(args[-1][0].item())
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(importance, "weighed", watched)
     resumed = experiment.train(mine)
-    assert starts == [300]
+    assert asked == [0, 100, 200, 300, 400]
     # The batch size was another one here: it changes nothing but rounding.
     assert read_results(RunFolder(resumed))[0].mean == pytest.approx(read_results(RunFolder(whole))[0].mean, abs=1e-5)
 

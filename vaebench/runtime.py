@@ -1,13 +1,17 @@
-"""The machine: device, seeds, precision, threads, signals."""
+"""The machine: device, memory, seeds, precision, threads, signals."""
 
 import contextlib
 import hashlib
+import os
 import random
+import re
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -20,12 +24,18 @@ __all__ = [
     "derived_seed",
     "describe",
     "forked_randomness",
+    "free_memory",
+    "notice",
+    "out_of_memory",
     "random_state",
     "resolve_device",
     "seed_everything",
     "set_random_state",
     "set_threads",
+    "unless_memory_runs_out",
 ]
+
+T = TypeVar("T")
 
 
 def resolve_device(wanted: str) -> torch.device:
@@ -60,6 +70,69 @@ _DEFAULT_THREADS = torch.get_num_threads()
 def set_threads(threads: int | None) -> None:
     """Use so many CPU threads; None goes back to torch's own choice, whatever an earlier job of a sweep set."""
     torch.set_num_threads(threads or _DEFAULT_THREADS)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return how many bytes may still be used on the device; None where the system does not tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch has reserved and not given out is free, too.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    known = [bytes_ for bytes_ in (_available_memory(), _left_to_the_group()) if bytes_ is not None]
+    return min(known, default=None)
+
+
+def _available_memory() -> int | None:
+    """Return what the system could give without swapping."""
+    try:
+        found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _left_to_the_group(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return what is left of a container's or a batch job's limit; None where there is none."""
+    try:
+        # Caches of files count as used there, and are given back when they are wanted.
+        cached = re.search(r"^inactive_file (\d+)", (root / "memory.stat").read_text(), re.MULTILINE)
+        used = int((root / "memory.current").read_text()) - (int(cached[1]) if cached else 0)
+        return int((root / "memory.max").read_text()) - used
+    except (OSError, ValueError):  # another system, or the limit is "max"
+        return None
+
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory did not suffice, on whichever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # The CPU's allocator, and libraries of CUDA's, raise errors of no type of their own.
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def unless_memory_runs_out(compute: Callable[[], T]) -> T | None:
+    """Return what is computed, or None, with the memory that it took given back, where memory did not suffice."""
+    try:
+        return compute()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    # Outside of the handler: the error holds on to all that was computed.
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return None
+
+
+def notice(line: str) -> None:
+    """Tell the user something where it does not mix with results."""
+    print(f"vaebench: {line}", file=sys.stderr, flush=True)
 
 
 def derived_seed(*words: int | str) -> int:

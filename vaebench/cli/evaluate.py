@@ -1,34 +1,48 @@
 """`vaebench evaluate`: run folders -> estimates of log p(x)."""
 
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from vaebench.cli.failure import describe, expected
+from vaebench.cli.failure import expected
 from vaebench.cli.flags import EVALUATE, parse
+from vaebench.cli.train import tell
 from vaebench.errors import RunFailed, UserError
 
 __all__ = ["run"]
 
-HELP = """usage: vaebench evaluate RUN... [estimator=CHOICE] [KEY=VALUE ...]
+HELP = """usage: vaebench evaluate RUN... [estimator=CHOICE,...] [KEY=VALUE,... ...]
 
-Estimate log p(x) with a run's best weights and add the result to its results.json.
-RUN is a run folder, or a folder that holds run folders: each of them is evaluated.
+Estimate log p(x) with a run's best weights and add the results to its results.json.
+RUN is a run folder, or a folder that holds run folders: each of them is evaluated, once for each
+combination of comma-separated values. A setting goes to those of the estimators that have it.
 
 keys: estimator.k, estimator.inner_k, estimator.split (train|validation|test), estimator.images,
-      estimator.seed, estimator.batch, estimator.chunk, device, data_dir, threads, progress
+      estimator.repeats, estimator.seed, estimator.batch, estimator.chunk, ...
+      device, processes, data_dir, threads, progress
       (without estimator=..., the run's own estimator is the one that they change)
 
 examples:
   vaebench evaluate outputs/mnist5k/hvm-iwae-k16/0-1a2b3c4d
-  vaebench evaluate outputs/mnist5k estimator=iwae estimator.k=5000
-  vaebench evaluate outputs/mnist/iwhvi-iwhvi-k1 estimator=diwhvi device=cuda
+  vaebench evaluate outputs/mnist5k estimator=iwae,ais estimator.k=1,10,100 estimator.chains=16
+  vaebench evaluate outputs/mnist/iwhvi-iwhvi-k1 estimator=diwhvi estimator.tau=learned,prior
+  vaebench evaluate outputs/mnist/gaussian-elbo-k1 estimator.repeats=10 device=cuda processes=8
 """
+
+
+class Evaluation(NamedTuple):
+    """One estimator on one run."""
+
+    folder: Path
+    overrides: list[str]
+    refusal: UserError | None = None
+    """Why the run cannot be evaluated at all."""
 
 
 def run(words: list[str]) -> int:
     """Carry out ``vaebench evaluate <words>`` and return the exit code."""
     parsed = parse(words, EVALUATE)
-    if parsed.flags:
+    if "--help" in parsed.flags:
         print(HELP, end="")
         return 0
     paths, overrides = told_apart(parsed.rest)
@@ -37,8 +51,7 @@ def run(words: list[str]) -> int:
     from vaebench.records import RunFolder
 
     folders = [folder.path for folder in RunFolder.find(paths)]
-    check(folders, overrides)
-    return evaluate_all(folders, overrides)
+    return evaluate_all([one for folder in folders for one in asked_for(folder, overrides)])
 
 
 def told_apart(words: list[str]) -> tuple[list[Path], list[str]]:
@@ -47,36 +60,55 @@ def told_apart(words: list[str]) -> tuple[list[Path], list[str]]:
     return [Path(path) for path in paths], [word for word in words if word not in paths]
 
 
-def check(folders: list[Path], overrides: list[str]) -> None:
-    """Raise UserError for settings that no run can be evaluated with, before torch is imported."""
-    from vaebench.config import for_evaluation, read
+def asked_for(folder: Path, overrides: list[str]) -> Iterator[Evaluation]:
+    """Yield the evaluations of one run, their settings checked, before torch is imported.
 
-    for_evaluation(read(folders[0]), overrides)
+    UserError for settings that are wrong; a run that cannot be read is one of those that fail.
+    """
+    from vaebench.config import evaluations, for_evaluation, read
+
+    try:
+        config = read(folder)
+    except UserError as error:
+        yield Evaluation(folder, overrides, error)
+        return
+    for words in evaluations(config.estimator.name, overrides):
+        for_evaluation(config, words)
+        yield Evaluation(folder, words)
 
 
-def evaluate_all(folders: list[Path], overrides: list[str]) -> int:
-    """Evaluate each run; one that fails does not keep the others from it."""
-    from vaebench.cli.core import core
-
-    if len(folders) == 1:
-        core().evaluate(folders[0], overrides)
+def evaluate_all(asked: list[Evaluation]) -> int:
+    """Carry out each evaluation; one that fails does not keep the others from it."""
+    if len(asked) == 1:
+        carry_out(asked[0])
         return 0
-    failed = sum(not evaluated(folder, overrides) for folder in folders)
+    failed = 0
+    for before, one in zip([None, *asked], asked, strict=False):
+        if before is None or before.folder != one.folder:
+            print(one.folder, flush=True)
+        failed += not went_well(one)
     if failed:
-        raise RunFailed(f"{failed} of {len(folders)} evaluations failed; the lines above say which and why")
+        raise RunFailed(f"{failed} of {len(asked)} evaluations failed; the lines above say which and why")
     return 0
 
 
-def evaluated(folder: Path, overrides: list[str]) -> bool:
-    """Evaluate one run of several and return whether that went well."""
-    from vaebench.cli.core import core
-
-    print(folder, flush=True)
+def went_well(one: Evaluation) -> bool:
+    """Carry out one evaluation of several; tell why, if it fails."""
     try:
-        core().evaluate(folder, overrides)
+        carry_out(one)
     except Exception as error:
-        if not expected(error):
+        # A broken pipe: nobody reads the results any more.
+        if isinstance(error, OSError) and not expected(error):
             raise
-        print(f"vaebench: failed: {folder}: {describe(error)}", file=sys.stderr)
+        tell(error, [str(one.folder), *one.overrides])
         return False
     return True
+
+
+def carry_out(one: Evaluation) -> None:
+    """Carry out one evaluation."""
+    from vaebench.cli.core import core
+
+    if one.refusal is not None:
+        raise one.refusal
+    core().evaluate(one.folder, one.overrides)

@@ -29,7 +29,7 @@ TRAIN = HELP | {
     "--hydra-help": "--hydra-help",
     "--resume": "--resume=",
 }
-EVALUATE = HELP
+EVALUATE = HELP | {"-m": "--multirun", "--multirun": "--multirun"}
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),

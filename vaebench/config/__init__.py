@@ -2,6 +2,7 @@
 
 from vaebench.config.catalog import config_dir
 from vaebench.config.compose import compose, for_evaluation, from_hydra
+from vaebench.config.evaluations import evaluations
 from vaebench.config.identity import identity, run_folder
 from vaebench.config.run import from_yaml, read, to_yaml
 from vaebench.config.schema import (
@@ -28,6 +29,7 @@ __all__ = [
     "Trainer",
     "compose",
     "config_dir",
+    "evaluations",
     "for_evaluation",
     "from_hydra",
     "from_yaml",

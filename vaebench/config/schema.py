@@ -114,17 +114,27 @@ class Estimator(Choice):
     """How log p(x) is estimated at the end; ``inner_k=None`` means as in training.
 
     ``proposal`` says whose draws are weighed: ``valid`` those of the encoder's proposal (itself, but for an
-    encoder whose log q is an estimate), ``own`` the encoder's, whatever its log q is.
+    encoder whose log q is an estimate), ``own`` the encoder's, whatever its log q is. ``tau`` and ``share_psi`` say
+    where a hierarchical encoder's inner samples come from; None means as in training.
+
+    ``repeats`` are averaged, each with noise of its own, and with pixels of its own where ``binarise`` is ``fresh``.
+    ``image_seed`` chooses a random subset, None by ``seed``. ``processes`` share the images.
     """
 
     k: Count = 5000
     inner_k: Natural | None = None
     split: Literal["train", "validation", "test"] = "test"
     proposal: Literal["valid", "own"] = "valid"
+    tau: Literal["learned", "prior"] | None = None
+    share_psi: bool | None = None
     images: Several | None = None
+    image_seed: Seed | None = None
+    binarise: Literal["fixed", "fresh"] = "fixed"
+    repeats: Count = 1
     batch: Count | None = None
     chunk: Count | None = None
     seed: Seed = 0
+    processes: Count = 1
 
 
 @dataclass(frozen=True, kw_only=True)

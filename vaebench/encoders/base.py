@@ -24,7 +24,10 @@ from vaebench.distributions import DiagonalNormal
 from vaebench.model import GenerativeModel
 from vaebench.nets import Networks
 
-__all__ = ["Direction", "Draw", "Encoder", "Player", "Scored", "Site", "detached", "frozen"]
+__all__ = ["Direction", "Draw", "Encoder", "Player", "Scored", "Site", "Tau", "detached", "frozen"]
+
+Tau = Literal["learned", "prior"]
+"""Where inner samples come from: tau(psi|z,x), or q(psi|x)."""
 
 
 class Direction(Enum):
@@ -145,6 +148,23 @@ class Encoder(nn.Module, ABC):
 
         Itself, where the contract holds. A family whose log_q is an ESTIMATE has to offer one that keeps it.
         """
+        return self
+
+    def rescored(self, *, tau: Tau | None = None, share_psi: bool | None = None) -> "Encoder":
+        """Return the encoder with the same draws of z whose log_q takes other inner samples, of the same parameters.
+
+        For evaluation: what a trained encoder is worth without its reverse model, say. Itself, where nothing changes.
+
+        Args:
+            tau: where inner samples come from: a ``learned`` tau(psi|z,x), or q(psi|x), the ``prior`` of psi, as in
+                SIVI. None leaves it as it is.
+            share_psi: whether all K draws share their inner samples, which must then not follow z. None leaves it.
+
+        Raises:
+            ValueError: the encoder cannot; the message, half a sentence, says why.
+        """
+        if tau is not None or share_psi is not None:
+            raise ValueError("it has no inner samples psi")
         return self
 
     def exact_posterior(self, x: Tensor) -> DiagonalNormal | None:

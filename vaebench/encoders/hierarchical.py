@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from vaebench import noise
 from vaebench.bounds import LogMeanExp
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders.base import Direction, Draw, Encoder, Player, Site, detached, frozen
+from vaebench.encoders.base import Direction, Draw, Encoder, Player, Site, Tau, detached, frozen
 from vaebench.encoders.implicit import MeanGiven, StochasticLayers
 from vaebench.encoders.reverse import GatedReverse
 from vaebench.errors import UserError, did_you_mean
@@ -273,6 +273,18 @@ class HierarchicalEncoder(Encoder):
         share = torch.cat(ratios.parts).detach().softmax(0)[1:].unsqueeze(-1)
         psi.register_hook(lambda gradient: gradient * share.to(gradient.dtype))
         return ratios.value(), (psi,)
+
+    def rescored(self, *, tau: Tau | None = None, share_psi: bool | None = None) -> "HierarchicalEncoder":
+        """Return the same q(z|x) with another tau, or with inner samples that all draws of z share."""
+        if tau == "learned" and self.reverse is None:
+            raise ValueError("it has no learned tau(psi|z,x): its inner samples come from q(psi|x)")
+        reverse = None if tau == "prior" else self.reverse
+        shared = self.share_psi if share_psi is None else share_psi
+        if shared and reverse is not None:
+            raise ValueError("the inner samples of a learned tau(psi|z,x) follow their z and cannot be shared")
+        if reverse is self.reverse and shared == self.share_psi:
+            return self
+        return HierarchicalEncoder(self.mixing, self.conditional, reverse, share_psi=shared)
 
     def players(self) -> dict[str, Player]:
         """Return tau's warm-up and extra steps, if there are any."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vaebench import hmc
-from vaebench.encoders.base import Direction, Draw, Encoder, Site, detached, frozen
+from vaebench.encoders.base import Direction, Draw, Encoder, Site, Tau, detached, frozen
 from vaebench.encoders.hierarchical import Context, HierarchicalEncoder, Joint
 
 __all__ = ["UnbiasedEncoder"]
@@ -108,6 +108,11 @@ class UnbiasedEncoder(Encoder):
             return Draw(joint.z, value)
         surrogate = self._surrogate(context, joint)
         return Draw(joint.z, value + (surrogate - surrogate.detach()))
+
+    def rescored(self, *, tau: Tau | None = None, share_psi: bool | None = None) -> Encoder:
+        """Return SIVI's encoder, which is this one in evaluation, with the inner samples asked for."""
+        marginal = self.marginal.rescored(tau=tau, share_psi=share_psi)
+        return self if marginal is self.marginal else marginal
 
     def _surrogate(self, context: Context, joint: Joint) -> Tensor:
         """Return a number, (K, B), whose gradient in z estimates that of log q(z|x); no other gradient flows."""

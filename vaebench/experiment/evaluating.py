@@ -1,31 +1,26 @@
 """Estimates of log p(x) for the best weights of runs, resumable image by image."""
 
-import contextlib
 import hashlib
-import io
-import time
-import zipfile
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vaebench import runtime
 from vaebench.config import for_evaluation, identity, read
 from vaebench.errors import RunFailed
 from vaebench.evaluation import PerImage
-from vaebench.experiment.assembly import Experiment, build, load_best, registered
-from vaebench.experiment.estimators import ESTIMATORS, Finding, Plan
-from vaebench.records import ResultRecord, RunFolder, append_result, format_line, read_results
-from vaebench.records.files import write_whole
+from vaebench.experiment.assembly import Experiment, build, load_best
+from vaebench.experiment.estimators import Finding, Plan
+from vaebench.experiment.gathering import Numbers, gather, planned, tasks
+from vaebench.experiment.sharing import shared
+from vaebench.records import PerImageFile, ResultRecord, RunFolder, append_result, format_line, read_results
 from vaebench.training.trainer import Interrupted
 
-__all__ = ["estimate", "evaluate", "planned", "print_results"]
-
-SAVE_EVERY = 15.0  # seconds
+__all__ = ["estimate", "evaluate", "over_repeats", "planned", "print_results"]
 
 
 def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRecord]:
@@ -57,37 +52,77 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRe
 
 
 def print_results(folder: RunFolder, records: Sequence[ResultRecord] | None = None) -> None:
-    """Print one line per result, with estimator, direction, protocol and error."""
+    """Print one line per result, with estimator, direction, protocol and error, and what is to be known of it."""
     for record in read_results(folder) if records is None else records:
         print(format_line(record), flush=True)
-
-
-def planned(experiment: Experiment) -> Plan:
-    """Return what the configured estimator is going to do; UserError if it makes no sense for this run."""
-    return registered("estimator", ESTIMATORS, experiment.config.estimator.name)(experiment)
+        if record.note:
+            print(f"  {record.note}", flush=True)
 
 
 def estimate(
     experiment: Experiment, folder: RunFolder, epoch: int, interruption: runtime.Interruption
 ) -> list[ResultRecord]:
-    """Run the configured estimator on the experiment's weights, of ``epoch``; the caller keeps the records."""
-    plan = planned(experiment)
-    key = [identity(experiment.config), epoch, experiment.data.fingerprint, plan.protocol, plan.split]
-    key += [experiment.config.trainer.precision, *plan.key]
-    partial = _Partial(folder.path / "evaluations", key, plan.rows)
-    started = time.monotonic()
-    rows = _rows(experiment, plan, partial, interruption)
-    seconds = partial.seconds + time.monotonic() - started
-    return [_record(plan, finding, epoch, seconds) for finding in plan.conclude(rows)]
+    """Run the configured estimator on the experiment's weights, of ``epoch``; the caller keeps the records.
+
+    Raises:
+        Interrupted: a signal came; what is done is kept.
+        RunFailed: an estimate is not finite, or not fit to be reported.
+        UserError: the estimator makes no sense for this run.
+    """
+    settings, numbers = experiment.config.estimator, Numbers(experiment)
+    plan = numbers.plan(0)
+    file = PerImageFile(_place(experiment, folder, epoch, plan), plan.rows, plan.images.numpy(), settings.repeats)
+    if not file.read():
+        print(f"{file.path} is damaged; this evaluation starts anew", flush=True)
+    left = file.done[: settings.repeats]
+    todo = tasks(left, _batch(experiment, plan, int((~left).sum())))
+    several = settings.processes > 1 and len(todo) > 1
+    source = shared(experiment.config, folder.path) if several else numbers.alone
+    bar = f"{plan.split} {settings.name}" if experiment.config.trainer.progress else None
+    gather(file, todo, source, interruption, bar=bar)
+    if interruption.signal is not None:
+        raise Interrupted
+    # Repetitions side by side, as if there were so many more images.
+    findings = plan.conclude(torch.from_numpy(file.numbers[:, : settings.repeats]).flatten(1))
+    seconds = float(file.seconds[: settings.repeats].sum())
+    values = [_finite(finding).view(settings.repeats, -1) for finding in findings]
+    places = file.conclude([value.numpy() for value in values])
+    return [
+        _record(plan, finding, value, epoch=epoch, seconds=seconds, per_image=place)
+        for finding, value, place in zip(findings, values, places, strict=True)
+    ]
 
 
-def _record(plan: Plan, finding: Finding, epoch: int, seconds: float) -> ResultRecord:
-    values = finding.values
+def _place(experiment: Experiment, folder: RunFolder, epoch: int, plan: Plan) -> Path:
+    """Return the file of the images' numbers, named by all that these depend on."""
+    config = experiment.config
+    key = [2, identity(config), epoch, experiment.data.fingerprint, plan.protocol, plan.split]
+    key += [config.estimator.image_seed, config.trainer.precision, *plan.key]
+    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
+    return folder.path / "evaluations" / f"{digest}.npz"
+
+
+def _batch(experiment: Experiment, plan: Plan, left: int) -> int:
+    """Return how many images make up a task: so few, unless the user chose, that no process goes without."""
+    settings = experiment.config.estimator
+    return plan.batch if settings.batch else max(1, min(plan.batch, math.ceil(left / settings.processes)))
+
+
+def _finite(finding: Finding) -> Tensor:
+    values = finding.values.cpu()
     if not bool(values.isfinite().all()):
         raise RunFailed(
             f"{int((~values.isfinite()).sum())} of {len(values)} images have no finite estimate of {finding.quantity}"
         )
-    averaged = PerImage(values)
+    return values
+
+
+def _record(
+    plan: Plan, finding: Finding, values: Tensor, *, epoch: int, seconds: float, per_image: str
+) -> ResultRecord:
+    """Return the record of one finding; its values are (n, N)."""
+    repeats = len(values)
+    averaged = PerImage(values.mean(0))
     return ResultRecord(
         estimator=finding.estimator,
         k=finding.k,
@@ -96,87 +131,22 @@ def _record(plan: Plan, finding: Finding, epoch: int, seconds: float) -> ResultR
         protocol=plan.protocol,
         mean=averaged.mean,
         stderr=averaged.stderr,
-        n_images=len(values),
-        repeats=1,
+        n_images=values.shape[1],
+        repeats=repeats,
         quantity=finding.quantity,
         direction=finding.direction,
         epoch=epoch,
         seconds=seconds,
         settings=finding.settings,
-        extra=finding.extra,
+        extra=finding.extra | over_repeats(values.mean(1)),
+        note=finding.note,
+        per_image=per_image,
     )
 
 
-def _rows(experiment: Experiment, plan: Plan, partial: "_Partial", interruption: runtime.Interruption) -> Tensor:
-    """Return the numbers of all images, (R, N) float64, those of an earlier session included."""
-    rows, first = partial.read(plan.count)
-    experiment.modules.eval()
-    bar = tqdm(
-        total=plan.count,
-        initial=first,
-        unit="image",
-        desc=f"{plan.split} log p(x)",
-        disable=None if experiment.config.trainer.progress else True,
-        dynamic_ncols=True,
-    )
-    with bar, partial.writing(rows), experiment.autocast():
-        for part, numbers in plan.batches(first):
-            rows[:, part] = numbers.cpu()
-            partial.done(part.stop)
-            bar.update(part.stop - bar.n)
-            if interruption.signal is not None:
-                raise Interrupted
-    return rows
-
-
-class _Partial:
-    """Per-image numbers on disk, so that an evaluation that was stopped goes on; kept when it is complete."""
-
-    def __init__(self, folder: Path, key: Sequence[object], names: Sequence[str]) -> None:
-        digest = hashlib.sha256(repr(list(key)).encode()).hexdigest()[:12]
-        self.path = folder / f"{digest}.npz"
-        self.seconds = 0.0
-        """Time spent by earlier sessions."""
-        self._names = tuple(names)
-        self._finished = 0
-        self._rows = torch.empty(0)
-
-    def read(self, count: int) -> tuple[Tensor, int]:
-        """Return the numbers so far, (R, count) float64, and how many images have theirs."""
-        rows = torch.zeros(len(self._names), count, dtype=torch.float64)
-        try:
-            with numpy.load(self.path, allow_pickle=False) as stored:
-                finished, seconds = int(stored["finished"]), float(stored["seconds"])
-                kept = numpy.stack([stored[name] for name in self._names])
-        except FileNotFoundError:
-            return rows, 0
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            print(f"{self.path} is damaged; this evaluation starts anew", flush=True)
-            return rows, 0
-        rows[:, :finished] = torch.from_numpy(kept[:, :finished])
-        self._finished, self.seconds = finished, seconds
-        return rows, finished
-
-    @contextlib.contextmanager
-    def writing(self, rows: Tensor) -> Iterator[None]:
-        """Write now and then, and at the end of the block, however it ends."""
-        self._rows, self._since, self._started = rows, time.monotonic(), time.monotonic()
-        try:
-            yield
-        finally:
-            self._write()
-
-    def done(self, finished: int) -> None:
-        """Note that the numbers of the first ``finished`` images are final."""
-        self._finished = finished
-        if time.monotonic() - self._since > SAVE_EVERY:
-            self._write()
-
-    def _write(self) -> None:
-        self._since = time.monotonic()
-        buffer = io.BytesIO()
-        seconds = self.seconds + self._since - self._started
-        named = dict(zip(self._names, self._rows.numpy(), strict=True))
-        numpy.savez(buffer, finished=self._finished, seconds=seconds, **named)
-        self.path.parent.mkdir(exist_ok=True)
-        write_whole(self.path, buffer.getvalue())
+def over_repeats(means: Tensor) -> dict[str, Any]:
+    """Return how the means of the repetitions, (n,), differ; nothing where there is one."""
+    if len(means) == 1:
+        return {}
+    spread = means.std().item()
+    return {"repeat_means": means.tolist(), "repeat_std": spread, "repeat_stderr": spread / len(means) ** 0.5}

@@ -3,11 +3,14 @@
 from vaebench.records.files import write_json
 from vaebench.records.folder import RunFolder, State, Status
 from vaebench.records.manifest import Manifest
+from vaebench.records.per_image import PerImageFile, PerImageNumbers, read_per_image
 from vaebench.records.recorder import Recorder, flatten, read_metrics
 from vaebench.records.results import ResultRecord, append_result, format_line, read_results
 
 __all__ = [
     "Manifest",
+    "PerImageFile",
+    "PerImageNumbers",
     "Recorder",
     "ResultRecord",
     "RunFolder",
@@ -17,6 +20,7 @@ __all__ = [
     "flatten",
     "format_line",
     "read_metrics",
+    "read_per_image",
     "read_results",
     "write_json",
 ]

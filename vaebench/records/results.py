@@ -16,15 +16,20 @@ Direction = Literal["exact", "lower_bound", "upper_bound", "estimate"]
 
 _SIGN: dict[Direction, str] = {"exact": "=", "lower_bound": ">=", "upper_bound": "<=", "estimate": "~"}
 
+_MAY_BE_EMPTY = ("settings", "extra", "note", "per_image")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRecord:
     """One estimate of the mean over a split of log p(x), or of another ``quantity``, in nats per image.
 
-    ``stderr`` is the standard error of the mean over the ``n_images`` images; ``repeats`` independent
-    repetitions were averaged. ``k`` and ``inner_k`` are None where the estimator has none. ``settings``
-    holds what else defines the estimator (the number of temperatures, say); ``extra`` holds diagnostics,
-    which define nothing. ValueError when a field cannot be right.
+    ``repeats`` independent repetitions were averaged for each image; ``stderr`` is the standard error, over the
+    ``n_images`` images, of the mean of these averages. The spread of the repetitions' own means is apart from it:
+    ``repeat_std`` in ``extra``, and ``repeat_stderr``, the standard error that it leaves in ``mean``. ``k`` and
+    ``inner_k`` are None where the estimator has none. ``settings`` holds what else defines the estimator (the number
+    of temperatures, say); ``extra`` holds diagnostics, which define nothing, and ``note`` one line about them.
+    ``per_image`` names the file in the run folder, and the array in it, with the numbers of each image: see
+    `read_per_image`. ValueError when a field cannot be right.
     """
 
     estimator: str
@@ -42,6 +47,8 @@ class ResultRecord:
     quantity: str = "log p(x)"
     settings: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    per_image: str | None = None
 
     def __post_init__(self) -> None:
         if self.direction not in get_args(Direction):
@@ -107,10 +114,14 @@ def read_results(folder: RunFolder) -> list[ResultRecord]:
 def format_line(record: ResultRecord) -> str:
     """Return the record as one line, for example
 
-    ``test log p(x) >= -86.41 +- 0.07 (DIWHVI, k=5000, inner_k=100, mnist/dynamic-v1, 10000 images)``.
+    ``test log p(x) >= -86.41 +- 0.07 (DIWHVI, k=5000, inner_k=100, mnist/dynamic-v1, 10000 images)``, and with
+    repeats ``... >= -86.41 +- 0.07 (images) +- 0.01 (10 repeats) (...)``.
     """
-    decimals = _decimals(record.stderr)
+    repeated = record.extra.get("repeat_stderr")
+    decimals = _decimals(record.stderr) if repeated is None else max(map(_decimals, (record.stderr, repeated)))
     number = f"{record.mean:.{decimals}f} +- {record.stderr:.{decimals}f}"
+    if repeated is not None:
+        number += f" (images) +- {repeated:.{decimals}f} ({_counted(record.repeats, 'repeat')})"
     return f"{record.split} {record.quantity} {_SIGN[record.direction]} {number} ({', '.join(_circumstances(record))})"
 
 
@@ -120,7 +131,8 @@ def _circumstances(record: ResultRecord) -> list[str]:
     numbers = {"k": record.k, "inner_k": record.inner_k, **record.settings}
     words += [f"{name}={value}" for name, value in numbers.items() if value is not None]
     words += [record.protocol, _counted(record.n_images, "image")]
-    return words + ([_counted(record.repeats, "repeat")] if record.repeats > 1 else [])
+    shown = record.repeats == 1 or "repeat_stderr" in record.extra
+    return words if shown else [*words, _counted(record.repeats, "repeat")]
 
 
 def _counted(number: int, thing: str) -> str:
@@ -135,6 +147,6 @@ def _decimals(stderr: float) -> int:
 
 
 def _to_json(record: ResultRecord) -> dict[str, Any]:
-    """The fields in their order; empty ``settings`` and ``extra`` are left out."""
+    """The fields in their order; of the last ones, those that say nothing are left out."""
     values = asdict(record)
-    return {f.name: values[f.name] for f in fields(record) if f.name not in ("settings", "extra") or values[f.name]}
+    return {f.name: values[f.name] for f in fields(record) if f.name not in _MAY_BE_EMPTY or values[f.name]}

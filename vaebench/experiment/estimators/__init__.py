@@ -2,9 +2,9 @@
 
 from vaebench.experiment.estimators.annealing import annealed, bidirectional
 from vaebench.experiment.estimators.importance import importance_weighted
-from vaebench.experiment.estimators.plan import Batch, Estimator, Finding, Plan
+from vaebench.experiment.estimators.plan import Estimator, Finding, Plan, repeated
 
-__all__ = ["ESTIMATORS", "Batch", "Estimator", "Finding", "Plan"]
+__all__ = ["ESTIMATORS", "Estimator", "Finding", "Plan", "repeated"]
 
 # One line makes a new estimator known; its yaml's keys are in ``experiment.config.estimator``.
 ESTIMATORS: dict[str, Estimator] = {

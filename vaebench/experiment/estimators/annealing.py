@@ -1,8 +1,8 @@
 """Annealing as an estimator: annealed importance sampling, and bidirectional Monte Carlo."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from vaebench.errors import UserError, did_you_mean
 from vaebench.evaluation.ais import AISResult, Settings, ais, batch_size, has_density, moment_matched, refuse_unmixed
 from vaebench.evaluation.bdmc import BDMCResult, sandwich, simulated
 from vaebench.experiment.assembly import Experiment
-from vaebench.experiment.estimators.plan import Batch, Finding, Plan, chosen
+from vaebench.experiment.estimators.plan import Finding, Plan, chosen
 
 __all__ = ["annealed", "bidirectional"]
 
@@ -54,11 +54,6 @@ class Annealing:
         """Return the settings as results show them."""
         return vars(self.settings) | {"initial": self.initial}
 
-    def parts(self, count: int, first: int) -> Iterator[slice]:
-        """Yield the images, batch by batch."""
-        for start in range(first, count, self.batch):
-            yield slice(start, min(start + self.batch, count))
-
     def seeded(self, part: slice) -> AbstractContextManager[None]:
         """Seed distributions that draw from torch's own generator, and leave no trace outside the block."""
         return runtime.forked_randomness(self.device, runtime.derived_seed(self.seed, part.start))
@@ -81,20 +76,19 @@ def annealed(experiment: Experiment) -> Plan:
     """Plan annealed importance sampling."""
     given, images, annealing = experiment.config.estimator, chosen(experiment), Annealing.of(experiment)
 
-    def batches(first: int) -> Iterator[Batch]:
-        for part in annealing.parts(len(images.numbers), first):
-            with annealing.seeded(part):
-                result = ais(
-                    experiment.model,
-                    experiment.data.observe(images.intensities[part]),
-                    annealing.encoder,
-                    seed=given.seed,
-                    images=images.numbers[part],
-                    batch=annealing.batch,
-                    strict=False,  # judged over all images, at the end
-                    **vars(annealing.settings),
-                )
-            yield part, result.rows()
+    def numbers(part: slice) -> Tensor:
+        with annealing.seeded(part):
+            result = ais(
+                experiment.model,
+                experiment.data.observe(images.intensities[part]),
+                annealing.encoder,
+                seed=given.seed,
+                images=images.numbers[part],
+                batch=annealing.batch,
+                strict=False,  # judged over all images, at the end
+                **vars(annealing.settings),
+            )
+        return result.rows()
 
     def conclude(rows: Tensor) -> list[Finding]:
         return [annealing_found("AIS", "lower_bound", AISResult.from_rows(rows), annealing.shown())]
@@ -102,10 +96,11 @@ def annealed(experiment: Experiment) -> Plan:
     return Plan(
         split=given.split,
         protocol=images.protocol,
-        count=len(images.numbers),
+        images=images.numbers,
         key=["annealed", given.seed, *annealing.shown().items()],
         rows=AISResult.names(),
-        batches=batches,
+        batch=annealing.batch,
+        numbers=numbers,
         conclude=conclude,
     )
 
@@ -117,15 +112,19 @@ def bidirectional(experiment: Experiment) -> Plan:
         raise UserError("estimator.images: how many images are to be simulated? estimator.images=100, say")
     count, half = given.images, len(AISResult.names())
 
-    def batches(first: int) -> Iterator[Batch]:
-        x, z = simulated(experiment.model, count, given.seed)
-        for part in annealing.parts(count, first):
-            numbers = torch.arange(part.start, part.stop)
-            with annealing.seeded(part):
-                found = sandwich(
-                    experiment.model, x[part], z[part], annealing.encoder, annealing.settings, given.seed, numbers
-                )
-            yield part, torch.cat([found.forward.rows(), found.reverse.rows()])
+    images = torch.arange(count)
+
+    @cache
+    def pairs() -> tuple[Tensor, Tensor]:
+        return simulated(experiment.model, count, given.seed)
+
+    def numbers(part: slice) -> Tensor:
+        x, z = pairs()
+        with annealing.seeded(part):
+            found = sandwich(
+                experiment.model, x[part], z[part], annealing.encoder, annealing.settings, given.seed, images[part]
+            )
+        return torch.cat([found.forward.rows(), found.reverse.rows()])
 
     def conclude(rows: Tensor) -> list[Finding]:
         both = BDMCResult(AISResult.from_rows(rows[:half]), AISResult.from_rows(rows[half:]))
@@ -140,10 +139,11 @@ def bidirectional(experiment: Experiment) -> Plan:
         split="simulated",
         # Images of the model's own: nothing that another run's numbers could be compared with.
         protocol=f"own-model/seed{given.seed}",
-        count=count,
+        images=images,
         key=["bidirectional", given.seed, count, *annealing.shown().items()],
         rows=tuple(f"{side}_{name}" for side in ("lower", "upper") for name in AISResult.names()),
-        batches=batches,
+        batch=annealing.batch,
+        numbers=numbers,
         conclude=conclude,
     )
 

@@ -1,20 +1,18 @@
-"""What an estimator is to the rest of an evaluation: a plan of which images it sees, how its numbers are made, and what
-is reported of them."""
+"""What an estimator is to the rest of an evaluation: a plan of which images it sees, how their numbers are made, and
+what is reported of them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vaebench import runtime
+from vaebench.errors import UserError
 from vaebench.experiment.assembly import Experiment
 
-__all__ = ["Batch", "Estimator", "Finding", "Images", "Plan", "chosen"]
-
-Batch = tuple[slice, Tensor]
-"""Which images, and their numbers: one row for each name of ``Plan.rows``, (R, images), float64."""
+__all__ = ["Estimator", "Finding", "Images", "Plan", "chosen", "repeated"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +29,8 @@ class Finding:
     inner_k: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    """One line about how far the number can be trusted, shown under it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +40,20 @@ class Plan:
     split: str
     protocol: str
     """Of the images that are evaluated; a subset has one of its own."""
-    count: int
-    """Images."""
+    images: Tensor
+    """The images' places in their split, (N,)."""
     key: Sequence[object]
     """All that the numbers depend on, beside the run, its epoch and its data."""
     rows: tuple[str, ...]
-    """What is kept of each image; the first is its value."""
-    batches: Callable[[int], Iterator[Batch]]
-    """Yields the numbers of all images from the given one on, in order."""
+    """What is kept of each image, by name; the first is its value."""
+    batch: int
+    """Images at a time. More processes, or less memory, may take fewer."""
+    numbers: Callable[[slice], Tensor]
+    """Maps a part of the N images to their numbers, one row for each name of ``rows``, (R, part), float64. They depend
+    on no other part, nor on what was asked before: parts may come in any order, and in several processes."""
     conclude: Callable[[Tensor], list[Finding]]
-    """Maps the numbers of all images, (R, N), to results; RunFailed where they are not fit to be reported."""
+    """Maps the numbers of all images, (R, N), to results; RunFailed where they are not fit to be reported. With n
+    repeats they stand side by side, (R, n N), and so do the values of the findings."""
 
 
 Estimator = Callable[[Experiment], Plan]
@@ -66,19 +70,49 @@ class Images(NamedTuple):
     protocol: str
 
 
+def repeated(experiment: Experiment, repeat: int) -> Experiment:
+    """Return the experiment of one repetition: noise of its own, on the same images. The first is the experiment."""
+    if repeat == 0:
+        return experiment
+    settings = experiment.config.estimator
+    own = runtime.derived_seed(settings.seed, "repeat", repeat) % 2**32
+    settings = replace(settings, seed=own, image_seed=_image_seed(experiment))
+    return replace(experiment, config=replace(experiment.config, estimator=settings))
+
+
 def chosen(experiment: Experiment) -> Images:
     """Return the images that an evaluation is to see."""
     settings, data = experiment.config.estimator, experiment.data
     intensities, protocol = data.split(settings.split), str(data.protocol)
+    seed = _image_seed(experiment)
     numbers = torch.arange(len(intensities))
     if settings.images is not None and settings.images < len(intensities):
-        generator = torch.Generator().manual_seed(runtime.derived_seed(settings.seed, "subset"))
+        generator = torch.Generator().manual_seed(runtime.derived_seed(seed, "subset"))
         numbers = torch.randperm(len(intensities), generator=generator)[: settings.images].sort().values
         # A subset is another test set: a random 1,000 of MNIST's 10,000 can be a nat off.
-        protocol += f"/random{len(numbers)}-seed{settings.seed}"
-    intensities = intensities[numbers]
-    if settings.split == "train" and not data.continuous:
-        # The training images of a dynamic protocol are grey: they are drawn once, by the evaluation's seed.
-        generator = torch.Generator().manual_seed(runtime.derived_seed(settings.seed, "train"))
-        intensities = data.observe(intensities, generator).mul(255).to(torch.uint8)
+        protocol += f"/random{len(numbers)}-seed{seed}"
+    if settings.binarise == "fresh":
+        protocol += f"/rebinarised-seed{settings.seed}"
+    intensities = _drawn(experiment, intensities, seed)[numbers]
     return Images(numbers, intensities.to(experiment.device), protocol)
+
+
+def _image_seed(experiment: Experiment) -> int:
+    settings = experiment.config.estimator
+    return settings.seed if settings.image_seed is None else settings.image_seed
+
+
+def _drawn(experiment: Experiment, intensities: Tensor, seed: int) -> Tensor:
+    """Return the pixels of the whole split, drawn afresh where that is asked for, or where they are grey."""
+    settings, data = experiment.config.estimator, experiment.data
+    fresh = settings.binarise == "fresh"
+    if settings.split != "train":
+        own = runtime.derived_seed(settings.seed, "rebinarise") % 2**32
+        return data.rebinarized(settings.split, own) if fresh else intensities
+    if fresh and not (data.protocol.drawn and data.protocol.binarization == "dynamic"):
+        raise UserError(f"{data.protocol} has no grey levels behind its train images to draw from again")
+    if data.continuous:
+        return intensities
+    # The training images of a dynamic protocol are grey: they are drawn once, by the evaluation's seed.
+    generator = torch.Generator().manual_seed(runtime.derived_seed(settings.seed if fresh else seed, "train"))
+    return data.observe(intensities, generator).mul(255).to(torch.uint8)

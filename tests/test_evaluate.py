@@ -1,0 +1,447 @@
+"""`vaebench evaluate`: which evaluations a command asks for, and what they leave in the run folder."""
+
+import json
+import multiprocessing
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_cli import FakeCore, make_run
+from test_every_config import ONE_STEP
+
+from vaebench import experiment
+from vaebench.cli import main
+from vaebench.config import compose, evaluations
+from vaebench.errors import RunFailed, UserError
+from vaebench.experiment import gathering, sharing
+from vaebench.experiment.estimators import importance
+from vaebench.experiment.gathering import Task, tasks
+from vaebench.records import ResultRecord, RunFolder, format_line, read_per_image, read_results
+from vaebench.records.per_image import PerImageFile
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and no settings from outside."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCore:
+    """What stands where torch would be imported."""
+    core = FakeCore()
+    monkeypatch.setattr("vaebench.cli.core.core", lambda: core)
+    return core
+
+
+# Which evaluations ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", [""]),
+        ("estimator.k=7 device=cpu", ["estimator.k=7 device=cpu"]),
+        ("estimator.k=1,10", ["estimator.k=1", "estimator.k=10"]),
+        ("estimator=iwae,ais", ["estimator=iwae", "estimator=ais"]),
+        ("estimator=iwae,iwae", ["estimator=iwae"]),
+        (
+            "estimator.k=1,2 estimator=diwhvi estimator.inner_k=0,10",
+            [f"estimator=diwhvi estimator.k={k} estimator.inner_k={inner}" for k in (1, 2) for inner in (0, 10)],
+        ),
+        # A setting goes to the estimators that have it, and to all of them if none has: it is then refused.
+        (
+            "estimator=iwae,ais estimator.k=1,2",
+            ["estimator=iwae estimator.k=1", "estimator=iwae estimator.k=2", "estimator=ais"],
+        ),
+        ("estimator=iwae,ais estimator.chains=3", ["estimator=iwae", "estimator=ais estimator.chains=3"]),
+        (
+            "estimator=iwae,ais estimator.images=9 threads=1",
+            [f"estimator={one} estimator.images=9 threads=1" for one in ("iwae", "ais")],
+        ),
+        ("estimator=iwae,ais estimator.foo=1", [f"estimator={one} estimator.foo=1" for one in ("iwae", "ais")]),
+        ("estimator.seed=range(3)", [f"estimator.seed={seed}" for seed in range(3)]),
+    ],
+)
+def test_evaluations_asked_for(words: str, expected: list[str]):
+    assert [" ".join(found) for found in evaluations("iwae", words.split())] == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("estimator=iwae,ais estimator.foo=1", "unknown key estimator.foo"),
+        ("estimator=iwae,ias", "there is no estimator=ias .did you mean 'ais'"),
+        ("estimator=iwae,ais estimator.chains=3,0", "estimator.chains must be more than 0"),
+        ("estimator.k=1,0", "estimator.k must be at least 1"),
+        ("estimator.k=1,x", "estimator.k must be a whole number"),
+        ("estimator.k=interval(1,5)", "does not say which values"),
+        ("estimator=glob(*)", "does not say which values"),
+        ("estimator.k=[1", "cannot read"),
+        ("processes=0", "processes must be at least 1"),
+        ("processes=1,0", "processes must be at least 1"),
+        ("estimator.processes=2", "unknown key estimator.processes .did you mean 'processes'"),
+        ("estimator.tau=prio", "did you mean 'prior'"),
+        ("estimator.repeats=0", "estimator.repeats must be at least 1"),
+        ("estimator.binarise=anew", "estimator.binarise must be one of fixed, fresh"),
+        ("--multirunn", "unknown flag"),
+    ],
+)
+def test_all_is_refused_before_the_first_evaluation(
+    words: str,
+    message: str,
+    fake: FakeCore,
+    workplace: Path,
+    capfd: pytest.CaptureFixture[str],
+):
+    make_run(workplace / "run")
+    assert main(["evaluate", "run", *words.split()]) == 2
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert re.search(message, err)
+    assert not fake.evaluated
+
+
+def test_several_runs_and_several_estimators(fake: FakeCore, workplace: Path, capfd: pytest.CaptureFixture[str]):
+    for name in ("a", "broken", "c"):
+        make_run(workplace / "sweep" / name)
+    (workplace / "sweep" / "damaged").mkdir()
+    (workplace / "sweep" / "damaged" / "config.yaml").write_text("k: [")
+    assert main(["evaluate", "-m", "sweep", "estimator=iwae,ais", "estimator.k=3"]) == 1
+    both = [["estimator=iwae", "estimator.k=3"], ["estimator=ais"]]
+    assert fake.evaluated == [(Path("sweep") / run, words) for run in ("a", "broken", "c") for words in both]
+    out, err = capfd.readouterr()
+    assert out.splitlines() == ["sweep/a", "sweep/broken", "sweep/c", "sweep/damaged"]
+    lines = err.splitlines()
+    assert lines[0] == "vaebench: failed: sweep/broken estimator=iwae estimator.k=3: its checkpoint is truncated"
+    assert lines[2].startswith("vaebench: failed: sweep/damaged estimator=iwae,ais")
+    assert lines[-1] == "vaebench: 3 of 7 evaluations failed; the lines above say which and why"
+
+
+def test_a_defect_shows_its_traceback_and_the_others_go_on(
+    fake: FakeCore,
+    workplace: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    make_run(workplace / "run")
+    done: list[list[str]] = []
+
+    def evaluate(path: Path, overrides: list[str]) -> None:
+        done.append(overrides)
+        if len(done) == 1:
+            raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(fake, "evaluate", evaluate)
+    assert main(["evaluate", "run", "estimator.k=1,2"]) == 1
+    assert len(done) == 2
+    err = capfd.readouterr().err
+    assert "Traceback" in err
+    assert "failed: run estimator.k=1: ZeroDivisionError: a defect" in err
+
+
+def test_a_signal_stops_all(fake: FakeCore, workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    make_run(workplace / "run")
+    done: list[list[str]] = []
+
+    def evaluate(path: Path, overrides: list[str]) -> None:
+        done.append(overrides)
+        raise SystemExit(130)
+
+    monkeypatch.setattr(fake, "evaluate", evaluate)
+    assert main(["evaluate", "run", "estimator.k=1,2"]) == 130
+    assert len(done) == 1
+
+
+def test_the_own_estimator_of_a_run_may_be_any(fake: FakeCore, workplace: Path):
+    make_run(workplace / "run", "estimator=ais")
+    assert main(["evaluate", "run", "estimator.chains=3,4"]) == 0
+    assert [words for _, words in fake.evaluated] == [["estimator.chains=3"], ["estimator.chains=4"]]
+
+
+# Batches that are left ------------------------------------------------------------------------------------
+
+
+def test_tasks_are_what_is_left():
+    done = np.zeros((2, 10), dtype=bool)
+    assert tasks(done, 4) == [Task(r, start, min(start + 4, 10)) for r in range(2) for start in (0, 4, 8)]
+    done[0] = True
+    done[1, 4:8] = True
+    assert tasks(done, 4) == [Task(1, 0, 4), Task(1, 8, 10)]
+    assert tasks(done, 100) == [Task(1, 0, 4), Task(1, 8, 10)]
+    done[1] = True
+    assert tasks(done, 4) == []
+
+
+# In a run folder ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, default_data_dir: Path) -> Path:
+    """Return the folder of an IWHVI run that has seen one batch."""
+    words = [*ONE_STEP, f"output_dir={tmp_path_factory.mktemp('runs')}", f"data_dir={default_data_dir}"]
+    return experiment.train(compose([*words, "encoder=iwhvi", "encoder.inner_k=2", "trainer.evaluate=false"]))
+
+
+QUICK = ["progress=false", "device=cpu", "threads=1", "estimator.k=30", "estimator.images=40"]
+
+
+def evaluated(run: Path, *words: str) -> ResultRecord:
+    (record,) = experiment.evaluate(run, ["estimator=diwhvi", *QUICK, "estimator.inner_k=2", *words])
+    return record
+
+
+def test_numbers_per_image_lead_to_the_result(run: Path, capsys: pytest.CaptureFixture[str]):
+    record = evaluated(run, "estimator.batch=15")
+    assert record in read_results(RunFolder(run))
+    found = read_per_image(RunFolder(run), record)
+    assert found.values.mean() == pytest.approx(record.mean, abs=1e-12)
+    assert found.values.std(ddof=1) / 40**0.5 == pytest.approx(record.stderr)
+    assert record.protocol.endswith("/random40-seed0")
+    assert (np.diff(found.images) > 0).all()
+    assert found.repeats.shape == (1, 40)
+    assert set(found.diagnostics) == {"log_likelihood", "ess", "pareto_k"}
+    ess, k_hat = found.diagnostics["ess"], found.diagnostics["pareto_k"]
+    assert ((ess >= 1) & (ess <= 30)).all()
+    assert record.extra["ess"] == pytest.approx(ess.mean())
+    assert record.extra["pareto_k_over_0.7"] == pytest.approx((k_hat > 0.7).mean())
+    # Control: the mean of batch means, the last of which is short, is another.
+    means = [part.mean() for part in np.split(found.values, [15, 30])]
+    assert abs(np.mean(means) - record.mean) > 1e-3
+    line, note = capsys.readouterr().out.splitlines()
+    assert line == format_line(record)
+    assert note.startswith("  weights: mean effective sample size ")
+    assert note.endswith("% of the images")
+
+
+def test_the_numbers_are_those_of_the_python_api(run: Path):
+    found = read_per_image(RunFolder(run), evaluated(run))
+    loaded = experiment.load(run)
+    loaded.modules.eval()
+    x = loaded.data.observe(loaded.data.test[torch.from_numpy(found.images)])
+    from vaebench import log_likelihood
+
+    values = log_likelihood(
+        loaded.model, loaded.encoder, x, k=30, inner_k=2, seed=0, images=torch.from_numpy(found.images)
+    )
+    assert np.abs(values.numpy() - found.values).max() < 1e-4
+
+
+def test_few_weights_have_no_tail_and_one_says_nothing(run: Path):
+    few, one = evaluated(run, "estimator.k=5"), evaluated(run, "estimator.k=1")
+    assert set(few.extra) == {"ess", "ess_lowest"}
+    assert few.note
+    assert (one.extra, one.note) == ({}, "")
+    assert np.isnan(read_per_image(RunFolder(run), few).diagnostics["pareto_k"]).all()
+
+
+# Repeats --------------------------------------------------------------------------------------------------
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return a list that grows by (seed, images) with every batch that is weighed."""
+    asked: list[tuple[int, int]] = []
+    original = importance.weighed
+
+    def watched(*args: Any) -> Any:
+        asked.append((args[6], len(args[7])))
+        return original(*args)
+
+    monkeypatch.setattr(importance, "weighed", watched)
+    return asked
+
+
+def test_repeats_have_noise_of_their_own_and_both_errors_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = watch(monkeypatch)
+    once, thrice = evaluated(run, "estimator.seed=5"), evaluated(run, "estimator.seed=5", "estimator.repeats=3")
+    # What is there is used again.
+    assert [images for _, images in asked] == [40] * 3
+    assert asked[0][0] == 5
+    assert len({seed for seed, _ in asked}) == 3
+    found = read_per_image(RunFolder(run), thrice)
+    means = found.repeats.mean(1)
+    assert found.repeats.shape == (3, 40)
+    assert means[0] == pytest.approx(once.mean, abs=1e-12)
+    assert np.ptp(means) > 1e-3
+    assert thrice.repeats == 3
+    assert thrice.mean == pytest.approx(means.mean(), abs=1e-12)
+    assert thrice.stderr == pytest.approx(found.values.std(ddof=1) / 40**0.5)
+    assert thrice.extra["repeat_stderr"] == pytest.approx(means.std(ddof=1) / 3**0.5)
+    assert thrice.extra["repeat_means"] == pytest.approx(means)
+    assert thrice.protocol == once.protocol == "mnist5k/dynamic-v1/random40-seed5"
+    line = format_line(thrice)
+    assert f"+- {thrice.stderr:.2f}" in line
+    assert "(images) +- " in line
+    assert "(3 repeats) (DIWHVI, k=30" in line
+    # Fewer than there are: the first of them.
+    twice = evaluated(run, "estimator.seed=5", "estimator.repeats=2")
+    assert len(asked) == 3
+    assert read_per_image(RunFolder(run), twice).repeats.shape == (2, 40)
+    assert (read_per_image(RunFolder(run), thrice).repeats == found.repeats).all()
+
+
+def test_fresh_binarisations_are_another_protocol(run: Path):
+    fixed = evaluated(run, "estimator.repeats=2")
+    fresh = evaluated(run, "estimator.repeats=2", "estimator.binarise=fresh")
+    assert fresh.protocol == f"{fixed.protocol}/rebinarised-seed0"
+    there, anew = (read_per_image(RunFolder(run), record) for record in (fixed, fresh))
+    assert (there.images == anew.images).all()
+    # Nats between pixels, hundredths between noises.
+    apart = np.abs(np.diff(there.repeats, axis=0)).mean()
+    assert np.abs(np.diff(anew.repeats, axis=0)).mean() > 2 * apart
+    assert np.abs(anew.repeats[0] - there.repeats[0]).mean() > 2 * apart
+    assert evaluated(run, "estimator.repeats=2", "estimator.binarise=fresh").mean == fresh.mean
+
+
+def test_images_and_noise_are_chosen_apart(run: Path):
+    other = evaluated(run, "estimator.seed=7", "estimator.image_seed=0")
+    mine = evaluated(run)
+    assert other.protocol == mine.protocol
+    assert (read_per_image(RunFolder(run), other).images == read_per_image(RunFolder(run), mine).images).all()
+    assert other.mean != mine.mean
+
+
+# DIWHVI's inner samples -----------------------------------------------------------------------------------
+
+
+def test_tau_and_shared_psi_are_labelled(run: Path):
+    plain = evaluated(run)
+    assert evaluated(run, "estimator.tau=learned").settings == plain.settings == {}
+    prior = evaluated(run, "estimator.tau=prior")
+    shared = evaluated(run, "estimator.tau=prior", "estimator.share_psi=true")
+    assert prior.settings == {"tau": "prior"}
+    assert shared.settings == {"tau": "prior", "share_psi": True}
+    assert len({plain.mean, prior.mean, shared.mean}) == 3
+    assert "inner_k=2, tau=prior, share_psi=True, mnist5k" in format_line(shared)
+    assert {record.per_image for record in (plain, prior, shared)} <= {
+        r.per_image for r in read_results(RunFolder(run))
+    }
+
+
+def test_psi_of_a_learned_tau_are_not_shared(run: Path):
+    with pytest.raises(UserError, match=r"share_psi=true is not for encoder=iwhvi.*cannot be shared; with .*tau=prior"):
+        evaluated(run, "estimator.share_psi=true")
+
+
+# Stops and shares -----------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_with_holes_is_filled(run: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = evaluated(run, "estimator.batch=10", "estimator.seed=3")
+    assert whole.per_image is not None
+    path = run / whole.per_image.partition(":")[0]
+    arrays = dict(np.load(path))
+    arrays["done"][0, 10:20] = arrays["done"][0, 30:] = False
+    arrays["log_likelihood"][~arrays["done"]] = 0
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    asked = watch(monkeypatch)
+    again = evaluated(run, "estimator.batch=10", "estimator.seed=3")
+    assert [images for _, images in asked] == [10, 10]
+    assert (again.mean, again.stderr, again.extra) == (whole.mean, whole.stderr, whole.extra)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"", lambda data: b"x" + data])
+def test_a_damaged_file_is_made_anew(run: Path, damage: Any, capsys: pytest.CaptureFixture[str]):
+    whole = evaluated(run, "estimator.seed=4")
+    assert whole.per_image is not None
+    path = run / whole.per_image.partition(":")[0]
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match="evaluate again"):
+        read_per_image(RunFolder(run), whole)
+    assert evaluated(run, "estimator.seed=4").mean == whole.mean
+    assert "is damaged; this evaluation starts anew" in capsys.readouterr().out
+    assert read_per_image(RunFolder(run), whole).values.mean() == pytest.approx(whole.mean)
+
+
+def test_records_without_numbers_per_image_say_so(run: Path):
+    record = ResultRecord(**{**vars(evaluated(run)), "per_image": None})
+    with pytest.raises(UserError, match="keeps no numbers per image"):
+        read_per_image(RunFolder(run), record)
+    stored = json.loads((run / "results.json").read_text())
+    assert all("note" not in entry or entry["note"] for entry in stored)
+
+
+def test_several_processes_give_the_result_of_one(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Bitwise, with the same batches; a third process finds nothing left of what two have done."""
+    one = evaluated(run, "estimator.batch=10", "estimator.seed=6", "estimator.repeats=2")
+    assert one.per_image is not None
+    path = run / one.per_image.partition(":")[0]
+    first = dict(np.load(path))
+    path.unlink()
+    asked = watch(monkeypatch)
+    two = evaluated(run, "estimator.batch=10", "estimator.seed=6", "estimator.repeats=2", "processes=2", "threads=2")
+    assert asked == []
+    second = dict(np.load(path))
+    for name in ("log_likelihood", "ess", "pareto_k", "values", "images", "done"):
+        assert np.array_equal(first[name], second[name])
+    assert (two.mean, two.stderr, two.extra, two.key()) == (one.mean, one.stderr, one.extra, one.key())
+
+
+def test_devices_are_dealt_out(monkeypatch: pytest.MonkeyPatch):
+    config = compose(["device=cuda", "trainer.threads=7"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    parts = sharing.divided(config, 3)
+    assert [part.device for part in parts] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [part.estimator.processes for part in parts] == [2, 1, 2]
+    assert {part.trainer.threads for part in parts} == {2}
+    assert [part.device for part in sharing.divided(compose(["device=cuda:1"]), 2)] == ["cuda:1"] * 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [part.device for part in sharing.divided(compose([]), 2)] == ["auto"] * 2
+
+
+def test_a_batch_is_small_enough_for_all_processes(run: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Task] = []
+
+    def source(config: Any, folder: Path) -> Any:
+        numbers = gathering.Numbers(experiment.build(config))
+
+        def answers(todo: list[Task], stopping: Any) -> Any:
+            seen.extend(todo)
+            return numbers.alone(todo, stopping)
+
+        return answers
+
+    monkeypatch.setattr("vaebench.experiment.evaluating.shared", source)
+    evaluated(run, "processes=3", "estimator.seed=8")
+    assert [task.stop - task.start for task in seen] == [14, 14, 12]
+    seen.clear()
+    evaluated(run, "processes=3", "estimator.seed=9", "estimator.batch=30")
+    assert [task.stop - task.start for task in seen] == [30, 10]
+
+
+def test_what_a_process_fails_with_ends_the_evaluation():
+    for kind in (UserError, RunFailed, RuntimeError):
+        ours, theirs = multiprocessing.Pipe()
+        theirs.send(sharing.Failed(kind, "no such luck"))
+        with pytest.raises(kind, match="no such luck"):
+            sharing._received(ours)
+        theirs.close()
+        with pytest.raises(RunFailed, match="a process of the evaluation was killed"):
+            sharing._received(ours)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_work_is_dealt_out_until_none_is_left_or_a_signal_came(kept: int):
+    left, (ours, theirs) = [Task(0, start, start + 1) for start in range(3)], multiprocessing.Pipe()
+    dealt: list[Task] = []
+    while sharing._deal(ours, left, lambda: len(left) == kept):
+        dealt.append(theirs.recv())
+    assert [task.start for task in dealt] == [2, 1, 0][: 3 - kept]
+    with pytest.raises(EOFError):
+        theirs.recv()
+
+
+def test_a_file_keeps_the_longest_conclusion(tmp_path: Path):
+    for repeats in (3, 2):
+        file = PerImageFile(tmp_path / "a.npz", ["x"], np.arange(4), repeats)
+        assert file.read()
+        (place,) = file.conclude([np.full((repeats, 4), float(repeats))])
+        assert place == f"{tmp_path.name}/a.npz:values"
+    assert np.load(tmp_path / "a.npz")["values"].shape == (3, 4)
+    assert PerImageFile(tmp_path / "a.npz", ["x"], np.arange(5), 3).read() is False

@@ -1,0 +1,101 @@
+"""What the importance weights of an estimate say of it: their mean, effective sample size and tail.
+
+Shapes: K samples first, B images; nats.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vaebench.bounds import LogMeanExp
+
+__all__ = ["RELIABLE", "WeightSummary", "pareto_k", "tail_length"]
+
+RELIABLE = 0.7
+"""The largest k-hat with which the mean of the weights is to be relied on, for some thousands of samples."""
+
+FEWEST = 5
+"""Weights in a tail that can be fitted."""
+LEAST_SPREAD = 1e-12
+"""Of the tail, relative to the largest weight: weights that differ by less are equal, but for rounding."""
+PRIOR_WEIGHTS, PRIOR_K = 10, 0.5
+"""The tail is fitted as if so many further weights had shown such a k."""
+
+
+class WeightSummary:
+    """A running summary of ``k`` weights per image that arrive in chunks; memory grows as sqrt(k)."""
+
+    def __init__(self, k: int) -> None:
+        self._mean, self._square = LogMeanExp(), LogMeanExp()
+        self._kept = tail_length(k) + 1
+        self._largest: Tensor | None = None
+
+    def add(self, log_w: Tensor) -> None:
+        """Take in log weights, (K_chunk, B)."""
+        log_w = log_w.double()
+        self._mean.add(log_w)
+        self._square.add(2 * log_w)
+        both = log_w if self._largest is None else torch.cat([self._largest, log_w])
+        self._largest = both.topk(min(self._kept, len(both)), 0).values
+
+    def log_mean(self) -> Tensor:
+        """Return the log-mean-exp of the weights, (B,), float64."""
+        return self._mean.value()
+
+    def ess(self) -> Tensor:
+        """Return the effective sample size (sum w)^2 / sum w^2, (B,), from 1 to K."""
+        return (2 * self._mean.value() - self._square.value()).exp() * self._mean.count
+
+    def pareto_k(self) -> Tensor:
+        """Return k-hat of the weights, (B,); NaN for fewer than 21 weights. See :func:`pareto_k`."""
+        if self._largest is None:
+            raise ValueError("WeightSummary: nothing was added")
+        return pareto_k(self._largest)
+
+
+def tail_length(k: int) -> int:
+    """Return how many of the largest of ``k`` weights are fitted, min(k/5, 3 sqrt(k)); 0 if that is too few."""
+    length = math.ceil(min(0.2 * k, 3 * k**0.5))
+    return length if length >= FEWEST else 0
+
+
+def pareto_k(largest: Tensor) -> Tensor:
+    """Return the shape k-hat of the generalised Pareto distribution that fits the largest weights, (B,), float64.
+
+    Moments of the weights' distribution of order 1/k and above are infinite: from k = 1/2 on the variance is, so that
+    the central limit theorem fails, from 1 on the mean is. Above 0.7 the mean of some thousands of weights is not to
+    be relied on; an estimate of log p(x) is then too low, as a rule, and its error unknown.
+
+    Equal weights have no tail: -inf. Weights that all but vanish beside the largest give +inf.
+
+    Source: Vehtari et al. 2024, https://arxiv.org/abs/1507.02646; the fit is that of Zhang and Stephens 2009,
+    https://doi.org/10.1198/tech.2009.08017
+
+    Args:
+        largest: the M + 1 largest log weights, (M + 1, B), falling. The smallest is where the tail begins. NaN comes of
+            fewer than 6.
+    """
+    largest = largest.double()
+    count = len(largest) - 1
+    if count < FEWEST:
+        return torch.full_like(largest[0], math.nan)
+    scaled = (largest - largest[0]).exp()
+    excess = (scaled[:-1] - scaled[-1]).flip(0)
+    spread, quartile = excess[-1], excess[int(count / 4 + 0.5) - 1]
+    k = _shape(excess, quartile)
+    # A weak prior, for the sake of short tails.
+    k = (count * k + PRIOR_WEIGHTS * PRIOR_K) / (count + PRIOR_WEIGHTS)
+    k = torch.where(quartile > 0, k, math.inf)
+    return torch.where(spread > LEAST_SPREAD, k, -math.inf)
+
+
+def _shape(excess: Tensor, quartile: Tensor) -> Tensor:
+    """Return Zhang and Stephens's estimate of k from what weights exceed the threshold by, (M, B), rising."""
+    count, points = len(excess), 30 + int(len(excess) ** 0.5)
+    theta = torch.stack([1 / excess[-1] + (1 - math.sqrt(points / (j + 0.5))) / (3 * quartile) for j in range(points)])
+    # One point of the grid at a time: (points, M, B) could be large.
+    shapes = torch.stack([torch.log1p(-point * excess).mean(0) for point in theta])
+    profile = count * ((-theta / shapes).log() - shapes - 1)
+    mean = (profile.softmax(0) * theta).sum(0)
+    return torch.log1p(-mean * excess).mean(0)
