@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from scalar import GAUSSIAN, IMAGE, Named, Replicated, exact_bound, model
 from torch import Tensor
 from toys import AffineConditional, AffineGaussian, Mean, WithoutOwnPsi
 
 from vaebench import bounds
 from vaebench.encoders import Encoder, HierarchicalEncoder
 from vaebench.objective import Objective
+from vaebench.selftest.oracles.scalar import GAUSSIAN, IMAGE, Named, Replicated, exact_bound, model
 
 pytestmark = pytest.mark.usefixtures("float64")
 
