@@ -14,16 +14,16 @@ from toys import (
     Family,
     Mean,
     exact_gaussian,
+    exact_hierarchical,
     expected_iwae,
     linear_gaussian,
     name,
     normal_nodes,
-    posterior_hierarchy,
 )
 
 from vaebench import bounds
 from vaebench.bounds import Bound
-from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder
+from vaebench.encoders import Encoder, GaussianEncoder
 from vaebench.gradients import GradientEstimator, rescale_paths
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective, evidence
@@ -238,12 +238,6 @@ def test_dreg_refuses_the_largest_weight():
 
 
 # Every family ----------------------------------------------------------------------------------------------
-
-
-def exact_hierarchical() -> HierarchicalEncoder:
-    """Return a hierarchy whose marginal is the posterior, with its exact reverse model."""
-    toy = posterior_hierarchy()
-    return HierarchicalEncoder(toy.mixing, toy.conditional, toy.exact_reverse())
 
 
 def sampler_gradients(encoder: Encoder, gradient: GradientEstimator, bound: Bound, inner_k: int) -> list[Tensor]:

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
+from vaebench.config.schema import Config, Trainer
 from vaebench.errors import UserError, did_you_mean
 
-__all__ = ["EVALUATE", "HELP", "TRAIN", "Parsed", "parse"]
+__all__ = ["EVALUATE", "HELP", "SELFTEST", "TRAIN", "Parsed", "parse", "settings"]
 
 HELP = {"-h": "--help", "--help": "--help"}
 # Each flag and the name it is known by; a name ending in "=" takes a value, one ending in "?=" may take one.
@@ -30,6 +31,9 @@ TRAIN = HELP | {
     "--resume": "--resume=",
 }
 EVALUATE = HELP
+SELFTEST = HELP | {"--only": "--only=", "--list": "--list", "-o": "--output=", "--output": "--output="}
+# What the settings may be of commands that take no configuration: what they are in one.
+RULES = get_type_hints(Trainer, include_extras=True) | get_type_hints(Config, include_extras=True)
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -101,3 +105,34 @@ def _check_modes(flags: Mapping[str, str]) -> None:
         raise UserError(f"{' and '.join(modes)} exclude each other: choose one")
     if "--resolve" in flags and "--cfg" not in flags:
         raise UserError("--resolve belongs to --cfg job")
+
+
+def settings(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``defaults`` with what words such as ``seed=3`` change, checked as configurations are.
+
+    ``defaults`` gives every key; what values it takes, it has from the configuration's key of that name.
+
+    Raises:
+        UserError: a word without a value, an unknown key, a value that the key does not take.
+    """
+    from vaebench.config.check import convert
+
+    found = dict(defaults)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"'{word}' is not a setting: write KEY=VALUE; keys: {', '.join(defaults)}")
+        if key not in defaults:
+            raise UserError(f"unknown key {key}{did_you_mean(key, defaults)}; keys: {', '.join(defaults)}")
+        found[key] = convert(_plain(text), RULES[key], key)
+    return found
+
+
+def _plain(text: str) -> Any:
+    """Return a word as yaml reads it, or as it stands."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

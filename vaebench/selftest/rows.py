@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["EXACT", "Mean", "Row", "differs", "exact", "near"]
 
@@ -23,7 +25,7 @@ class Mean:
     stderr: float
 
     @classmethod
-    def of(cls, replicates: Tensor) -> "Mean":
+    def of(cls, replicates: "Tensor") -> "Mean":
         """Average ``replicates``, any shape, all elements independent."""
         flat = replicates.detach().double().flatten()
         return cls(flat.mean().item(), (flat.std() / flat.numel() ** 0.5).item())

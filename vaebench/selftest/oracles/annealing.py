@@ -21,8 +21,9 @@ def bridge(model: LinearGaussian, x: Tensor) -> Path:
 
 def annealed_gaussian(model: LinearGaussian, x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Return mean (B, D) and covariance of p(z) p(x|z)^beta, normalised."""
-    identity = torch.eye(model.weight.shape[1]).to(model.weight)
-    variance = torch.linalg.inv(identity + beta * model.weight.T @ model.weight / model.scale**2)
+    precision = beta * model.weight.T @ model.weight / model.scale**2
+    precision.diagonal().add_(1)
+    variance = torch.linalg.inv(precision)
     return beta * (x - model.bias) @ model.weight @ variance / model.scale**2, variance
 
 

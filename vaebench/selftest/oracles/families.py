@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from vaebench.encoders.hamiltonian import StepSizes, Tempering
 from vaebench.encoders.implicit import MeanGiven, StochasticLayers
 from vaebench.encoders.layered import Layers, combined
 from vaebench.encoders.reverse import GatedReverse
-from vaebench.flows import FLOWS, Place
+from vaebench.flows import FLOWS, Flow, Place
 from vaebench.gradients import GradientEstimator
 from vaebench.nets import MLP, AdditiveGaussian, AdditiveMLP, TrunkGaussian
 from vaebench.selftest.oracles.gaussian import (
@@ -44,9 +44,11 @@ from vaebench.selftest.oracles.gaussian import (
 __all__ = [
     "CELLS",
     "FAMILIES",
+    "FLOW_SETTINGS",
     "GRADIENT_CELLS",
     "Family",
     "doubly_reparameterised",
+    "flow_step",
     "full_gaussian",
     "gated_hierarchy",
     "hamiltonian",
@@ -132,12 +134,12 @@ def langevin() -> LangevinEncoder:
     return LangevinEncoder(gaussian().posterior, linear_gaussian(), StepSizes(Z, 0.3, 0.8), steps=3)
 
 
-def flow(family: str, **settings: object) -> FlowEncoder:
+def flow(name: str) -> FlowEncoder:
     """Return two steps of a flow on a Gaussian encoder with a real network, away from where they start."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         posterior = _widened(TrunkGaussian(MLP(X, [4], "tanh"), Z), 0.8)
-        steps = [FLOWS[family](Place(4, Z, index, "tanh"), **settings) for index in (0, 1)]
+        steps = [flow_step(name, Place(4, Z, index, "tanh")) for index in (0, 1)]
         with torch.no_grad():
             for step in steps:
                 for parameter in step.parameters():
@@ -156,11 +158,32 @@ def full_gaussian() -> FullGaussianEncoder:
     return encoder
 
 
-def _flow_family(name: str, **settings: object) -> "Family":
-    def make() -> FlowEncoder:
-        return flow(name.partition("-")[0], **settings)
+_SYLVESTER = {"rank": 1, "reflections": 2}
+FLOW_SETTINGS: dict[str, dict[str, Any]] = {
+    "planar": {},
+    "radial": {},
+    "householder": {},
+    "sylvester-orthogonal": {**_SYLVESTER, "variant": "orthogonal"},
+    "sylvester-householder": {**_SYLVESTER, "variant": "householder"},
+    "sylvester-triangular": {**_SYLVESTER, "variant": "triangular"},
+    "realnvp": {"width": 6, "depth": 2},
+    "iaf": {"width": 6, "depth": 2},
+    "nsf": {"width": 6, "depth": 2, "bins": 4, "bound": 4.0},
+}
+"""Small settings for every step; what follows a dash only tells settings apart."""
 
-    return Family(name, make, (0,), lambda z, x: make().encode(x).log_prob(z))
+
+def flow_step(name: str, place: Place) -> Flow:
+    """Make a step by a name in ``FLOW_SETTINGS``."""
+    return FLOWS[name.partition("-")[0]](place, **FLOW_SETTINGS[name])
+
+
+def _flow_families() -> "list[Family]":
+    # A lambda in a comprehension would see the last name only.
+    def family(name: str) -> Family:
+        return Family(name, lambda: flow(name), (0,), lambda z, x: flow(name).encode(x).log_prob(z))
+
+    return [family(name) for name in FLOW_SETTINGS]
 
 
 def _on_coordinate(coordinate: int, widen: float) -> AffineGaussian:
@@ -255,15 +278,7 @@ FAMILIES = [
     Family("hierarchical-sivi-as-reverse", mixing_as_reverse, (2,), _wide_marginal),
     Family("hierarchical-network", network_hierarchy, (0, 3)),
     Family("full_gaussian", full_gaussian, (0,), lambda z, x: full_gaussian().encode(x).log_prob(z)),
-    _flow_family("planar"),
-    _flow_family("radial"),
-    _flow_family("householder"),
-    _flow_family("sylvester-orthogonal", variant="orthogonal", rank=1, reflections=2),
-    _flow_family("sylvester-householder", variant="householder", rank=1, reflections=2),
-    _flow_family("sylvester-triangular", variant="triangular", rank=1, reflections=2),
-    _flow_family("realnvp", width=6, depth=2),
-    _flow_family("iaf", width=6, depth=2),
-    _flow_family("nsf", width=6, depth=2, bins=4, bound=4.0),
+    *_flow_families(),
     Family("hierarchical-gated", gated_hierarchy, (0, 3)),
     Family("hierarchical-implicit", implicit_hierarchy, (0, 3), gradients=(GradientEstimator.REPARAM,)),
     Family("hierarchical-tau-dreg", doubly_reparameterised, (3,), _wide_marginal, (GradientEstimator.REPARAM,)),

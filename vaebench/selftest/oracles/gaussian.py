@@ -29,6 +29,7 @@ __all__ = [
     "X",
     "Z",
     "exact_gaussian",
+    "exact_hierarchical",
     "exact_reverse",
     "gaussian",
     "learned",
@@ -64,16 +65,20 @@ class LinearGaussian(GenerativeModel):
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """Return log p(x) = log N(x; b, W W' + s^2 I), (B,)."""
-        noise = torch.eye(len(self.weight)).to(self.weight)
-        covariance = self.weight @ self.weight.T + self.scale**2 * noise
+        covariance = self.weight @ self.weight.T + self.scale**2 * _identity(self.weight.T)
         return MultivariateNormal(self.bias, covariance).log_prob(x)
 
     def posterior(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return (A, a, V) of p(z|x) = N(A x + a, V)."""
-        precision = torch.eye(self.weight.shape[1]).to(self.weight) + self.weight.T @ self.weight / self.scale**2
+        precision = _identity(self.weight) + self.weight.T @ self.weight / self.scale**2
         variance = torch.linalg.inv(precision)
         gain = variance @ self.weight.T / self.scale**2
         return gain, -gain @ self.bias, variance
+
+
+def _identity(weight: Tensor) -> Tensor:
+    """Return I as wide as ``weight``."""
+    return torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
 
 
 def linear_gaussian() -> LinearGaussian:
@@ -185,6 +190,28 @@ class Hierarchy:
         constant = from_psi @ self.mixing.bias.detach() - to_z @ self.conditional.bias.detach()
         return to_z, to_x, constant, variance
 
+    def information(self) -> Tensor:
+        """Return I(z; psi) = 1/2 log |C|/|S|, C the covariance of q(z|x), a scalar."""
+        a, p, s = self.factors
+        return 0.5 * (torch.logdet(a @ p @ a.T + s) - torch.logdet(s))
+
+    def divergence_of(self, tau: AffineConditional, x: Tensor) -> Tensor:
+        """Return E_q(z|x) KL(q(psi|z,x) || tau(psi|z,x)), (B,): how far the HVM bound lies below the ELBO.
+
+        Both are Gaussian, and their means differ by D z + d with z ~ q(z|x):
+        (tr(R^-1 V) - n + log |R|/|V| + E (Dz + d)' R^-1 (Dz + d)) / 2.
+        """
+        to_z, to_x, constant, variance = self.reverse_posterior()
+        precision = torch.diag((-2 * tau.log_scale.detach()).exp())
+        slope = to_z - tau.u_weight.detach()
+        offset = x @ (to_x - tau.x_weight.detach()).T + constant - tau.bias.detach()
+        marginal = self.marginal(x)
+        mean = marginal.mean @ slope.T + offset
+        spread = slope @ marginal.covariance_matrix @ slope.T
+        expected_square = (mean @ precision * mean).sum(-1) + (spread @ precision).diagonal(dim1=-2, dim2=-1).sum(-1)
+        log_ratio = -torch.logdet(precision) - torch.logdet(variance)
+        return 0.5 * ((precision @ variance).trace() - len(variance) + log_ratio + expected_square)
+
     def exact_reverse(self) -> AffineConditional:
         """Return tau = q(psi|z,x); it has to be diagonal."""
         to_z, to_x, constant, variance = self.reverse_posterior()
@@ -194,7 +221,7 @@ class Hierarchy:
     def rough_reverse(self) -> AffineConditional:
         """Return a tau that is off in slope, offset and scale, and narrower, so that weights stay bounded."""
         exact = self.exact_reverse()
-        shift = torch.tensor([0.15, -0.1]).to(exact.bias)
+        shift = exact.bias.new_tensor([0.15, -0.1])
         return AffineConditional(exact.u_weight * 0.7, exact.x_weight, exact.bias + shift, exact.log_scale.exp() * 0.8)
 
 
@@ -235,6 +262,12 @@ def exact_gaussian() -> GaussianEncoder:
     """Return the linear-Gaussian model's posterior."""
     gain, constant, variance = linear_gaussian().posterior()
     return GaussianEncoder(AffineGaussian(gain, constant, variance.diagonal().sqrt()))
+
+
+def exact_hierarchical() -> HierarchicalEncoder:
+    """Return a hierarchy whose marginal is the linear-Gaussian model's posterior, with its exact reverse model."""
+    toy = posterior_hierarchy()
+    return HierarchicalEncoder(toy.mixing, toy.conditional, toy.exact_reverse())
 
 
 def learned() -> HierarchicalEncoder:

@@ -18,7 +18,7 @@ from vaebench.bounds import Bound, log_mean_exp
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder
 from vaebench.nets import Conditional
-from vaebench.selftest.oracles.gaussian import LinearGaussian
+from vaebench.selftest.oracles.gaussian import AffineConditional, AffineGaussian, LinearGaussian
 
 __all__ = [
     "GAUSSIAN",
@@ -32,6 +32,8 @@ __all__ = [
     "expected_iwae",
     "model",
     "normal_nodes",
+    "posterior_divergence",
+    "standard_hierarchy",
 ]
 
 IMAGE = 0.8
@@ -237,3 +239,27 @@ def normal_nodes(dims: int, count: int, reach: float = 7.0) -> tuple[Tensor, Ten
     weights = torch.meshgrid(*[density] * dims, indexing="ij")
     nodes = torch.stack([grid.flatten() for grid in grids], -1)
     return nodes, torch.stack([weight.flatten() for weight in weights], -1).prod(-1)
+
+
+# Asymptotes -----------------------------------------------------------------------------------------------
+
+
+def chi_square(mean: float, variance: float, q_mean: float, q_variance: float) -> float:
+    """Return chi^2(N(mean, variance) || N(q_mean, q_variance)) = E_q (p/q)^2 - 1."""
+    widened = 2 * q_variance - variance
+    exponent = (mean - q_mean) ** 2 / widened
+    return q_variance / math.sqrt(variance * widened) * math.exp(exponent) - 1
+
+
+def posterior_divergence() -> float:
+    """Return chi^2(p(z|x) || q) of the scalar Gaussian toy."""
+    gain, constant, variance = model().posterior()
+    mean = gain.item() * IMAGE + constant.item()
+    return chi_square(mean, variance.item(), GAUSSIAN["mean"], math.exp(2 * GAUSSIAN["log_scale"]))
+
+
+def standard_hierarchy() -> HierarchicalEncoder:
+    """Return SIVI with z = .8 psi + .6 epsilon, whose marginal is N(0, 1)."""
+    mixing = AffineGaussian(torch.zeros(1, 1), torch.zeros(1), torch.ones(1))
+    conditional = AffineConditional(torch.tensor([[0.8]]), torch.zeros(1, 1), torch.zeros(1), torch.tensor([0.6]))
+    return HierarchicalEncoder(mixing, conditional, None)
