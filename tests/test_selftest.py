@@ -264,7 +264,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
         (["threads=0"], "threads must be at least 1"),
         (["seed=x"], "seed must be a whole number"),
         (["sed=1"], "unknown key sed (did you mean 'seed'?)"),
-        (["gradients"], "'gradients' is not a setting"),
+        (["gradients"], "'gradients' is no setting"),
         (["--lst"], "unknown flag --lst (did you mean '--list'?)"),
         (["-o", "no/such/folder/x.json"], "there is no folder no/such/folder"),
     ],

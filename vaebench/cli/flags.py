@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, get_type_hints
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeVar
 
-from vaebench.config.schema import Config, Trainer
+from vaebench.config.check import build
 from vaebench.errors import UserError, did_you_mean
 
-__all__ = ["EVALUATE", "HELP", "SELFTEST", "TRAIN", "Parsed", "parse", "settings"]
+__all__ = ["EVALUATE", "HELP", "PICTURE", "SELFTEST", "TRAIN", "Parsed", "parse", "settings"]
+
+T = TypeVar("T")
 
 HELP = {"-h": "--help", "--help": "--help"}
 # Each flag and the name it is known by; a name ending in "=" takes a value, one ending in "?=" may take one.
@@ -32,8 +35,7 @@ TRAIN = HELP | {
 }
 EVALUATE = HELP
 SELFTEST = HELP | {"--only": "--only=", "--list": "--list", "-o": "--output=", "--output": "--output="}
-# What the settings may be of commands that take no configuration: what they are in one.
-RULES = get_type_hints(Trainer, include_extras=True) | get_type_hints(Config, include_extras=True)
+PICTURE = HELP | {"-o": "--output=", "--output": "--output="}
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -107,25 +109,22 @@ def _check_modes(flags: Mapping[str, str]) -> None:
         raise UserError("--resolve belongs to --cfg job")
 
 
-def settings(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``defaults`` with what words such as ``seed=3`` change, checked as configurations are.
-
-    ``defaults`` gives every key; what values it takes, it has from the configuration's key of that name.
+def settings(words: Sequence[str], schema: type[T]) -> T:
+    """Return ``schema``, a dataclass, with what words such as ``seed=3`` set in it, checked as configurations are.
 
     Raises:
         UserError: a word without a value, an unknown key, a value that the key does not take.
     """
-    from vaebench.config.check import convert
-
-    found = dict(defaults)
+    known = [f.name for f in fields(schema)]  # pyright: ignore[reportArgumentType]
+    found: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
-            raise UserError(f"'{word}' is not a setting: write KEY=VALUE; keys: {', '.join(defaults)}")
-        if key not in defaults:
-            raise UserError(f"unknown key {key}{did_you_mean(key, defaults)}; keys: {', '.join(defaults)}")
-        found[key] = convert(_plain(text), RULES[key], key)
-    return found
+            raise UserError(f"'{word}' is no setting (KEY=VALUE), nor a path that exists; keys: {', '.join(known)}")
+        if key not in known:
+            raise UserError(f"unknown key {key}{did_you_mean(key, known)}; keys: {', '.join(known)}")
+        found[key] = _plain(text)
+    return build(schema, found)
 
 
 def _plain(text: str) -> Any:

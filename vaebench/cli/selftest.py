@@ -2,11 +2,12 @@
 
 import platform
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vaebench import __version__
 from vaebench.cli.flags import SELFTEST, Parsed, parse, settings
+from vaebench.config.schema import Count, Device, Seed
 from vaebench.errors import RunFailed, UserError
 from vaebench.selftest import CHECKS, chosen
 
@@ -34,6 +35,15 @@ examples:
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where the checks run, and with which random numbers."""
+
+    device: Device = "auto"
+    threads: Count | None = None
+    seed: Seed = 0
+
+
 def run(words: list[str]) -> int:
     """Carry out ``vaebench selftest <words>`` and return the exit code."""
     parsed = parse(words, SELFTEST)
@@ -45,7 +55,7 @@ def run(words: list[str]) -> int:
         print("\n".join(f"{name:<{width}}  {about}" for name, about in CHECKS.items()))
         return 0
     checks = chosen([word for word in parsed.flags.get("--only", "").split(",") if word])
-    given = settings(parsed.rest, {"device": "auto", "threads": None, "seed": 0})
+    given = settings(parsed.rest, Settings)
     output = target(parsed)
     return carry_out(checks, given, output)
 
@@ -60,7 +70,7 @@ def target(parsed: Parsed) -> Path | None:
     return path
 
 
-def carry_out(checks: list[str], given: dict[str, Any], output: Path | None) -> int:
+def carry_out(checks: list[str], given: Settings, output: Path | None) -> int:
     """Run the checks and print their rows as they come."""
     import torch
 
@@ -70,15 +80,15 @@ def carry_out(checks: list[str], given: dict[str, Any], output: Path | None) -> 
     from vaebench.selftest.running import run as run_checks
     from vaebench.selftest.table import HEADER, as_json, failures, lines, summary, title
 
-    runtime.set_threads(given["threads"])
-    device = runtime.resolve_device(given["device"])
+    runtime.set_threads(given.threads)
+    device = runtime.resolve_device(given.device)
     about = {"vaebench": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    about |= {"device": runtime.describe(device), "seed": given["seed"]}
+    about |= {"device": runtime.describe(device), "seed": given.seed}
     print("  ".join(f"{key} {value}" for key, value in about.items()))
     print(f"{HEADER}", flush=True)
     outcomes: list[Outcome] = []
     started = time.monotonic()
-    for number, event in enumerate(run_checks(checks, device, given["seed"])):
+    for number, event in enumerate(run_checks(checks, device, given.seed)):
         if isinstance(event, str):
             print(f"[{number // 2 + 1}/{len(checks)}] {title(event)}", flush=True)
             continue
