@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from scalar import GAUSSIAN, IMAGE, Named, exact_gradient
-from scalar import model as scalar_model
-from test_finite_state import LIKELIHOOD, PRIOR, Scripted
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 from toys import ConstantDecoder, Mean, linear_gaussian, one_image
@@ -32,123 +29,36 @@ from vaebench.nets.adversarial import BasisSampler, LogRatio, NoiseFedSampler, R
 from vaebench.objective import Objective, evidence, weigh
 from vaebench.priors import StandardNormalPrior
 from vaebench.records import RunFolder, read_metrics, read_results
+from vaebench.selftest.oracles.adversarial import (
+    DUAL_LOSS,
+    SETTINGS,
+    T_STAR,
+    Affine,
+    Q,
+    Quadratic,
+    StatePrior,
+    States,
+    StateTable,
+    train_discriminator,
+)
+from vaebench.selftest.oracles.finite import PRIOR, Likelihood
+from vaebench.selftest.oracles.scalar import GAUSSIAN, IMAGE, Named, exact_gradient
+from vaebench.selftest.oracles.scalar import model as scalar_model
 from vaebench.training.checkpoint import Checkpoints
 from vaebench.training.update import Settings, Update
 
-SETTINGS = Settings(k=1, inner_k=0, beta=1.0)
-
-
-def train_discriminator(
-    encoder: AdversarialEncoder, x: Tensor, steps: int, lr: float, *, sgd: bool = False, momentum: float = 0.0
-) -> float:
-    """Let the encoder's player play alone, through the real losses and updates; return its last loss."""
-    player = encoder.players()["discriminator"]
-    optimizer = (
-        torch.optim.SGD(player.parameters, lr, momentum=momentum) if sgd else torch.optim.Adam(player.parameters, lr)
-    )
-    # Down to nothing at the end, so that what is left of the sampling noise averages out.
-    rate = (lambda epoch: lr) if sgd else (lambda epoch: lr * (1 - epoch) ** 2)
-    update = Update("discriminator", PlayerLoss(player), optimizer, rate)
-    loss = torch.nan
-    for step in range(steps):
-        loss = update.step(x, SETTINGS, step / steps, with_norm=False).value.item()
-    return loss
-
-
-class Affine(Sampler):
-    """z = A x + a + L epsilon: q(z|x) = N(A x + a, L L')."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, factor: Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-        self.factor = nn.Parameter(factor)
-
-    def condition(self, x: Tensor) -> Tensor:
-        return x @ self.weight.T + self.bias
-
-    def forward(self, conditioned: Tensor, k: int) -> Tensor:
-        return conditioned + noise.standard_normal((k, *conditioned.shape), conditioned) @ self.factor.T
-
-    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
-        return conditioned, self.factor.square().sum(-1).expand_as(conditioned)
-
-
-class Quadratic(LogRatio):
-    """T(z) = z' A z + b' z + c, whatever x."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.square = nn.Parameter(torch.zeros(dim, dim))
-        self.slope, self.offset = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(()))
-
-    def forward(self, z: Tensor, conditioned: Tensor) -> Tensor:
-        del conditioned
-        return ((z @ self.square) * z).sum(-1) + z @ self.slope + self.offset
-
-
-# A finite state space: everything by enumeration ----------------------------------------------------------
-
-Q = (0.61, 0.39)
-T_STAR = (0.7096764825, -0.5849336055)
-DUAL_LOSS = 1.2877233595
-
-
-class States(Sampler):
-    """z = 0 and 1 exactly as often as ``probabilities`` say, over 100 images."""
-
-    def __init__(self, probabilities: tuple[float, float]) -> None:
-        super().__init__()
-        self.ones = round(100 * probabilities[1])
-
-    def condition(self, x: Tensor) -> Tensor:
-        return x
-
-    def forward(self, conditioned: Tensor, k: int) -> Tensor:
-        states = (torch.arange(len(conditioned)) < self.ones).to(conditioned.dtype)
-        return states.view(1, -1, 1).expand(k, -1, -1)
-
-    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
-        raise AssertionError("no contrast here")
-
-
-class StatePrior(nn.Module):
-    def __init__(self, probabilities: tuple[float, float] = PRIOR) -> None:
-        super().__init__()
-        self.probabilities = probabilities
-
-    def forward(self) -> Scripted:
-        return _AsOftenAsProbable(torch.tensor(self.probabilities), [])
-
-
-class _AsOftenAsProbable(Scripted):
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        sampler = States(tuple(self.probabilities.tolist()))  # pyright: ignore[reportArgumentType]
-        return sampler(torch.zeros(sample_shape[-1], 1), sample_shape[0])
-
-
-class Table(LogRatio):
-    """T(z) as one number for each state."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values = nn.Parameter(torch.zeros(2))
-
-    def forward(self, z: Tensor, conditioned: Tensor) -> Tensor:
-        del conditioned
-        return self.values[z.squeeze(-1).long()]
-
 
 @pytest.fixture
-def states() -> tuple[AdversarialEncoder, Table]:
+def states() -> tuple[AdversarialEncoder, StateTable]:
     """An encoder over two states with a discriminator at its optimum, found by the player."""
-    table = Table()
+    table = StateTable()
     encoder = AdversarialEncoder(States(Q), table, StatePrior())
     train_discriminator(encoder, torch.ones(100, 1), 600, 4.0, sgd=True)
     return encoder, table
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_log_ratio_of_finitely_many_states(states: tuple[AdversarialEncoder, Table]):
+def test_the_log_ratio_of_finitely_many_states(states: tuple[AdversarialEncoder, StateTable]):
     encoder, table = states
     assert table.values.tolist() == pytest.approx([math.log(q / p) for q, p in zip(Q, PRIOR, strict=True)], abs=1e-10)
     assert table.values.tolist() == pytest.approx(T_STAR, abs=1e-7)
@@ -160,12 +70,7 @@ def test_the_log_ratio_of_finitely_many_states(states: tuple[AdversarialEncoder,
 
 
 @pytest.mark.usefixtures("float64")
-def test_with_the_true_log_ratio_the_bound_is_the_elbo(states: tuple[AdversarialEncoder, Table]):
-    class Likelihood(nn.Module):
-        def forward(self, z: Tensor) -> Scripted:
-            one = torch.tensor(LIKELIHOOD)[z.long().squeeze(-1)]
-            return Scripted(torch.stack([1 - one, one], -1), [])
-
+def test_with_the_true_log_ratio_the_bound_is_the_elbo(states: tuple[AdversarialEncoder, StateTable]):
     drawn = evidence(GenerativeModel(StatePrior(), Likelihood()), states[0], torch.ones(100, 1), 1)
     assert drawn.log_weights().mean().item() == pytest.approx(-2.3895286242, abs=1e-9)
 
@@ -173,7 +78,7 @@ def test_with_the_true_log_ratio_the_bound_is_the_elbo(states: tuple[Adversarial
 @pytest.mark.usefixtures("float64")
 def test_control_swapped_labels_are_caught():
     """Telling p(z) from q instead gives the negative of the log-ratio, and a table that fits it has a larger loss."""
-    table = Table()
+    table = StateTable()
     swapped = AdversarialEncoder(States(PRIOR), table, StatePrior(Q))
     train_discriminator(swapped, torch.ones(100, 1), 600, 4.0, sgd=True)
     assert table.values.tolist() == pytest.approx([-t for t in T_STAR], abs=1e-7)

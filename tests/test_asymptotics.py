@@ -4,29 +4,24 @@ import math
 
 import pytest
 import torch
-from scalar import GAUSSIAN, IMAGE, Named, Replicated, exact_bound, model
 from torch import Tensor
-from toys import AffineConditional, AffineGaussian, Mean, WithoutOwnPsi
+from toys import Mean, WithoutOwnPsi
 
 from vaebench import bounds
-from vaebench.encoders import Encoder, HierarchicalEncoder
+from vaebench.encoders import Encoder
 from vaebench.objective import Objective
+from vaebench.selftest.oracles.scalar import (
+    GAUSSIAN,
+    IMAGE,
+    Named,
+    Replicated,
+    exact_bound,
+    model,
+    posterior_divergence,
+    standard_hierarchy,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def chi_square(mean: float, variance: float, q_mean: float, q_variance: float) -> float:
-    """Return chi^2(N(mean, variance) || N(q_mean, q_variance)) = E_q (p/q)^2 - 1."""
-    widened = 2 * q_variance - variance
-    exponent = (mean - q_mean) ** 2 / widened
-    return q_variance / math.sqrt(variance * widened) * math.exp(exponent) - 1
-
-
-def posterior_divergence() -> float:
-    """Return chi^2(p(z|x) || q) of the scalar Gaussian toy."""
-    gain, constant, variance = model().posterior()
-    mean = gain.item() * IMAGE + constant.item()
-    return chi_square(mean, variance.item(), GAUSSIAN["mean"], math.exp(2 * GAUSSIAN["log_scale"]))
 
 
 @pytest.mark.parametrize(("k", "tolerance"), [(10, 0.15), (50, 0.03), (400, 0.004)])
@@ -46,13 +41,6 @@ def test_the_librarys_bound_has_that_gap(k: int):
     mean = Mean.of(value)
     assert mean.stderr < 0.1 * posterior_divergence() / (2 * k)
     assert abs(mean.errors_above(exact_bound(GAUSSIAN, Named("iwae", k)))) < 4
-
-
-def standard_hierarchy() -> HierarchicalEncoder:
-    """Return SIVI with z = .8 psi + .6 epsilon, whose marginal is N(0, 1)."""
-    mixing = AffineGaussian(torch.zeros(1, 1), torch.zeros(1), torch.ones(1))
-    conditional = AffineConditional(torch.tensor([[0.8]]), torch.zeros(1, 1), torch.zeros(1), torch.tensor([0.6]))
-    return HierarchicalEncoder(mixing, conditional, None)
 
 
 def scaled_excess(encoder: Encoder, inner_k: int) -> Tensor:

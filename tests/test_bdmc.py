@@ -5,7 +5,6 @@ from pathlib import Path as FilePath
 
 import pytest
 import torch
-from test_ais import bridge, exact_move, expected_log_weight, hmc_move, shared
 from test_every_config import ONE_STEP
 from torch import Tensor
 from toys import Mean, gaussian, learned, linear_gaussian
@@ -17,6 +16,7 @@ from vaebench.encoders import Encoder
 from vaebench.errors import RunFailed, UserError
 from vaebench.evaluation.annealing import anneal, linear
 from vaebench.evaluation.bdmc import bdmc, simulated
+from vaebench.selftest.oracles.annealing import bridge, exact_move, expected_log_weight, hmc_move, shared
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from scalar import GAUSSIAN, HIERARCHICAL, IMAGE, SIVI, Named, Replicated, exact_bound, exact_gradient, model
 from torch import Tensor, nn
 from toys import (
     CELLS,
@@ -15,20 +14,31 @@ from toys import (
     Family,
     Mean,
     exact_gaussian,
+    exact_hierarchical,
     expected_iwae,
     linear_gaussian,
     name,
     normal_nodes,
-    posterior_hierarchy,
 )
 
 from vaebench import bounds
 from vaebench.bounds import Bound
-from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder
+from vaebench.encoders import Encoder, GaussianEncoder
 from vaebench.gradients import GradientEstimator, rescale_paths
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective, evidence
 from vaebench.priors import StandardNormalPrior
+from vaebench.selftest.oracles.scalar import (
+    GAUSSIAN,
+    HIERARCHICAL,
+    IMAGE,
+    SIVI,
+    Named,
+    Replicated,
+    exact_bound,
+    exact_gradient,
+    model,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -228,12 +238,6 @@ def test_dreg_refuses_the_largest_weight():
 
 
 # Every family ----------------------------------------------------------------------------------------------
-
-
-def exact_hierarchical() -> HierarchicalEncoder:
-    """Return a hierarchy whose marginal is the posterior, with its exact reverse model."""
-    toy = posterior_hierarchy()
-    return HierarchicalEncoder(toy.mixing, toy.conditional, toy.exact_reverse())
 
 
 def sampler_gradients(encoder: Encoder, gradient: GradientEstimator, bound: Bound, inner_k: int) -> list[Tensor]:

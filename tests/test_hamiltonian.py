@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import pytest
-import scalar
 import torch
 from test_constant_decoder import PIXELS, constant_model, truth
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from vaebench.encoders.hamiltonian import StepSizes, Tempering
 from vaebench.errors import UserError
 from vaebench.model import GenerativeModel
 from vaebench.objective import evidence, weigh
+from vaebench.selftest.oracles import scalar
 
 pytestmark = pytest.mark.usefixtures("float64")
 

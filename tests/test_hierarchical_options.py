@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from scalar import HIERARCHICAL, IMAGE, Named, Replicated, exact_gradient, model
 from torch import Tensor
 from toys import (
     Mean,
@@ -32,6 +31,7 @@ from vaebench.errors import UserError
 from vaebench.experiment.training import updates
 from vaebench.nets import Networks
 from vaebench.objective import Objective, evidence
+from vaebench.selftest.oracles.scalar import HIERARCHICAL, IMAGE, Named, Replicated, exact_gradient, model
 from vaebench.training.update import Settings
 
 pytestmark = pytest.mark.usefixtures("float64")

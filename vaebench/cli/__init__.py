@@ -17,6 +17,11 @@ COMMANDS = {
     "evaluate": ("evaluate", "estimate log p(x) of finished runs"),
     "list": ("listing", "show the choices of each config group"),
     "data": ("data", "show, download, verify and prepare datasets"),
+    "sample": ("sample", "draw images from the prior of finished runs, as a PNG"),
+    "reconstruct": ("reconstruct", "draw images beside their reconstructions"),
+    "interpolate": ("interpolate", "draw ways between images through latent space"),
+    "traverse": ("traverse", "draw an image with one latent coordinate moved"),
+    "selftest": ("selftest", "compare exact answers with what this machine computes"),
 }
 
 HELP = """usage: vaebench <command> [...]
@@ -51,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def dispatch(words: list[str]) -> int:
     """Carry out ``words`` and return the exit code."""
     if not words or words[0] in ("-h", "--help", "help"):
-        lines = [f"  {command:<10} {summary}" for command, (_, summary) in COMMANDS.items()]
+        lines = [f"  {command:<11} {summary}" for command, (_, summary) in COMMANDS.items()]
         print(HELP.format(commands="\n".join(lines)), end="")
         return 0
     if words[0] == "--version":

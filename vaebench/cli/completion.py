@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from vaebench.cli.flags import EVALUATE, TRAIN
 from vaebench.config.catalog import config_dir, described, groups
 from vaebench.errors import UserError
+from vaebench.selftest import CHECKS
 
 __all__ = ["run"]
 
@@ -78,5 +79,10 @@ def dataset_names() -> list[str]:
     return [*NAMES, "data_dir=", "binarization=", "split=", "seed=", "--no-download", "--rebuild"]
 
 
+def check_names() -> list[str]:
+    """Return the words that may follow `vaebench selftest`."""
+    return [*CHECKS, "device=", "threads=", "seed=", "--only", "--list", "--output"]
+
+
 FLAGS = {"train": TRAIN, "evaluate": EVALUATE}
-LISTS: dict[str, Callable[[], list[str]]] = {"list": group_names, "data": dataset_names}
+LISTS: dict[str, Callable[[], list[str]]] = {"list": group_names, "data": dataset_names, "selftest": check_names}

@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeVar
 
+from vaebench.config.check import build
 from vaebench.errors import UserError, did_you_mean
 
-__all__ = ["EVALUATE", "HELP", "TRAIN", "Parsed", "parse"]
+__all__ = ["EVALUATE", "HELP", "PICTURE", "SELFTEST", "TRAIN", "Parsed", "parse", "settings"]
+
+T = TypeVar("T")
 
 HELP = {"-h": "--help", "--help": "--help"}
 # Each flag and the name it is known by; a name ending in "=" takes a value, one ending in "?=" may take one.
@@ -30,6 +34,8 @@ TRAIN = HELP | {
     "--resume": "--resume=",
 }
 EVALUATE = HELP | {"-m": "--multirun", "--multirun": "--multirun"}
+SELFTEST = HELP | {"--only": "--only=", "--list": "--list", "-o": "--output=", "--output": "--output="}
+PICTURE = HELP | {"-o": "--output=", "--output": "--output="}
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -101,3 +107,31 @@ def _check_modes(flags: Mapping[str, str]) -> None:
         raise UserError(f"{' and '.join(modes)} exclude each other: choose one")
     if "--resolve" in flags and "--cfg" not in flags:
         raise UserError("--resolve belongs to --cfg job")
+
+
+def settings(words: Sequence[str], schema: type[T]) -> T:
+    """Return ``schema``, a dataclass, with what words such as ``seed=3`` set in it, checked as configurations are.
+
+    Raises:
+        UserError: a word without a value, an unknown key, a value that the key does not take.
+    """
+    known = [f.name for f in fields(schema)]  # pyright: ignore[reportArgumentType]
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"'{word}' is no setting (KEY=VALUE), nor a path that exists; keys: {', '.join(known)}")
+        if key not in known:
+            raise UserError(f"unknown key {key}{did_you_mean(key, known)}; keys: {', '.join(known)}")
+        found[key] = _plain(text)
+    return build(schema, found)
+
+
+def _plain(text: str) -> Any:
+    """Return a word as yaml reads it, or as it stands."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

@@ -1,6 +1,7 @@
 """From a checked configuration to objects, and from objects to trained and evaluated runs."""
 
 from vaebench.experiment.assembly import ENCODERS, OBJECTIVES, PRIORS, Experiment, build, load
+from vaebench.experiment.drawing import draw
 from vaebench.experiment.estimators import ESTIMATORS
 from vaebench.experiment.evaluating import evaluate
 from vaebench.experiment.training import resume, train
@@ -12,6 +13,7 @@ __all__ = [
     "PRIORS",
     "Experiment",
     "build",
+    "draw",
     "evaluate",
     "load",
     "resume",

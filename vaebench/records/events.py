@@ -10,7 +10,6 @@ it reads the files of a run in the order of their names. Both would show a resum
 
 import io
 import itertools
-import math
 import os
 import socket
 import struct
@@ -32,11 +31,11 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from vaebench.records.files import Appender, write_whole
 from vaebench.records.folder import State
+from vaebench.records.pictures import png
 
 __all__ = [
     "CONFIG_TAG",
     "EventFile",
-    "grid",
     "markdown",
     "picture",
     "scalar",
@@ -98,51 +97,9 @@ def markdown(tag: str, text: str) -> Summary.Value:
 
 def picture(tag: str, pixels: numpy.ndarray) -> Summary.Value:
     """Return ``pixels``, (H, W) bytes, as a PNG."""
-    from PIL import Image  # here, because reading results needs no pictures
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
     height, width = pixels.shape
-    image = Summary.Image(height=height, width=width, colorspace=1, encoded_image_string=buffer.getvalue())
+    image = Summary.Image(height=height, width=width, colorspace=1, encoded_image_string=png(pixels))
     return Summary.Value(tag=tag, image=image)
-
-
-def grid(images: numpy.ndarray, columns: int) -> numpy.ndarray:
-    """Lay out images in rows of ``columns``, one grey pixel apart.
-
-    ``images``: (N, H*H), (N, H, W) or (N, 1, H, W); bytes, or floats from 0 to 1 (clipped; NaN is black).
-    Returns (rows * (H + 1) - 1, columns * (W + 1) - 1) bytes.
-    """
-    cells = _bytes(_square(images))
-    count, height, width = cells.shape
-    columns = min(columns, count)
-    rows = math.ceil(count / columns)
-    sheet = numpy.full((rows * (height + 1), columns * (width + 1)), 128, dtype=numpy.uint8)
-    for index, cell in enumerate(cells):
-        top, left = index // columns * (height + 1), index % columns * (width + 1)
-        sheet[top : top + height, left : left + width] = cell
-    return sheet[:-1, :-1]
-
-
-def _square(images: numpy.ndarray) -> numpy.ndarray:
-    """Return ``images`` as (N, H, W)."""
-    if images.ndim == 4 and images.shape[1] == 1:
-        images = images[:, 0]
-    if images.ndim == 2:
-        side = math.isqrt(images.shape[1])
-        if side * side == images.shape[1]:
-            images = images.reshape(-1, side, side)
-    if images.ndim != 3 or not len(images):
-        raise ValueError(f"images must be (N, H*H), (N, H, W) or (N, 1, H, W) with N > 0, not {images.shape}")
-    return images
-
-
-def _bytes(images: numpy.ndarray) -> numpy.ndarray:
-    """Return ``images`` in 0..255."""
-    if images.dtype == numpy.uint8:
-        return images
-    brightness = numpy.nan_to_num(images.astype(float), nan=0.0).clip(0.0, 1.0)
-    return (255.0 * brightness).round().astype(numpy.uint8)
 
 
 def session_start(hparams: Mapping[str, str | float | bool | None], group: str) -> Summary.Value:

@@ -5,17 +5,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-import numpy
+from typing import Any
 
 from vaebench.errors import UserError
 from vaebench.records import events
 from vaebench.records.files import Appender, write_whole
 from vaebench.records.folder import RunFolder, State
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from vaebench.records.pictures import Images, grid
 
 __all__ = ["Recorder", "flatten", "read_metrics"]
 
@@ -59,11 +55,9 @@ class Recorder:
         self._metrics.write(_line(step, epoch, values, wall).encode())
         self._events.add(step, *(events.scalar(tag, float(value)) for tag, value in values.items()))
 
-    def image(self, tag: str, images: "numpy.ndarray | Tensor", step: int, *, columns: int = 8) -> None:
+    def image(self, tag: str, images: Images, step: int, *, columns: int = 8) -> None:
         """Record a grid of images: (N, H*H), (N, H, W) or (N, 1, H, W), bytes or floats from 0 to 1."""
-        if not isinstance(images, numpy.ndarray):
-            images = images.detach().float().cpu().numpy() if images.is_floating_point() else images.cpu().numpy()
-        self._events.add(step, events.picture(tag, events.grid(images, columns)))
+        self._events.add(step, events.picture(tag, grid(images, columns)))
 
     def config_table(self, config: Mapping[str, Any]) -> None:
         """Record the (nested) configuration as a table, one row for each key."""

@@ -12,13 +12,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from toys import LinearGaussian, expected_iwae, normal_nodes
 
 from vaebench import bounds
 from vaebench.bounds import Bound, log_mean_exp
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder
 from vaebench.nets import Conditional
+from vaebench.selftest.oracles.gaussian import AffineConditional, AffineGaussian, LinearGaussian
+
+__all__ = [
+    "GAUSSIAN",
+    "HIERARCHICAL",
+    "IMAGE",
+    "SIVI",
+    "Named",
+    "Replicated",
+    "exact_bound",
+    "exact_gradient",
+    "expected_iwae",
+    "model",
+    "normal_nodes",
+    "posterior_divergence",
+    "standard_hierarchy",
+]
 
 IMAGE = 0.8
 
@@ -188,3 +204,62 @@ def _exact_gradient(items: tuple[tuple[str, float], ...], bound: Named, inner_k:
         difference = exact_bound(above, bound, inner_k, beta) - exact_bound(below, bound, inner_k, beta)
         gradient[key] = difference / (2 * step)
     return gradient
+
+
+# Quadrature -----------------------------------------------------------------------------------------------
+
+
+def expected_iwae(log_w: Tensor, probability: Tensor, k: int) -> Tensor:
+    """Return L_K = E log (1/K) sum_k w_k for K independent weights, by one-dimensional quadrature.
+
+    log s = integral_0^inf (exp(-t) - exp(-t s)) / t dt makes the expectation of the log of a sum of
+    independent weights a matter of phi(t) = E exp(-t w) alone, which enters as phi(t)^K.
+
+    Args:
+        log_w: log weights at the nodes of a quadrature over one sample's noise, (N,).
+        probability: the nodes' weights, (N,), adding up to 1.
+        k: number of samples K.
+    """
+    step = 0.2
+    # t = exp(u); the ends are where the integrand is below 1e-12.
+    u = torch.arange(-30.0, 40.0, step)
+    centre = log_w.max().detach()
+    weights = (log_w - centre).exp()
+    phi = torch.stack([(probability * torch.exp(-t * weights)).sum() for t in u.exp()])
+    integral = ((-u.exp()).exp() - phi**k).sum() * step
+    return integral + centre - math.log(k)
+
+
+def normal_nodes(dims: int, count: int, reach: float = 7.0) -> tuple[Tensor, Tensor]:
+    """Return nodes (N, dims) and weights (N,) of the trapezoidal rule for E f(epsilon), epsilon ~ N(0, I)."""
+    line = torch.linspace(-reach, reach, count)
+    density = torch.exp(-0.5 * line**2)
+    density = density / density.sum()
+    grids = torch.meshgrid(*[line] * dims, indexing="ij")
+    weights = torch.meshgrid(*[density] * dims, indexing="ij")
+    nodes = torch.stack([grid.flatten() for grid in grids], -1)
+    return nodes, torch.stack([weight.flatten() for weight in weights], -1).prod(-1)
+
+
+# Asymptotes -----------------------------------------------------------------------------------------------
+
+
+def chi_square(mean: float, variance: float, q_mean: float, q_variance: float) -> float:
+    """Return chi^2(N(mean, variance) || N(q_mean, q_variance)) = E_q (p/q)^2 - 1."""
+    widened = 2 * q_variance - variance
+    exponent = (mean - q_mean) ** 2 / widened
+    return q_variance / math.sqrt(variance * widened) * math.exp(exponent) - 1
+
+
+def posterior_divergence() -> float:
+    """Return chi^2(p(z|x) || q) of the scalar Gaussian toy."""
+    gain, constant, variance = model().posterior()
+    mean = gain.item() * IMAGE + constant.item()
+    return chi_square(mean, variance.item(), GAUSSIAN["mean"], math.exp(2 * GAUSSIAN["log_scale"]))
+
+
+def standard_hierarchy() -> HierarchicalEncoder:
+    """Return SIVI with z = .8 psi + .6 epsilon, whose marginal is N(0, 1)."""
+    mixing = AffineGaussian(torch.zeros(1, 1), torch.zeros(1), torch.ones(1))
+    conditional = AffineConditional(torch.tensor([[0.8]]), torch.zeros(1, 1), torch.zeros(1), torch.tensor([0.6]))
+    return HierarchicalEncoder(mixing, conditional, None)

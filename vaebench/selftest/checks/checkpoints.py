@@ -1,0 +1,50 @@
+"""Checkpoints carry their own check."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from vaebench.errors import UserError
+from vaebench.selftest.bench import Bench
+from vaebench.selftest.rows import Row, exact
+from vaebench.training.checkpoint import Checkpoints
+
+__all__ = ["check"]
+
+
+def check(bench: Bench) -> Iterator[Row]:
+    """Compare what is loaded with what was saved; counts 1 for a refusal."""
+    with bench.device:
+        weights = torch.randn(50, 7)
+    checkpoints = Checkpoints(bench.folder)
+    checkpoints.save({"identity": "a", "weights": weights - 1})
+    checkpoints.save({"identity": "a", "weights": weights})
+    loaded = checkpoints.load(identity="a", map_location=bench.device).state["weights"]
+    yield exact("max |loaded - saved|", 0, (loaded - weights).abs().max().item(), 0)
+    yield exact("refused: of another configuration", 1, _refused(lambda: checkpoints.load(identity="b")), 0)
+    damage(bench.folder / "last.pt")
+    older = checkpoints.load(map_location=bench.device)
+    yield exact("one byte altered: noticed", 1, float(older.notice is not None), 0)
+    distance = (older.state["weights"] - (weights - 1)).abs().max().item()
+    yield exact("one byte altered: max |loaded - saved before|", 0, distance, 0)
+    damage(bench.folder / "last.previous.pt")
+    yield exact("refused: both generations altered", 1, _refused(checkpoints.load), 0)
+    path = checkpoints.save({"weights": weights}, "best")
+    path.write_bytes(path.read_bytes()[:-100])
+    yield exact("refused: cut short", 1, _refused(lambda: checkpoints.load("best")), 0)
+
+
+def damage(path: Path) -> None:
+    """Alter one byte in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _refused(load: Callable[[], object]) -> float:
+    try:
+        load()
+    except UserError:
+        return 1.0
+    return 0.0

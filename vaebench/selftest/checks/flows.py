@@ -1,0 +1,75 @@
+"""Every flow's log-determinant, inverse and score against autograd."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.functional import jacobian
+
+from vaebench.distributions import DiagonalNormal
+from vaebench.encoders import FlowEncoder, GaussianEncoder
+from vaebench.encoders.flow import FlowPosterior
+from vaebench.flows import Conditioned, Flow, Place
+from vaebench.nets import MLP, TrunkGaussian
+from vaebench.selftest.bench import Bench
+from vaebench.selftest.oracles.families import FLOW_SETTINGS, flow_step
+from vaebench.selftest.rows import Row, differs, exact
+
+__all__ = ["check"]
+
+FEATURES, DIM = 5, 4
+DRAWS, IMAGES = 3, 2
+
+
+def check(bench: Bench) -> Iterator[Row]:
+    """Compare every step, away from where it starts, with its own Jacobian, nats."""
+    for name in FLOW_SETTINGS:
+        with bench.device:
+            steps = [_rough(flow_step(name, Place(FEATURES, DIM, index, "tanh"))) for index in (0, 1)]
+            features, z = torch.randn(IMAGES, FEATURES), 1.5 * torch.randn(DRAWS, IMAGES, DIM)
+            base = DiagonalNormal(0.3 * torch.randn(IMAGES, DIM), 0.6 + 0.4 * torch.rand(IMAGES, DIM))
+        yield from _one_family(name, steps, features, z, base)
+    yield from _no_steps(bench)
+
+
+def _rough(step: Flow) -> Flow:
+    """Move all parameters far from where they start."""
+    with torch.no_grad():
+        for parameter in step.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return step
+
+
+def _one_family(name: str, steps: list[Flow], features: Tensor, z: Tensor, base: DiagonalNormal) -> Iterator[Row]:
+    conditioned = [step.condition(features) for step in steps]
+    found = torch.stack([step(z, known).log_det for step, known in zip(steps, conditioned, strict=True)])
+    truth = torch.stack([_log_det(step, z, known) for step, known in zip(steps, conditioned, strict=True)])
+    yield exact(f"max error of log det, {name}", 0, (found - truth).abs().max().item())
+    if found.abs().max() > 0:  # a reflection keeps volumes
+        yield differs(f"max error of log det, {name}, sign turned", 0, (found + truth).abs().max().item(), 0.01)
+    posterior = FlowPosterior(base, tuple(steps), tuple(conditioned))
+    with torch.no_grad():
+        drawn, log_q = posterior.rsample_and_log_prob((DRAWS,))
+        # Iterative inverses stop at float64's rounding, which the density amplifies.
+        worst = (posterior.log_prob(drawn) - log_q).abs().max().item()
+    yield exact(f"max error of log q by the inverse, {name}", 0, worst, 1e-7)
+
+
+def _log_det(step: Flow, z: Tensor, conditioned: Conditioned) -> Tensor:
+    """Return log |det dz'/dz| of each draw, (K, B), by autograd."""
+    whole = jacobian(lambda value: step(value, conditioned).z.sum((0, 1)), z)
+    assert isinstance(whole, Tensor)  # (D, K, B, D): draws do not see one another, so their sum has all of it
+    return torch.linalg.slogdet(whole.permute(1, 2, 0, 3)).logabsdet
+
+
+def _no_steps(bench: Bench) -> Iterator[Row]:
+    """Without steps a flow encoder is the Gaussian encoder, number for number."""
+    with bench.device:
+        posterior, x = TrunkGaussian(MLP(3, [6], "tanh"), DIM), torch.rand(4, 3)
+        found = []
+        for encoder in (GaussianEncoder(posterior), FlowEncoder(posterior, [])):
+            with torch.random.fork_rng():
+                torch.manual_seed(1)
+                found.append(encoder.draw(x, 5))
+    yield exact("max |log_q - Gaussian's|, no steps", 0, (found[0].log_q - found[1].log_q).abs().max().item(), 0)
+    yield exact("max |z - Gaussian's|, no steps", 0, (found[0].z - found[1].z).abs().max().item(), 0)

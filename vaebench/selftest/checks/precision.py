@@ -1,0 +1,56 @@
+"""Log densities are summed in float32 or better, whatever the networks compute in."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vaebench.nets import MLP, BernoulliHead, TrunkGaussian
+from vaebench.objective import evidence
+from vaebench.runtime import autocast
+from vaebench.selftest.bench import Bench, default_dtype
+from vaebench.selftest.oracles.gaussian import X, exact_gaussian, linear_gaussian
+from vaebench.selftest.rows import Row, differs, exact
+
+__all__ = ["check"]
+
+PIXELS, LATENTS = 784, 20
+FLOAT32 = 1e-3
+"""Nats by which a sum over 784 pixels in float32 may err."""
+
+
+def check(bench: Bench) -> Iterator[Row]:
+    """Compare float32 densities of 784 pixels with float64 ones of the same logits, nats."""
+    with default_dtype(torch.float32):
+        with bench.device:
+            decoder = BernoulliHead(MLP(LATENTS, [100], "tanh"), PIXELS, None)
+            reader = TrunkGaussian(MLP(PIXELS, [100], "tanh"), LATENTS)
+            x, z = torch.rand(8, PIXELS).round(), torch.randn(5, 8, LATENTS)
+        for precision in ("float32", "bf16"):
+            with torch.no_grad(), autocast(bench.device, precision):
+                likelihood, posterior = decoder(z), reader(x)
+                found, (_, log_q) = likelihood.log_prob(x), posterior.rsample_and_log_prob((5,))
+            yield _bits(f"bits of log p(x|z), networks in {precision}", found)
+            yield _bits(f"bits of log q(z|x), networks in {precision}", log_q)
+            truth = _log_likelihood(likelihood.logits.double(), x.double())
+            yield exact(f"max |log p(x|z) - float64's|, networks in {precision}", 0, _distance(found, truth), FLOAT32)
+        coarse = _log_likelihood(likelihood.logits.bfloat16(), x.bfloat16())
+        yield differs("max |log p(x|z) - float64's|, summed in bf16", 0, _distance(coarse, truth), FLOAT32)
+        with bench.device:
+            model, images = linear_gaussian(), torch.randn(20, X)
+            log_w = evidence(model, exact_gaussian(), images, 50).log_weights()
+            worst = _distance(log_w, model.log_evidence(images))
+        yield exact("max |log w - log p(x)| at the posterior, float32", 0, worst, 1e-4)
+
+
+def _bits(name: str, value: Tensor) -> Row:
+    return exact(name, 32, torch.finfo(value.dtype).bits, 0)
+
+
+def _log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
+    return (logits * x - F.softplus(logits)).sum(-1)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return (one.double() - other.double()).abs().max().item()

@@ -1,0 +1,105 @@
+"""A training that was stopped and resumed is bitwise the one that was not."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaebench.experiment import Experiment, build
+from vaebench.experiment.training import updates
+from vaebench.records import Recorder, RunFolder
+from vaebench.runtime import Interruption, seed_everything
+from vaebench.selftest.bench import Bench, default_dtype
+from vaebench.selftest.rows import Row, differs, exact
+from vaebench.training.batches import Batches
+from vaebench.training.checkpoint import Checkpoints
+from vaebench.training.display import Display
+from vaebench.training.trainer import Interrupted, Plan, Trainer
+
+__all__ = ["check"]
+
+SETTINGS = [
+    "encoder=iwhvi",
+    "objective=iwae",
+    "objective.gradient=dreg",
+    "k=2",
+    "encoder.inner_k=2",
+    "encoder.hidden=[16]",
+    "decoder.hidden=[16]",
+    "latent_dim=3",
+    "trainer.progress=false",
+]
+STEPS = 3
+
+
+def check(bench: Bench) -> Iterator[Row]:
+    """Count the numbers that differ after three steps on real images, with and without a stop after the first."""
+    with default_dtype(torch.float32):
+        whole = _trainer(bench, "whole")
+        whole.run()
+        interrupted = _trainer(bench, "stopped")
+        interrupted.interruption.signal = signal.SIGINT
+        stopped = False
+        try:
+            interrupted.run()
+        except Interrupted:
+            stopped = True
+        yield exact("stopped after the first step", 1, float(stopped and interrupted.progress.step == 1), 0)
+        saved = interrupted.checkpoints.load().state
+        resumed = _resumed(bench, saved, "resumed")
+        yield exact("steps after a stop", STEPS, resumed.progress.step, 0)
+        yield exact("numbers that differ after a stop", 0, _different(whole.state_dict(), resumed.state_dict()), 0)
+        other = {**saved, "random": whole.state_dict()["random"]}
+        careless = _resumed(bench, other, "careless")
+        yield differs(
+            "numbers that differ, random state lost", 0, _different(whole.state_dict(), careless.state_dict()), 0
+        )
+
+
+def _resumed(bench: Bench, state: dict[str, Any], name: str) -> Trainer:
+    """Go on from ``state``, as a new process would: with other weights and another random state before."""
+    seed_everything(99)
+    trainer = _trainer(bench, name)
+    trainer.load_state_dict(state)
+    trainer.run()
+    return trainer
+
+
+def _trainer(bench: Bench, name: str) -> Trainer:
+    folder = bench.folder / name
+    experiment = build([*SETTINGS, f"device={bench.device}", f"data_dir={bench.folder}", f"output_dir={folder}"])
+    data = experiment.data
+    batches = Batches(data.train.to(bench.device), data.observe, -(-len(data.train) // STEPS), seed=0)
+    return Trainer(
+        experiment.modules,
+        updates(experiment),
+        batches,
+        Plan(1, lambda epoch: 2, lambda epoch: 2, lambda epoch: 1.0, ema=0.9),
+        validate=lambda modules: 0.0,
+        recorder=_recorder(folder, experiment),
+        checkpoints=Checkpoints(folder / "checkpoints"),
+        identity="selftest",
+        device=bench.device,
+        display=Display(False),
+        interruption=Interruption(),
+        pictures=lambda modules, step: None,
+    )
+
+
+def _recorder(folder: Path, experiment: Experiment) -> Recorder:
+    run = RunFolder(folder).create("selftest: true\n")
+    return Recorder(run, resume_step=None, hparams={}, group=experiment.config.encoder.name)
+
+
+def _different(one: Any, other: Any) -> int:
+    """Count the numbers in which two states differ, time spent aside."""
+    if isinstance(one, Tensor):
+        return int((one != other).sum()) if one.shape == other.shape else one.numel()
+    if isinstance(one, dict):
+        return sum(_different(one[key], other[key]) for key in one if key != "seconds") + len(one.keys() ^ other.keys())
+    if isinstance(one, list | tuple):
+        return sum(map(_different, one, other)) + abs(len(one) - len(other))
+    return int(one != other)

@@ -1,0 +1,132 @@
+"""Adversarial encoders whose discriminator has a known optimum: over two states, and between Gaussians."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vaebench import noise
+from vaebench.encoders import AdversarialEncoder
+from vaebench.experiment.losses import PlayerLoss
+from vaebench.nets.adversarial import LogRatio, Sampler
+from vaebench.selftest.oracles.finite import PRIOR, Scripted
+from vaebench.training.update import Settings, Update
+
+__all__ = [
+    "DUAL_LOSS",
+    "SETTINGS",
+    "T_STAR",
+    "Affine",
+    "Q",
+    "Quadratic",
+    "StatePrior",
+    "StateTable",
+    "States",
+    "train_discriminator",
+]
+
+SETTINGS = Settings(k=1, inner_k=0, beta=1.0)
+
+
+def train_discriminator(
+    encoder: AdversarialEncoder, x: Tensor, steps: int, lr: float, *, sgd: bool = False, momentum: float = 0.0
+) -> float:
+    """Let the encoder's player play alone, through the real losses and updates; return its last loss."""
+    player = encoder.players()["discriminator"]
+    optimizer = (
+        torch.optim.SGD(player.parameters, lr, momentum=momentum) if sgd else torch.optim.Adam(player.parameters, lr)
+    )
+    # Down to nothing at the end, so that what is left of the sampling noise averages out.
+    rate = (lambda epoch: lr) if sgd else (lambda epoch: lr * (1 - epoch) ** 2)
+    update = Update("discriminator", PlayerLoss(player), optimizer, rate)
+    loss = torch.nan
+    for step in range(steps):
+        loss = update.step(x, SETTINGS, step / steps, with_norm=False).value.item()
+    return loss
+
+
+class Affine(Sampler):
+    """z = A x + a + L epsilon: q(z|x) = N(A x + a, L L')."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, factor: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.factor = nn.Parameter(factor)
+
+    def condition(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + self.bias
+
+    def forward(self, conditioned: Tensor, k: int) -> Tensor:
+        return conditioned + noise.standard_normal((k, *conditioned.shape), conditioned) @ self.factor.T
+
+    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
+        return conditioned, self.factor.square().sum(-1).expand_as(conditioned)
+
+
+class Quadratic(LogRatio):
+    """T(z) = z' A z + b' z + c, whatever x."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.square = nn.Parameter(torch.zeros(dim, dim))
+        self.slope, self.offset = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(()))
+
+    def forward(self, z: Tensor, conditioned: Tensor) -> Tensor:
+        del conditioned
+        return ((z @ self.square) * z).sum(-1) + z @ self.slope + self.offset
+
+
+Q = (0.61, 0.39)
+"""q(z|x) of the finite states."""
+T_STAR = (0.7096764825, -0.5849336055)
+"""log q(z|x) - log p(z) of both states, nats."""
+DUAL_LOSS = 1.2877233595
+"""The discriminator's loss at its optimum: 2 log 2 - 2 JSD(q, p(z)), nats."""
+
+
+class States(Sampler):
+    """z = 0 and 1 exactly as often as ``probabilities`` say, over 100 images."""
+
+    def __init__(self, probabilities: tuple[float, float]) -> None:
+        super().__init__()
+        self.ones = round(100 * probabilities[1])
+
+    def condition(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, conditioned: Tensor, k: int) -> Tensor:
+        states = (torch.arange(len(conditioned), device=conditioned.device) < self.ones).to(conditioned.dtype)
+        return states.view(1, -1, 1).expand(k, -1, -1)
+
+    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("no contrast here")
+
+
+class StatePrior(nn.Module):
+    """p(z), of which each state is drawn exactly as often as it is probable."""
+
+    def __init__(self, probabilities: tuple[float, float] = PRIOR) -> None:
+        super().__init__()
+        self.register_buffer("probabilities", torch.tensor(probabilities))
+        self.probabilities: Tensor
+
+    def forward(self) -> Scripted:
+        return _AsOftenAsProbable(self.probabilities, [])
+
+
+class _AsOftenAsProbable(Scripted):
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        sampler = States(tuple(self.probabilities.tolist()))  # pyright: ignore[reportArgumentType]
+        return sampler(self.probabilities.new_zeros(sample_shape[-1], 1), sample_shape[0])
+
+
+class StateTable(LogRatio):
+    """T(z) as one number for each state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(2))
+
+    def forward(self, z: Tensor, conditioned: Tensor) -> Tensor:
+        del conditioned
+        return self.values[z.squeeze(-1).long()]

@@ -1,0 +1,59 @@
+"""Encoders with the mistakes that others have made, for controls: what tells right from wrong has to catch them."""
+
+import math
+
+from torch import Tensor
+
+from vaebench.bounds import log_mean_exp
+from vaebench.encoders import Direction, Draw, Encoder, HierarchicalEncoder
+
+__all__ = ["Miscounted", "WithoutOwnPsi"]
+
+
+class Miscounted(Encoder):
+    """Divides the sum of L+1 ratios by L: log_q is too high by log((L+1)/L)."""
+
+    direction = Direction.UPPER_BOUND
+
+    def __init__(self, right: HierarchicalEncoder) -> None:
+        super().__init__()
+        self.right = right
+
+    def encode(self, x: Tensor) -> object:
+        return self.right.encode(x)
+
+    def sample(
+        self,
+        context: object,
+        k: int,
+        *,
+        inner_k: int = 0,
+        path_only: bool = False,
+        inner_chunk: int | None = None,
+    ) -> Draw:
+        draw = self.right.sample(context, k, inner_k=inner_k)  # pyright: ignore[reportArgumentType]
+        return Draw(draw.z, draw.log_q + math.log((inner_k + 1) / inner_k))
+
+
+class WithoutOwnPsi(Encoder):
+    """Scores z with psi_1..L alone, all fresh from tau, as UIVI's evaluation does: the bound turns round."""
+
+    direction = Direction.ESTIMATE
+
+    def __init__(self, right: HierarchicalEncoder) -> None:
+        super().__init__()
+        self.right = right
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def sample(
+        self, context: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
+    ) -> Draw:
+        mixing, conditional, reverse = self.right.mixing(context), self.right.conditional, self.right.reverse
+        conditioned = conditional.condition(context)
+        z = conditional(mixing.rsample((k,)), conditioned).rsample()
+        tau = mixing if reverse is None else reverse(z, reverse.condition(context))
+        psi = tau.rsample((inner_k, k) if len(tau.batch_shape) < z.dim() - 1 else (inner_k,))
+        log_joint = mixing.log_prob(psi) + conditional(psi, conditioned).log_prob(z)
+        return Draw(z, log_mean_exp(log_joint - tau.log_prob(psi)))
