@@ -15,6 +15,7 @@ __all__ = ["main"]
 COMMANDS = {
     "train": ("train", "train a model, evaluate it; the same command goes on where it stopped"),
     "evaluate": ("evaluate", "estimate log p(x) of finished runs"),
+    "compare": ("compare", "tables of results: seeds aggregated, only like with like"),
     "list": ("listing", "show the choices of each config group"),
     "data": ("data", "show, download, verify and prepare datasets"),
 }

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vaebench.errors import UserError, did_you_mean
 
-__all__ = ["EVALUATE", "HELP", "TRAIN", "Parsed", "parse"]
+__all__ = ["COMPARE", "EVALUATE", "HELP", "TRAIN", "Parsed", "parse", "take"]
 
 HELP = {"-h": "--help", "--help": "--help"}
 # Each flag and the name it is known by; a name ending in "=" takes a value, one ending in "?=" may take one.
@@ -30,6 +30,14 @@ TRAIN = HELP | {
     "--resume": "--resume=",
 }
 EVALUATE = HELP
+# --filter and --pair, which may be repeated, are taken out of the words before: see `take`.
+COMPARE = HELP | {
+    "--format": "--format=",
+    "--columns": "--columns=",
+    "--diff": "--diff",
+    "--quantity": "--quantity=",
+    "--unfinished": "--unfinished",
+}
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -70,6 +78,28 @@ def parse(words: Sequence[str], known: Mapping[str, str]) -> Parsed:
         flags[name] = _checked(name, value)
     _check_modes(flags)
     return Parsed(flags, rest)
+
+
+def take(words: Sequence[str], flag: str, count: int) -> tuple[list[list[str]], list[str]]:
+    """Return the values of every ``flag A B ...`` with ``count`` words each, and all other words.
+
+    UserError when words are missing behind it.
+    """
+    taken: list[list[str]] = []
+    rest: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.partition("=")
+        if name != flag:
+            rest.append(word)
+            continue
+        values = ([value] if equals else []) + queue[: count - bool(equals)]
+        if len(values) < count or any(value.startswith("-") for value in values):
+            raise UserError(f"{flag} needs {count} value{'s' * (count != 1)}, as in its examples: --help")
+        del queue[: count - bool(equals)]
+        taken.append(values)
+    return taken, rest
 
 
 def _home_expanded(word: str) -> str:
