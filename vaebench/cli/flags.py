@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vaebench.errors import UserError, did_you_mean
 
-__all__ = ["COMPARE", "EVALUATE", "HELP", "TRAIN", "Parsed", "parse", "take"]
+__all__ = ["COMPARE", "EVALUATE", "HELP", "SHOW", "TRAIN", "Parsed", "parse", "take"]
 
 HELP = {"-h": "--help", "--help": "--help"}
 # Each flag and the name it is known by; a name ending in "=" takes a value, one ending in "?=" may take one.
@@ -38,6 +38,7 @@ COMPARE = HELP | {
     "--quantity": "--quantity=",
     "--unfinished": "--unfinished",
 }
+SHOW = HELP | {"--settings": "--settings"}
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),

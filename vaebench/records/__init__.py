@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vaebench.records.files import write_json
 from vaebench.records.folder import RunFolder, State, Status
 from vaebench.records.manifest import Manifest, read_manifest
-from vaebench.records.metrics import flatten, read_metrics
+from vaebench.records.metrics import flatten, last_metrics, read_metrics
 from vaebench.records.results import ResultRecord, append_result, format_line, read_results
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = [
     "append_result",
     "flatten",
     "format_line",
+    "last_metrics",
     "read_manifest",
     "read_metrics",
     "read_results",

@@ -1,13 +1,16 @@
 """metrics.jsonl and nested settings, read; knows nothing of TensorBoard, so that reading starts at once."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vaebench.errors import UserError
 from vaebench.records.folder import RunFolder
 
-__all__ = ["flatten", "read_metrics", "stored_lines"]
+__all__ = ["flatten", "last_metrics", "read_metrics", "stored_lines"]
+
+_TAIL = 1 << 16  # bytes: more than the longest line
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool | None]:
@@ -27,6 +30,22 @@ def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
     A last line that a crash tore is left out. UserError when another line is damaged.
     """
     return [_restored(line) for line in stored_lines(folder)]
+
+
+def last_metrics(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the last whole line of metrics.jsonl without reading the others; None when there is none."""
+    try:
+        with open(folder.metrics, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    whole = [line for line in lines[:-1] if line]
+    try:
+        return _restored(json.loads(whole[-1])) if whole else None
+    except ValueError as error:
+        raise UserError(f"the last line of {folder.metrics} is damaged ({error}): delete that line.") from error
 
 
 def _restored(line: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from vaebench.errors import UserError, did_you_mean
 from vaebench.records import ResultRecord
-from vaebench.report.conditions import all_hold, check_known, parse
+from vaebench.report.conditions import chosen
 from vaebench.report.runs import LeftOut, Run, Scalar, read_runs
 
 __all__ = [
@@ -318,11 +318,7 @@ def compare_runs(
     unfinished: bool = False,
 ) -> Comparison:
     """Compare runs that were read already; otherwise as :func:`compare`."""
-    conditions = [condition for text in filters for condition in parse(text)]
-    known = {"seed", "state", *(key for run in runs for key in run.settings)}
-    if runs:
-        check_known((condition.key for condition in conditions), known)
-    kept = [r for r in runs if all_hold(conditions, {**r.settings, "seed": r.seed, "state": r.state})]
+    kept = chosen(runs, filters)
     results, without = _results(kept, quantity, unfinished=unfinished)
     results, doubled = _once(results)
     tables = sorted(_tables(results), key=lambda table: -len(table.runs))

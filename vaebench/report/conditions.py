@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import yaml
 
 from vaebench.errors import UserError, did_you_mean
-from vaebench.report.runs import Scalar
+from vaebench.report.runs import Run, Scalar
 
-__all__ = ["Condition", "all_hold", "check_known", "parse"]
+__all__ = ["Condition", "all_hold", "check_known", "chosen", "parse"]
 
 _WORDS = re.compile(r"(?P<key>[A-Za-z_][\w.]*)\s*(?P<sign>!=|>=|<=|=|>|<)\s*(?P<value>.+)", re.DOTALL)
 _ORDER: dict[str, Callable[[float, float], bool]] = {
@@ -67,6 +67,18 @@ def parse(text: str) -> list[Condition]:
 def all_hold(conditions: Iterable[Condition], settings: Mapping[str, Scalar]) -> bool:
     """Whether every condition holds."""
     return all(condition.holds(settings) for condition in conditions)
+
+
+def chosen(runs: Sequence[Run], texts: Iterable[str]) -> list[Run]:
+    """Return the runs for which every condition holds; beside the settings there are ``seed`` and ``state``.
+
+    UserError for a condition that is none, or about a setting that no run has.
+    """
+    conditions = [condition for text in texts for condition in parse(text)]
+    if runs:
+        known = {"seed", "state", *(key for run in runs for key in run.settings)}
+        check_known((condition.key for condition in conditions), known)
+    return [run for run in runs if all_hold(conditions, {**run.settings, "seed": run.seed, "state": run.state})]
 
 
 def check_known(keys: Iterable[str], known: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,16 @@ from typing import Any, NamedTuple
 from vaebench.config import Config, identity, read
 from vaebench.config.identity import defining
 from vaebench.errors import UserError
-from vaebench.records import ResultRecord, RunFolder, Status, flatten, read_manifest, read_metrics, read_results
+from vaebench.records import (
+    ResultRecord,
+    RunFolder,
+    Status,
+    flatten,
+    last_metrics,
+    read_manifest,
+    read_metrics,
+    read_results,
+)
 
 __all__ = ["LeftOut", "Run", "Scalar", "read_runs", "settings_of"]
 
@@ -66,7 +76,15 @@ class Run:
     @cached_property
     def epochs_done(self) -> float:
         """How far the training came, in epochs."""
-        return float(self.metrics[-1]["epoch"]) if self.metrics else 0.0
+        last = last_metrics(self.folder)
+        return 0.0 if last is None else float(last["epoch"])
+
+    @property
+    def updated(self) -> datetime | None:
+        """When anything was last recorded, UTC."""
+        times = [datetime.fromtimestamp(p.stat().st_mtime, UTC) for p in (self.folder.metrics,) if p.exists()]
+        times += [datetime.fromisoformat(self.status.updated)] if self.status else []
+        return max(times, default=None)
 
     @property
     def wall_seconds(self) -> float | None:
