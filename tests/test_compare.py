@@ -17,7 +17,7 @@ from vaebench.cli import main
 from vaebench.errors import UserError
 from vaebench.report import compare, pairs
 from vaebench.report.conditions import parse
-from vaebench.report.differences import differing, telling
+from vaebench.report.differences import differing, label, telling, usual
 from vaebench.report.formats import number
 from vaebench.report.pairs import t_interval
 
@@ -59,6 +59,14 @@ def test_best_first(tmp_path: Path):
     (table,) = compare([tmp_path]).tables
     assert [row.settings["encoder"] for row in table.rows] == ["planar", "realnvp", "gaussian"]
     assert [row.rank for row in table.rows] == [1, 2, 3]
+
+
+def test_labels_leave_out_what_is_usual():
+    a, b, c = ({"encoder": "gaussian", "objective": "elbo", "k": 1, "optimizer.lr": lr} for lr in (0.1, 0.1, 0.2))
+    keys = ["encoder", "objective", "k", "optimizer.lr"]
+    common = usual([a, b, c], keys)
+    assert label(a, keys, common) == "gaussian elbo k=1"
+    assert label(c, keys, common) == "gaussian elbo k=1 lr=0.2"
 
 
 @pytest.mark.parametrize("setting", ["optimizer.lr=0.01", "k=5", "latent_dim=8", "trainer.batch_size=50"])
@@ -246,14 +254,29 @@ def test_filters(tmp_path: Path):
         compare([tmp_path], filters=["encodr=gaussian"])
 
 
-def test_differences_that_follow_from_a_choice_are_shown_on_request():
-    a = {"encoder": "gaussian", "objective": "elbo", "objective.bound": "elbo", "k": 1, "latent_dim": 8}
-    b = {"encoder": "hvm", "encoder.psi_dim": 4, "objective": "iwae", "objective.bound": "iwae", "k": 1}
-    b |= {"latent_dim": 8}
-    assert telling([a, b]) == ["encoder", "objective", "k"]
-    assert differing([a, b]) == ["encoder", "objective", "objective.bound", "encoder.psi_dim"]
-    assert telling([a, b, {**b, "encoder.psi_dim": 6}])[-1] == "encoder.psi_dim"
-    assert telling([{**a, "encoder.scale": 2}, a])[-1] == "encoder.scale"
+def test_differences_that_follow_from_a_choice_are_shown_on_request(tmp_path: Path):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, ("encoder=iwhvi",), [-99.0])
+    method(tmp_path, ("encoder=realnvp", "objective=iwae"), [-98.0])
+    settings = [row.settings for row in compare([tmp_path]).rows]
+    assert telling(settings) == ["encoder", "objective", "k"]
+    assert {"encoder.psi_dim", "encoder.inner_k", "encoder.steps", "objective.bound"} <= set(differing(settings))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("encoder=iwhvi", "encoder.inner_k=7"),
+        ("encoder=realnvp", "encoder.steps=8"),
+        ("encoder=hvm", "encoder.hidden=[20]"),
+        ("objective=iwae", "objective.gradient=dreg"),
+        ("encoder=gaussian", "trainer.clip_norm=3"),
+    ],
+)
+def test_a_setting_that_somebody_changed_has_a_column(tmp_path: Path, overrides: tuple[str, str]):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, overrides, [-99.0])
+    assert telling([row.settings for row in compare([tmp_path]).rows])[3:] == [overrides[1].partition("=")[0]]
 
 
 def test_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vaebench.errors import UserError, did_you_mean
 
-__all__ = ["COMPARE", "EVALUATE", "HELP", "SHOW", "TRAIN", "Parsed", "parse", "take"]
+__all__ = ["COMPARE", "EVALUATE", "HELP", "REPORT", "SHOW", "TRAIN", "Parsed", "parse", "take"]
 
 HELP = {"-h": "--help", "--help": "--help"}
 # Each flag and the name it is known by; a name ending in "=" takes a value, one ending in "?=" may take one.
@@ -35,6 +35,13 @@ COMPARE = HELP | {
     "--format": "--format=",
     "--columns": "--columns=",
     "--diff": "--diff",
+    "--quantity": "--quantity=",
+    "--unfinished": "--unfinished",
+}
+REPORT = HELP | {
+    "-o": "--output=",
+    "--output": "--output=",
+    "--title": "--title=",
     "--quantity": "--quantity=",
     "--unfinished": "--unfinished",
 }

@@ -39,6 +39,7 @@ __all__ = [
     "grid",
     "markdown",
     "picture",
+    "read_pictures",
     "scalar",
     "session_end",
     "session_start",
@@ -188,6 +189,17 @@ def trim(folder: Path, last_step: int | None) -> None:
         for event in [Event(wall_time=kept[0].wall_time, file_version="brain.Event:2"), *kept]:
             writer.write(event.SerializeToString())
         write_whole(path, new.getvalue())
+
+
+def read_pictures(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Return the latest picture of each tag in the event files of ``folder``: its step, and its bytes as PNG."""
+    latest: dict[str, tuple[int, bytes]] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in _records(path.read_bytes()):
+            for value in event.summary.value:
+                if value.HasField("image") and event.step >= latest.get(value.tag, (0, b""))[0]:
+                    latest[value.tag] = (event.step, value.image.encoded_image_string)
+    return latest
 
 
 def _kept(events: Iterable[Event], last_step: int) -> Iterator[Event]:

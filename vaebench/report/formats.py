@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vaebench.report.comparison import FACTS, Comparison, Row, Table
-from vaebench.report.differences import differing, label, telling
+from vaebench.report.differences import differing, label, telling, usual
 from vaebench.report.pairs import LEVEL, Pair
 
 __all__ = ["FORMATS", "SIGNS", "Chosen", "cells", "duration", "headings", "number", "render"]
@@ -146,8 +146,9 @@ def _pair_lines(table: Table, found: Sequence[Pair], chosen: Chosen) -> Iterator
 
 
 def _pair_labels(pair: Pair, table: Table, chosen: Chosen) -> tuple[str, str]:
-    keys = chosen.of(table)
-    return label(pair.first.settings, keys), label(pair.second.settings, keys)
+    keys, methods = chosen.of(table), [row.settings for row in table.rows]
+    common = usual(methods, keys)
+    return label(pair.first.settings, keys, common), label(pair.second.settings, keys, common)
 
 
 def _pair_spread(pair: Pair) -> str:

@@ -11,14 +11,14 @@ from vaebench.report.formats import duration
 from vaebench.report.overview import ago
 from vaebench.report.runs import Run
 
-__all__ = ["code_of", "command_of", "story"]
+__all__ = ["code_of", "command_of", "facts_of", "story"]
 
 _WIDTH = 12
 
 
 def story(run: Run, *, letters: Literal["braille", "ascii"], every_setting: bool = False) -> str:
     """Return the story; ``letters`` says what the curve is drawn with."""
-    facts = [f"{name:<{_WIDTH}}{text}".rstrip() for name, text in _facts(run) if text]
+    facts = [f"{name:<{_WIDTH}}{text}".rstrip() for name, text in facts_of(run) if text]
     sections = ["\n".join(facts), "\n".join(_curve(run, letters)), "\n".join(_results(run)), "\n".join(_files(run))]
     if every_setting:
         sections.insert(1, "\n".join(f"  {key} = {_text(value)}" for key, value in run.settings.items()))
@@ -40,7 +40,7 @@ def code_of(session: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _facts(run: Run) -> Iterator[tuple[str, str]]:
+def facts_of(run: Run) -> Iterator[tuple[str, str]]:
     config, manifest = run.config, run.manifest
     encoder, objective = config.encoder, config.objective
     yield "run", str(run.folder.path)
