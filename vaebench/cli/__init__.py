@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "estimate log p(x) of finished runs"),
     "compare": ("compare", "tables of results: seeds aggregated, only like with like"),
     "report": ("report", "one self-contained page: tables, curves, pictures, commands"),
+    "board": ("board", "TensorBoard on the runs in a folder, or on some of them"),
     "show": ("show", "one run's story: settings, command, machine, learning curve, results"),
     "list": ("listing", "show the choices of each config group, or the runs that there are"),
     "data": ("data", "show, download, verify and prepare datasets"),

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
-from vaebench.cli.flags import COMPARE, EVALUATE, REPORT, SHOW, TRAIN
+from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, REPORT, SHOW, TRAIN
 from vaebench.config.catalog import config_dir, described, groups
 from vaebench.errors import UserError
 
@@ -91,6 +91,7 @@ FLAGS = {
     "train": TRAIN,
     "evaluate": EVALUATE,
     "compare": COMPARE | {"--filter": "--filter=", "--pair": "--pair="},
+    "board": BOARD | {"--filter": "--filter="},
     "report": REPORT | {"--filter": "--filter="},
     "show": SHOW,
 }

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vaebench.errors import UserError, did_you_mean
 
-__all__ = ["COMPARE", "EVALUATE", "HELP", "REPORT", "SHOW", "TRAIN", "Parsed", "parse", "take"]
+__all__ = ["BOARD", "COMPARE", "EVALUATE", "HELP", "REPORT", "SHOW", "TRAIN", "Parsed", "parse", "take"]
 
 HELP = {"-h": "--help", "--help": "--help"}
 # Each flag and the name it is known by; a name ending in "=" takes a value, one ending in "?=" may take one.
@@ -45,6 +45,7 @@ REPORT = HELP | {
     "--quantity": "--quantity=",
     "--unfinished": "--unfinished",
 }
+BOARD = HELP | {"--port": "--port=", "--host": "--host=", "--open": "--open"}
 SHOW = HELP | {"--settings": "--settings"}
 VALUES = {
     "--cfg": ("job", "hydra", "all"),

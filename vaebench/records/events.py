@@ -12,10 +12,11 @@ import io
 import itertools
 import math
 import os
+import re
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy
@@ -25,6 +26,8 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_RUNNING, STATUS_SUCCESS, STATUS_UNKNOWN
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
@@ -36,6 +39,7 @@ from vaebench.records.folder import State
 __all__ = [
     "CONFIG_TAG",
     "EventFile",
+    "charts",
     "grid",
     "markdown",
     "picture",
@@ -47,7 +51,12 @@ __all__ = [
 ]
 
 CONFIG_TAG = "config"
-_SAID_AGAIN = {CONFIG_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG}
+_SAID_AGAIN = {
+    CONFIG_TAG,
+    custom_scalar.CONFIG_SUMMARY_TAG,
+    metadata.SESSION_START_INFO_TAG,
+    metadata.SESSION_END_INFO_TAG,
+}
 
 # TensorBoard has no word for "interrupted"; a run that may go on is neither a success nor a failure.
 _STATUS = {
@@ -95,6 +104,31 @@ def markdown(tag: str, text: str) -> Summary.Value:
     tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=TensorShapeProto())
     plugin = SummaryMetadata.PluginData(plugin_name="text")
     return Summary.Value(tag=tag, tensor=tensor, metadata=SummaryMetadata(plugin_data=plugin))
+
+
+def charts(layout: Mapping[str, Mapping[str, Sequence[str]]]) -> Summary.Value:
+    """Return the charts of TensorBoard's Custom Scalars: for each category its charts, for each chart its tags.
+
+    A chart shows its tags of all runs. Runs that say the same share the categories: TensorBoard merges them.
+    """
+    categories = [
+        layout_pb2.Category(
+            title=title,
+            chart=[
+                # TensorBoard takes tags for regular expressions that need not match to the end.
+                layout_pb2.Chart(
+                    title=name, multiline=layout_pb2.MultilineChartContent(tag=[f"{re.escape(tag)}$" for tag in tags])
+                )
+                for name, tags in in_category.items()
+            ],
+        )
+        for title, in_category in layout.items()
+    ]
+    data = layout_pb2.Layout(category=categories).SerializeToString()
+    tensor = TensorProto(dtype=DT_STRING, string_val=[data], tensor_shape=TensorShapeProto())
+    return Summary.Value(
+        tag=custom_scalar.CONFIG_SUMMARY_TAG, tensor=tensor, metadata=custom_scalar.create_summary_metadata()
+    )
 
 
 def picture(tag: str, pixels: numpy.ndarray) -> Summary.Value:
@@ -174,9 +208,9 @@ def _hparams(tag: str, data: HParamsPluginData) -> Summary.Value:
 def trim(folder: Path, last_step: int | None) -> None:
     """Leave in the event files of ``folder`` what happened up to ``last_step`` (None: nothing).
 
-    What every session says for itself goes too: the configuration, the HParams row, the restart marks, and
-    a record that a crash tore. Each file is replaced whole, so a kill during this is repaired by the next
-    call.
+    What every session says for itself goes too: the configuration, the HParams row, the layout of charts, the
+    restart marks, and a record that a crash tore. Each file is replaced whole, so a kill during this is repaired by
+    the next call.
     """
     for path in sorted(folder.glob("events.out.tfevents.*")):
         old = path.read_bytes()

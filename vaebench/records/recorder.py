@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,10 @@ class Recorder:
         """Record the (nested) configuration as a table, one row for each key."""
         rows = [f"| {name} | {_cell(value)} |" for name, value in flatten(config).items()]
         self._events.add(0, events.markdown(events.CONFIG_TAG, "\n".join(["| key | value |", "|---|---|", *rows])))
+
+    def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Record which tags share a chart under TensorBoard's Custom Scalars: categories of charts of tags."""
+        self._events.add(0, events.charts(layout))
 
     def close(self, state: State) -> None:
         """End the session with its true status in HParams; a second call does nothing."""
