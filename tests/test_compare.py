@@ -16,8 +16,8 @@ from made_runs import made_run, record
 from vaebench.cli import main
 from vaebench.errors import UserError
 from vaebench.report import compare, pairs
-from vaebench.report.conditions import parse
 from vaebench.report.differences import differing, label, telling, usual
+from vaebench.report.filters import parse
 from vaebench.report.formats import number
 from vaebench.report.pairs import t_interval
 
@@ -142,7 +142,9 @@ def test_other_bytes_under_one_name_are_another_table(tmp_path: Path):
 def test_other_quantities_are_shown_on_request_only(tmp_path: Path):
     made_run(tmp_path, *GAUSSIAN, results=[record(-100.0), record(3.0, quantity="KL(q || p)")])
     assert [row.mean for row in compare([tmp_path]).rows] == [-100.0]
-    assert [row.mean for row in compare([tmp_path], quantity="KL(q || p)").rows] == [3.0]
+    (table,) = compare([tmp_path], quantity="KL(q || p)").tables
+    assert [(row.mean, row.rank) for row in table.rows] == [(3.0, None)]
+    assert any("more is not better" in note for note in table.notes())
     (left_out,) = compare([tmp_path], quantity="another").left_out
     assert left_out.reason == "it has no result of another, only of KL(q || p), log p(x)"
 

@@ -77,7 +77,7 @@ def chosen_folders(paths: Sequence[Path], filters: Sequence[str]) -> "list[RunFo
 
     if not filters:
         return RunFolder.find(paths)
-    from vaebench.report.conditions import chosen
+    from vaebench.report.filters import chosen
     from vaebench.report.runs import read_runs
 
     folders = [run.folder for run in chosen(read_runs(paths)[0], filters)]

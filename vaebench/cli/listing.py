@@ -66,7 +66,7 @@ def list_runs(words: list[str]) -> int:
         print(HELP, end="")
         return 0
     from vaebench.cli.compare import DEFAULT_FOLDER
-    from vaebench.report.conditions import chosen
+    from vaebench.report.filters import chosen
     from vaebench.report.overview import overview
     from vaebench.report.runs import read_runs
 

@@ -49,7 +49,7 @@ def made(paths: list[str], filters: list[str], flags: dict[str, str]) -> str:
     """Return the page. UserError when no run is left."""
     from vaebench.cli.compare import DEFAULT_FOLDER, nothing_to_compare
     from vaebench.report.comparison import compare_runs
-    from vaebench.report.conditions import chosen
+    from vaebench.report.filters import chosen
     from vaebench.report.page import page
     from vaebench.report.runs import read_runs
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from vaebench.errors import UserError, did_you_mean
 from vaebench.records import ResultRecord
-from vaebench.report.conditions import chosen
+from vaebench.report.filters import chosen
 from vaebench.report.runs import LeftOut, Run, Scalar, read_runs
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
 _SAME_ESTIMATOR = {"IWAE": "IWAE/DIWHVI", "DIWHVI": "IWAE/DIWHVI"}
 _FOLLOWS_ENCODER = ("proposal", "initial")
 _SIMULATED = "simulated"
+LOG_LIKELIHOOD = "log p(x)"
 
 FACTS = (
     "rank",
@@ -145,7 +146,7 @@ class Row:
     results: Sequence[Result]
     """Sorted by seed."""
     rank: int | None = None
-    """From 1, the best lower bound; None for estimates, which bound nothing, and for upper bounds."""
+    """From 1, the best lower bound on log p(x); None for estimates, which bound nothing, and for all else."""
 
     @property
     def method(self) -> str:
@@ -249,6 +250,8 @@ class Table:
             yield f"n=1 for {which}: there is no spread over seeds, so a difference may be the seed's luck"
         if any(row.record.direction == "estimate" for row in self.rows):
             yield "~ marks an estimate that bounds nothing: it has no rank among bounds"
+        if self.conditions.quantity != LOG_LIKELIHOOD:
+            yield f"sorted, but not ranked: of {self.conditions.quantity}, more is not better as such"
         if self.conditions.upper:
             yield "an upper bound that is higher is not a better model: these rows have no rank"
         if unfinished := [run for row in self.rows for run in row.unfinished]:
@@ -291,7 +294,7 @@ def compare(
     paths: Iterable[str | Path],
     *,
     filters: Sequence[str] = (),
-    quantity: str = "log p(x)",
+    quantity: str = LOG_LIKELIHOOD,
     unfinished: bool = False,
 ) -> Comparison:
     """Compare the runs at or below ``paths``.
@@ -314,7 +317,7 @@ def compare_runs(
     damaged: Sequence[LeftOut] = (),
     *,
     filters: Sequence[str] = (),
-    quantity: str = "log p(x)",
+    quantity: str = LOG_LIKELIHOOD,
     unfinished: bool = False,
 ) -> Comparison:
     """Compare runs that were read already; otherwise as :func:`compare`."""
@@ -421,11 +424,16 @@ def _rows(results: Iterable[Result]) -> list[Row]:
 
 
 def _ranked(rows: Iterable[Row]) -> list[Row]:
-    """Sort the rows, best first, and count those that can be ranked."""
-    best_first = sorted(rows, key=lambda row: -row.mean)
-    ranked = [row for row in best_first if row.record.direction in ("lower_bound", "exact")]
-    others = [row for row in best_first if row.record.direction not in ("lower_bound", "exact")]
+    """Sort the rows, highest first, and count those that can be ranked."""
+    highest_first = sorted(rows, key=lambda row: -row.mean)
+    ranked = [row for row in highest_first if _can_be_ranked(row.record)]
+    others = [row for row in highest_first if not _can_be_ranked(row.record)]
     return [Row(row.settings, row.results, rank) for rank, row in enumerate(ranked, start=1)] + others
+
+
+def _can_be_ranked(record: ResultRecord) -> bool:
+    """A higher bound on log p(x) is better; of a gap, say, or of an upper bound, nobody knows."""
+    return record.quantity == LOG_LIKELIHOOD and record.direction in ("lower_bound", "exact")
 
 
 def _why_several(tables: Sequence[Table]) -> Iterator[str]:

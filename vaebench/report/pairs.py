@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from vaebench.errors import UserError
 from vaebench.report.comparison import Row, Table
-from vaebench.report.conditions import Condition, all_hold, check_known, parse
 from vaebench.report.differences import differing
+from vaebench.report.filters import Condition, all_hold, check_known, parse
 
 __all__ = ["LEVEL", "Interval", "Pair", "pairs", "t_interval"]
 

@@ -49,7 +49,7 @@ def results(table: Table, methods: Mapping[str, Method], keys: Sequence[str]) ->
     yield element("h3", f"{table.conditions.split} {table.conditions.quantity}")
     protocol = [] if table.conditions.protocol in (None, "") else [table.conditions.protocol]
     yield element(
-        "p", ", ".join([*protocol, *table.conditions.words()]) + "; nats per image, best first", class_="soft"
+        "p", ", ".join([*protocol, *table.conditions.words()]) + "; nats per image, highest first", class_="soft"
     )
     yield _forest(table, methods)
     yield from (element("p", note, class_="note") for note in table.notes())

@@ -1,4 +1,4 @@
-"""Conditions on a run, as a user types them: ``encoder=iwhvi``, ``k>=5``, ``encoder=gaussian,hvm``."""
+"""Filters: conditions on a run, as a user types them: ``encoder=iwhvi``, ``k>=5``, ``encoder=gaussian,hvm``."""
 
 import operator
 import re
