@@ -26,7 +26,7 @@ LEVELS = {
     "evaluation": 2,
     "training": 3,
     "records": 3,
-    "report": 3,
+    "report": 4,
     "config": 4,
     "experiment": 4,
     "selftest": 4,

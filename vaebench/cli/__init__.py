@@ -15,7 +15,11 @@ __all__ = ["main"]
 COMMANDS = {
     "train": ("train", "train a model, evaluate it; the same command goes on where it stopped"),
     "evaluate": ("evaluate", "estimate log p(x) of finished runs"),
-    "list": ("listing", "show the choices of each config group"),
+    "compare": ("compare", "tables of results: seeds aggregated, only like with like"),
+    "report": ("report", "one self-contained page: tables, curves, pictures, commands"),
+    "board": ("board", "TensorBoard on the runs in a folder, or on some of them"),
+    "show": ("show", "one run's story: settings, command, machine, learning curve, results"),
+    "list": ("listing", "show the choices of each config group, or the runs that there are"),
     "data": ("data", "show, download, verify and prepare datasets"),
     "sample": ("sample", "draw images from the prior of finished runs, as a PNG"),
     "reconstruct": ("reconstruct", "draw images beside their reconstructions"),

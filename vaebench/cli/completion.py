@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
-from vaebench.cli.flags import EVALUATE, TRAIN
+from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, REPORT, SHOW, TRAIN
 from vaebench.config.catalog import config_dir, described, groups
 from vaebench.errors import UserError
 from vaebench.selftest import CHECKS
@@ -36,6 +36,8 @@ def run(words: Sequence[str], commands: Sequence[str]) -> int:
         return offer(sorted(flag for flag in FLAGS[command] if flag.startswith("--")), line)
     if current.partition("=")[0] in group_names() and "=" in current:
         return offer(choices_of(current.partition("=")[0]), line)
+    if command not in HYDRA:
+        return 0
     # Flags between settings stop hydra's parser, and so do the run folders of `evaluate`.
     settings = [word for word in line[1:-1] if "=" in word and not word.startswith("-")]
     os.environ["COMP_LINE"] = " ".join(["vaebench", *settings, current])
@@ -68,8 +70,13 @@ def no_job(cfg: object) -> None:
 
 
 def group_names() -> list[str]:
-    """Return the words that may follow `vaebench list`."""
+    """Return the config groups."""
     return groups([config_dir()])
+
+
+def list_words() -> list[str]:
+    """Return the words that may follow `vaebench list`."""
+    return [*group_names(), "runs"]
 
 
 def dataset_names() -> list[str]:
@@ -84,5 +91,14 @@ def check_names() -> list[str]:
     return [*CHECKS, "device=", "threads=", "seed=", "--only", "--list", "--output"]
 
 
-FLAGS = {"train": TRAIN, "evaluate": EVALUATE}
-LISTS: dict[str, Callable[[], list[str]]] = {"list": group_names, "data": dataset_names, "selftest": check_names}
+# The commands whose other words are hydra's.
+HYDRA = ("train", "evaluate")
+FLAGS = {
+    "train": TRAIN,
+    "evaluate": EVALUATE,
+    "compare": COMPARE | {"--filter": "--filter=", "--pair": "--pair="},
+    "board": BOARD | {"--filter": "--filter="},
+    "report": REPORT | {"--filter": "--filter="},
+    "show": SHOW,
+}
+LISTS: dict[str, Callable[[], list[str]]] = {"list": list_words, "data": dataset_names, "selftest": check_names}

@@ -8,7 +8,21 @@ from typing import Any, NamedTuple, TypeVar
 from vaebench.config.check import build
 from vaebench.errors import UserError, did_you_mean
 
-__all__ = ["EVALUATE", "HELP", "PICTURE", "SELFTEST", "TRAIN", "Parsed", "parse", "settings"]
+__all__ = [
+    "BOARD",
+    "COMPARE",
+    "EVALUATE",
+    "HELP",
+    "PICTURE",
+    "REPORT",
+    "SELFTEST",
+    "SHOW",
+    "TRAIN",
+    "Parsed",
+    "parse",
+    "settings",
+    "take",
+]
 
 T = TypeVar("T")
 
@@ -36,6 +50,23 @@ TRAIN = HELP | {
 EVALUATE = HELP | {"-m": "--multirun", "--multirun": "--multirun"}
 SELFTEST = HELP | {"--only": "--only=", "--list": "--list", "-o": "--output=", "--output": "--output="}
 PICTURE = HELP | {"-o": "--output=", "--output": "--output="}
+# --filter and --pair, which may be repeated, are taken out of the words before: see `take`.
+COMPARE = HELP | {
+    "--format": "--format=",
+    "--columns": "--columns=",
+    "--diff": "--diff",
+    "--quantity": "--quantity=",
+    "--unfinished": "--unfinished",
+}
+REPORT = HELP | {
+    "-o": "--output=",
+    "--output": "--output=",
+    "--title": "--title=",
+    "--quantity": "--quantity=",
+    "--unfinished": "--unfinished",
+}
+BOARD = HELP | {"--port": "--port=", "--host": "--host=", "--open": "--open"}
+SHOW = HELP | {"--settings": "--settings"}
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -76,6 +107,28 @@ def parse(words: Sequence[str], known: Mapping[str, str]) -> Parsed:
         flags[name] = _checked(name, value)
     _check_modes(flags)
     return Parsed(flags, rest)
+
+
+def take(words: Sequence[str], flag: str, count: int) -> tuple[list[list[str]], list[str]]:
+    """Return the values of every ``flag A B ...`` with ``count`` words each, and all other words.
+
+    UserError when words are missing behind it.
+    """
+    taken: list[list[str]] = []
+    rest: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.partition("=")
+        if name != flag:
+            rest.append(word)
+            continue
+        values = ([value] if equals else []) + queue[: count - bool(equals)]
+        if len(values) < count or any(value.startswith("-") for value in values):
+            raise UserError(f"{flag} needs {count} value{'s' * (count != 1)}, as in its examples: --help")
+        del queue[: count - bool(equals)]
+        taken.append(values)
+    return taken, rest
 
 
 def _home_expanded(word: str) -> str:

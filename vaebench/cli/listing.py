@@ -1,19 +1,23 @@
-"""`vaebench list`: what can be chosen."""
+"""`vaebench list`: what can be chosen; `vaebench list runs`: what was run."""
 
 from pathlib import Path
 
 from vaebench.cli.flags import HELP as HELP_FLAGS
-from vaebench.cli.flags import TRAIN, parse
+from vaebench.cli.flags import TRAIN, parse, take
 from vaebench.config.catalog import config_dir, default_choices, described, groups
 from vaebench.errors import UserError, did_you_mean
 
 __all__ = ["run"]
 
 HELP = """usage: vaebench list [GROUP] [--config-dir DIR]
+       vaebench list runs [FOLDER ...] [--filter CONDITION]
 
-Show the choices of every config group, or of one, with a line about each; * marks the default.
+Show the choices of every config group, or of one, with a line about each; * marks the default. `vaebench list runs`
+shows the runs in a folder (default: outputs): state, progress, when something was last recorded, the latest result.
 
 examples:
+  vaebench list runs
+  vaebench list runs outputs/mnist --filter state=failed
   vaebench list
   vaebench list encoder
   vaebench train encoder=iwhvi --cfg job    # the settings of a choice
@@ -22,6 +26,8 @@ examples:
 
 def run(words: list[str]) -> int:
     """Carry out ``vaebench list <words>`` and return the exit code."""
+    if words and words[0] == "runs":
+        return list_runs(words[1:])
     flags = HELP_FLAGS | {flag: TRAIN[flag] for flag in ("-cd", "--config-dir")}
     parsed = parse(words, flags)
     if "--help" in parsed.flags:
@@ -50,3 +56,23 @@ def section(group: str, folders: list[Path]) -> str:
         for listed in choices
     ]
     return "\n".join([group, *lines])
+
+
+def list_runs(words: list[str]) -> int:
+    """Show the runs at or below the folders in ``words``."""
+    filters, words = take(words, "--filter", 1)
+    parsed = parse(words, HELP_FLAGS)
+    if parsed.flags:
+        print(HELP, end="")
+        return 0
+    from vaebench.cli.compare import DEFAULT_FOLDER
+    from vaebench.report.filters import chosen
+    from vaebench.report.overview import overview
+    from vaebench.report.runs import read_runs
+
+    paths = parsed.rest or [DEFAULT_FOLDER]
+    runs, damaged = read_runs(paths)
+    kept = chosen(runs, [condition for (condition,) in filters])
+    base = Path(paths[0]) if len(paths) == 1 else Path()
+    print("\n".join(overview(kept, damaged, base)))
+    return 0

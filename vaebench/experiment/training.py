@@ -30,6 +30,20 @@ from vaebench.training.update import Loss, Settings, Update
 
 __all__ = ["resume", "train", "updates"]
 
+# What TensorBoard shows of all runs in one chart, by category.
+CHARTS = {
+    "bound": {
+        "bound, reconstruction and KL": ("train/bound", "train/reconstruction", "train/kl"),
+        "bound": ("train/bound",),
+        "reconstruction": ("train/reconstruction",),
+        "KL": ("train/kl",),
+    },
+    "log-likelihood": {
+        "validation": ("validation/log_likelihood",),
+        "test": ("test/log_likelihood", "test/lower_bound", "test/upper_bound"),
+    },
+}
+
 
 def resume(folder: str | Path) -> Path:
     """Go on with the run in ``folder``, where it is."""
@@ -109,6 +123,7 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
     hparams = {key: value for key, value in defining(config).items() if key != "seed"}
     with Recorder(folder, resume_step=step, hparams=hparams, group=group) as recorder:
         recorder.config_table(config.to_dict())
+        recorder.charts(CHARTS)
         trainer = _trainer(experiment, recorder, checkpoints, interruption, manifest)
         if found:
             # The modules' weights are the checkpoint's from here on, the generators' states too.

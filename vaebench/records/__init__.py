@@ -1,11 +1,17 @@
 """Everything that a run writes beside its checkpoints, and how it is read back. Imports no torch."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from vaebench.records.files import write_json
 from vaebench.records.folder import RunFolder, State, Status
-from vaebench.records.manifest import Manifest
+from vaebench.records.manifest import Manifest, read_manifest
+from vaebench.records.metrics import flatten, last_metrics, read_metrics
 from vaebench.records.per_image import PerImageFile, PerImageNumbers, read_per_image
-from vaebench.records.recorder import Recorder, flatten, read_metrics
 from vaebench.records.results import ResultRecord, append_result, format_line, read_results
+
+if TYPE_CHECKING:
+    from vaebench.records.recorder import Recorder
 
 __all__ = [
     "Manifest",
@@ -19,8 +25,17 @@ __all__ = [
     "append_result",
     "flatten",
     "format_line",
+    "last_metrics",
+    "read_manifest",
     "read_metrics",
     "read_per_image",
     "read_results",
     "write_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the Recorder when it is first asked for: who only reads must not wait for TensorBoard."""
+    if name != "Recorder":
+        raise AttributeError(f"module 'vaebench.records' has no attribute '{name}'")
+    return importlib.import_module("vaebench.records.recorder").Recorder

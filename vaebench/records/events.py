@@ -11,10 +11,11 @@ it reads the files of a run in the order of their names. Both would show a resum
 import io
 import itertools
 import os
+import re
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy
@@ -24,6 +25,8 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_RUNNING, STATUS_SUCCESS, STATUS_UNKNOWN
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
@@ -36,8 +39,10 @@ from vaebench.records.pictures import png
 __all__ = [
     "CONFIG_TAG",
     "EventFile",
+    "charts",
     "markdown",
     "picture",
+    "read_pictures",
     "scalar",
     "session_end",
     "session_start",
@@ -45,7 +50,12 @@ __all__ = [
 ]
 
 CONFIG_TAG = "config"
-_SAID_AGAIN = {CONFIG_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG}
+_SAID_AGAIN = {
+    CONFIG_TAG,
+    custom_scalar.CONFIG_SUMMARY_TAG,
+    metadata.SESSION_START_INFO_TAG,
+    metadata.SESSION_END_INFO_TAG,
+}
 
 # TensorBoard has no word for "interrupted"; a run that may go on is neither a success nor a failure.
 _STATUS = {
@@ -95,6 +105,31 @@ def markdown(tag: str, text: str) -> Summary.Value:
     return Summary.Value(tag=tag, tensor=tensor, metadata=SummaryMetadata(plugin_data=plugin))
 
 
+def charts(layout: Mapping[str, Mapping[str, Sequence[str]]]) -> Summary.Value:
+    """Return the charts of TensorBoard's Custom Scalars: for each category its charts, for each chart its tags.
+
+    A chart shows its tags of all runs. Runs that say the same share the categories: TensorBoard merges them.
+    """
+    categories = [
+        layout_pb2.Category(
+            title=title,
+            chart=[
+                # TensorBoard takes tags for regular expressions that need not match to the end.
+                layout_pb2.Chart(
+                    title=name, multiline=layout_pb2.MultilineChartContent(tag=[f"{re.escape(tag)}$" for tag in tags])
+                )
+                for name, tags in in_category.items()
+            ],
+        )
+        for title, in_category in layout.items()
+    ]
+    data = layout_pb2.Layout(category=categories).SerializeToString()
+    tensor = TensorProto(dtype=DT_STRING, string_val=[data], tensor_shape=TensorShapeProto())
+    return Summary.Value(
+        tag=custom_scalar.CONFIG_SUMMARY_TAG, tensor=tensor, metadata=custom_scalar.create_summary_metadata()
+    )
+
+
 def picture(tag: str, pixels: numpy.ndarray) -> Summary.Value:
     """Return ``pixels``, (H, W) bytes, as a PNG."""
     height, width = pixels.shape
@@ -130,9 +165,9 @@ def _hparams(tag: str, data: HParamsPluginData) -> Summary.Value:
 def trim(folder: Path, last_step: int | None) -> None:
     """Leave in the event files of ``folder`` what happened up to ``last_step`` (None: nothing).
 
-    What every session says for itself goes too: the configuration, the HParams row, the restart marks, and
-    a record that a crash tore. Each file is replaced whole, so a kill during this is repaired by the next
-    call.
+    What every session says for itself goes too: the configuration, the HParams row, the layout of charts, the
+    restart marks, and a record that a crash tore. Each file is replaced whole, so a kill during this is repaired by
+    the next call.
     """
     for path in sorted(folder.glob("events.out.tfevents.*")):
         old = path.read_bytes()
@@ -145,6 +180,17 @@ def trim(folder: Path, last_step: int | None) -> None:
         for event in [Event(wall_time=kept[0].wall_time, file_version="brain.Event:2"), *kept]:
             writer.write(event.SerializeToString())
         write_whole(path, new.getvalue())
+
+
+def read_pictures(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Return the latest picture of each tag in the event files of ``folder``: its step, and its bytes as PNG."""
+    latest: dict[str, tuple[int, bytes]] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in _records(path.read_bytes()):
+            for value in event.summary.value:
+                if value.HasField("image") and event.step >= latest.get(value.tag, (0, b""))[0]:
+                    latest[value.tag] = (event.step, value.image.encoded_image_string)
+    return latest
 
 
 def _kept(events: Iterable[Event], last_step: int) -> Iterator[Event]:

@@ -16,7 +16,7 @@ from vaebench.errors import UserError
 from vaebench.records.files import write_json
 from vaebench.records.folder import RunFolder, now
 
-__all__ = ["Manifest", "git_state", "versions"]
+__all__ = ["Manifest", "git_state", "read_manifest", "versions"]
 
 _PACKAGES = ("vaebench", "torch", "torchvision", "numpy", "scipy", "hydra-core", "omegaconf", "tensorboard")
 _GIT_SECONDS = 10
@@ -46,7 +46,7 @@ class Manifest:
         session goes on from, None at the start. ``command``: the command line, by default this process's.
         UserError when a resumed run would go on with other data than it began with.
         """
-        before = _stored(folder)
+        before = read_manifest(folder)
         dataset = {"protocol": protocol, "fingerprint": fingerprint}
         earlier = before.get("dataset", dataset)
         if resume_step is not None and earlier != dataset:
@@ -130,7 +130,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _stored(folder: RunFolder) -> dict[str, Any]:
+def read_manifest(folder: RunFolder) -> dict[str, Any]:
+    """Return the facts in manifest.json, {} when there is none. UserError when it is damaged."""
     try:
         return json.loads(folder.manifest.read_text(encoding="utf-8"))
     except FileNotFoundError:

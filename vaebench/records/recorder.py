@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -11,9 +11,10 @@ from vaebench.errors import UserError
 from vaebench.records import events
 from vaebench.records.files import Appender, write_whole
 from vaebench.records.folder import RunFolder, State
+from vaebench.records.metrics import flatten, stored_lines
 from vaebench.records.pictures import Images, grid
 
-__all__ = ["Recorder", "flatten", "read_metrics"]
+__all__ = ["Recorder"]
 
 _RESERVED = {"step", "epoch", "wall", "nonfinite"}
 
@@ -64,6 +65,10 @@ class Recorder:
         rows = [f"| {name} | {_cell(value)} |" for name, value in flatten(config).items()]
         self._events.add(0, events.markdown(events.CONFIG_TAG, "\n".join(["| key | value |", "|---|---|", *rows])))
 
+    def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Record which tags share a chart under TensorBoard's Custom Scalars: categories of charts of tags."""
+        self._events.add(0, events.charts(layout))
+
     def close(self, state: State) -> None:
         """End the session with its true status in HParams; a second call does nothing."""
         if self._closed:
@@ -88,25 +93,6 @@ class Recorder:
             self.close("failed" if issubclass(kind, Exception) else "interrupted")
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool | None]:
-    """Return nested mappings as one, with dotted keys; lists and other objects become their text."""
-    flat: dict[str, str | float | bool | None] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, str | int | float | None) else str(value)
-    return flat
-
-
-def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, [] when there is none; nan and inf come back as floats.
-
-    A last line that a crash tore is left out. UserError when another line is damaged.
-    """
-    return [_restored(line) for line in _stored_lines(folder)]
-
-
 def _line(step: int, epoch: float, values: Mapping[str, float], wall: float) -> str:
     """One line of metrics.jsonl. JSON has no nan: it is written as null, and named under ``nonfinite``."""
     if reserved := _RESERVED & values.keys():
@@ -119,29 +105,11 @@ def _line(step: int, epoch: float, values: Mapping[str, float], wall: float) -> 
     return json.dumps(line, allow_nan=False) + "\n"
 
 
-def _restored(line: dict[str, Any]) -> dict[str, Any]:
-    strange = line.get("nonfinite", {})
-    return {k: v for k, v in line.items() if k != "nonfinite"} | {k: float(v) for k, v in strange.items()}
-
-
-def _stored_lines(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """Yield the lines of metrics.jsonl as they stand, without a torn last one."""
-    try:
-        lines = folder.metrics.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return
-    for number, line in enumerate(lines[:-1], start=1):  # after the last newline there is nothing, or a torn line
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise UserError(f"line {number} of {folder.metrics} is damaged ({error}): delete that line.") from error
-
-
 def _trim_metrics(folder: RunFolder, last_step: int | None) -> None:
     """Leave in metrics.jsonl the lines up to ``last_step`` (None: no line)."""
     if not folder.metrics.exists():
         return
-    kept = [] if last_step is None else [line for line in _stored_lines(folder) if line["step"] <= last_step]
+    kept = [] if last_step is None else [line for line in stored_lines(folder) if line["step"] <= last_step]
     write_whole(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 

@@ -1,0 +1,388 @@
+"""`vaebench compare`: seeds aggregated, only like with like, and what is left out is said."""
+
+import csv
+import io
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import made_run, record
+
+from vaebench.cli import main
+from vaebench.errors import UserError
+from vaebench.report import compare, pairs
+from vaebench.report.differences import differing, label, telling, usual
+from vaebench.report.filters import parse
+from vaebench.report.formats import number
+from vaebench.report.pairs import t_interval
+
+GAUSSIAN, HVM = ("encoder=gaussian",), ("encoder=hvm",)
+
+
+def method(root: Path, overrides: tuple[str, ...], means: list[float], **changes: Any) -> None:
+    """Make one run for each of ``means``, seeds from 0."""
+    for seed, mean in enumerate(means):
+        made_run(root, *overrides, seed=seed, results=[record(mean, **changes)])
+
+
+# aggregation
+
+
+def test_seeds_are_one_row(tmp_path: Path):
+    means = [-100.0, -101.0, -105.0]
+    method(tmp_path, GAUSSIAN, means)
+    ((row,),) = [table.rows for table in compare([tmp_path]).tables]
+    assert row.n == 3
+    assert row.seeds == [0, 1, 2]
+    assert row.mean == pytest.approx(statistics.fmean(means))
+    assert row.sd == pytest.approx(statistics.stdev(means))
+    # The images are the same for every seed: their error does not fall with the number of seeds.
+    assert row.stderr == pytest.approx(0.5)
+
+
+def test_one_seed_has_no_spread_and_says_so(tmp_path: Path):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    (table,) = compare([tmp_path]).tables
+    assert table.rows[0].sd is None
+    assert any("n=1 for each method" in note for note in table.notes())
+
+
+def test_best_first(tmp_path: Path):
+    method(tmp_path, GAUSSIAN, [-100.0, -102.0])
+    method(tmp_path, ("encoder=planar",), [-90.0, -92.0])
+    method(tmp_path, ("encoder=realnvp",), [-95.0])
+    (table,) = compare([tmp_path]).tables
+    assert [row.settings["encoder"] for row in table.rows] == ["planar", "realnvp", "gaussian"]
+    assert [row.rank for row in table.rows] == [1, 2, 3]
+
+
+def test_labels_leave_out_what_is_usual():
+    a, b, c = ({"encoder": "gaussian", "objective": "elbo", "k": 1, "optimizer.lr": lr} for lr in (0.1, 0.1, 0.2))
+    keys = ["encoder", "objective", "k", "optimizer.lr"]
+    common = usual([a, b, c], keys)
+    assert label(a, keys, common) == "gaussian elbo k=1"
+    assert label(c, keys, common) == "gaussian elbo k=1 lr=0.2"
+
+
+@pytest.mark.parametrize("setting", ["optimizer.lr=0.01", "k=5", "latent_dim=8", "trainer.batch_size=50"])
+def test_whatever_defines_the_model_makes_another_row(tmp_path: Path, setting: str):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, (*GAUSSIAN, setting), [-99.0])
+    (table,) = compare([tmp_path]).tables
+    assert len(table.rows) == 2
+    assert setting.partition("=")[0] in telling([row.settings for row in table.rows])
+
+
+@pytest.mark.parametrize("setting", ["device=cpu", "trainer.threads=2", "trainer.log_every=7", "estimator.k=9"])
+def test_where_and_how_a_run_ran_makes_none(tmp_path: Path, setting: str):
+    made_run(tmp_path, *GAUSSIAN, seed=0, results=[record(-100.0)])
+    made_run(tmp_path, *GAUSSIAN, setting, seed=1, results=[record(-101.0)])
+    ((row,),) = [table.rows for table in compare([tmp_path]).tables]
+    assert row.n == 2
+
+
+def test_the_latest_epoch_of_a_run_counts(tmp_path: Path):
+    made_run(tmp_path, *GAUSSIAN, results=[record(-100.0, epoch=2), record(-90.0, epoch=4)])
+    assert [row.mean for row in compare([tmp_path]).rows] == [-90.0]
+
+
+def test_a_repeated_run_counts_once(tmp_path: Path):
+    for place in ("a", "b"):
+        made_run(tmp_path / place, *GAUSSIAN, results=[record(-100.0)])
+    found = compare([tmp_path / "a", tmp_path / "b"])
+    assert [row.n for row in found.rows] == [1]
+    assert [entry.reason.split(":")[1] for entry in found.left_out] == [" the same configuration and seed"]
+
+
+# like with like
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"protocol": "mnist5k/static-v1"},
+        {"protocol": "mnist5k/dynamic-v1/random100-seed0"},
+        {"split": "validation"},
+        {"k": 5000},
+        {"n_images": 100},
+        {"estimator": "AIS", "k": None, "settings": {"temperatures": 100}},
+        {"settings": {"resampled": True}},
+        {"repeats": 3},
+        {"direction": "upper_bound"},
+    ],
+)
+def test_what_is_unlike_goes_into_another_table(tmp_path: Path, change: dict[str, Any]):
+    method(tmp_path, GAUSSIAN, [-100.0, -101.0])
+    method(tmp_path, ("encoder=planar",), [-90.0], **change)
+    found = compare([tmp_path])
+    assert [len(table.runs) for table in found.tables] == [2, 1]  # the largest first
+    assert "2 tables, because not all results are alike" in found.notes[0]
+
+
+def test_another_budget_is_another_table(tmp_path: Path):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, (*GAUSSIAN, "trainer.epochs=3"), [-120.0])
+    found = compare([tmp_path])
+    assert len(found.tables) == 2
+    assert found.notes[0].endswith("they differ in trainer.epochs")
+
+
+def test_other_bytes_under_one_name_are_another_table(tmp_path: Path):
+    for seed, fingerprint in enumerate(["aa", "bb"]):
+        dataset = {"protocol": "mnist5k/dynamic-v1", "fingerprint": fingerprint}
+        made_run(tmp_path, *GAUSSIAN, seed=seed, results=[record(-100.0)], dataset=dataset)
+    assert len(compare([tmp_path]).tables) == 2
+
+
+def test_other_quantities_are_shown_on_request_only(tmp_path: Path):
+    made_run(tmp_path, *GAUSSIAN, results=[record(-100.0), record(3.0, quantity="KL(q || p)")])
+    assert [row.mean for row in compare([tmp_path]).rows] == [-100.0]
+    (table,) = compare([tmp_path], quantity="KL(q || p)").tables
+    assert [(row.mean, row.rank) for row in table.rows] == [(3.0, None)]
+    assert any("more is not better" in note for note in table.notes())
+    (left_out,) = compare([tmp_path], quantity="another").left_out
+    assert left_out.reason == "it has no result of another, only of KL(q || p), log p(x)"
+
+
+def test_an_exact_density_stands_beside_any_inner_k(tmp_path: Path):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, HVM, [-99.0], estimator="DIWHVI", inner_k=0)
+    method(tmp_path, ("encoder=iwhvi",), [-98.0], estimator="DIWHVI", inner_k=5)
+    found = compare([tmp_path])
+    encoders = {table.conditions.inner_k: [row.settings["encoder"] for row in table.rows] for table in found.tables}
+    assert encoders == {0: ["hvm", "gaussian"], 5: ["iwhvi", "gaussian"]}
+    assert any("estimator.inner_k=5` puts them in one table" in note for note in found.notes)
+
+
+def test_an_estimate_has_no_rank_and_its_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, ("encoder=avb",), [-1.0], direction="estimate")
+    (table,) = compare([tmp_path]).tables
+    assert [(row.settings["encoder"], row.rank) for row in table.rows] == [("gaussian", 1), ("avb", None)]
+    for form, mark in (("table", "~ -1.00"), ("md", "~ -1.00"), ("latex", r"$\sim -1.00$"), ("csv", "estimate")):
+        assert main(["compare", str(tmp_path), "--format", form]) == 0
+        assert mark in capsys.readouterr().out
+
+
+def test_images_of_a_run_s_own_model_compare_with_nothing(tmp_path: Path):
+    method(tmp_path, GAUSSIAN, [-100.0], split="simulated", protocol="own-model/seed0")
+    found = compare([tmp_path])
+    assert found.tables == []
+    assert "its own model simulated" in found.left_out[0].reason
+
+
+# what is left out
+
+
+def test_what_is_left_out_is_said(tmp_path: Path):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    line = {"step": 7, "epoch": 1.25, "wall": 3.0}
+    made_run(tmp_path, *HVM, seed=0, state="interrupted", metrics=[line], results=[record(-50.0)])
+    made_run(tmp_path, *HVM, seed=1, state="failed")
+    made_run(tmp_path, *HVM, seed=2)
+    made_run(tmp_path, *HVM, seed=3, state=None)
+    made_run(tmp_path, *HVM, seed=4).results.write_text("[")
+    found = compare([tmp_path])
+    assert [row.settings["encoder"] for row in found.rows] == ["gaussian"]
+    reasons = {entry.folder.name[0]: entry.reason for entry in found.left_out}
+    assert reasons["0"].startswith("interrupted at epoch 1.25 of 50, with a result")
+    assert reasons["1"].startswith("failed at epoch 0 of 50")
+    assert reasons["2"] == "it has no result: `vaebench evaluate` it"
+    assert reasons["3"] == "it never started"
+    assert "Repair it" in reasons["4"]
+
+
+def test_unfinished_runs_on_request_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    line = {"step": 7, "epoch": 1.25, "wall": 3.0}
+    made_run(tmp_path, *HVM, state="interrupted", metrics=[line], results=[record(-50.0)])
+    assert main(["compare", str(tmp_path), "--unfinished"]) == 0
+    out = capsys.readouterr().out
+    assert ">= -50.00*" in out
+    assert "1 run (marked *) did not finish: 1 of 50 epochs" in out
+
+
+def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made_run(tmp_path, *GAUSSIAN, state="failed")
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "there is nothing to compare:" in capsys.readouterr().err
+
+
+# filters and columns
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "holds"),
+    [
+        ("encoder=gaussian", {"encoder": "gaussian"}, True),
+        ("encoder.name=gaussian", {"encoder": "gaussian"}, True),
+        ("encoder=gaussian,hvm", {"encoder": "hvm"}, True),
+        ("encoder=gaussian,hvm", {"encoder": "iwhvi"}, False),
+        ("encoder!=gaussian,hvm", {"encoder": "iwhvi"}, True),
+        ("k>=5", {"k": 5}, True),
+        ("k>5", {"k": 5}, False),
+        ("k<=5", {"k": 16}, False),
+        ("k<=5", {}, False),
+        ("optimizer.lr=1e-3", {"optimizer.lr": 0.001}, True),
+        ("decoder.hidden=[64,64],k=1", {"decoder.hidden": "[64, 64]", "k": 1}, True),
+        ("decoder.hidden=[64,64],k=1", {"decoder.hidden": "[64, 64]", "k": 2}, False),
+        ("trainer.ema=null", {}, True),
+        ("trainer.progress=true", {"trainer.progress": True}, True),
+        ("k=1", {"k": True}, False),
+    ],
+)
+def test_conditions(text: str, settings: dict[str, Any], holds: bool):
+    assert all(condition.holds(settings) for condition in parse(text)) == holds
+
+
+@pytest.mark.parametrize("text", ["gaussian", "=3", "k>many", "k>1,2", "encoder="])
+def test_conditions_that_are_none(text: str):
+    with pytest.raises(UserError):
+        parse(text)
+
+
+def test_filters(tmp_path: Path):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, (*GAUSSIAN, "k=5"), [-99.0])
+    method(tmp_path, (*HVM, "k=5"), [-98.0])
+    found = compare([tmp_path], filters=["encoder=gaussian", "k>=5"])
+    assert [row.mean for row in found.rows] == [-99.0]
+    assert found.filtered == 2
+    with pytest.raises(UserError, match="did you mean 'encoder'"):
+        compare([tmp_path], filters=["encodr=gaussian"])
+
+
+def test_differences_that_follow_from_a_choice_are_shown_on_request(tmp_path: Path):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, ("encoder=iwhvi",), [-99.0])
+    method(tmp_path, ("encoder=realnvp", "objective=iwae"), [-98.0])
+    settings = [row.settings for row in compare([tmp_path]).rows]
+    assert telling(settings) == ["encoder", "objective", "k"]
+    assert {"encoder.psi_dim", "encoder.inner_k", "encoder.steps", "objective.bound"} <= set(differing(settings))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("encoder=iwhvi", "encoder.inner_k=7"),
+        ("encoder=realnvp", "encoder.steps=8"),
+        ("encoder=hvm", "encoder.hidden=[20]"),
+        ("objective=iwae", "objective.gradient=dreg"),
+        ("encoder=gaussian", "trainer.clip_norm=3"),
+    ],
+)
+def test_a_setting_that_somebody_changed_has_a_column(tmp_path: Path, overrides: tuple[str, str]):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, overrides, [-99.0])
+    assert telling([row.settings for row in compare([tmp_path]).rows])[3:] == [overrides[1].partition("=")[0]]
+
+
+def test_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    assert main(["compare", str(tmp_path), "--columns", "optimizer.lr,parameters"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["#", "optimizer.lr", "parameters"]
+    assert main(["compare", str(tmp_path), "--columns", "optimiser.lr"]) == 2
+    assert "did you mean 'optimizer.lr'" in capsys.readouterr().err
+
+
+# formats
+
+
+def test_programs_get_every_digit(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    method(tmp_path, GAUSSIAN, [-100.123456789, -101.0])
+    method(tmp_path, HVM, [-99.0], estimator="DIWHVI", inner_k=0)
+    assert main(["compare", str(tmp_path), "--format", "json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    (table,) = values["tables"]
+    assert table["conditions"]["protocol"] == "mnist5k/dynamic-v1"
+    assert table["rows"][1]["runs"][0]["mean"] == -100.123456789
+    assert main(["compare", str(tmp_path), "--format", "csv"]) == 0
+    first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (first["encoder"], first["direction"], first["sd"]) == ("hvm", "lower_bound", "")
+    assert float(second["mean"]) == statistics.fmean([-100.123456789, -101.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "errors", "text"),
+    [(-86.4123, [0.5], "-86.41"), (-86.4123, [0.0004, 0.5], "-86.4123"), (None, [], "-"), (-86.4123, [None], "-86.41")],
+)
+def test_decimals_show_the_error(value: float | None, errors: list[float | None], text: str):
+    assert number(value, *errors) == text
+
+
+def test_an_unknown_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["compare", str(tmp_path), "--format", "tex"]) == 2
+    assert "--format must be one of table, md, csv, json, latex, not 'tex'" in capsys.readouterr().err
+
+
+# pairs
+
+
+def test_interval_is_student_s():
+    # Worked by hand: mean 2, sd 1, n 3, t(0.975; 2) = 4.302653.
+    interval = t_interval([1.0, 2.0, 3.0])
+    assert (interval.mean, interval.n) == (2.0, 3)
+    assert interval.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert not interval.excludes_zero
+    with pytest.raises(ValueError, match="two values"):
+        t_interval([1.0])
+
+
+def test_pairs_over_common_seeds(tmp_path: Path):
+    # The seeds' own spread is large, the differences are steady: pairing sees what the two means hide.
+    method(tmp_path, GAUSSIAN, [-100.0, -110.0, -120.0, -1.0])
+    method(tmp_path, HVM, [-99.0, -108.9, -119.1], estimator="DIWHVI", inner_k=0)
+    method(tmp_path, (*HVM, "k=5"), [-90.0], estimator="DIWHVI", inner_k=0)
+    (table,) = compare([tmp_path]).tables
+    (pair,) = pairs(table, "encoder=gaussian", "encoder=hvm")
+    assert pair.seeds == [0, 1, 2]
+    assert pair.difference == pytest.approx(1.0)
+    assert pair.over_seeds is not None
+    assert pair.over_seeds.excludes_zero
+    assert pair.over_seeds.high == pytest.approx(1.0 + 4.302653 * 0.1 / math.sqrt(3))
+    (across,) = pairs(table, "encoder=gaussian,k=1", "encoder=hvm,k=5")
+    assert (across.seeds, across.over_seeds) == ([0], None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("encoder=gaussian", "encoder=iwhvi", "no row of the table has encoder=iwhvi"),
+        ("encoder=gaussian", "encoder=planar", "they differ in k too"),
+        ("encoder=gaussian", "encoder=realnvp", "no seed in common"),
+        ("encoder=planar", "encoder=planar", "the same row"),
+        ("encodr=planar", "encoder=planar", "did you mean 'encoder'"),
+    ],
+)
+def test_pairs_that_are_none(tmp_path: Path, first: str, second: str, message: str):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, ("encoder=planar", "k=5"), [-100.0])
+    made_run(tmp_path, "encoder=realnvp", seed=7, results=[record(-1.0)])
+    (table,) = compare([tmp_path]).tables
+    with pytest.raises(UserError, match=message):
+        pairs(table, first, second)
+
+
+def test_pairs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    method(tmp_path, GAUSSIAN, [-100.0, -101.0])
+    method(tmp_path, ("encoder=avb",), [-90.0, -93.0], direction="estimate")
+    words = ["compare", str(tmp_path), "--pair", "encoder=gaussian", "encoder=avb"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "avb elbo k=1  -  gaussian elbo k=1: ~ +9.00 [-3.71, +21.71] (95% over 2 common seeds; 0 lies within)" in out
+    assert main([*words, "--format", "json"]) == 0
+    (pair,) = json.loads(capsys.readouterr().out)["pairs"]
+    assert (pair["seeds"], pair["of_bounds"]) == ([0, 1], False)
+    assert main(["compare", "--pair", "encoder=gaussian"]) == 2
+    assert "--pair needs 2 values" in capsys.readouterr().err
+
+
+def test_nothing_heavy_is_imported(tmp_path: Path):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    code = "import sys; from vaebench.cli import main; main(['compare', sys.argv[1]]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert not {"torch", "tensorboard", "numpy", "scipy", "hydra.core.global_hydra"} & set(done.stdout.split())

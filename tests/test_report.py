@@ -1,0 +1,254 @@
+"""`vaebench report`: one page that needs nothing else, shown in a real browser where there is one."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from browser import Browser, available, browser
+from made_runs import made_run, record
+
+from vaebench.cli import main
+from vaebench.records import Recorder, RunFolder
+from vaebench.report.charts import ticks
+from vaebench.report.curves import Curve
+from vaebench.report.markup import Markup, element
+from vaebench.report.methods import mean_curve
+
+METHODS = [("gaussian", "elbo", 1), ("gaussian", "iwae", 5), ("hvm", "iwae", 5), ("avb", "elbo", 1)]
+
+
+def with_curves(folder: RunFolder, level: float) -> None:
+    """Record curves and pictures as a training does."""
+    with Recorder(folder) as recorder:
+        for epoch in range(1, 6):
+            fall = 100.0 * math.exp(-epoch)
+            parts = {
+                "train/bound": level - fall,
+                "train/reconstruction": level - fall - 20.0,
+                "train/kl": 20.0 - fall / 50,
+            }
+            recorder.scalars(40 * epoch, epoch, parts, wall=2.0 * epoch)
+            recorder.scalars(40 * epoch, epoch, {"validation/log_likelihood": level - fall}, wall=2.0 * epoch)
+        for step in (40, 200):
+            recorder.image("samples", numpy.full((16, 28, 28), step, dtype=numpy.uint8), step)
+
+
+DIAGNOSTICS = {
+    "epoch": 5,
+    "measures": {
+        "active_units": {"title": "active units", "value": 3.0, "definition": "those that <vary>", "unit": "of 4"},
+        "ess": {"title": "effective weights", "value": None, "definition": "refused", "unit": ""},
+    },
+    "coordinates": {"kl": [1.0, 0.5, 2.0, 0.0]},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small grid with three seeds, one run under way, one failed, pictures and diagnostics."""
+    root = tmp_path_factory.mktemp("runs")
+    for index, (encoder, objective, k) in enumerate(METHODS):
+        overrides = (f"encoder={encoder}", f"objective={objective}", f"k={k}")
+        for seed in range(3):
+            level = -100.0 + 3 * index + seed / 3
+            direction = "estimate" if encoder == "avb" else "lower_bound"
+            inner: dict[str, Any] = {"estimator": "DIWHVI", "inner_k": 0} if encoder == "hvm" else {}
+            results = [record(level, stderr=0.8, direction=direction, **inner)]
+            folder = made_run(root, *overrides, seed=seed, results=results, device="cpu (1 threads)")
+            with_curves(folder, level)
+    with_curves(made_run(root, "encoder=realnvp", state="interrupted"), -95.0)
+    made_run(root, "encoder=planar", state="failed")
+    first = next(RunFolder.find([root]).__iter__())
+    (first.path / "diagnostics.json").write_text(json.dumps(DIAGNOSTICS))
+    (first.path / "pictures").mkdir()
+    with Recorder(RunFolder(root / "elsewhere").create("k: 1\n")) as recorder:
+        recorder.image("x", numpy.zeros((1, 28, 28)), 1)
+    (root / "elsewhere" / "config.yaml").unlink()
+    from vaebench.records.events import read_pictures
+
+    (first.path / "pictures" / "latent_traversal.png").write_bytes(read_pictures(root / "elsewhere")["x"][1])
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path) -> Path:
+    path = runs / "made" / "report.html"
+    assert main(["report", str(runs), "-o", str(path), "--title", "a <b>title</b>"]) == 0
+    return path
+
+
+class Read(HTMLParser):
+    """What a page is made of; refuses tags that do not close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read(page: Path) -> Read:
+    parser = Read()
+    parser.feed(page.read_text(encoding="utf-8"))
+    assert parser.open == []
+    return parser
+
+
+def test_the_page_needs_nothing_else(page: Path):
+    tags = read(page).tags
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in tags}
+    sources = [value for _, attributes in tags for name, value in attributes.items() if name in ("src", "href", "data")]
+    assert sources
+    assert all(value and value.startswith(("data:", "#")) for value in sources)
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", page.read_text(encoding="utf-8"))
+
+
+def test_links_within_the_page_arrive(page: Path):
+    tags = read(page).tags
+    places = {attributes["id"] for _, attributes in tags if "id" in attributes}
+    assert len(places) == sum("id" in attributes for _, attributes in tags)  # none twice
+    assert {attributes["href"] for tag, attributes in tags if tag == "a"} <= {f"#{place}" for place in places}
+
+
+def test_what_the_page_says(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for expected in (
+        "a &lt;b&gt;title&lt;/b&gt;",
+        "≥ \N{MINUS SIGN}93.67 ",  # hvm: -94 and a third of 0, 1, 2
+        "~ \N{MINUS SIGN}90.67 ",
+        "± 0.80, sd 0.33 (n=3)",
+        "vaebench train encoder=gaussian objective=elbo k=1",
+        "interrupted at epoch 5 of 50",
+        "failed at epoch 0 of 50",
+        "Latent traversal",
+        "those that &lt;vary&gt;",
+        "3 of 4",
+        "KL per latent coordinate",
+        "realnvp elbo k=1 (1 of 1 unfinished)",
+    ):
+        assert expected in text
+    # The latest of two pictures, once for each method that has one.
+    assert text.count("seed 0, step 200") == 2 * (len(METHODS) + 1)
+    assert "step 40" not in text
+
+
+def test_filters_and_refusals(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    output = tmp_path / "one.html"
+    assert main(["report", str(runs), "--filter", "encoder=hvm", "-o", str(output)]) == 0
+    assert "gaussian" not in output.read_text(encoding="utf-8")
+    assert main(["report", str(runs), "--filter", "encoder=hvm,k=7", "-o", str(output)]) == 2
+    assert main(["report", str(runs), "-o", str(tmp_path)]) == 2
+    assert "is a folder: name a file" in capsys.readouterr().err
+
+
+def test_runs_without_a_result_or_a_curve_make_a_page(tmp_path: Path):
+    made_run(tmp_path, "encoder=gaussian", state="failed").manifest.unlink()
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 0
+    assert "failed at epoch 0 of 50" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+# the parts
+
+
+def test_text_is_escaped_and_markup_is_not():
+    made = element("p", "<a>", element("b", "&"), None, [Markup("<i/>"), "'"], class_='x"y', hidden=True, id=None)
+    assert made == '<p class="x&quot;y" hidden>&lt;a&gt;<b>&amp;</b><i/>&#x27;</p>'
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(-182.0, -161.0, [-180, -175, -170, -165]), (0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (-0.001, 0.001, None)],
+)
+def test_ticks_are_round_numbers_in_the_range(low: float, high: float, expected: list[float] | None):
+    found = ticks(low, high)
+    assert all(low - 1e-12 <= value <= high + 1e-12 for value in found)
+    assert 3 <= len(found) <= 8
+    if expected:
+        assert found == pytest.approx(expected)
+
+
+def test_the_mean_of_seeds_is_taken_where_all_have_values():
+    a = Curve("t", [1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [-100.0, -90.0, -80.0])
+    b = Curve("t", [1.0, 2.0], [20.0, 40.0], [-110.0, -100.0])
+    assert mean_curve([a, b]) == Curve("t", [1.0, 2.0], [15.0, 30.0], [-105.0, -95.0])
+
+
+# in a browser
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if not available():
+        pytest.skip("there is no chromium with its chromedriver on PATH")
+    with browser(tmp_path_factory.mktemp("profile")) as started:
+        started.send("url", url="about:blank")
+        started.requests()
+        yield started
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(chromium: Browser, page: Path, width: int, dark: bool):
+    chromium.open(page.as_uri(), width=width, dark=dark)
+    assert chromium.run("return document.documentElement.scrollWidth <= innerWidth")
+    assert chromium.logged("browser") == []
+    fetched = [url for url in chromium.requests() if not url.startswith(("data:", "chrome:", "about:"))]
+    assert fetched == [page.as_uri()]
+    assert chromium.run("return [...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    brightness = chromium.run("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert max(brightness) < 80 if dark else min(brightness) > 200
+
+
+CONTRAST = """
+const luminance = colour => {
+  const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+  const linear = parts.map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+}
+const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)
+const probe = document.createElement('i')
+document.body.append(probe)
+const seen = name => { probe.style.color = `var(${name})`; return luminance(getComputedStyle(probe).color) }
+return Object.fromEntries(arguments[0].map(name => [name, ratio(seen(name), seen('--panel'))]))
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_colours_stand_out(chromium: Browser, page: Path, dark: bool):
+    """WCAG: 4.5 for text, 3 for lines in charts."""
+    chromium.open(page.as_uri(), width=1280, dark=dark)
+    text = chromium.run(CONTRAST, ["--ink", "--soft", "--accent"])
+    lines = chromium.run(CONTRAST, [f"--c{number}" for number in range(8)])
+    assert min(text.values()) >= 4.5, text
+    assert min(lines.values()) >= 3, lines
+
+
+def test_a_method_is_hidden_by_its_box_with_the_keyboard(chromium: Browser, page: Path):
+    chromium.open(page.as_uri(), width=1280, dark=False)
+    shown = "return [...document.querySelectorAll('.s0')].filter(e => getComputedStyle(e).display != 'none').length"
+    assert chromium.run(shown) > 5
+    chromium.run("document.getElementById('show0').focus()")
+    chromium.press(" ")
+    assert chromium.run(shown) == 0
+
+
+def test_every_run_opens_to_its_command(chromium: Browser, page: Path):
+    chromium.open(page.as_uri(), width=390, dark=False)
+    chromium.run("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert chromium.run("return document.documentElement.scrollWidth <= innerWidth")
+    assert "vaebench train encoder=hvm" in chromium.run("return document.body.innerText")

@@ -1,0 +1,148 @@
+"""`vaebench list runs` and `vaebench show`: what a terminal tells about runs."""
+
+import math
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from made_runs import made_run, record
+
+from vaebench.cli import main
+from vaebench.records import RunFolder, last_metrics, read_metrics
+from vaebench.report.curves import Curve, curves_span, plotted, thinned
+from vaebench.report.overview import ago
+
+LINES = [
+    {"step": 40, "epoch": 1, "wall": 2.0, "validation/log_likelihood": -150.0},
+    {"step": 80, "epoch": 2, "wall": 4.0, "validation/log_likelihood": -120.0},
+    {"step": 120, "epoch": 3, "wall": 6.0, "validation/log_likelihood": -110.0},
+]
+
+
+def test_list_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made_run(tmp_path, "encoder=gaussian", results=[record(-100.0)], metrics=LINES)
+    failed = made_run(tmp_path, "encoder=hvm", state="running", metrics=LINES[:1])
+    failed.write_status("failed", "the loss was not finite at step 3")
+    made_run(tmp_path, "encoder=hvm", seed=1, state="running")  # its process is gone
+    made_run(tmp_path, "encoder=hvm", seed=2).status.write_text("{")
+    assert main(["list", "runs", str(tmp_path)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "state", "epoch", "updated", "result"]
+    assert lines[0].startswith("mnist5k/gaussian-elbo-k1/0-")
+    assert "finished  " in lines[0]
+    assert "3/50" in lines[0]
+    assert lines[0].endswith("test log p(x) >= -100.00 +- 0.50 (IWAE, k=64, mnist5k/dynamic-v1)")
+    assert "1/50" in lines[1]
+    assert lines[1].endswith("the loss was not finite at step 3")
+    assert "ended without a word (killed?)" in lines[2]
+    assert "damaged" in lines[3]
+    assert lines[-1] == "4 runs: 1 finished, 1 failed, 1 interrupted, 1 damaged"
+    assert main(["list", "runs", str(tmp_path), "--filter", "state=interrupted,failed", "--filter", "seed=1"]) == 0
+    assert "2 runs: 1 interrupted, 1 damaged" in capsys.readouterr().out
+
+
+def test_list_runs_where_there_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["list", "runs", str(tmp_path / "outputs")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert main(["list", "runs", "--help"]) == 0
+
+
+def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    facts = {
+        "command": ["vaebench", "train", "decoder.hidden=[64,64]"],
+        "device": "cpu (1 threads)",
+        "host": "here",
+        "time": "2026-01-01T00:00:00+00:00",
+        "dataset": {"protocol": "mnist5k/dynamic-v1", "fingerprint": "abc"},
+        "parameters": {"model": 1000, "encoder": 234, "total": 1234},
+        "versions": {"vaebench": "0.1.0"},
+        "git": {"commit": "f" * 40, "dirty": True},
+        "restarts": [{"step": 40, "time": "2026-01-02T00:00:00+00:00", "device": "cuda", "host": "there"}],
+    }
+    folder = made_run(tmp_path, "encoder=gaussian", results=[record(-100.0)], metrics=LINES, **facts)
+    assert main(["show", str(folder.path), "--settings"]) == 0
+    out = capsys.readouterr().out
+    for expected in (
+        "encoder     gaussian",
+        "1,234 = 1,000 model + 234 encoder",
+        "mnist5k/dynamic-v1, fingerprint abc",
+        "3 of 50 epochs (120 steps)",
+        "command     vaebench train 'decoder.hidden=[64,64]'",
+        "commit ffffffffffff with uncommitted changes",
+        "restart     from step 40 at 2026-01-02T00:00:00+00:00 on cuda, there",
+        "highest -110.00 at epoch 3",
+        "test log p(x) >= -100.00 +- 0.50 (IWAE, k=64, mnist5k/dynamic-v1, 500 images)",
+        "optimizer.lr = 0.001",
+        "manifest.json",
+    ):
+        assert expected in out
+
+
+def test_show_a_run_that_has_only_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = made_run(tmp_path, "encoder=gaussian", state="interrupted")
+    folder.manifest.unlink()
+    folder.metrics.unlink()
+    assert main(["show", str(folder.path)]) == 0
+    assert "no result yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["nowhere"], ["--unknown"]])
+def test_show_refuses(words: list[str]):
+    assert main(["show", *words]) == 2
+
+
+def test_a_terminal_without_unicode_gets_ascii(tmp_path: Path):
+    folder = made_run(tmp_path, "encoder=gaussian", metrics=LINES)
+    done = subprocess.run(
+        [sys.executable, "-m", "vaebench", "show", str(folder.path)],
+        capture_output=True,
+        check=True,
+        env={"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONIOENCODING": "ascii"},
+    )
+    assert b"-110.0 +" in done.stdout
+
+
+# curves
+
+
+def test_plot_puts_values_where_they_belong():
+    lines = plotted([0.0, 1.0, 2.0], [-100.0, -95.0, -90.0], width=5, height=3, letters="ascii")
+    assert lines == [" -90.0 +    *", " -95.0 +  *", "-100.0 +*"]
+
+
+def test_the_first_fall_of_a_loss_does_not_hide_the_rest():
+    low, high = curves_span([-500.0, *(-100.0 + i / 10 for i in range(40))])
+    assert high == pytest.approx(-96.1)
+    assert low > -120
+    assert curves_span([-3.0, -3.0]) == (-3.5, -2.5)
+
+
+def test_thinning_keeps_means_and_the_last_point():
+    xs = [float(i) for i in range(1000)]
+    thin = thinned(Curve("tag", xs, xs, xs), 100)
+    assert len(thin.values) == 100
+    assert thin.epochs[-1] == 999.0
+    assert thin.values[-1] == pytest.approx(994.5)
+    assert thinned(thin, 100) is thin
+
+
+def test_the_last_line_is_that_of_the_whole_file(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    assert last_metrics(folder) is None
+    line = '{"step": %d, "a": null, "nonfinite": {"a": "nan"}}\n'
+    folder.metrics.write_text("".join(line % step for step in range(5000)) + '{"step": 50')
+    last = last_metrics(folder)
+    assert last is not None
+    assert last["step"] == read_metrics(folder)[-1]["step"] == 4999
+    assert math.isnan(last["a"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3, "3 s ago"), (300, "5 min ago"), (9e3, "2 h ago"), (9e5, "10 days ago")]
+)
+def test_ago(seconds: float, text: str):
+    now = datetime.now(UTC)
+    assert ago(now - timedelta(seconds=seconds), now) == text
+    assert ago(None) == "-"

@@ -1,0 +1,97 @@
+"""Learning curves: read from metrics.jsonl, thinned, and drawn with characters."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from vaebench.report.runs import Run
+
+__all__ = ["TRAINING", "VALIDATION", "Curve", "curve", "curves_span", "plotted", "thinned"]
+
+VALIDATION = "validation/log_likelihood"
+TRAINING = "train/bound"
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille letter, by row and column
+
+
+class Curve(NamedTuple):
+    """Finite values of one tag, in the order of their steps."""
+
+    tag: str
+    epochs: list[float]
+    seconds: list[float]
+    """Of training so far, all sessions."""
+    values: list[float]
+
+
+def curve(run: Run, tag: str) -> Curve:
+    """Return a run's curve of ``tag``; empty lists where it has none."""
+    lines = [line for line in run.metrics if tag in line and math.isfinite(line[tag])]
+    return Curve(
+        tag,
+        [float(line["epoch"]) for line in lines],
+        [float(line["wall"]) for line in lines],
+        [float(line[tag]) for line in lines],
+    )
+
+
+def thinned(curve: Curve, most: int) -> Curve:
+    """Return at most about ``most`` points, the last one kept; each stands for the mean of those around it."""
+    n = len(curve.values)
+    if n <= most:
+        return curve
+    size = math.ceil(n / most)
+    parts = [slice(max(0, end - size), end) for end in range(n, 0, -size)][::-1]
+    return Curve(
+        curve.tag,
+        [curve.epochs[part][-1] for part in parts],
+        [curve.seconds[part][-1] for part in parts],
+        [statistics.fmean(curve.values[part]) for part in parts],
+    )
+
+
+def curves_span(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range of nats worth showing: the start of a training lies far below all that follows, and is cut."""
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[-1]
+    quarter = ordered[len(ordered) // 4]
+    low = max(low, high - 4 * (high - quarter)) if high > quarter else low
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def plotted(
+    xs: Sequence[float], ys: Sequence[float], *, width: int = 60, height: int = 10, letters: Literal["braille", "ascii"]
+) -> list[str]:
+    """Return a curve as ``height`` lines of text with a scale at the left; values below the scale lie on its edge."""
+    low, high = curves_span(ys)
+    per_row, per_column = (4, 2) if letters == "braille" else (1, 1)
+    rows, columns = height * per_row, width * per_column
+    grid = [[False] * columns for _ in range(rows)]
+    first, last = xs[0], max(xs[-1], xs[0] + 1e-9)
+    for x, y in zip(xs, ys, strict=True):
+        across = round((x - first) / (last - first) * (columns - 1))
+        down = round((high - max(y, low)) / (high - low) * (rows - 1))
+        grid[down][across] = True
+    texts = [
+        "".join(_letter(grid, row * per_row, column * per_column, letters) for column in range(width)).rstrip()
+        for row in range(height)
+    ]
+    return _with_scale(texts, low, high, letters)
+
+
+def _letter(grid: list[list[bool]], top: int, left: int, letters: str) -> str:
+    if letters == "ascii":
+        return "*" if grid[top][left] else " "
+    dots = sum(
+        bit for row, bits in enumerate(_DOTS) for column, bit in enumerate(bits) if grid[top + row][left + column]
+    )
+    return chr(0x2800 + dots) if dots else " "
+
+
+def _with_scale(texts: list[str], low: float, high: float, letters: str) -> list[str]:
+    """Put the values of the first, middle and last line at the left."""
+    marked = {0: high, len(texts) // 2: high - (high - low) * (len(texts) // 2) / (len(texts) - 1), len(texts) - 1: low}
+    labels = [f"{marked[row]:.1f}" if row in marked else "" for row in range(len(texts))]
+    width = max(map(len, labels))
+    ticks = ("┤", "│") if letters == "braille" else ("+", "|")
+    return [f"{label:>{width}} {ticks[0 if label else 1]}{text}" for label, text in zip(labels, texts, strict=True)]

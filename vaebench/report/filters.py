@@ -1,0 +1,133 @@
+"""Filters: conditions on a run, as a user types them: ``encoder=iwhvi``, ``k>=5``, ``encoder=gaussian,hvm``."""
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from vaebench.errors import UserError, did_you_mean
+from vaebench.report.runs import Run, Scalar
+
+__all__ = ["Condition", "all_hold", "check_known", "chosen", "parse"]
+
+_WORDS = re.compile(r"(?P<key>[A-Za-z_][\w.]*)\s*(?P<sign>!=|>=|<=|=|>|<)\s*(?P<value>.+)", re.DOTALL)
+_ORDER: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``key sign value``; with ``=`` and ``!=`` there may be several values."""
+
+    key: str
+    sign: str
+    values: tuple[Scalar, ...]
+
+    def holds(self, settings: Mapping[str, Scalar]) -> bool:
+        """Whether it holds; a setting that a run does not have equals null, and is in no order."""
+        value = settings.get(self.key)
+        if self.sign in ("=", "!="):
+            return any(_same(value, wanted) for wanted in self.values) == (self.sign == "=")
+        wanted = self.values[0]
+        if not isinstance(value, int | float) or not isinstance(wanted, int | float):
+            return False
+        return _ORDER[self.sign](value, wanted)
+
+    def __str__(self) -> str:
+        return f"{self.key}{self.sign}{','.join('null' if v is None else str(v) for v in self.values)}"
+
+
+def parse(text: str) -> list[Condition]:
+    """Return the conditions in ``text``: ``encoder=gaussian,hvm,k>1`` are two, and the first allows two values.
+
+    UserError when it is not of that form.
+    """
+    conditions: list[Condition] = []
+    for piece in _pieces(text):
+        match = _WORDS.fullmatch(piece.strip())
+        if match:
+            key = match["key"].removesuffix(".name")
+            conditions.append(Condition(key, match["sign"], (_value(match["value"]),)))
+        elif conditions and conditions[-1].sign in ("=", "!=") and piece.strip():
+            last = conditions.pop()
+            conditions.append(Condition(last.key, last.sign, (*last.values, _value(piece))))
+        else:
+            raise UserError(f"'{text}' is no condition: write encoder=iwhvi, encoder=gaussian,hvm or k>=5 (quoted)")
+    for condition in conditions:
+        _check_order(condition)
+    return conditions
+
+
+def all_hold(conditions: Iterable[Condition], settings: Mapping[str, Scalar]) -> bool:
+    """Whether every condition holds."""
+    return all(condition.holds(settings) for condition in conditions)
+
+
+def chosen(runs: Sequence[Run], texts: Iterable[str]) -> list[Run]:
+    """Return the runs for which every condition holds; beside the settings there are ``seed`` and ``state``.
+
+    UserError for a condition that is none, or about a setting that no run has.
+    """
+    conditions = [condition for text in texts for condition in parse(text)]
+    if runs:
+        known = {"seed", "state", *(key for run in runs for key in run.settings)}
+        check_known((condition.key for condition in conditions), known)
+    return [run for run in runs if all_hold(conditions, {**run.settings, "seed": run.seed, "state": run.state})]
+
+
+def check_known(keys: Iterable[str], known: Iterable[str]) -> None:
+    """Raise UserError for a key that no run has."""
+    names = set(known)
+    for key in keys:
+        if key not in names:
+            raise UserError(f"no run has a setting '{key}'{did_you_mean(key, names)}; `vaebench show RUN` lists them")
+
+
+def _check_order(condition: Condition) -> None:
+    if condition.sign in _ORDER and not isinstance(condition.values[0], int | float):
+        raise UserError(f"{condition}: {condition.sign} compares numbers")
+
+
+def _same(value: Scalar, wanted: Scalar) -> bool:
+    if isinstance(value, bool) or isinstance(wanted, bool):
+        return value is wanted
+    # A list in a configuration is its text here, with or without spaces.
+    if isinstance(value, str) and isinstance(wanted, str):
+        return value.replace(" ", "") == wanted.replace(" ", "")
+    return value == wanted
+
+
+def _value(text: str) -> Scalar:
+    """Return a word as a configuration would hold it: numbers, true, false and null are not text."""
+    try:
+        value = yaml.safe_load(text.strip())
+    except yaml.YAMLError:
+        return text.strip()
+    if isinstance(value, str):  # yaml 1.1 takes 1e-3 for a word
+        return _number(value)
+    return value if isinstance(value, int | float | None) else text.strip()
+
+
+def _number(text: str) -> Scalar:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _pieces(text: str) -> Sequence[str]:
+    """Split at the commas that stand in no brackets."""
+    pieces, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return pieces

@@ -1,0 +1,117 @@
+"""Paired differences: two methods under the same seeds, or on the same images, with a confidence interval."""
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vaebench.errors import UserError
+from vaebench.report.comparison import Row, Table
+from vaebench.report.differences import differing
+from vaebench.report.filters import Condition, all_hold, check_known, parse
+
+__all__ = ["LEVEL", "Interval", "Pair", "pairs", "t_interval"]
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean of differences and its t-interval of level ``LEVEL``, nats per image."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``second`` minus ``first``, two methods that agree in all settings but those that were named."""
+
+    first: Row
+    second: Row
+    seeds: Sequence[int]
+    """Those that both have."""
+    difference: float
+    """Mean over these seeds, nats per image; positive where ``second`` has the higher number."""
+    over_seeds: Interval | None
+    """None for one seed: no spread, no interval."""
+
+    @property
+    def of_bounds(self) -> bool:
+        """Whether both numbers are bounds; a difference that involves an estimate is marked."""
+        return "estimate" not in (self.first.record.direction, self.second.record.direction)
+
+
+def pairs(table: Table, first: str, second: str) -> list[Pair]:
+    """Return the pairs of rows of ``table`` of which one meets ``first`` and the other ``second``.
+
+    They agree in every setting that neither names (a choice's own settings go with the choice). Both are conditions
+    such as ``encoder=gaussian`` or ``encoder=hvm,k=5``.
+
+    Raises:
+        UserError: no two such rows; the message says what is in the way.
+    """
+    one, other = parse(first), parse(second)
+    check_known((c.key for c in [*one, *other]), {key for row in table.rows for key in row.settings})
+    left = [row for row in table.rows if all_hold(one, row.settings)]
+    right = [row for row in table.rows if all_hold(other, row.settings)]
+    named = {condition.key for condition in [*one, *other]}
+    found = [pair for a in left for b in right if a is not b and _agree(a, b, named) for pair in _pair(a, b)]
+    if not found:
+        raise UserError(_why_none(left, right, one, other, named))
+    return found
+
+
+def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Return the mean of ``values`` with Student's interval for it. ValueError for fewer than two values."""
+    if len(values) < 2:
+        raise ValueError("an interval needs at least two values")
+    from scipy.special import stdtrit  # here, because a table without pairs must not wait for it
+
+    mean, n = statistics.fmean(values), len(values)
+    half = float(stdtrit(n - 1, 0.5 + level / 2)) * statistics.stdev(values) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def _pair(first: Row, second: Row) -> Iterator[Pair]:
+    """Yield the pair, if the two have a seed in common."""
+    means = [{result.run.seed: result.record.mean for result in row.results} for row in (first, second)]
+    seeds = sorted(means[0].keys() & means[1].keys())
+    if seeds:
+        differences = [means[1][seed] - means[0][seed] for seed in seeds]
+        interval = t_interval(differences) if len(seeds) > 1 else None
+        yield Pair(first, second, seeds, statistics.fmean(differences), interval)
+
+
+def _agree(first: Row, second: Row, named: set[str]) -> bool:
+    return not _others(first, second, named)
+
+
+def _others(first: Row, second: Row, named: set[str]) -> list[str]:
+    """The settings in which two rows differ beside the named ones and those that go with a named choice."""
+    return [
+        key
+        for key in differing([first.settings, second.settings])
+        if key not in named and key.partition(".")[0] not in named
+    ]
+
+
+def _why_none(
+    left: Sequence[Row], right: Sequence[Row], one: list[Condition], other: list[Condition], named: set[str]
+) -> str:
+    for rows, conditions in ((left, one), (right, other)):
+        if not rows:
+            return f"no row of the table has {', '.join(map(str, conditions))}, so there is nothing to pair"
+    candidates = [(a, b) for a in left for b in right if a is not b]
+    if any(_agree(a, b, named) for a, b in candidates):
+        return "the two methods have no seed in common, so there is nothing to pair: train both with the same seeds"
+    if not candidates:
+        return "both conditions mean the same row: there is nothing to pair"
+    closest = min((_others(a, b, named) for a, b in candidates), key=len)
+    return f"no two rows agree in everything else: they differ in {', '.join(closest)} too; name these as well"

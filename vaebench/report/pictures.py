@@ -1,0 +1,42 @@
+"""The pictures of a run: what TensorBoard shows of it, and the PNG files that were made of it afterwards."""
+
+import base64
+import struct
+from typing import NamedTuple
+
+from vaebench.report.runs import Run
+
+__all__ = ["Picture", "pictures"]
+
+FOLDER = "pictures"
+_MOST_BYTES = 4_000_000
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Picture(NamedTuple):
+    """A PNG with the words to put under it."""
+
+    title: str
+    detail: str
+    data: bytes
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.data).decode("ascii")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from the PNG's header."""
+        width, height = struct.unpack(">II", self.data[16:24])
+        return width, height
+
+
+def pictures(run: Run) -> list[Picture]:
+    """Return the latest picture of each kind; one too large for a page is left out."""
+    # here, because TensorBoard's readers take longer to import than all the rest
+    from vaebench.records.events import read_pictures
+
+    found = [Picture(tag, f"step {step:,}", data) for tag, (step, data) in read_pictures(run.folder.path).items()]
+    for path in sorted((run.folder.path / FOLDER).glob("*.png")):
+        found.append(Picture(path.stem.replace("_", " "), f"{FOLDER}/{path.name}", path.read_bytes()))
+    return [picture for picture in found if picture.data.startswith(_PNG) and len(picture.data) <= _MOST_BYTES]
