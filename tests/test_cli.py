@@ -15,7 +15,6 @@ import pytest
 import vaebench
 from vaebench.cli import COMMANDS, main
 from vaebench.cli.flags import TRAIN, parse
-from vaebench.cli.train import Outcomes
 from vaebench.config import Config, compose, run_folder, to_yaml
 from vaebench.errors import RunFailed, UserError
 
@@ -138,7 +137,6 @@ REFUSED = {
     "estimator.k=0": "estimator.k must be at least 1",
     "estimator.images=0": "estimator.images must be at least 2",
     "estimator.images=1": "estimator.images must be at least 2, for a standard error, not 1",
-    "hydra/launcher=submitit_slurm": "needs a plugin: pip install hydra-submitit-launcher",
     "hydra/launcher=foo": "there is no hydra/launcher=foo",
     # Combinations.
     "objective=hvm encoder=gaussian": "objective=hvm needs a hierarchical encoder: encoder=adgm|hvm|iwhvi|sivi",
@@ -314,16 +312,14 @@ def test_sweep_of_impossible_cells_only(core: FakeCore):
     assert main(["train", "-m", "objective=hvm", "encoder=gaussian", "k=1,2"]) == 2
 
 
-def test_failure_in_a_launcher_s_worker(
-    core: FakeCore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm", "ray"])
+def test_a_launcher_that_is_not_installed(
+    launcher: str, core: FakeCore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    # A worker is another process than the one that counts; the launcher has to learn of the failure.
-    monkeypatch.setattr("vaebench.cli.train.Outcomes", lambda: Outcomes(process=-1))
-    assert main(["train", "-m", "k=0,1"]) == 1
-    err = capfd.readouterr().err
-    assert "vaebench: failed: k=0: k must be at least 1, not 0" in err
-    assert err.splitlines()[-1].startswith("vaebench: jobs failed;")
-    assert len(core.trained) == 1
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["train", "-m", "k=1,2", f"hydra/launcher={launcher}"]) == 2
+    assert re.search(r"needs a plugin: pip install 'vaebench\[\w+\]'\n", capfd.readouterr().err)
+    assert not core.trained
 
 
 @pytest.mark.parametrize("words", ["encoder=gaussian,foo", "k=1,2 foo=1", "k=1,2 lr=3"])

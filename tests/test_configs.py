@@ -23,7 +23,8 @@ from vaebench.config.identity import defining
 from vaebench.errors import UserError
 
 FILES = sorted(path.relative_to(config_dir()).as_posix() for path in config_dir().rglob("*.yaml"))
-CHOICES = [name for name in FILES if "/" in name]
+HYDRA_S = [name for name in FILES if name.startswith("hydra/")]
+CHOICES = [name for name in FILES if "/" in name and name not in HYDRA_S]
 # What has to be said for a choice to make sense; all other choices stand alone.
 COMPANIONS = {"estimator/diwhvi.yaml": ["encoder=iwhvi"]}
 
@@ -52,7 +53,7 @@ def test_choice_composes(name: str):
     assert from_yaml(to_yaml(config)) == config
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if name not in HYDRA_S])
 def test_first_line_is_the_command_that_uses_the_file(name: str):
     command = first_lines(name)[0]
     match = re.fullmatch(r"# vaebench (train|evaluate RUN)( .*)?", command)
@@ -63,6 +64,15 @@ def test_first_line_is_the_command_that_uses_the_file(name: str):
         compose(overrides)
     else:
         for_evaluation(compose(["encoder=iwhvi"]), overrides)
+
+
+@pytest.mark.parametrize("name", HYDRA_S)
+def test_first_lines_of_a_launcher_say_how_to_use_it(name: str):
+    command, summary = first_lines(name)[:2]
+    group, choice = name.removesuffix(".yaml").rsplit("/", 1)
+    assert command.startswith("# vaebench train -m ")
+    assert f" {group}={choice} " in command or group == "hydra/sweeper"
+    assert 10 <= len(summary) <= 110
 
 
 @pytest.mark.parametrize("name", CHOICES)

@@ -1,13 +1,17 @@
-"""The two errors meant for people: each carries one message that says what is wrong and what to do."""
+"""The errors meant for people: each carries one message that says what is wrong and what to do."""
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["RunFailed", "UserError", "did_you_mean"]
+__all__ = ["Busy", "RunFailed", "UserError", "did_you_mean"]
 
 
 class UserError(Exception):
     """A person has to change something first: a wrong key, file or folder, a full disk. Exit code 2."""
+
+
+class Busy(UserError):
+    """Another process is at work on what was asked for."""
 
 
 class RunFailed(Exception):

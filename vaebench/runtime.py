@@ -1,6 +1,7 @@
 """The machine: device, memory, seeds, precision, threads, signals."""
 
 import contextlib
+import gc
 import hashlib
 import os
 import random
@@ -8,6 +9,8 @@ import re
 import signal
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -25,14 +28,17 @@ __all__ = [
     "describe",
     "forked_randomness",
     "free_memory",
+    "isolated",
     "notice",
     "out_of_memory",
     "random_state",
     "resolve_device",
     "seed_everything",
+    "set_default_threads",
     "set_random_state",
     "set_threads",
     "unless_memory_runs_out",
+    "use_gpu_in_turn",
 ]
 
 T = TypeVar("T")
@@ -54,7 +60,13 @@ def resolve_device(wanted: str) -> torch.device:
         raise UserError(f"device={wanted}: this machine has no CUDA device that torch can use; try device=cpu")
     if device.index is not None and device.index >= count:
         raise UserError(f"device={wanted}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
-    return torch.device("cuda", device.index or 0)
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def use_gpu_in_turn(number: int) -> None:
+    """Make ``device=auto`` and ``device=cuda`` mean the GPU whose turn it is: of N, that of ``number`` modulo N."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def describe(device: torch.device) -> str:
@@ -70,6 +82,13 @@ _DEFAULT_THREADS = torch.get_num_threads()
 def set_threads(threads: int | None) -> None:
     """Use so many CPU threads; None goes back to torch's own choice, whatever an earlier job of a sweep set."""
     torch.set_num_threads(threads or _DEFAULT_THREADS)
+
+
+def set_default_threads(threads: int) -> None:
+    """Make ``threads`` what ``set_threads(None)`` goes back to, where several jobs share this machine."""
+    global _DEFAULT_THREADS
+    _DEFAULT_THREADS = threads
+    set_threads(None)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -175,6 +194,91 @@ def forked_randomness(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Put back, after the block, every global setting that one job could leave behind for the next.
+
+    That is: torch's default dtype and device, threads, gradient mode, determinism and precision switches, argument
+    checks of distributions, all random states, numpy's error handling, warning filters, matplotlib's settings, the
+    environment and the working folder. What the block kept on a GPU is given back.
+    """
+    put_back = [*_torch_settings(), *_other_settings()]
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for restore in put_back:
+            restore()
+        if torch.cuda.is_initialized():
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _torch_settings() -> list[Callable[[], Any]]:
+    """Return what puts back torch's global settings as they are now."""
+    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    gradients, checks = torch.is_grad_enabled(), torch.distributions.Distribution._validate_args
+    strict = torch.are_deterministic_algorithms_enabled()
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
+    state = torch.get_rng_state()
+    return [
+        lambda: torch.set_default_dtype(dtype),
+        # torch keeps a mode on a stack for any device that was set, the CPU too: None takes it away.
+        lambda: torch.set_default_device(None if device.type == "cpu" else device),
+        lambda: torch.set_num_threads(threads),
+        lambda: torch.set_grad_enabled(gradients),
+        lambda: torch.distributions.Distribution.set_default_validate_args(checks),
+        lambda: torch.use_deterministic_algorithms(strict, warn_only=lenient),
+        lambda: torch.set_float32_matmul_precision(precision),
+        lambda: setattr(cudnn, "benchmark", benchmark),
+        lambda: setattr(cudnn, "deterministic", deterministic),
+        lambda: torch.set_rng_state(state),
+    ]
+
+
+def _other_settings() -> list[Callable[[], Any]]:
+    """Return what puts back the global settings of Python, numpy and matplotlib as they are now."""
+    python, drawn, errors = random.getstate(), numpy.random.get_state(), numpy.geterr()
+    environment, folder = dict(os.environ), os.getcwd()
+    return [
+        lambda: random.setstate(python),
+        lambda: numpy.random.set_state(drawn),
+        lambda: numpy.seterr(**errors),
+        lambda: _restore_environment(environment),
+        lambda: os.chdir(folder),
+        _plotting_settings(),
+    ]
+
+
+def _restore_environment(environment: dict[str, str]) -> None:
+    """Make the environment what it was, touching only what differs."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
+def _plotting_settings() -> Callable[[], None]:
+    """Return what puts back matplotlib's settings, where it is in use: those of now, or else its defaults."""
+    before = sys.modules.get("matplotlib")
+    settings: dict[str, Any] | None = None if before is None else dict(before.rcParams)
+
+    def restore() -> None:
+        matplotlib = sys.modules.get("matplotlib")
+        if matplotlib is None:
+            return
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].close("all")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated settings are read and written, not used
+            matplotlib.rcParams.update(matplotlib.rcParamsOrig if settings is None else settings)
+
+    return restore
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """Run networks in bf16 where asked; log-densities stay in float32 (see :mod:`vaebench.distributions`)."""
     if precision == "bf16":
@@ -182,11 +286,20 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
+# A terminal's Ctrl-C reaches a worker twice, as its own and passed on by the process that started it.
+_SAME_PRESS = 1.0  # seconds
+
+
 class Interruption:
-    """Notes SIGINT and SIGTERM so that work can stop at the next safe place; a second signal stops at once."""
+    """Notes SIGINT and SIGTERM so that work can stop at the next safe place; a second signal stops at once.
+
+    So too SIGUSR1 and SIGUSR2 where somebody handles them: a batch system says with one of these that the job is
+    about to be taken off the machine, and its own handler would end the work wherever it stands.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._noted_at = 0.0
 
     @property
     def exit_code(self) -> int:
@@ -200,6 +313,7 @@ class Interruption:
             yield self  # only the main thread may set handlers
             return
         kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        kept |= {number: handler for number, handler in _batch_system_handlers().items() if callable(handler)}
         for number in kept:
             signal.signal(number, self._note)
         try:
@@ -209,6 +323,12 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._noted_at = number, time.monotonic()
+        elif time.monotonic() - self._noted_at > _SAME_PRESS:
             raise KeyboardInterrupt
-        self.signal = number
+
+
+def _batch_system_handlers() -> dict[int, Any]:
+    names = ("SIGUSR1", "SIGUSR2")  # Windows has neither
+    return {number: signal.getsignal(number) for name in names if (number := getattr(signal, name, None)) is not None}

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,10 @@ from vaebench.config.compose import HYDRA_VERSION
 from vaebench.config.explain import explain
 
 __all__ = ["command_line", "start"]
+
+# Our launcher presets have the names of the plugins' own settings, and are checked against these: that is wanted.
+# Said at import, because launchers' workers compose configurations, too.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[str]) -> None:

@@ -1,17 +1,13 @@
 """`vaebench train`: settings -> one run, or with -m one run for each combination."""
 
-import os
-import sys
-import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaebench.cli.failure import describe, expected
 from vaebench.cli.flags import TRAIN, Parsed, parse
+from vaebench.cli.launchers import require_launcher
 from vaebench.config.catalog import config_dir, default_choices, described, groups
-from vaebench.errors import RunFailed, UserError
+from vaebench.errors import UserError
 
 __all__ = ["run"]
 
@@ -77,39 +73,29 @@ def resume(parsed: Parsed) -> int:
     return 0
 
 
-@dataclass
-class Outcomes:
-    """What became of the jobs of this process."""
-
-    process: int = field(default_factory=os.getpid)
-    finished: int = 0
-    failures: list[Exception] = field(default_factory=list)
-
-
 def through_hydra(parsed: Parsed) -> int:
-    """Let hydra compose the job, or the jobs of a sweep, and run them all."""
+    """Let hydra compose the job and run it, or hand the jobs of a sweep to `vaebench.cli.sweep`."""
     from omegaconf import DictConfig
 
     from vaebench.cli.hydra_app import start
 
-    outcomes = Outcomes()
-    multirun = "--multirun" in parsed.flags
+    require_launcher(parsed.rest)
+    refused: list[Exception] = []
 
-    def job(cfg: DictConfig) -> str | None:
-        return run_job(cfg, outcomes, multirun=multirun)
+    def job(cfg: DictConfig) -> None:
+        try:
+            run_job(cfg)
+        except Exception as error:  # hydra would add a message of its own
+            refused.append(error)
 
     start(job, "train", parsed.as_words())
-    if not multirun and outcomes.failures:
-        raise outcomes.failures[0]
-    return verdict(outcomes)
+    if refused:
+        raise refused[0]
+    return 0
 
 
-def run_job(cfg: object, outcomes: Outcomes, *, multirun: bool) -> str | None:
-    """Train one job of hydra's; return its run folder.
-
-    In this process a failure is kept in ``outcomes``, so that the other jobs of a sweep run and hydra adds no
-    message of its own; in a launcher's worker it is raised, so that the launcher learns of it.
-    """
+def run_job(cfg: object) -> None:
+    """Train the one job that hydra composed."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
@@ -119,37 +105,8 @@ def run_job(cfg: object, outcomes: Outcomes, *, multirun: bool) -> str | None:
     assert isinstance(cfg, DictConfig)
     # Unresolved: an override may hold a reference, and a wrong one is for from_hydra to report.
     overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    try:
-        config = from_hydra(cfg)
-        from vaebench.cli.core import core
+    config = from_hydra(cfg)
+    from vaebench.cli.core import core
 
-        with command_line(["vaebench", "train", *overrides]):
-            folder = core().train(config)
-    except Exception as error:
-        if multirun:
-            tell(error, overrides)
-        if os.getpid() != outcomes.process:
-            raise RunFailed("jobs failed; the lines above, or the launcher's logs, say which and why") from error
-        outcomes.failures.append(error)
-        return None
-    outcomes.finished += 1
-    return str(folder)
-
-
-def tell(error: Exception, overrides: list[str]) -> None:
-    """Print why one job of a sweep failed."""
-    if not expected(error):
-        traceback.print_exception(error)
-    message = describe(error) if expected(error) else f"{type(error).__name__}: {error}"
-    print(f"vaebench: failed: {' '.join(overrides)}: {message}", file=sys.stderr)
-
-
-def verdict(outcomes: Outcomes) -> int:
-    """Return the exit code of a sweep: 1 if a job failed, 2 if no job was one that could start."""
-    if not outcomes.failures:
-        return 0
-    total = outcomes.finished + len(outcomes.failures)
-    message = f"{len(outcomes.failures)} of {total} jobs failed; the lines above say which and why"
-    if not outcomes.finished and all(isinstance(failure, UserError) for failure in outcomes.failures):
-        raise UserError(message)
-    raise RunFailed(message)
+    with command_line(["vaebench", "train", *overrides]):
+        core().train(config)

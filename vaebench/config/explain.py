@@ -10,14 +10,6 @@ from vaebench.errors import UserError, did_you_mean
 
 __all__ = ["explain"]
 
-LAUNCHERS = {
-    "submitit_slurm": "hydra-submitit-launcher",
-    "submitit_local": "hydra-submitit-launcher",
-    "joblib": "hydra-joblib-launcher",
-    "ray": "hydra-ray-launcher",
-    "ray_aws": "hydra-ray-launcher",
-}
-
 
 def explain(error: Exception, name: str, overrides: Sequence[str]) -> UserError:
     """Return the message for ``error``, raised while ``configs/<name>.yaml`` met ``overrides``."""
@@ -62,8 +54,6 @@ def _no_such_choice(path: str) -> UserError:
 
 def _no_such_plugin(path: str) -> UserError:
     group, _, choice = path.rpartition("/")
-    if group == "hydra/launcher" and choice in LAUNCHERS:
-        return UserError(f"{group}={choice} needs a plugin: pip install {LAUNCHERS[choice]}")
     return UserError(f"there is no {group}={choice}" if group else f"there is no config file named {choice}.yaml")
 
 

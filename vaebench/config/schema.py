@@ -22,6 +22,7 @@ __all__ = [
     "Optimizer",
     "Prior",
     "Rule",
+    "Sweep",
     "Trainer",
 ]
 
@@ -177,6 +178,15 @@ class Trainer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What becomes of the jobs of a sweep; no part of any one run."""
+
+    retry_failed: bool = True
+    fail_fast: bool = False
+    wait: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything about one run, checked and resolved."""
 
@@ -195,6 +205,7 @@ class Config:
     optimizer: Optimizer
     trainer: Trainer
     estimator: Estimator
+    sweep: Sweep = Sweep()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested dicts and lists, as in config.yaml."""

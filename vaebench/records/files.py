@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from vaebench.errors import UserError
+from vaebench.errors import Busy, UserError
 
 fcntl: ModuleType | None
 try:
@@ -134,14 +134,14 @@ class Appender:
 def exclusive(path: Path, *, wait: float, busy: Callable[[str], str]) -> Iterator[None]:
     """Hold the lock ``path``, waiting up to ``wait`` seconds; the system frees it if this process dies.
 
-    Raises UserError with ``busy(holder)`` when another process keeps it, where holder is like "process 12
+    Raises Busy with ``busy(holder)`` when another process keeps it, where holder is like "process 12
     on host". Where the system or the file system has no flock, a marker file is made instead. It outlives a
     crash, so the message then says which file to delete.
     """
     deadline = time.monotonic() + wait
     while (release := _try_lock(path)) is None:
         if time.monotonic() > deadline:
-            raise UserError(busy(_holder(path)))
+            raise Busy(busy(_holder(path)))
         time.sleep(_POLL_SECONDS)
     try:
         yield

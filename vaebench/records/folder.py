@@ -112,7 +112,7 @@ class RunFolder:
     def lock(self) -> AbstractContextManager[None]:
         """Keep every other process from training here while the context lasts and this process lives.
 
-        UserError with the holder's process id and host when the folder is taken.
+        Busy with the holder's process id and host when the folder is taken.
         """
         return exclusive(
             self._lock_file,

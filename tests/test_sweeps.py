@@ -1,0 +1,420 @@
+"""Sweeps: what is done is not done again, what is half done goes on, and no job feels the one before it."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from vaebench import runtime
+from vaebench.cli import main, sweep
+from vaebench.cli.sweep_job import SweepJob
+from vaebench.cli.sweep_record import JobRecord, Records
+from vaebench.cli.sweep_table import table
+from vaebench.config import Config, compose, from_yaml, identity, run_folder, to_yaml
+from vaebench.errors import RunFailed
+from vaebench.records import ResultRecord, RunFolder, append_result, read_results
+from vaebench.training.checkpoint import Checkpoints
+
+TINY = [
+    "latent_dim=2",
+    "decoder.hidden=[8]",
+    "trainer.epochs=1",
+    "trainer.validation_k=2",
+    "estimator.k=2",
+    "estimator.images=20",
+    "trainer.progress=false",
+    "device=cpu",
+]
+
+
+class FakeCore(types.ModuleType):
+    """Trains in no time: leaves a run folder as training does. ``acts`` does something in a seed's run first."""
+
+    def __init__(self) -> None:
+        super().__init__("fake core")
+        self.trained: list[int] = []
+        self.acts: dict[int, Callable[[], Any]] = {}
+
+    def train(self, config: Config) -> Path:
+        run = RunFolder(run_folder(config)).create(to_yaml(config), identity=lambda text: identity(from_yaml(text)))
+        with run.lock():
+            self.trained.append(config.seed)
+            run.write_status("running")
+            try:
+                self.acts.get(config.seed, lambda: None)()
+            except (SystemExit, KeyboardInterrupt):
+                run.write_status("interrupted")
+                raise
+            except Exception as error:
+                run.write_status("failed", str(error))
+                raise
+            append_result(run, result(config))
+            run.write_status("finished")
+        return run.path
+
+
+def result(config: Config, estimator: str = "IWAE") -> ResultRecord:
+    return ResultRecord(
+        estimator=estimator,
+        k=config.estimator.k,
+        inner_k=None,
+        split="test",
+        protocol="mnist5k/dynamic-v1",
+        mean=-100.0 - config.seed,
+        stderr=1.5,
+        n_images=500,
+        direction="lower_bound",
+        epoch=1,
+        seconds=1.0,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def core(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCore:
+    fake = FakeCore()
+    monkeypatch.setattr("vaebench.cli.core.core", lambda: fake)
+    return fake
+
+
+def run(*words: str) -> int:
+    return main(["train", "-m", *words])
+
+
+def written() -> dict[str, Any]:
+    """Return the latest sweep.json."""
+    return json.loads(max(Path("outputs/.sweeps").glob("*/sweep.json")).read_text())
+
+
+def statuses() -> list[str]:
+    return [job["status"] for job in written()["jobs"]]
+
+
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+# Stopped and started.
+
+
+def test_what_is_finished_is_skipped_and_what_is_new_is_added(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    assert run("seed=0,1") == 0
+    assert run("seed=range(4)") == 0
+    assert core.trained == [0, 1, 2, 3]
+    assert statuses() == ["skipped", "skipped", "finished", "finished"]
+    lines = capfd.readouterr().out.splitlines()
+    assert "4 jobs: 2 skipped, 2 finished" in lines
+    assert "1    skipped            >= -100.00 +- 1.50  seed=0" in lines
+    assert lines[-1].startswith("result: test log p(x) by IWAE, k=5000, mnist5k/dynamic-v1, 500 images; nats")
+
+
+def test_what_failed_is_tried_again(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    core.acts[1] = lambda: raise_(RunFailed("the loss was not finite"))
+    assert run("seed=0,1,2") == 1
+    assert statuses() == ["finished", "failed", "finished"]
+    assert "     the loss was not finite" in capfd.readouterr().out.splitlines()
+    assert run("seed=0,1,2", "sweep.retry_failed=false") == 1
+    assert statuses() == ["skipped", "failed", "skipped"]
+    assert "in an earlier session: the loss was not finite" in capfd.readouterr().out
+    del core.acts[1]
+    assert run("seed=0,1,2") == 0
+    assert statuses() == ["skipped", "finished", "skipped"]
+    assert core.trained == [0, 1, 2, 1]
+
+
+def test_what_is_half_done_goes_on(core: FakeCore):
+    half = RunFolder(run_folder(compose(["seed=1"]))).create(to_yaml(compose(["seed=1"])))
+    half.write_status("running")  # and its process is gone
+    (half.checkpoints / "last.pt").touch()
+    assert run("seed=0,1") == 0
+    assert statuses() == ["finished", "resumed"]
+
+
+def test_fail_fast(core: FakeCore):
+    core.acts[1] = lambda: raise_(RunFailed("no"))
+    assert run("seed=range(4)", "sweep.fail_fast=true") == 1
+    assert statuses() == ["finished", "failed", "not started", "not started"]
+    assert core.trained == [0, 1]
+
+
+def test_repetitions_run_once(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    assert run("seed=0,0,1", "name=a,b", "sweep.fail_fast=true,false") == 0
+    assert core.trained == [0, 1]
+    assert "left out: 10 of 12 combinations" in capfd.readouterr().out
+
+
+def test_a_job_that_makes_no_sense_leaves_the_others_alone(core: FakeCore):
+    assert run("objective=hvm", "encoder=gaussian,hvm") == 1
+    assert statuses() == ["failed", "finished"]
+    assert written()["jobs"][0]["folder"] is None
+
+
+# Two sweeps at once.
+
+
+def test_a_job_in_progress_elsewhere_comes_last(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    """While it is at work on seed 1, the other process finishes seed 0."""
+    config = compose(["seed=0"])
+    other = RunFolder(run_folder(config)).create(to_yaml(config))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(other.lock())
+        other.write_status("running")
+
+        def elsewhere() -> None:
+            append_result(other, result(config))
+            other.write_status("finished")
+            stack.close()
+
+        core.acts[1] = elsewhere
+        assert run("seed=0,1") == 0
+    assert core.trained == [1]
+    assert statuses() == ["skipped", "finished"]
+    assert ">= -100.00 +- 1.50  seed=0" in capfd.readouterr().out
+
+
+def test_a_job_that_stays_in_progress_elsewhere_is_busy(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    other = RunFolder(run_folder(compose(["seed=0"]))).create(to_yaml(compose(["seed=0"])))
+    with other.lock():
+        other.write_status("running")
+        assert run("seed=0,1") == 0
+    assert statuses() == ["busy", "finished"]
+    assert f"in progress elsewhere (process {os.getpid()} on " in capfd.readouterr().out
+
+
+def test_a_lock_without_a_status_is_busy_too(core: FakeCore):
+    other = RunFolder(run_folder(compose(["seed=0"]))).create(to_yaml(compose(["seed=0"])))
+    with other.lock():
+        assert run("seed=0,1") == 0
+    assert statuses() == ["busy", "finished"]
+
+
+def test_waiting_for_the_other_process(core: FakeCore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sweep, "WAIT", 0.05)
+    other = RunFolder(run_folder(compose(["seed=0"]))).create(to_yaml(compose(["seed=0"])))
+    lock = other.lock()
+    lock.__enter__()
+    other.write_status("running")
+    # Its process dies after we have done all else.
+    core.acts[1] = threading.Timer(0.3, lambda: lock.__exit__(None, None, None)).start
+    assert run("seed=0,1", "sweep.wait=true") == 0
+    assert statuses() == ["finished", "finished"]
+    assert core.trained == [1, 0]
+
+
+# Stopped by a signal.
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_whole_sweep(number: signal.Signals, core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    core.acts[1] = lambda: (os.kill(os.getpid(), number), time.sleep(5))
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert run("seed=range(4)") == 128 + number
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert core.trained == [0, 1]
+    assert statuses() == ["finished", "interrupted", "not started", "not started"]
+    assert "4 jobs: 1 finished, 1 interrupted, 2 not started" in capfd.readouterr().out
+    del core.acts[1]
+    assert run("seed=range(4)") == 0
+    assert statuses() == ["skipped", "finished", "finished", "finished"]
+
+
+# Launchers that lose their workers.
+
+
+class DyingLauncher:
+    """Its workers die in the jobs of some seeds, so many times, and take the whole launch with them."""
+
+    def __init__(self, job: SweepJob, fatal: dict[int, int]) -> None:
+        self.job, self.fatal = job, fatal
+
+    def launch(self, overrides: list[list[str]], first: int) -> list[Any]:
+        record = Records(self.job.folder)
+        for words in overrides:
+            seed = int(words[0].removeprefix("seed="))
+            (key,) = (key for key in self.job.numbers if key.startswith(f"{seed}-"))
+            record.write(key, JobRecord("running", pid=1, host="nowhere"))
+            if self.fatal.get(seed, 0) > 0:
+                self.fatal[seed] -= 1
+                raise RuntimeError("a worker died")
+            record.write(key, JobRecord("finished"))
+        return [types.SimpleNamespace(_return_value=None)] * len(overrides)
+
+
+@pytest.mark.parametrize(("deaths", "expected"), [(1, "finished"), (2, "failed")])
+def test_a_job_whose_process_dies_is_tried_once_more(
+    deaths: int, expected: str, core: FakeCore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    fatal = {1: deaths}
+    monkeypatch.setattr(
+        "hydra.core.plugins.Plugins.instantiate_launcher",
+        lambda self, task_function, **others: DyingLauncher(task_function, fatal),
+    )
+    assert run("seed=range(3)") == (0 if expected == "finished" else 1)
+    # Those that never had their turn are not blamed.
+    assert statuses() == ["finished", expected, "finished"]
+    assert "the launcher gave up: RuntimeError: a worker died" in capfd.readouterr().err
+
+
+def test_a_launcher_that_cannot_launch(core: FakeCore, monkeypatch: pytest.MonkeyPatch):
+    class Unable:
+        def launch(self, overrides: list[list[str]], first: int) -> list[Any]:
+            raise RuntimeError("Could not detect Slurm\nand much more")
+
+    monkeypatch.setattr("hydra.core.plugins.Plugins.instantiate_launcher", lambda self, **others: Unable())
+    assert run("seed=0,1") == 1
+    assert statuses() == ["failed", "failed"]
+    assert written()["jobs"][1]["error"] == "the launcher gave up: RuntimeError: Could not detect Slurm"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "settings", "jobs", "threads", "batch"),
+    [
+        ("joblib", {"n_jobs": -1}, 8, 1, None),
+        ("joblib", {"n_jobs": 2}, 8, 4, None),
+        ("joblib", {"n_jobs": -1}, 3, 2, None),
+        ("joblib", {"n_jobs": -5}, 8, 2, None),
+        ("joblib", {"n_jobs": 99}, 99, 1, None),
+        ("submitit_local", {"cpus_per_task": 4}, 9, 4, 2),
+        ("submitit_slurm", {}, 9, None, None),
+        ("basic", {}, 9, None, None),
+    ],
+)
+def test_jobs_share_the_cores(
+    launcher: str,
+    settings: dict[str, int],
+    jobs: int,
+    threads: int | None,
+    batch: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(sweep, "cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share = sweep._Share.of(launcher, OmegaConf.create(settings))
+    assert (share.threads(jobs), share.batch) == (threads, batch)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user's own choice
+    assert share.threads(jobs) is None
+
+
+def test_gpus_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch):
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
+    devices = []
+    for number in range(5):
+        runtime.use_gpu_in_turn(number)
+        devices.append([str(runtime.resolve_device(wanted)) for wanted in ("auto", "cuda", "cuda:1")])
+    assert devices == [[f"cuda:{n}", f"cuda:{n}", "cuda:1"] for n in (0, 1, 2, 0, 1)]
+
+
+# Nothing leaks from one job into the next.
+
+
+def meddle() -> None:
+    """Change every global setting that a job could."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    torch.distributions.Distribution.set_default_validate_args(False)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(999)
+    os.environ["VAEBENCH_DATA_DIR"] = "/nowhere"
+    os.chdir("/")
+
+
+def sweep_over(seeds: str, data: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sweep over ``seeds``, of which 0 leaves a mess behind; return the run folder of seed 1."""
+    from vaebench import experiment
+
+    def messy(config: Config) -> Path:
+        path = experiment.train(config)
+        if config.seed == 0:
+            meddle()
+        return path
+
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("vaebench.cli.core.core", lambda: types.SimpleNamespace(train=messy))
+    words = [*TINY, "encoder=iwhvi", "objective=iwae", "k=2", f"data_dir={data}", f"output_dir={place}"]
+    run(f"seed={seeds}", *words)
+    return run_folder(compose([*words, "seed=1"]))
+
+
+def same_run(one: Path, other: Path) -> bool:
+    best, others = [Checkpoints(path / "checkpoints").load("best").state["modules"] for path in (one, other)]
+    values = [[(r.mean, r.stderr) for r in read_results(RunFolder(path))] for path in (one, other)]
+    return values[0] == values[1] and all(torch.equal(best[key], others[key]) for key in best)
+
+
+@pytest.fixture
+def clean() -> Iterator[None]:
+    with runtime.isolated():
+        torch.set_default_dtype(torch.float32)
+        yield
+
+
+@pytest.mark.usefixtures("clean", "folder")
+def test_a_job_s_result_does_not_depend_on_those_before_it(
+    tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    alone = sweep_over("1", default_data_dir, tmp_path / "alone", monkeypatch)
+    after = sweep_over("0,1", default_data_dir, tmp_path / "after", monkeypatch)
+    assert same_run(alone, after)
+    assert torch.get_default_dtype() is torch.float32
+    assert os.environ.get("VAEBENCH_DATA_DIR") != "/nowhere"
+    assert Path.cwd() == tmp_path / "after"
+
+
+@pytest.mark.usefixtures("clean", "folder")
+def test_control_the_mess_would_be_felt(tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runtime, "isolated", contextlib.nullcontext)
+    monkeypatch.setattr(f"{__name__}.meddle", lambda: torch.set_default_dtype(torch.float64))
+    after = sweep_over("0,1", default_data_dir, tmp_path / "after", monkeypatch)
+    assert RunFolder(after).read_status().state == "failed"
+
+
+# What a sweep is not.
+
+
+def test_the_settings_of_a_sweep_define_no_run():
+    plain, other = compose([]), compose(["sweep.retry_failed=false", "sweep.fail_fast=true", "sweep.wait=true"])
+    assert run_folder(plain) == run_folder(other)
+    older = "\n".join(line for line in to_yaml(plain).splitlines() if not line.startswith("sweep:"))
+    assert from_yaml(older) == plain
+
+
+def test_results_of_several_kinds_are_told_apart(folder: Path):
+    config = compose([])
+    lines = [
+        f"test log p(x) >= {-90 - n}.00 +- 1.50 ({how}, k=5, mnist5k/dynamic-v1, 500 images)"
+        for n, how in enumerate(["IWAE", "DIWHVI", "IWAE"])
+    ]
+    jobs = [([f"k={n}", "seed=0"], JobRecord("finished", 61.2, [line])) for n, line in enumerate(lines)]
+    assert table(jobs).splitlines() == [
+        "3 jobs: 3 finished",
+        "job  status    time     result                 settings",
+        "1    finished  0:01:01  >= -90.00 +- 1.50 [a]  k=0",
+        "2    finished  0:01:01  >= -91.00 +- 1.50 [b]  k=1",
+        "3    finished  0:01:01  >= -92.00 +- 1.50 [a]  k=2",
+        "all jobs: seed=0",
+        "result [a]: test log p(x) by IWAE, k=5, mnist5k/dynamic-v1, 500 images; nats, standard error over images",
+        "result [b]: test log p(x) by DIWHVI, k=5, mnist5k/dynamic-v1, 500 images; nats, standard error over images",
+    ]
+    assert config.sweep.retry_failed
