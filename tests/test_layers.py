@@ -29,6 +29,7 @@ LEVELS = {
     "report": 3,
     "config": 4,
     "experiment": 4,
+    "benchmark": 4,
     "cli": 4,
     "__main__": 4,
 }

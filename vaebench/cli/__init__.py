@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "estimate log p(x) of finished runs"),
     "list": ("listing", "show the choices of each config group"),
     "data": ("data", "show, download, verify and prepare datasets"),
+    "bench": ("bench", "measure how fast this machine trains and evaluates"),
 }
 
 HELP = """usage: vaebench <command> [...]

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
-from vaebench.cli.flags import EVALUATE, TRAIN
+from vaebench.cli.flags import BENCH, EVALUATE, TRAIN
 from vaebench.config.catalog import config_dir, described, groups
 from vaebench.errors import UserError
 
@@ -78,5 +78,5 @@ def dataset_names() -> list[str]:
     return [*NAMES, "data_dir=", "binarization=", "split=", "seed=", "--no-download", "--rebuild"]
 
 
-FLAGS = {"train": TRAIN, "evaluate": EVALUATE}
+FLAGS = {"train": TRAIN, "evaluate": EVALUATE, "bench": BENCH}
 LISTS: dict[str, Callable[[], list[str]]] = {"list": group_names, "data": dataset_names}

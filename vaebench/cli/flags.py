@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vaebench.errors import UserError, did_you_mean
 
-__all__ = ["EVALUATE", "HELP", "TRAIN", "Parsed", "parse"]
+__all__ = ["BENCH", "EVALUATE", "HELP", "TRAIN", "Parsed", "parse"]
 
 HELP = {"-h": "--help", "--help": "--help"}
 # Each flag and the name it is known by; a name ending in "=" takes a value, one ending in "?=" may take one.
@@ -30,6 +30,13 @@ TRAIN = HELP | {
     "--resume": "--resume=",
 }
 EVALUATE = HELP
+BENCH = HELP | {
+    "--compiled": "--compiled",
+    "--start-up": "--start-up",
+    "--memory": "--memory",
+    "-o": "--output=",
+    "--output": "--output=",
+}
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
