@@ -67,6 +67,17 @@ def test_the_command_prints_the_table_and_writes_it(tmp_path: Path, capsys: pyte
     assert all(rate > 0 for rate in [*row["rates"].values(), *row["limits"].values()])
 
 
+def test_the_cost_of_a_step_is_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    kept = tmp_path / "cost.json"
+    words = ["bench", "--cost", "full_gaussian", "device=cpu", "threads=1", "batch=8", "-o", str(kept)]
+    assert cli.main(words) == 0
+    assert "| `encoder=full_gaussian objective=iwae k=16` |" in capsys.readouterr().out
+    elbo, iwae = json.loads(kept.read_text())["costs"]
+    # The decoder runs 16 times, the encoder's network once.
+    assert 5 < iwae["flops"] / elbo["flops"] < 16
+    assert iwae["kept"] > elbo["kept"] > 4 * 784
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -3,10 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vaebench.cli.flags import BENCH, parse
 from vaebench.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from vaebench.benchmark import Bench
 
 __all__ = ["run"]
 
@@ -20,6 +23,7 @@ keys: device (auto|cpu|cuda|cuda:N), threads, rounds (5), seconds (1: for each c
 
 flags:
   --compiled       compile the hand-written loops too (a minute or more for each)
+  --cost           count operations and memory of a step instead, for every encoder, and time it
   --start-up       measure start-up times instead
   --memory         measure memory instead
   -o FILE          write the numbers to FILE, as json
@@ -41,7 +45,9 @@ def run(words: list[str]) -> int:
     settings = dict(setting(word) for word in parsed.rest if "=" in word)
     wanted = [word for word in parsed.rest if "=" not in word]
     found: dict[str, Any] = {}
-    if not {"--start-up", "--memory"} & parsed.flags.keys():
+    if "--cost" in parsed.flags:
+        found |= costs(wanted, settings)
+    elif not {"--start-up", "--memory"} & parsed.flags.keys():
         found |= speeds(wanted, settings, compiled="--compiled" in parsed.flags)
     elif wanted or settings:
         raise UserError(f"{' '.join(parsed.rest)} belongs to the cases: leave out --start-up and --memory")
@@ -67,23 +73,52 @@ def setting(word: str) -> tuple[str, Any]:
 
 def speeds(wanted: list[str], settings: dict[str, Any], *, compiled: bool) -> dict[str, Any]:
     """Measure the cases that contain one of the words, print the table and return its numbers."""
-    import torch
-
-    from vaebench import runtime
-    from vaebench.benchmark import CASES, Bench, run
+    from vaebench.benchmark import CASES, run
 
     names = [case.name for case in CASES]
     for word in wanted:
         if not any(word in name for name in names):
             raise UserError(f"no case contains '{word}'; cases: {'; '.join(names)}")
-    device = runtime.resolve_device(settings.pop("device", "auto"))
-    threads = settings.pop("threads", torch.get_num_threads())
     cases = [case for case in CASES if not wanted or any(word in case.name for word in wanted)]
-    bench = Bench(device, threads, compiled=compiled, **settings)
+    bench = bench_of(settings, compiled=compiled)
     report = run(cases, bench, lambda name: print(name, file=sys.stderr, flush=True))
     print(report.text())
     print(f"medians of {bench.rounds} rounds, {report.machine['device']}, batches of {bench.batch}")
     return report.to_dict()
+
+
+def bench_of(settings: dict[str, Any], *, compiled: bool = False) -> "Bench":
+    """Return how to measure."""
+    import torch
+
+    from vaebench import runtime
+    from vaebench.benchmark import Bench
+
+    device = runtime.resolve_device(settings.pop("device", "auto"))
+    threads = settings.pop("threads", torch.get_num_threads())
+    return Bench(device, threads, compiled=compiled, **settings)
+
+
+def costs(wanted: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Count and time a step for each encoder that contains one of the words, by ELBO and by IWAE-16."""
+    from dataclasses import asdict
+
+    from vaebench.benchmark import cost, costs_text
+    from vaebench.config.catalog import config_dir, described
+
+    bench = bench_of(settings)
+    encoders = [listed.choice for listed in described("encoder", [config_dir()])]
+    chosen = [name for name in encoders if not wanted or any(word in name for word in wanted)]
+    if not chosen:
+        raise UserError(f"no encoder contains {' or '.join(wanted)}; encoders: {', '.join(encoders)}")
+    found = []
+    for objective in (["objective=elbo"], ["objective=iwae", "k=16"]):
+        for encoder in chosen:
+            print(f"{encoder} {objective[0]}", file=sys.stderr, flush=True)
+            found.append(cost([f"encoder={encoder}", *objective], bench))
+    counted = [one for one in found if one is not None]
+    print(costs_text(counted))
+    return {"costs": [asdict(one) for one in counted]}
 
 
 def footprints(flags: dict[str, str]) -> dict[str, Any]:

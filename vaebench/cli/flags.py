@@ -32,6 +32,7 @@ TRAIN = HELP | {
 EVALUATE = HELP
 BENCH = HELP | {
     "--compiled": "--compiled",
+    "--cost": "--cost",
     "--start-up": "--start-up",
     "--memory": "--memory",
     "-o": "--output=",
