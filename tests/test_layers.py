@@ -30,6 +30,7 @@ LEVELS = {
     "config": 4,
     "experiment": 4,
     "selftest": 4,
+    "benchmark": 4,
     "cli": 4,
     "__main__": 4,
 }

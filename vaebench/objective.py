@@ -72,6 +72,11 @@ class Objective:
         return self.target or self.bound
 
     @property
+    def additive(self) -> bool:
+        """Whether what is maximised over a batch is the mean of what is maximised over its parts."""
+        return self.free_bits == 0
+
+    @property
     def maximises_its_bound(self) -> bool:
         """Whether, without a warm-up, the maximised quantity is the reported bound."""
         return self.target is None and self.kl_weight == 1 and self.free_bits == 0

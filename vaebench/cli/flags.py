@@ -9,6 +9,7 @@ from vaebench.config.check import build
 from vaebench.errors import UserError, did_you_mean
 
 __all__ = [
+    "BENCH",
     "BOARD",
     "COMPARE",
     "EVALUATE",
@@ -67,6 +68,14 @@ REPORT = HELP | {
 }
 BOARD = HELP | {"--port": "--port=", "--host": "--host=", "--open": "--open"}
 SHOW = HELP | {"--settings": "--settings"}
+BENCH = HELP | {
+    "--compiled": "--compiled",
+    "--cost": "--cost",
+    "--start-up": "--start-up",
+    "--memory": "--memory",
+    "-o": "--output=",
+    "--output": "--output=",
+}
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),

@@ -11,7 +11,15 @@ __all__ = ["defining", "identity", "run_folder"]
 
 # Where a run happens and what it shows do not change the model that it trains.
 NOT_DEFINING = ("device", "data_dir", "output_dir", "name", "estimator", "sweep")
-NOT_DEFINING_IN_TRAINER = ("threads", "progress", "log_every", "image_every", "checkpoint_every", "evaluate")
+NOT_DEFINING_IN_TRAINER = (
+    "threads",
+    "progress",
+    "log_every",
+    "image_every",
+    "checkpoint_every",
+    "evaluate",
+    "microbatch",
+)
 
 
 def defining(config: Config) -> dict[str, Any]:

@@ -175,6 +175,7 @@ class Trainer:
     threads: Count | None
     progress: bool
     evaluate: bool
+    microbatch: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,6 +221,11 @@ def _objective(config: Config, encoder: Encoder) -> Objective:
         curved = any(is_curved(objective.for_encoder().maximised, k) for k in ks)
     except ValueError as error:
         raise UserError(f"objective={config.objective.name}: {error}") from error
+    if config.trainer.microbatch is not None and not objective.additive:
+        raise UserError(
+            f"trainer.microbatch does not go with objective={config.objective.name}, whose allowance is one for the "
+            "whole batch: set trainer.microbatch=null, or a smaller trainer.batch_size"
+        )
     if gradient.path_only and encoder.no_path_gradient is not None:
         raise UserError(
             f"objective.gradient={gradient.value} is not valid for encoder={config.encoder.name}: "

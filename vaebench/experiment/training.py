@@ -28,7 +28,7 @@ from vaebench.training.display import Display
 from vaebench.training.trainer import Interrupted, Plan, Progress, Trainer
 from vaebench.training.update import Loss, Settings, Update
 
-__all__ = ["resume", "train", "updates"]
+__all__ = ["resume", "train", "trainer_for", "updates"]
 
 # What TensorBoard shows of all runs in one chart, by category.
 CHARTS = {
@@ -124,7 +124,9 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
     with Recorder(folder, resume_step=step, hparams=hparams, group=group) as recorder:
         recorder.config_table(config.to_dict())
         recorder.charts(CHARTS)
-        trainer = _trainer(experiment, recorder, checkpoints, interruption, manifest)
+        trainer = trainer_for(
+            experiment, recorder, checkpoints, interruption, validate=partial(_validate, experiment, manifest)
+        )
         if found:
             # The modules' weights are the checkpoint's from here on, the generators' states too.
             trainer.load_state_dict(found.state)
@@ -152,13 +154,15 @@ def _evaluate_at_end(
     print_results(folder, records)
 
 
-def _trainer(
+def trainer_for(
     experiment: Experiment,
     recorder: Recorder,
     checkpoints: Checkpoints,
     interruption: runtime.Interruption,
-    manifest: Manifest,
+    *,
+    validate: Callable[[Modules], float],
 ) -> Trainer:
+    """Return the trainer of a run, at its first step."""
     config, data = experiment.config, experiment.data
     batches = Batches(data.train.to(experiment.device), data.observe, config.trainer.batch_size, config.seed)
     return Trainer(
@@ -166,7 +170,7 @@ def _trainer(
         updates(experiment),
         batches,
         _plan(config),
-        validate=partial(_validate, experiment, manifest),
+        validate=validate,
         recorder=recorder,
         checkpoints=checkpoints,
         identity=identity(config),
@@ -264,7 +268,7 @@ def _update(
         final_lr=settings.final_lr * lr / settings.lr,
         epochs=trainer.epochs,
     )
-    return Update(name, loss, optimizer, rate, repeats, trainer.clip_norm, starts, ends)
+    return Update(name, loss, optimizer, rate, repeats, trainer.clip_norm, starts, ends, trainer.microbatch)
 
 
 def _validate(experiment: Experiment, manifest: Manifest, modules: Modules) -> float:

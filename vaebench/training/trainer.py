@@ -132,22 +132,27 @@ class Trainer:
             UserError: the disk is full.
             Interrupted: a signal came; the state is saved.
         """
-        progress, started = self.progress, time.monotonic() - self.progress.seconds
+        progress = self.progress
         with self.display.training(self.plan.epochs * len(self.batches), progress.step):
             while progress.epoch < self.plan.epochs and not progress.stopped:
-                self._window.restart_clock()
-                for x in self.batches.epoch(progress.epoch, progress.position):
-                    self._step(x)
-                    progress.seconds = time.monotonic() - started
-                    if progress.step % self.plan.log_every == 0:
-                        self._log()
-                    if self.interruption.signal is not None:
-                        self._save_last()
-                        raise Interrupted
-                progress.epoch, progress.position = progress.epoch + 1, 0
-                self._finish_epoch()
-                progress.seconds = time.monotonic() - started
+                self.epoch()
         return progress
+
+    def epoch(self) -> None:
+        """Train to the end of the epoch under way; see :meth:`run`."""
+        progress, started = self.progress, time.monotonic() - self.progress.seconds
+        self._window.restart_clock()
+        for x in self.batches.epoch(progress.epoch, progress.position):
+            self._step(x)
+            progress.seconds = time.monotonic() - started
+            if progress.step % self.plan.log_every == 0:
+                self._log()
+            if self.interruption.signal is not None:
+                self._save_last()
+                raise Interrupted
+        progress.epoch, progress.position = progress.epoch + 1, 0
+        self._finish_epoch()
+        progress.seconds = time.monotonic() - started
 
     def _step(self, x: Tensor) -> None:
         progress = self.progress

@@ -43,6 +43,8 @@ class Update:
     """The epoch before which it rests."""
     ends: float = math.inf
     """The epoch from which on it rests."""
+    microbatch: int | None = None
+    """Images at a time; their gradients add up to that of the batch, in less memory and more time. None for all."""
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,15 +57,24 @@ class Update:
         if not self.starts <= epoch < self.ends:
             return Loss(x.new_zeros(()), {})
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(x, settings)
-        loss.value.backward()
-        metrics = {key: value.detach() for key, value in loss.metrics.items()}
+        loss = self._backward(x, settings)
+        metrics = dict(loss.metrics)
         if self.clip_norm is not None:
             metrics["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         elif with_norm:
             metrics["gradient_norm"] = gradient_norm(self.parameters)
         self.optimizer.step()
-        return Loss(loss.value.detach(), metrics)
+        return Loss(loss.value, metrics)
+
+    def _backward(self, x: Tensor, settings: Settings) -> Loss:
+        """Add the gradient of the mean loss over ``x`` to the parameters', and return the loss without its history."""
+        value, metrics = x.new_zeros(()), {}
+        for part in x.split(self.microbatch or len(x)):
+            share, loss = len(part) / len(x), self.loss(part, settings)
+            (loss.value * share).backward()
+            value = value + share * loss.value.detach()
+            metrics = {key: metrics.get(key, 0) + share * number.detach() for key, number in loss.metrics.items()}
+        return Loss(value, metrics)
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

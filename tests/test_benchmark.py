@@ -1,0 +1,93 @@
+"""vaebench bench: the loops written by hand are the same models, and what is printed is what was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaebench import cli
+from vaebench.benchmark import CASES, Case
+from vaebench.benchmark.cases import counted, grey_images
+from vaebench.benchmark.floors import HandWritten
+from vaebench.benchmark.measure import Timing
+from vaebench.benchmark.report import shown
+from vaebench.config import compose
+from vaebench.experiment import build
+
+COMMON = ["device=cpu", "trainer.threads=1", "trainer.progress=false"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_loop_written_by_hand_has_the_same_parameters(case: Case):
+    torch.manual_seed(0)
+    run = build(compose([*case.words, f"k={case.k}", *COMMON]))
+    assert sum(p.numel() for p in case.floor().parameters()) == sum(run.parameters.values())
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.evaluates], ids=lambda case: case.name)
+def test_the_loop_written_by_hand_lowers_its_loss(case: Case):
+    torch.manual_seed(0)
+    floor = case.floor()
+    loop = HandWritten(floor, grey_images(64), case.k, 32)
+    x = torch.bernoulli(loop.probabilities)
+    with torch.no_grad():
+        before = floor(x, case.k)
+    for _ in range(6):
+        loop.epoch()
+    with torch.no_grad():
+        assert floor(x, case.k) < before - 10
+
+
+def test_flops_are_those_of_the_matrix_products():
+    case = next(case for case in CASES if case.name == "train gaussian")
+    loop = HandWritten(case.floor(), grey_images(8), 1, 8)
+    products = 8 * (784 * 300 + 300 * 300 + 300 * 64 + 32 * 300 + 300 * 300 + 300 * 784)
+    # Two operations for each product, forward and twice backward; the pixels need no gradient.
+    expected = 2 * (3 * products - 8 * 784 * 300)
+    assert counted(lambda: loop.step(torch.zeros(8, 784))) == expected
+
+
+def test_a_ratio_is_taken_round_by_round():
+    timing = Timing({"a": [1.0, 20.0, 6.0], "b": [1.0, 10.0, 2.0]})
+    assert (timing.rate("a"), timing.ratio("a", "b")) == (6.0, 2.0)
+
+
+@pytest.mark.parametrize(("rate", "text"), [(12345.0, "12,300"), (98.7, "99"), (1234567.0, "1,230,000"), (None, "")])
+def test_three_digits_that_count(rate: float | None, text: str):
+    assert shown(rate) == text
+
+
+def test_the_command_prints_the_table_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["bench", "iwae-16", "device=cpu", "threads=1", "rounds=1", "seconds=0.001", "batch=4"]
+    assert cli.main([*words, "-o", str(tmp_path / "bench.json")]) == 0
+    assert "| train gaussian, iwae-16, images/s |" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert set(row["rates"]) == {"hand-written", "vaebench", "hand-written, bf16", "vaebench, bf16"}
+    assert all(rate > 0 for rate in [*row["rates"].values(), *row["limits"].values()])
+
+
+def test_the_cost_of_a_step_is_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    kept = tmp_path / "cost.json"
+    words = ["bench", "--cost", "full_gaussian", "device=cpu", "threads=1", "batch=8", "-o", str(kept)]
+    assert cli.main(words) == 0
+    assert "| `encoder=full_gaussian objective=iwae k=16` |" in capsys.readouterr().out
+    elbo, iwae = json.loads(kept.read_text())["costs"]
+    # The decoder runs 16 times, the encoder's network once.
+    assert 5 < iwae["flops"] / elbo["flops"] < 16
+    assert iwae["kept"] > elbo["kept"] > 4 * 784
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainn"], "no case contains 'trainn'"),
+        (["rouds=3"], "did you mean 'rounds'"),
+        (["rounds=0"], "rounds must be more than 0"),
+        (["threads=many"], "threads must be a number"),
+        (["gaussian", "--memory"], "leave out --start-up and --memory"),
+    ],
+)
+def test_wrong_requests_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["bench", *words]) == 2
+    assert message in capsys.readouterr().err

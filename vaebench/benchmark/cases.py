@@ -1,0 +1,194 @@
+"""What is measured: each case pairs vaebench's own trainer or evaluator with a loop written by hand."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vaebench import runtime
+from vaebench.benchmark.floors import (
+    AdversarialFloor,
+    Floor,
+    GaussianFloor,
+    HandWritten,
+    HierarchicalFloor,
+    InverseAutoregressiveFloor,
+)
+from vaebench.config import compose, to_yaml
+from vaebench.evaluation import log_likelihoods
+from vaebench.evaluation.importance import ROWS
+from vaebench.experiment.assembly import Experiment, build
+from vaebench.experiment.training import trainer_for
+from vaebench.records import Recorder, RunFolder
+from vaebench.training.checkpoint import Checkpoints
+
+__all__ = ["CASES", "Bench", "Case", "Work"]
+
+Candidates = dict[str, Callable[[], float]]
+HAND, OURS = "hand-written", "vaebench"
+EVALUATED_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How to measure."""
+
+    device: torch.device
+    threads: int
+    batch: int = 256
+    seconds: float = 1.0
+    """About as long a candidate works in a round."""
+    rounds: int = 5
+    compiled: bool = False
+    """Whether hand-written losses are compiled too."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One case, ready to be timed."""
+
+    candidates: Candidates
+    """By name; each does some work and returns how much."""
+    flops: float
+    """Of the matrix products behind one unit of work."""
+    rows: int
+    """Rows of its matrix products."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A piece of work."""
+
+    name: str
+    unit: str
+    words: Sequence[str]
+    """What follows ``vaebench train``."""
+    floor: Callable[[], Floor]
+    k: int = 1
+    evaluates: bool = False
+
+    def prepare(self, bench: Bench, folder: Path, stack: ExitStack) -> Work:
+        """Make the models and the data; what has to be closed goes on ``stack``."""
+        runtime.seed_everything(0)
+        return self._evaluation(bench) if self.evaluates else self._training(bench, folder, stack)
+
+    def _experiment(self, bench: Bench, images: int, precision: str) -> Experiment:
+        words = [*self.words, f"k={self.k}", f"device={bench.device}", f"trainer.threads={bench.threads}"]
+        words += [f"trainer.batch_size={bench.batch}", "trainer.progress=false", f"trainer.precision={precision}"]
+        # Epochs without end: it is the benchmark that stops. A checkpoint is written every 215 steps, as on MNIST.
+        every = max(1, round(55_000 / images))
+        words += ["trainer.epochs=1000000", "trainer.validate_every=1000000", f"trainer.checkpoint_every={every}"]
+        built = build(compose([*words, "trainer.image_every=0"]))
+        return replace(built, data=replace(built.data, train=grey_images(images)))
+
+    def _training(self, bench: Bench, folder: Path, stack: ExitStack) -> Work:
+        steps = self._steps_in_a_round(bench)
+        images = steps * bench.batch
+        data = grey_images(images).to(bench.device)
+        candidates: Candidates = {}
+        for precision, suffix in PRECISIONS.items():
+            loop = HandWritten(self.floor(), data, self.k, bench.batch, precision)
+            candidates[HAND + suffix] = returning(images, loop.epoch)
+            if bench.compiled:
+                loop = HandWritten(self.floor(), data, self.k, bench.batch, precision, compiled=True)
+                candidates[f"{HAND}, compiled{suffix}"] = returning(images, loop.epoch)
+            own = folder / f"{self.name}{suffix}".replace(" ", "-")
+            epoch = self._trainer(self._experiment(bench, images, precision), own, stack)
+            candidates[OURS + suffix] = returning(images, epoch)
+        x = torch.zeros(bench.batch, data.shape[1], device=bench.device)
+        flops = counted(lambda: HandWritten(self.floor(), data, self.k, bench.batch).step(x))
+        return Work(candidates, flops / bench.batch, bench.batch * self.k)
+
+    def _trainer(self, experiment: Experiment, folder: Path, stack: ExitStack) -> Callable[[], None]:
+        run = RunFolder(folder).create(to_yaml(experiment.config))
+        recorder = stack.enter_context(Recorder(run))
+        trainer = trainer_for(
+            experiment, recorder, Checkpoints(run.checkpoints), runtime.Interruption(), validate=lambda modules: 0.0
+        )
+        return trainer.epoch
+
+    def _steps_in_a_round(self, bench: Bench) -> int:
+        """Return how many steps the loop written by hand takes in the time of a round."""
+        few = 3
+        loop = HandWritten(self.floor(), grey_images(few * bench.batch).to(bench.device), self.k, bench.batch)
+        loop.epoch()
+        return max(few, round(few * bench.seconds / seconds_of(loop.epoch)))
+
+    def _evaluation(self, bench: Bench) -> Work:
+        data = grey_images(EVALUATED_IMAGES).to(bench.device)
+        rows = ROWS["cuda" if bench.device.type == "cuda" else "cpu"]
+        loops = {p: HandWritten(self.floor(), data, 1, bench.batch, p) for p in PRECISIONS}
+        hand = loops["float32"]
+        hand.evaluate(100, rows)
+        k = max(100, round(100 * bench.seconds / seconds_of(lambda: hand.evaluate(100, rows))))
+        amount = len(data) * k
+        candidates: Candidates = {}
+        for precision, suffix in PRECISIONS.items():
+            experiment = self._experiment(bench, bench.batch, precision)
+            experiment.modules.eval()
+            candidates[HAND + suffix] = returning(amount, lambda loop=loops[precision]: loop.evaluate(k, rows))
+            candidates[OURS + suffix] = returning(amount, lambda e=experiment: evaluated(e, data, k))
+        flops = counted(lambda: hand.evaluate(100, rows)) / (100 * len(data))
+        return Work(candidates, flops, rows)
+
+
+PRECISIONS = {"float32": "", "bf16": ", bf16"}
+
+
+def evaluated(experiment: Experiment, data: Tensor, k: int) -> None:
+    """Estimate log p(x) of all images as ``vaebench evaluate`` does."""
+    with experiment.autocast():
+        for _ in log_likelihoods(experiment.model, experiment.encoder, experiment.data.observe, data, k=k):
+            pass
+
+
+def returning(amount: float, work: Callable[[], object]) -> Callable[[], float]:
+    """Return ``work`` as a function that says how much it did."""
+
+    def timed() -> float:
+        work()
+        return amount
+
+    return timed
+
+
+def grey_images(count: int) -> Tensor:
+    """Make pixel bytes, (count, 784), a fifth of them grey or white, as in MNIST."""
+    generator = torch.Generator().manual_seed(0)
+    bright = torch.rand(count, 784, generator=generator) < 0.2
+    return torch.randint(0, 256, (count, 784), generator=generator).mul(bright).to(torch.uint8)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return the seconds that ``work`` takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def counted(work: Callable[[], object]) -> float:
+    """Return the floating-point operations of the matrix products in ``work``."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+INNER = 5
+CASES = [
+    Case("train gaussian", "images/s", ["encoder=gaussian"], GaussianFloor),
+    Case("train gaussian, iwae-16", "images/s", ["encoder=gaussian", "objective=iwae"], GaussianFloor, k=16),
+    Case("evaluate gaussian", "image-samples/s", ["encoder=gaussian"], GaussianFloor, evaluates=True),
+    Case(
+        "train iwhvi",
+        "images/s",
+        ["encoder=iwhvi", f"encoder.inner_k={INNER}"],
+        lambda: HierarchicalFloor(INNER),
+    ),
+    Case("train iaf", "images/s", ["encoder=iaf"], lambda: InverseAutoregressiveFloor(4, 128, 2)),
+    Case("train avb", "images/s", ["encoder=avb"], lambda: AdversarialFloor(64, (512, 512), 3)),
+]

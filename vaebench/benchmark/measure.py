@@ -1,0 +1,54 @@
+"""Timing things side by side: in turn, several rounds, so that a noisy machine is noisy to all of them."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+__all__ = ["Timing", "side_by_side"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How much work per second each candidate did, round by round."""
+
+    rates: dict[str, list[float]]
+    """Units of work per second, one number for each round."""
+
+    def rate(self, name: str) -> float:
+        """Return the median over rounds."""
+        return median(self.rates[name])
+
+    def ratio(self, name: str, base: str) -> float:
+        """Return the median over rounds of rate(name) / rate(base), pair by pair."""
+        return median(a / b for a, b in zip(self.rates[name], self.rates[base], strict=True))
+
+
+def side_by_side(
+    candidates: Mapping[str, Callable[[], float]], rounds: int, device: torch.device, warm_up: int = 1
+) -> Timing:
+    """Run each candidate once a round, in turn.
+
+    Args:
+        candidates: each does a piece of work and returns how much it was, in units of its own.
+        rounds: rounds that count.
+        device: is waited for before the clock is read.
+        warm_up: rounds before these.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(warm_up + rounds):
+        for name, work in candidates.items():
+            _settle(device)
+            started = time.perf_counter()
+            amount = work()
+            _settle(device)
+            if number >= warm_up:
+                rates[name].append(amount / (time.perf_counter() - started))
+    return Timing(rates)
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,132 @@
+"""`vaebench bench`: how fast this machine trains and evaluates."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaebench.cli.flags import BENCH, parse
+from vaebench.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from vaebench.benchmark import Bench
+
+__all__ = ["run"]
+
+HELP = """usage: vaebench bench [WORD ...] [KEY=VALUE ...] [FLAGS]
+
+Measure training and evaluation side by side with loops written by hand for the same models, in turn, and print
+medians, ratios, and what the machine's matrix products alone would allow. WORD picks the cases that contain it.
+The machine should have nothing else to do.
+
+keys: device (auto|cpu|cuda|cuda:N), threads, rounds (5), seconds (1: for each candidate and round), batch (256)
+
+flags:
+  --compiled       compile the hand-written loops too (a minute or more for each)
+  --cost           count operations and memory of a step instead, for every encoder, and time it
+  --start-up       measure start-up times instead
+  --memory         measure memory instead
+  -o FILE          write the numbers to FILE, as json
+
+examples:
+  vaebench bench
+  vaebench bench gaussian threads=1 -o bench.json
+  vaebench bench --start-up --memory
+"""
+KEYS: dict[str, Any] = {"device": str, "threads": int, "rounds": int, "seconds": float, "batch": int}
+
+
+def run(words: list[str]) -> int:
+    """Carry out ``vaebench bench <words>`` and return the exit code."""
+    parsed = parse(words, BENCH)
+    if "--help" in parsed.flags:
+        print(HELP, end="")
+        return 0
+    settings = dict(setting(word) for word in parsed.rest if "=" in word)
+    wanted = [word for word in parsed.rest if "=" not in word]
+    found: dict[str, Any] = {}
+    if "--cost" in parsed.flags:
+        found |= costs(wanted, settings)
+    elif not {"--start-up", "--memory"} & parsed.flags.keys():
+        found |= speeds(wanted, settings, compiled="--compiled" in parsed.flags)
+    elif wanted or settings:
+        raise UserError(f"{' '.join(parsed.rest)} belongs to the cases: leave out --start-up and --memory")
+    found |= footprints(parsed.flags)
+    if "--output" in parsed.flags:
+        Path(parsed.flags["--output"]).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def setting(word: str) -> tuple[str, Any]:
+    """Return a word such as ``threads=1`` as (key, value)."""
+    key, _, value = word.partition("=")
+    if key not in KEYS:
+        raise UserError(f"unknown key {key}{did_you_mean(key, KEYS)}; keys: {', '.join(KEYS)}")
+    try:
+        converted = KEYS[key](value)
+    except ValueError:
+        raise UserError(f"{key} must be a number, not '{value}'") from None
+    if KEYS[key] is not str and converted <= 0:
+        raise UserError(f"{key} must be more than 0, not {value}")
+    return key, converted
+
+
+def speeds(wanted: list[str], settings: dict[str, Any], *, compiled: bool) -> dict[str, Any]:
+    """Measure the cases that contain one of the words, print the table and return its numbers."""
+    from vaebench.benchmark import CASES, run
+
+    names = [case.name for case in CASES]
+    for word in wanted:
+        if not any(word in name for name in names):
+            raise UserError(f"no case contains '{word}'; cases: {'; '.join(names)}")
+    cases = [case for case in CASES if not wanted or any(word in case.name for word in wanted)]
+    bench = bench_of(settings, compiled=compiled)
+    report = run(cases, bench, lambda name: print(name, file=sys.stderr, flush=True))
+    print(report.text())
+    print(f"medians of {bench.rounds} rounds, {report.machine['device']}, batches of {bench.batch}")
+    return report.to_dict()
+
+
+def bench_of(settings: dict[str, Any], *, compiled: bool = False) -> "Bench":
+    """Return how to measure."""
+    import torch
+
+    from vaebench import runtime
+    from vaebench.benchmark import Bench
+
+    device = runtime.resolve_device(settings.pop("device", "auto"))
+    threads = settings.pop("threads", torch.get_num_threads())
+    return Bench(device, threads, compiled=compiled, **settings)
+
+
+def costs(wanted: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Count and time a step for each encoder that contains one of the words, by ELBO and by IWAE-16."""
+    from dataclasses import asdict
+
+    from vaebench.benchmark import cost, costs_text
+    from vaebench.config.catalog import config_dir, described
+
+    bench = bench_of(settings)
+    encoders = [listed.choice for listed in described("encoder", [config_dir()])]
+    chosen = [name for name in encoders if not wanted or any(word in name for word in wanted)]
+    if not chosen:
+        raise UserError(f"no encoder contains {' or '.join(wanted)}; encoders: {', '.join(encoders)}")
+    found = []
+    for objective in (["objective=elbo"], ["objective=iwae", "k=16"]):
+        for encoder in chosen:
+            print(f"{encoder} {objective[0]}", file=sys.stderr, flush=True)
+            found.append(cost([f"encoder={encoder}", *objective], bench))
+    counted = [one for one in found if one is not None]
+    print(costs_text(counted))
+    return {"costs": [asdict(one) for one in counted]}
+
+
+def footprints(flags: dict[str, str]) -> dict[str, Any]:
+    """Measure start-up and memory where that is asked for."""
+    from vaebench.benchmark.footprint import memory, start_up
+
+    lines = start_up(tries=5) if "--start-up" in flags else []
+    lines += memory() if "--memory" in flags else []
+    for line in lines:
+        print(line.text(), flush=True)
+    return {line.name: {"value": line.value, "unit": line.unit} for line in lines}
