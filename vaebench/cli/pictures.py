@@ -1,10 +1,9 @@
 """What the commands have in common that draw pictures of runs."""
 
-import sys
 from pathlib import Path
 
 from vaebench.cli.evaluate import told_apart
-from vaebench.cli.failure import describe, expected
+from vaebench.cli.failure import expected, tell
 from vaebench.cli.flags import PICTURE, parse, settings
 from vaebench.config.pictures import Look
 from vaebench.errors import RunFailed, UserError
@@ -78,6 +77,6 @@ def drawn(folder: Path, look: Look) -> bool:
     except Exception as error:
         if not expected(error):
             raise
-        print(f"vaebench: failed: {folder}: {describe(error)}", file=sys.stderr)
+        tell(error, [str(folder)])
         return False
     return True
