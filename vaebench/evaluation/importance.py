@@ -20,13 +20,16 @@ from vaebench.model import GenerativeModel
 from vaebench.objective import weigh
 from vaebench.runtime import derived_seed, forked_randomness, free_memory, notice, unless_memory_runs_out
 
-__all__ = ["Chunks", "PerImage", "log_likelihood", "log_likelihoods", "weighed"]
+__all__ = ["Chunks", "PerImage", "chunks_within", "log_likelihood", "log_likelihoods", "weighed"]
 
 # Rows (image x sample x inner sample) in flight: enough to keep matrix products busy, small enough for the
 # activations of a 784-pixel decoder to stay near the caches of a CPU, or well inside a small GPU.
 ROWS = {"cpu": 4_000, "cuda": 200_000}
 LARGEST_ROW = 2**20
 """Bytes that no network here needs for a row: where as much is free for each, nothing is measured."""
+
+TRIED_ROWS = 500
+"""Rows by which it is measured: enough for them to outweigh what is taken once."""
 
 
 @dataclass
@@ -69,13 +72,11 @@ class Chunks:
         if self.rows * LARGEST_ROW <= budget:
             return
         context = encoder.encode(x)
-
-        def peak(samples: int) -> int:
-            return peak_bytes(
-                lambda: weigh(model, x, encoder.sample(context, samples, inner_k=self.inner, inner_chunk=self.inner))
-            )
-
-        each = max(1, (peak(3) - peak(1)) // 2)
+        samples = max(1, TRIED_ROWS // (1 + self.inner))
+        peak = peak_bytes(
+            lambda: weigh(model, x, encoder.sample(context, samples, inner_k=self.inner, inner_chunk=self.inner))
+        )
+        each = max(1, peak // samples)
         self.samples = max(1, min(self.samples, int(budget / (each * self.batch))))
         self.batch = max(1, min(self.batch, int(budget / (each * self.samples))))
 
@@ -92,24 +93,30 @@ class Chunks:
 
 
 def chunks_within(
-    memory: float, model: GenerativeModel, encoder: Encoder, x: Tensor, inner_k: int, batch: int | None, k: int | None
+    share: float,
+    model: GenerativeModel,
+    encoder: Encoder,
+    x: Tensor,
+    inner_k: int,
+    batch: int | None,
+    samples: int | None,
 ) -> Chunks:
-    """Choose chunks of which half a device's free memory holds ``memory`` (1 for one process); what is given stays.
+    """Choose chunks that take up half of the memory that is free for them, at most; what is given stays.
 
     Args:
-        memory: the share of the device's memory that is this process's.
+        share: how much of the device's free memory is this process's, from 0 to 1.
         model: p(x, z).
         encoder: q(z|x).
         x: one image, (1, X), to try with.
         inner_k: inner samples per sample.
         batch: images at a time, or None.
-        k: samples at a time, or None.
+        samples: samples at a time, or None.
     """
-    chunks = Chunks.automatic(x.device, inner_k, batch, k)
+    chunks = Chunks.automatic(x.device, inner_k, batch, samples)
     free = free_memory(x.device)
-    if free is not None and k is None:
+    if free is not None and samples is None:
         with torch.no_grad(), forked_randomness(x.device, 0):
-            chunks.fit(model, encoder, x, memory * free / 2)
+            chunks.fit(model, encoder, x, share * free / 2)
         chunks.batch = batch or chunks.batch
     return chunks
 
