@@ -41,7 +41,7 @@ def untrained(folder: Path, data: Path, overrides: list[str]) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory, default_data_dir: Path) -> Path:
     """The run folder of a small model that has seen its images a few times."""
     torch.set_default_dtype(torch.float32)
-    words = ["latent_dim=8", "encoder=gaussian", "decoder.hidden=[100]", "optimizer.lr=3e-3", "trainer.epochs=5"]
+    words = ["latent_dim=8", "encoder=gaussian", "decoder.hidden=[100]", "optimizer.lr=3e-3", "trainer.epochs=4"]
     words += ["trainer.evaluate=false", "trainer.validation_k=1", "device=cpu", "trainer.threads=1"]
     words += ["trainer.progress=false", "trainer.kl_warmup=0", f"data_dir={default_data_dir}"]
     return experiment.train(compose([*words, f"output_dir={tmp_path_factory.mktemp('trained')}"]))
