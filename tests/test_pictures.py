@@ -323,6 +323,18 @@ def test_a_long_title_widens_the_picture():
     assert (found[:, -MARGIN // 2 :] == WHITE).all()
 
 
+def test_labels_do_not_run_into_one_another():
+    images, heads = numpy.zeros((6, 28, 28), dtype=numpy.uint8), ["-0.625"] * 6
+    room, crowded = (Sheet(images, 6, heads=heads, scale=scale).pixels() for scale in (3, 1))
+    one = Sheet(images[:1], 1, heads=heads[:1], scale=3).pixels()
+
+    def ink(picture: numpy.ndarray) -> float:
+        return (255.0 - picture[: MARGIN + 12]).sum()
+
+    assert ink(room) == pytest.approx(6 * ink(one), rel=0.05)
+    assert ink(crowded) == pytest.approx(3 * ink(one), rel=0.05)
+
+
 def test_breaks_are_wider_than_gaps():
     images = numpy.zeros((4, 28, 28), dtype=numpy.uint8)
     found = Sheet(images, 4, breaks=(2,), scale=2).pixels()[MARGIN + 5]
