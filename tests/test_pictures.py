@@ -41,7 +41,7 @@ def untrained(folder: Path, data: Path, overrides: list[str]) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory, default_data_dir: Path) -> Path:
     """The run folder of a small model that has seen its images a few times."""
     torch.set_default_dtype(torch.float32)
-    words = ["latent_dim=8", "encoder=gaussian", "decoder.hidden=[100]", "optimizer.lr=3e-3", "trainer.epochs=5"]
+    words = ["latent_dim=8", "encoder=gaussian", "decoder.hidden=[100]", "optimizer.lr=3e-3", "trainer.epochs=4"]
     words += ["trainer.evaluate=false", "trainer.validation_k=1", "device=cpu", "trainer.threads=1"]
     words += ["trainer.progress=false", "trainer.kl_warmup=0", f"data_dir={default_data_dir}"]
     return experiment.train(compose([*words, f"output_dir={tmp_path_factory.mktemp('trained')}"]))
@@ -321,6 +321,18 @@ def test_a_long_title_widens_the_picture():
     found = sheet.pixels()
     assert found.shape[1] > 300
     assert (found[:, -MARGIN // 2 :] == WHITE).all()
+
+
+def test_labels_do_not_run_into_one_another():
+    images, heads = numpy.zeros((6, 28, 28), dtype=numpy.uint8), ["-0.625"] * 6
+    room, crowded = (Sheet(images, 6, heads=heads, scale=scale).pixels() for scale in (3, 1))
+    one = Sheet(images[:1], 1, heads=heads[:1], scale=3).pixels()
+
+    def ink(picture: numpy.ndarray) -> float:
+        return (255.0 - picture[: MARGIN + 12]).sum()
+
+    assert ink(room) == pytest.approx(6 * ink(one), rel=0.05)
+    assert ink(crowded) == pytest.approx(3 * ink(one), rel=0.05)
 
 
 def test_breaks_are_wider_than_gaps():

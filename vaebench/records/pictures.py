@@ -86,8 +86,14 @@ class Sheet:
         for number, line in enumerate(lines):
             below = (MARGIN, MARGIN - 4 + LINE_HEIGHT * number)
             draw.text(below, line, fill=FAINT if number else INK, font=font)
+        end = -GAP
         for start, text in zip(places.lefts, self.heads, strict=False):
-            draw.text((left + start + width / 2, top - 4), text, fill=INK, font=font, anchor="ms")
+            half = _width(font, text) / 2
+            middle = start + width / 2
+            if middle - half < end + GAP / 2:
+                continue  # small images have no room for each label
+            draw.text((left + middle, top - 4), text, fill=INK, font=font, anchor="ms")
+            end = middle + half
         for start, text in zip(places.tops, self.sides, strict=False):
             draw.text((left - GAP, top + start + height / 2), text, fill=INK, font=font, anchor="rm")
         return numpy.asarray(picture)

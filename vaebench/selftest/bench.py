@@ -17,6 +17,8 @@ class Bench:
     device: torch.device
     folder: Path
     """An empty folder, removed afterwards."""
+    seed: int = 0
+    """For what takes a seed of its own; torch's generators are seeded with it."""
 
 
 @contextmanager

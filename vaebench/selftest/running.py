@@ -54,7 +54,7 @@ def _outcome(name: str, device: torch.device, seed: int) -> Outcome:
     with tempfile.TemporaryDirectory() as folder, default_dtype(torch.float64), forked_randomness(device, seed):
         try:
             check = importlib.import_module(f"vaebench.selftest.checks.{name}").check
-            rows.extend(check(Bench(device, Path(folder))))
+            rows.extend(check(Bench(device, Path(folder), seed)))
         except Exception as raised:
             # Whatever it is, it is what the self-test is for; the other checks may still say more.
             error = f"{type(raised).__name__}: {raised}"
