@@ -6,6 +6,7 @@ for any number of processes, but for the rounding of sums, and a checkpoint know
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from vaebench.errors import UserError
 from vaebench.runtime import use_gpu_in_turn
 
-__all__ = ["Replicas", "batch_mean", "joined", "own_part", "started_by_torchrun"]
+__all__ = ["Replicas", "batch_max", "batch_mean", "joined", "own_part", "started_by_torchrun"]
 
 
 class Replicas:
@@ -81,6 +82,14 @@ class Replicas:
         total = values.detach().clone()
         dist.all_reduce(total)
         return total
+
+    def largest(self, value: Tensor) -> Tensor:
+        """Return the largest ``value`` of all processes."""
+        if self.count == 1:
+            return value
+        found = value.detach().clone()
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found
 
     def joined_up(self, own: Tensor, total: int) -> Tensor:
         """Return all ``total`` numbers, (N,), of which each process has those of its :meth:`part`."""
@@ -152,6 +161,14 @@ def batch_mean(values: Tensor) -> Tensor:
     if share is None:
         return mean
     return mean + (share.replicas.sum(share.weight * mean) - mean).detach()
+
+
+def batch_max(values: Tensor) -> Tensor:
+    """Return the largest of ``values``, this process's share, in the whole batch; no gradient flows."""
+    largest, share = values.detach().max(), _SHARE.get()
+    if share is None:
+        return largest
+    return share.replicas.largest(largest if share.weight else torch.full_like(largest, -math.inf))
 
 
 def started_by_torchrun() -> bool:
