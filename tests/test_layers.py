@@ -17,6 +17,7 @@ LEVELS = {
     "flows": 0,
     "hmc": 0,
     "datasets": 0,
+    "replicas": 0,
     "runtime": 0,
     "priors": 1,
     "model": 1,

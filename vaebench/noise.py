@@ -9,9 +9,12 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from vaebench.replicas import own_part
 
 __all__ = ["inner_samples", "keyed", "shared_over_samples", "standard_normal", "uniform"]
 
@@ -24,7 +27,7 @@ def standard_normal(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return N(0, 1) noise of ``shape`` = (..., K, B, D), with the dtype and device of ``like``."""
     source = _SOURCE.get()
     if source is None:
-        return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
+        return own_part(partial(torch.randn, dtype=like.dtype, device=like.device), tuple(shape))
     return source.normal(tuple(shape), like)
 
 
@@ -32,7 +35,7 @@ def uniform(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return uniform noise on (0, 1) of ``shape`` = (..., K, B, D), with the dtype and device of ``like``."""
     source = _SOURCE.get()
     if source is None:
-        return torch.rand(tuple(shape), dtype=like.dtype, device=like.device)
+        return own_part(partial(torch.rand, dtype=like.dtype, device=like.device), tuple(shape))
     return source.uniform(tuple(shape), like)
 
 

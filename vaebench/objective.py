@@ -9,6 +9,7 @@ from vaebench.bounds import Bound
 from vaebench.encoders import Draw, Encoder
 from vaebench.gradients import GradientEstimator, rescale_inner_paths, rescale_paths
 from vaebench.model import GenerativeModel
+from vaebench.replicas import batch_mean
 
 __all__ = ["Evidence", "Objective", "evidence", "weigh"]
 
@@ -105,6 +106,6 @@ class Objective:
         value = target(log_w)
         if self.free_bits:
             # Below the allowance this takes the KL term out of the value; above it, it adds nothing.
-            kl = (drawn.log_q - drawn.log_prior).mean()
+            kl = batch_mean(drawn.log_q - drawn.log_prior)
             value = value + weight * kl.clamp(min=self.free_bits).neg().add(kl)
         return value, drawn

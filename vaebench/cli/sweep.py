@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vaebench.cli.failure import message, tell
+from vaebench.cli.launchers import require_launcher
 from vaebench.cli.sweep_job import SweepJob
 from vaebench.cli.sweep_record import JobRecord, Records, job_key, standing
 from vaebench.cli.sweep_table import table
@@ -108,7 +109,9 @@ class _Sweep:
         self.started = now()
         self.signal: int | None = None
         self.launcher_failure: str | None = None
-        share = _Share.of(config.hydra.runtime.choices["hydra/launcher"], config.hydra.launcher)
+        launcher = config.hydra.runtime.choices["hydra/launcher"]
+        require_launcher([f"hydra/launcher={launcher}"])  # a yaml file may have chosen it
+        share = _Share.of(launcher, config.hydra.launcher)
         self.batch = batch or share.batch
         self.job = SweepJob(
             self.folder,

@@ -1,5 +1,6 @@
 """`vaebench train`: settings -> one run, or with -m one run for each combination."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ def through_hydra(parsed: Parsed) -> int:
     from vaebench.cli.hydra_app import start
 
     require_launcher(parsed.rest)
+    if "--multirun" in parsed.flags and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("torchrun starts several processes for one run, and -m asks for several runs: leave one out")
     refused: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:

@@ -33,6 +33,7 @@ from vaebench.nets.adversarial import (
     Sampler,
     matched,
 )
+from vaebench.replicas import batch_max
 
 __all__ = ["AdversarialEncoder"]
 
@@ -168,8 +169,8 @@ class AdversarialEncoder(Encoder):
             metrics = {
                 "accuracy": right.to(loss.dtype).mean(),
                 "ratio": from_q.mean(),
-                "ratio_min": torch.minimum(from_q.min(), from_r.min()),
-                "ratio_max": torch.maximum(from_q.max(), from_r.max()),
+                "ratio_min": -batch_max(-torch.minimum(from_q.min(), from_r.min())),
+                "ratio_max": batch_max(torch.maximum(from_q.max(), from_r.max())),
             }
         return Scored(loss, metrics)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from vaebench import hmc
 from vaebench.encoders.base import Direction, Draw, Encoder, Site, Tau, detached, frozen
 from vaebench.encoders.hierarchical import Context, HierarchicalEncoder, Joint
+from vaebench.replicas import batch_mean
 
 __all__ = ["UnbiasedEncoder"]
 
@@ -133,7 +134,7 @@ class UnbiasedEncoder(Encoder):
                 transitions=self.burn_in + self.samples,
             )
         if self.training:
-            excess = chains.acceptance.mean() - self.target
+            excess = batch_mean(chains.acceptance) - self.target
             # Where the gradient is used, the step size is adapted; a look at the value changes nothing.
             z.register_hook(lambda gradient: self._adapt(excess))
         psi = chains.positions[self.burn_in :]

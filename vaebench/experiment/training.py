@@ -3,17 +3,18 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vaebench import runtime
+from vaebench import replicas, runtime
 from vaebench.config import Config, from_yaml, identity, read, run_folder, to_yaml
 from vaebench.config.identity import defining
 from vaebench.encoders import Player
-from vaebench.errors import UserError
+from vaebench.errors import RunFailed, UserError
 from vaebench.evaluation import log_likelihoods
 from vaebench.experiment.assembly import Experiment, Modules, build, load_best
 from vaebench.experiment.evaluating import estimate, planned, print_results
@@ -21,12 +22,13 @@ from vaebench.experiment.losses import BoundLoss, PlayerLoss
 from vaebench.experiment.pictures import reconstructions, samples
 from vaebench.experiment.story import header
 from vaebench.records import Manifest, Recorder, RunFolder, append_result
+from vaebench.replicas import Replicas
 from vaebench.training import schedules
 from vaebench.training.batches import Batches
 from vaebench.training.checkpoint import Checkpoints
 from vaebench.training.display import Display
 from vaebench.training.trainer import Interrupted, Plan, Progress, Trainer
-from vaebench.training.update import Loss, Settings, Update
+from vaebench.training.update import ALONE, Loss, Settings, Update
 
 __all__ = ["resume", "train", "trainer_for", "updates"]
 
@@ -63,19 +65,52 @@ def train(config: Config) -> Path:
 
 
 def _train(config: Config, folder: RunFolder) -> Path:
-    experiment = build(config)
+    with replicas.joined(config.device) as processes:
+        experiment = build(config)
+        processes.same_start(experiment.modules)
+        if not processes.leads:
+            return _follow(experiment, folder, processes)
+        try:
+            return _lead(experiment, folder, processes)
+        finally:
+            processes.release()
+
+
+def _follow(experiment: Experiment, folder: RunFolder, processes: Replicas) -> Path:
+    """Take part in a run that another process leads, and keep and say nothing."""
+    interruption = runtime.Interruption()
+    with interruption.watching():
+        state = processes.tell()
+        if state is not None:
+            validate = partial(_validate, experiment, processes, None)
+            trainer = trainer_for(experiment, None, None, interruption, validate=validate, processes=processes)
+            if state:
+                trainer.load_state_dict(state)
+            try:
+                trainer.run()
+            except Interrupted as error:
+                raise SystemExit(interruption.exit_code if interruption.signal else 130) from error
+            except RunFailed as error:
+                raise SystemExit(1) from error  # the leader says it
+    return folder.path
+
+
+def _lead(experiment: Experiment, folder: RunFolder, processes: Replicas) -> Path:
+    config = experiment.config
     if config.trainer.evaluate:
         planned(experiment)  # what makes no sense says so before the training
     folder.create(to_yaml(config), identity=lambda text: identity(from_yaml(text)))
     interruption = runtime.Interruption()
     with folder.lock(), interruption.watching():
         print(header(experiment, folder.path), flush=True)
+        if processes.count > 1:
+            print(f"processes  {processes.count}, which divide each batch among themselves", flush=True)
         if _is_done(folder):
             print("this run is finished; its results:")
             print_results(folder)
             return folder.path
         with _status(folder, interruption):
-            _run(experiment, folder, interruption)
+            _run(experiment, folder, interruption, processes)
     return folder.path
 
 
@@ -100,7 +135,7 @@ def _status(folder: RunFolder, interruption: runtime.Interruption) -> Iterator[N
     folder.write_status("finished")
 
 
-def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interruption) -> None:
+def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interruption, processes: Replicas) -> None:
     config = experiment.config
     checkpoints = Checkpoints(folder.checkpoints)
     found = None
@@ -111,7 +146,7 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
     step = found.state["progress"]["step"] if found else None
     manifest = Manifest(
         folder,
-        device=runtime.describe(experiment.device),
+        device=_describe(experiment.device, processes),
         protocol=str(experiment.data.protocol),
         fingerprint=experiment.data.fingerprint,
         parameters=experiment.parameters,
@@ -125,8 +160,14 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
         recorder.config_table(config.to_dict())
         recorder.charts(CHARTS)
         trainer = trainer_for(
-            experiment, recorder, checkpoints, interruption, validate=partial(_validate, experiment, manifest)
+            experiment,
+            recorder,
+            checkpoints,
+            interruption,
+            validate=partial(_validate, experiment, processes, manifest),
+            processes=processes,
         )
+        processes.tell(found.state if found else {})
         if found:
             # The modules' weights are the checkpoint's from here on, the generators' states too.
             trainer.load_state_dict(found.state)
@@ -154,20 +195,26 @@ def _evaluate_at_end(
     print_results(folder, records)
 
 
+def _describe(device: torch.device, processes: Replicas) -> str:
+    words = runtime.describe(device)
+    return words if processes.count == 1 else f"{words}, {processes.count} processes"
+
+
 def trainer_for(
     experiment: Experiment,
-    recorder: Recorder,
-    checkpoints: Checkpoints,
+    recorder: Recorder | None,
+    checkpoints: Checkpoints | None,
     interruption: runtime.Interruption,
     *,
     validate: Callable[[Modules], float],
+    processes: Replicas = ALONE,
 ) -> Trainer:
-    """Return the trainer of a run, at its first step."""
+    """Return the trainer of a run, at its first step; a process that does not lead has no recorder, no checkpoints."""
     config, data = experiment.config, experiment.data
     batches = Batches(data.train.to(experiment.device), data.observe, config.trainer.batch_size, config.seed)
     return Trainer(
         experiment.modules,
-        updates(experiment),
+        updates(experiment, processes),
         batches,
         _plan(config),
         validate=validate,
@@ -175,9 +222,10 @@ def trainer_for(
         checkpoints=checkpoints,
         identity=identity(config),
         device=experiment.device,
-        display=Display(config.trainer.progress),
+        display=Display(config.trainer.progress and processes.leads),
         interruption=interruption,
         pictures=partial(_record_pictures, experiment, recorder),
+        replicas=processes,
     )
 
 
@@ -197,7 +245,7 @@ def _plan(config: Config) -> Plan:
     )
 
 
-def updates(experiment: Experiment) -> list[Update]:
+def updates(experiment: Experiment, processes: Replicas = ALONE) -> list[Update]:
     """The main update, one for the encoder where its objective is another, and one for each player it brings."""
     model, encoder, objective = experiment.model, experiment.encoder, experiment.objective
     players = encoder.players()
@@ -224,7 +272,7 @@ def updates(experiment: Experiment) -> list[Update]:
                 ends=player.until,
             )
         )
-    return updates
+    return [replace(update, replicas=processes) for update in updates]
 
 
 def _epochs_alone(experiment: Experiment, players: dict[str, Player]) -> int:
@@ -271,26 +319,32 @@ def _update(
     return Update(name, loss, optimizer, rate, repeats, trainer.clip_norm, starts, ends, trainer.microbatch)
 
 
-def _validate(experiment: Experiment, manifest: Manifest, modules: Modules) -> float:
+def _validate(experiment: Experiment, processes: Replicas, manifest: Manifest | None, modules: Modules) -> float:
     """The one fixed estimate by which weights are chosen: same images, k and noise at every epoch."""
+    images = experiment.data.validation
+    own = processes.part(len(images))
     settings = experiment.config.trainer
     inner_k = experiment.inner_k if settings.validation_inner_k is None else settings.validation_inner_k
-    manifest.save()
+    if manifest is not None:
+        manifest.save()
     modules.eval()
     with experiment.autocast():
         parts = log_likelihoods(
             modules.model,
             modules.encoder.proposal(),
             experiment.data.observe,
-            experiment.data.validation.to(experiment.device),
+            images[: own.stop].to(experiment.device),
             k=settings.validation_k,
             inner_k=inner_k,
+            first=own.start,
         )
-        values = torch.cat([values for _, values in parts])
+        values = processes.joined_up(torch.cat([values for _, values in parts]), len(images))
     modules.train()
     return values.mean().item()
 
 
-def _record_pictures(experiment: Experiment, recorder: Recorder, modules: Modules, step: int) -> None:
+def _record_pictures(experiment: Experiment, recorder: Recorder | None, modules: Modules, step: int) -> None:
+    if recorder is None:
+        return
     recorder.image("samples", samples(experiment, modules), step)
     recorder.image("reconstructions", reconstructions(experiment, modules), step)

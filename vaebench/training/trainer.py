@@ -12,12 +12,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vaebench import runtime
 from vaebench.errors import RunFailed
 from vaebench.records import Recorder
+from vaebench.replicas import Replicas
 from vaebench.training.batches import Batches
 from vaebench.training.checkpoint import Checkpoints
 from vaebench.training.display import Display
-from vaebench.training.update import Settings, Update
+from vaebench.training.update import ALONE, Settings, Update
 
 __all__ = ["Interrupted", "Plan", "Progress", "Trainer"]
+
+# Steps between two times that processes ask each other whether a signal came.
+_AGREE_EVERY = 10
 
 
 class Interrupted(Exception):
@@ -72,13 +76,14 @@ class Trainer:
         batches: the training images.
         plan: the course of the training.
         validate: a fixed estimate of the validation log-likelihood of these modules, in nats.
-        recorder: where metrics go.
-        checkpoints: where states go.
+        recorder: where metrics go; None in all processes of a run but the first.
+        checkpoints: where states go; likewise.
         identity: names the configuration in every checkpoint.
         device: of the modules.
         display: shows progress to a person.
         interruption: notes signals.
         pictures: draws images of these modules at a step.
+        replicas: the processes of this run, which divide every batch among themselves.
     """
 
     def __init__(
@@ -89,13 +94,14 @@ class Trainer:
         plan: Plan,
         *,
         validate: Callable[[Any], float],
-        recorder: Recorder,
-        checkpoints: Checkpoints,
+        recorder: Recorder | None,
+        checkpoints: Checkpoints | None,
         identity: str,
         device: torch.device,
         display: Display,
         interruption: runtime.Interruption,
         pictures: Callable[[Any, int], None],
+        replicas: Replicas = ALONE,
     ) -> None:
         self.modules = modules
         self.updates = updates
@@ -109,6 +115,7 @@ class Trainer:
         self.display = display
         self.interruption = interruption
         self.pictures = pictures
+        self.replicas = replicas
         self.progress = Progress()
         self.averaged = _averaged(modules, plan.ema)
         self._window = _Window(device)
@@ -147,12 +154,18 @@ class Trainer:
             progress.seconds = time.monotonic() - started
             if progress.step % self.plan.log_every == 0:
                 self._log()
-            if self.interruption.signal is not None:
+            if self._is_interrupted():
                 self._save_last()
                 raise Interrupted
         progress.epoch, progress.position = progress.epoch + 1, 0
         self._finish_epoch()
         progress.seconds = time.monotonic() - started
+
+    def _is_interrupted(self) -> bool:
+        noted = self.interruption.signal is not None
+        if self.replicas.count == 1:
+            return noted
+        return self.progress.step % _AGREE_EVERY == 0 and self.replicas.any(noted)
 
     def _step(self, x: Tensor) -> None:
         progress = self.progress
@@ -176,8 +189,12 @@ class Trainer:
         values = self._window.take()
         values["train/learning_rate"] = self.updates[0].optimizer.param_groups[0]["lr"]
         values |= {f"train/{name}": getattr(self.plan, name)(epoch) for name in self._scheduled}
-        self.recorder.scalars(progress.step, epoch, values, progress.seconds)
+        self._record(epoch, values)
         self.display.step(progress.step, values)
+
+    def _record(self, epoch: float, values: dict[str, float]) -> None:
+        if self.recorder is not None:
+            self.recorder.scalars(self.progress.step, epoch, values, self.progress.seconds)
 
     def _finish_epoch(self) -> None:
         self._check_finite()
@@ -193,10 +210,11 @@ class Trainer:
     def _validate(self) -> None:
         progress = self.progress
         value = self.validate(self.evaluated)
-        self.recorder.scalars(progress.step, progress.epoch, {"validation/log_likelihood": value}, progress.seconds)
+        self._record(progress.epoch, {"validation/log_likelihood": value})
         if value > progress.best:
             progress.best, progress.best_epoch, progress.without_gain = value, progress.epoch, 0
-            self.checkpoints.save(self._best_state(), "best")
+            if self.checkpoints is not None:
+                self.checkpoints.save(self._best_state(), "best")
         else:
             progress.without_gain += 1
         progress.stopped = self.plan.patience is not None and progress.without_gain >= self.plan.patience
@@ -206,7 +224,8 @@ class Trainer:
         bad = self._window.first_bad_step()
         if bad is None:
             return
-        kept = "the weights before it are in checkpoints/last.pt" if self.checkpoints.exists() else "nothing was saved"
+        saved = self.checkpoints is not None and self.checkpoints.exists()
+        kept = "the weights before it are in checkpoints/last.pt" if saved else "nothing was saved"
         raise RunFailed(
             f"the loss was not finite at step {bad} (epoch {self.progress.epoch + 1}); {kept}. "
             "Try a lower optimizer.lr, trainer.clip_norm=10, or trainer.kl_warmup=10."
@@ -214,7 +233,8 @@ class Trainer:
 
     def _save_last(self) -> None:
         self._check_finite()
-        self.checkpoints.save(self.state_dict())
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.state_dict())
 
     def _best_state(self) -> dict[str, Any]:
         return {

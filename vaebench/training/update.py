@@ -8,9 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vaebench.replicas import Replicas
 from vaebench.training.schedules import LearningRate
 
 __all__ = ["Loss", "Settings", "Update", "gradient_norm"]
+
+
+ALONE = Replicas()
 
 
 class Settings(NamedTuple):
@@ -45,6 +49,8 @@ class Update:
     """The epoch from which on it rests."""
     microbatch: int | None = None
     """Images at a time; their gradients add up to that of the batch, in less memory and more time. None for all."""
+    replicas: Replicas = ALONE
+    """The processes that divide the images among themselves."""
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,11 +76,12 @@ class Update:
         """Add the gradient of the mean loss over ``x`` to the parameters', and return the loss without its history."""
         value, metrics = x.new_zeros(()), {}
         for part in x.split(self.microbatch or len(x)):
-            share, loss = len(part) / len(x), self.loss(part, settings)
-            (loss.value * share).backward()
+            with self.replicas.share(part) as (own, weight):
+                share, loss = weight * len(part) / len(x), self.loss(own, settings)
+                (loss.value * share).backward()
             value = value + share * loss.value.detach()
             metrics = {key: metrics.get(key, 0) + share * number.detach() for key, number in loss.metrics.items()}
-        return Loss(value, metrics)
+        return Loss(*self.replicas.add_up(self.parameters, value, metrics))
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

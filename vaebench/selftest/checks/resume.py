@@ -48,6 +48,7 @@ def check(bench: Bench) -> Iterator[Row]:
         except Interrupted:
             stopped = True
         yield exact("stopped after the first step", 1, float(stopped and interrupted.progress.step == 1), 0)
+        assert interrupted.checkpoints is not None
         saved = interrupted.checkpoints.load().state
         resumed = _resumed(bench, saved, "resumed")
         yield exact("steps after a stop", STEPS, resumed.progress.step, 0)
