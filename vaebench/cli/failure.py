@@ -64,15 +64,3 @@ def _of_exit(error: SystemExit) -> int:
         return error.code or 0
     print(f"vaebench: {error.code}", file=sys.stderr)
     return 1
-
-
-def message(error: Exception) -> str:
-    """Return the one line that says why one of several jobs failed."""
-    return describe(error) if expected(error) else f"{type(error).__name__}: {error}"
-
-
-def tell(error: Exception, words: Sequence[str]) -> None:
-    """Print why one of several jobs, that of ``words``, failed."""
-    if not expected(error):
-        traceback.print_exception(error)
-    print(f"vaebench: failed: {' '.join(words)}: {message(error)}", file=sys.stderr, flush=True)

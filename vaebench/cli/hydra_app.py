@@ -28,8 +28,14 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
         UserError: hydra refuses the words.
     """
     import hydra
+    from hydra.core.plugins import Plugins
     from hydra.errors import HydraException
 
+    # hydra runs the modules of its own plugins anew as it looks for them: what derives from one has to come after.
+    plugins = Plugins.instance()
+    from vaebench.cli.sweeper import register
+
+    register(plugins)
     app = hydra.main(version_base=HYDRA_VERSION, config_path=str(config_dir()), config_name=config_name)(job)
     with command_line(["vaebench", *words]), full_errors():
         try:
