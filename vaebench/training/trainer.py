@@ -79,6 +79,7 @@ class Trainer:
         display: shows progress to a person.
         interruption: notes signals.
         pictures: draws images of these modules at a step.
+        diagnose: numbers by name, recorded with each validation of these modules; they choose nothing.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Trainer:
         display: Display,
         interruption: runtime.Interruption,
         pictures: Callable[[Any, int], None],
+        diagnose: Callable[[Any], dict[str, float]] = lambda modules: {},
     ) -> None:
         self.modules = modules
         self.updates = updates
@@ -109,6 +111,7 @@ class Trainer:
         self.display = display
         self.interruption = interruption
         self.pictures = pictures
+        self.diagnose = diagnose
         self.progress = Progress()
         self.averaged = _averaged(modules, plan.ema)
         self._window = _Window(device)
@@ -193,7 +196,9 @@ class Trainer:
     def _validate(self) -> None:
         progress = self.progress
         value = self.validate(self.evaluated)
-        self.recorder.scalars(progress.step, progress.epoch, {"validation/log_likelihood": value}, progress.seconds)
+        values = {"log_likelihood": value, **self.diagnose(self.evaluated)}
+        tagged = {f"validation/{name}": number for name, number in values.items()}
+        self.recorder.scalars(progress.step, progress.epoch, tagged, progress.seconds)
         if value > progress.best:
             progress.best, progress.best_epoch, progress.without_gain = value, progress.epoch, 0
             self.checkpoints.save(self._best_state(), "best")
