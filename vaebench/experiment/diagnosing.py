@@ -4,8 +4,6 @@ Every number goes with its definition, since definitions differ between papers.
 """
 
 import dataclasses
-import shutil
-import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,11 +42,11 @@ from vaebench.experiment.assembly import Experiment, build, load_best
 from vaebench.experiment.estimators.plan import Images, chosen
 from vaebench.experiment.training import updates
 from vaebench.objective import weigh
-from vaebench.records import Diagnostics, Measure, RunFolder, write_diagnostics
+from vaebench.records import Diagnostics, Measure, RunFolder, format_table, write_diagnostics
 from vaebench.records.results import Direction as Found
 from vaebench.training.update import Loss, Settings, Update
 
-__all__ = ["diagnose", "diagnosed", "table"]
+__all__ = ["diagnose", "diagnosed"]
 
 T = TypeVar("T")
 Measures = dict[str, Measure]
@@ -70,7 +68,7 @@ def diagnose(folder: str | Path, settings: Sequence[str] = ()) -> Diagnostics:
     epoch = load_best(experiment, run)
     found = diagnosed(experiment, given, epoch)
     write_diagnostics(run, found)
-    print(f"{run.path}\n{table(found)}", flush=True)
+    print(f"{run.path}\n{format_table(found)}", flush=True)
     return found
 
 
@@ -451,50 +449,3 @@ def _noise(name: str, noise: GradientNoise, look: _Look, batch: int) -> Measures
         extra={"n": float(n)},
     )
     return {f"gradient_snr_{name}": snr, f"gradient_dsnr_{name}": dsnr}
-
-
-# For people -----------------------------------------------------------------------------------------------
-
-_SIGN = {"exact": "=", "lower_bound": ">=", "upper_bound": "<=", "estimate": "~"}
-
-
-def table(found: Diagnostics, width: int | None = None) -> str:
-    """Return the diagnostics as text: each number, and beside it its definition."""
-    width = width or shutil.get_terminal_size((120, 24)).columns
-    settings = ", ".join(f"{name}={value}" for name, value in found.settings.items())
-    lines = [f"epoch {found.epoch}, {found.split}, {found.protocol}, {found.n_images} images, {settings}"]
-    for measure in found.measures.values():
-        left = f"  {measure.title:<29} {_number(measure):<22} "
-        beside = textwrap.wrap(measure.definition, max(40, width - len(left)))
-        lines += [left + beside[0], *(" " * len(left) + line for line in beside[1:])]
-    return "\n".join(lines + _coordinate_lines(found, width))
-
-
-def _number(measure: Measure) -> str:
-    if measure.value is None:
-        return "-"
-    if measure.unit.startswith("of ") and measure.stderr is None:
-        return f"   {measure.value:.0f} {measure.unit}"
-    decimals = 3 if abs(measure.value) < 1 else 2
-    error = "" if measure.stderr is None else f" +- {measure.stderr:.{decimals}f}"
-    unit = f" {measure.unit}" if measure.unit.startswith("of ") else ""
-    return f"{_SIGN[measure.direction]:<3}{measure.value:.{decimals}f}{error}{unit}"
-
-
-def _coordinate_lines(found: Diagnostics, width: int) -> list[str]:
-    """Return the numbers of each coordinate, the most active first."""
-    variances = found.coordinates["variance_of_mean"]
-    order = sorted(range(len(variances)), key=lambda d: -variances[d])
-    names = {
-        "variance_of_mean": "Var_x(E_q[z_d|x])",
-        "mean_variance": "E_x Var_q(z_d|x)",
-        "kl": "E_x KL(q(z_d|x) || p(z_d)), nats",
-        "kl_gaussian_approximation": "the same KL by moments (Gaussian approximation), nats",
-    }
-    lines = ["  by coordinate, the most active first"]
-    for name, words in names.items():
-        if name in found.coordinates:
-            numbers = " ".join(f"{found.coordinates[name][d]:.2f}" for d in order)
-            lines.append(f"    {words}:")
-            lines += textwrap.wrap(numbers, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return lines

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vaebench.records.diagnostics import Diagnostics, Measure, read_diagnostics, write_diagnostics
+from vaebench.records.diagnostics import Diagnostics, Measure, format_table, read_diagnostics, write_diagnostics
 from vaebench.records.files import write_json
 from vaebench.records.folder import RunFolder, State, Status
 from vaebench.records.manifest import Manifest, read_manifest
@@ -28,6 +28,7 @@ __all__ = [
     "append_result",
     "flatten",
     "format_line",
+    "format_table",
     "last_metrics",
     "read_diagnostics",
     "read_manifest",

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
@@ -9,9 +11,9 @@ from typing import Any, get_args
 from vaebench.errors import UserError
 from vaebench.records.files import write_json
 from vaebench.records.folder import RunFolder
-from vaebench.records.results import Direction
+from vaebench.records.results import SIGNS, Direction
 
-__all__ = ["Diagnostics", "Measure", "read_diagnostics", "write_diagnostics"]
+__all__ = ["Diagnostics", "Measure", "format_table", "read_diagnostics", "write_diagnostics"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +78,45 @@ def read_diagnostics(folder: RunFolder) -> Diagnostics | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"cannot read {folder.diagnostics}: {error}. Delete it and diagnose again.") from error
+
+
+def format_table(found: Diagnostics, width: int | None = None) -> str:
+    """Return the diagnostics as text: each number, and beside it its definition."""
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    settings = ", ".join(f"{name}={value}" for name, value in found.settings.items())
+    lines = [f"epoch {found.epoch}, {found.split}, {found.protocol}, {found.n_images} images, {settings}"]
+    for measure in found.measures.values():
+        left = f"  {measure.title:<29} {_number(measure):<22} "
+        beside = textwrap.wrap(measure.definition, max(40, width - len(left)))
+        lines += [left + beside[0], *(" " * len(left) + line for line in beside[1:])]
+    return "\n".join(lines + _coordinate_lines(found, width))
+
+
+def _number(measure: Measure) -> str:
+    if measure.value is None:
+        return "-"
+    if measure.unit.startswith("of ") and measure.stderr is None:
+        return f"   {measure.value:.0f} {measure.unit}"
+    decimals = 3 if abs(measure.value) < 1 else 2
+    error = "" if measure.stderr is None else f" +- {measure.stderr:.{decimals}f}"
+    unit = f" {measure.unit}" if measure.unit.startswith("of ") else ""
+    return f"{SIGNS[measure.direction]:<3}{measure.value:.{decimals}f}{error}{unit}"
+
+
+def _coordinate_lines(found: Diagnostics, width: int) -> list[str]:
+    """Return the numbers of each coordinate, the most active first."""
+    variances = found.coordinates["variance_of_mean"]
+    order = sorted(range(len(variances)), key=lambda d: -variances[d])
+    names = {
+        "variance_of_mean": "Var_x(E_q[z_d|x])",
+        "mean_variance": "E_x Var_q(z_d|x)",
+        "kl": "E_x KL(q(z_d|x) || p(z_d)), nats",
+        "kl_gaussian_approximation": "the same KL by moments (Gaussian approximation), nats",
+    }
+    lines = ["  by coordinate, the most active first"]
+    for name, words in names.items():
+        if name in found.coordinates:
+            numbers = " ".join(f"{found.coordinates[name][d]:.2f}" for d in order)
+            lines.append(f"    {words}:")
+            lines += textwrap.wrap(numbers, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
