@@ -10,11 +10,13 @@ import torch
 
 from vaebench import experiment
 from vaebench.cli import main
+from vaebench.cli.flags import settings
 from vaebench.config import Config, compose
 from vaebench.config.diagnosis import Diagnosis
 from vaebench.errors import RunFailed, UserError
 from vaebench.experiment.assembly import build
 from vaebench.experiment.diagnosing import diagnosed
+from vaebench.experiment.training import updates
 from vaebench.records import (
     Diagnostics,
     Measure,
@@ -24,6 +26,7 @@ from vaebench.records import (
     read_metrics,
     write_diagnostics,
 )
+from vaebench.training.update import Settings
 
 TINY = ["latent_dim=2", "decoder.hidden=[6]", "device=cpu", "trainer.threads=1", "trainer.progress=false", "seed=1"]
 QUICK = ["images=30", "draws=4", "gradients=4", "device=cpu", "threads=1", "progress=false"]
@@ -44,9 +47,9 @@ def config(default_data_dir: Path, *words: str, images: int = 30) -> Config:
     return replace(made, estimator=replace(made.estimator, images=images))
 
 
-def look(default_data_dir: Path, *words: str, settings: tuple[str, ...] = (), images: int = 30) -> Diagnostics:
-    built = build(config(default_data_dir, *words, images=images))
-    return diagnosed(built, Diagnosis.of([*QUICK, *settings]), epoch=1)
+def look(default_data_dir: Path, *run: str, words: tuple[str, ...] = (), images: int = 30) -> Diagnostics:
+    built = build(config(default_data_dir, *run, images=images))
+    return diagnosed(built, settings([*QUICK, *words], Diagnosis), epoch=1)
 
 
 # The command ----------------------------------------------------------------------------------------------
@@ -77,7 +80,7 @@ def test_the_table_has_each_definition_beside_its_number(default_data_dir: Path)
 
 def test_settings_are_the_same_from_the_command_and_from_batches(default_data_dir: Path):
     """No image is dropped with a last batch that is smaller, and batches do not show."""
-    whole, parts = (look(default_data_dir, settings=(f"batch={batch}", "k=5")) for batch in (30, 7))
+    whole, parts = (look(default_data_dir, words=(f"batch={batch}", "k=5")) for batch in (30, 7))
     for name, measure in whole.measures.items():
         assert parts.measures[name].value == pytest.approx(measure.value, rel=1e-4, abs=1e-4)
 
@@ -85,7 +88,7 @@ def test_settings_are_the_same_from_the_command_and_from_batches(default_data_di
 def test_the_global_generator_is_left_alone(default_data_dir: Path):
     built = build(config(default_data_dir))
     before = torch.get_rng_state()
-    diagnosed(built, Diagnosis.of(QUICK), epoch=1)
+    diagnosed(built, settings(QUICK, Diagnosis), epoch=1)
     assert torch.equal(before, torch.get_rng_state())
     assert all(p.grad is None for p in built.modules.parameters())
 
@@ -130,9 +133,9 @@ def test_coordinates_of_a_prior_that_has_none_are_refused(default_data_dir: Path
 def test_piwae_s_two_objectives_and_no_gradients(default_data_dir: Path):
     found = look(default_data_dir, "objective=piwae", "k=4", "objective.groups=2")
     assert {"gradient_snr_encoder", "gradient_snr_decoder"} <= set(found.measures)
-    assert not [n for n in look(default_data_dir, settings=("gradients=0",)).measures if "gradient" in n]
+    assert not [n for n in look(default_data_dir, words=("gradients=0",)).measures if "gradient" in n]
     with pytest.raises(UserError, match="k=3"):
-        look(default_data_dir, "objective=piwae", "k=4", "objective.groups=2", settings=("k=3",))
+        look(default_data_dir, "objective=piwae", "k=4", "objective.groups=2", words=("k=3",))
 
 
 def test_weights_that_are_not_finite_are_reported(default_data_dir: Path):
@@ -140,7 +143,7 @@ def test_weights_that_are_not_finite_are_reported(default_data_dir: Path):
     with torch.no_grad():
         next(built.encoder.parameters()).fill_(torch.nan)
     with pytest.raises(RunFailed, match="30 of 30 images"):
-        diagnosed(built, Diagnosis.of(QUICK), epoch=1)
+        diagnosed(built, settings(QUICK, Diagnosis), epoch=1)
 
 
 @pytest.mark.parametrize(
@@ -152,12 +155,12 @@ def test_weights_that_are_not_finite_are_reported(default_data_dir: Path):
         ("gradients=2", "gradients must be 0 .none. or 4 and more"),
         ("split=tset", "did you mean 'test'"),
         ("k=x", "k must be a whole number"),
-        ("k=[", "k must be one value"),
+        ("k=[", "k must be a whole number"),
     ],
 )
 def test_settings_are_checked(word: str, message: str):
     with pytest.raises(UserError, match=message):
-        Diagnosis.of([word])
+        settings([word], Diagnosis)
 
 
 def test_the_command_refuses(run: Path, capfd: pytest.CaptureFixture[str]):
@@ -173,7 +176,7 @@ def test_all_settings_have_defaults_that_the_help_names(capfd: pytest.CaptureFix
     assert main(["diagnose", "--help"]) == 0
     shown = capfd.readouterr().out
     assert all(name in shown for name in vars(Diagnosis()))
-    assert Diagnosis.of(["images=null"]).images is None
+    assert settings(["images=null"], Diagnosis).images is None
 
 
 # The file -------------------------------------------------------------------------------------------------
@@ -228,7 +231,7 @@ def test_training_logs_cheap_diagnostics(run: Path):
 
 def test_one_weight_has_no_effective_number(default_data_dir: Path):
     built = build(config(default_data_dir))
-    (update,) = experiment.training.updates(built)
-    metrics = update.loss(torch.rand(4, 784), experiment.training.Settings(1, 0, 1.0)).metrics
+    (update,) = updates(built)
+    metrics = update.loss(torch.rand(4, 784), Settings(1, 0, 1.0)).metrics
     assert "ess" not in metrics
-    assert "ess" in update.loss(torch.rand(4, 784), experiment.training.Settings(2, 0, 1.0)).metrics
+    assert "ess" in update.loss(torch.rand(4, 784), Settings(2, 0, 1.0)).metrics

@@ -2,11 +2,15 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vaebench.cli.evaluate import told_apart
 from vaebench.cli.failure import describe, expected
-from vaebench.cli.flags import DIAGNOSE, parse
+from vaebench.cli.flags import DIAGNOSE, parse, settings
 from vaebench.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from vaebench.config.diagnosis import Diagnosis
 
 __all__ = ["run"]
 
@@ -33,36 +37,35 @@ def run(words: list[str]) -> int:
     if parsed.flags:
         print(HELP, end="")
         return 0
-    paths, settings = told_apart(parsed.rest)
+    paths, words = told_apart(parsed.rest)
     if not paths:
         raise UserError("which run? `vaebench diagnose RUN`, RUN being a run folder or a folder of runs")
     from vaebench.config.diagnosis import Diagnosis
     from vaebench.records import RunFolder
 
     folders = [folder.path for folder in RunFolder.find(paths)]
-    Diagnosis.of(settings)  # what is wrong with them is said before torch is imported
-    return diagnose_all(folders, settings)
+    return diagnose_all(folders, settings(words, Diagnosis))
 
 
-def diagnose_all(folders: list[Path], settings: list[str]) -> int:
+def diagnose_all(folders: list[Path], given: "Diagnosis") -> int:
     """Diagnose each run; one that fails does not keep the others from it."""
     from vaebench.cli.core import core
 
     if len(folders) == 1:
-        core().diagnose(folders[0], settings)
+        core().diagnose(folders[0], given)
         return 0
-    failed = sum(not diagnosed(folder, settings) for folder in folders)
+    failed = sum(not diagnosed(folder, given) for folder in folders)
     if failed:
         raise RunFailed(f"{failed} of {len(folders)} diagnoses failed; the lines above say which and why")
     return 0
 
 
-def diagnosed(folder: Path, settings: list[str]) -> bool:
+def diagnosed(folder: Path, given: "Diagnosis") -> bool:
     """Diagnose one run of several and return whether that went well."""
     from vaebench.cli.core import core
 
     try:
-        core().diagnose(folder, settings)
+        core().diagnose(folder, given)
     except Exception as error:
         if not expected(error):
             raise

@@ -1,14 +1,9 @@
 """The settings of `vaebench diagnose`; free of torch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-import yaml
-
-from vaebench.config.check import build
 from vaebench.config.schema import Count, Device, Natural, Rule, Seed, Several, Word
-from vaebench.errors import UserError, did_you_mean
 
 __all__ = ["Diagnosis"]
 
@@ -38,22 +33,3 @@ class Diagnosis:
     """None: the run's."""
     threads: Count | None = None
     progress: bool = True
-
-    @classmethod
-    def of(cls, words: Sequence[str]) -> "Diagnosis":
-        """Read ``["images=200", "seed=1"]``; UserError for an unknown key or a value out of range."""
-        known, values = [f.name for f in fields(cls)], {}
-        for word in words:
-            key, equals, text = word.partition("=")
-            if key not in known or not equals:
-                raise UserError(f"unknown key {key}{did_you_mean(key, known)}; keys: {', '.join(known)}")
-            values[key] = _value(key, text)
-        return build(cls, values)
-
-
-def _value(key: str, text: str) -> Any:
-    """Return what yaml makes of one word, as hydra's settings are read."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"{key} must be one value, not {text!r}") from None

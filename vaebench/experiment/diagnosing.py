@@ -5,7 +5,7 @@ Every number goes with its definition, since definitions differ between papers.
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,17 +31,14 @@ from vaebench.evaluation.diagnostics import (
     Seen,
     Spread,
     critic,
-    effective_sample_size,
-    independent_draws,
     kl_per_coordinate,
     moment_kl_per_coordinate,
     seen,
 )
-from vaebench.evaluation.importance import Chunks
+from vaebench.evaluation.importance import Chunks, weighed
 from vaebench.experiment.assembly import Experiment, build, load_best
 from vaebench.experiment.estimators.plan import Images, chosen
 from vaebench.experiment.training import updates
-from vaebench.objective import weigh
 from vaebench.records import Diagnostics, Measure, RunFolder, format_table, write_diagnostics
 from vaebench.records.results import Direction as Found
 from vaebench.training.update import Loss, Settings, Update
@@ -52,18 +49,18 @@ T = TypeVar("T")
 Measures = dict[str, Measure]
 
 
-def diagnose(folder: str | Path, settings: Sequence[str] = ()) -> Diagnostics:
+def diagnose(folder: str | Path, given: Diagnosis | None = None) -> Diagnostics:
     """Look at a run's best weights, write diagnostics.json into its folder, and print the table.
 
     Args:
         folder: a run folder.
-        settings: as in ``["images=1000", "k=50"]``; the fields of :class:`vaebench.config.diagnosis.Diagnosis`.
+        given: the settings; None for the defaults.
 
     Raises:
-        UserError: not a run folder, a wrong setting, no usable checkpoint.
+        UserError: not a run folder, a setting that is not for this run, no usable checkpoint.
         RunFailed: draws, densities or gradients are not finite.
     """
-    given, run = Diagnosis.of(settings), RunFolder.open(Path(folder))
+    given, run = given or Diagnosis(), RunFolder.open(Path(folder))
     experiment = build(_configured(read(run.path), given))
     epoch = load_best(experiment, run)
     found = diagnosed(experiment, given, epoch)
@@ -80,7 +77,14 @@ def _configured(config: Config, given: Diagnosis) -> Config:
         device=given.device,
         data_dir=given.data_dir or config.data_dir,
         trainer=replace(config.trainer, threads=given.threads, progress=given.progress),
-        estimator=replace(config.estimator, split=given.split, images=given.images, seed=given.seed),
+        estimator=replace(
+            config.estimator,
+            split=given.split,
+            images=given.images,
+            seed=given.seed,
+            image_seed=None,
+            binarise="fixed",
+        ),
     )
 
 
@@ -366,16 +370,10 @@ def _effective_weights(look: _Look) -> Measures:
         return {"ess": Measure(title="effective weights", value=None, definition=reason)}
     values = []
     for part in look.batches("weights"):
-        drawn = independent_draws(
-            encoder,
-            look.x[part],
-            look.k,
-            inner_k=look.inner_k,
-            seed=runtime.derived_seed(look.given.seed, "weights"),
-            images=look.images.numbers[part],
-        )
-        weights = [weigh(model, look.x[part], draw).log_weights().double() for draw in drawn]
-        values.append(effective_sample_size(torch.cat(weights)))
+        chunks = Chunks.automatic(look.x.device, look.inner_k, batch=part.stop - part.start)
+        seed = runtime.derived_seed(look.given.seed, "weights")
+        numbers = look.images.numbers[part]
+        values.append(weighed(model, encoder, look.x[part], look.k, look.inner_k, chunks, seed, numbers).ess())
     definition = f"(sum w)^2 / sum w^2 of the k={look.k} weights of an image, from 1 to k, averaged over images"
     if encoder.direction is Direction.ESTIMATE:
         definition += "; by a learned log q, so that it tells of the learned ratio as well as of q"

@@ -128,7 +128,12 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
         recorder.config_table(config.to_dict())
         recorder.charts(CHARTS)
         trainer = trainer_for(
-            experiment, recorder, checkpoints, interruption, validate=partial(_validate, experiment, manifest)
+            experiment,
+            recorder,
+            checkpoints,
+            interruption,
+            validate=partial(_validate, experiment, manifest),
+            diagnose=partial(_diagnose, experiment),
         )
         if found:
             # The modules' weights are the checkpoint's from here on, the generators' states too.
@@ -164,6 +169,7 @@ def trainer_for(
     interruption: runtime.Interruption,
     *,
     validate: Callable[[Modules], float],
+    diagnose: Callable[[Modules], dict[str, float]] = lambda modules: {},
 ) -> Trainer:
     """Return the trainer of a run, at its first step."""
     config, data = experiment.config, experiment.data
@@ -174,7 +180,7 @@ def trainer_for(
         batches,
         _plan(config),
         validate=validate,
-        diagnose=partial(_diagnose, experiment),
+        diagnose=diagnose,
         recorder=recorder,
         checkpoints=checkpoints,
         identity=identity(config),

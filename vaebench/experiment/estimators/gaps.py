@@ -1,9 +1,9 @@
 """Inference gaps as an estimator: what separates an encoder's bound from log p(x), in parts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,32 +21,32 @@ from vaebench.evaluation.gaps import (
     selected_log_likelihood,
 )
 from vaebench.experiment.assembly import Experiment
-from vaebench.experiment.estimators.plan import Batch, Finding, Plan, chosen
+from vaebench.experiment.estimators.importance import proposal
+from vaebench.experiment.estimators.plan import Finding, Plan, chosen
 
 __all__ = ["inference_gaps"]
 
 ROWS = ("log_likelihood", "bound", "elbo", "importance_weighted", "gaussian", "family")
 """What is kept of each image; see :class:`_Parts`."""
+_EITHER_WAY = "too small where log p(x) is loose, too large where q* is not fitted to the end"
 
 
 def inference_gaps(experiment: Experiment) -> Plan:
     """Plan the gaps of the encoder, or of its proposal where its own log q is an estimate."""
     given, images, gaps = experiment.config.estimator, chosen(experiment), _Gaps.of(experiment)
 
-    def batches(first: int) -> Iterator[Batch]:
-        for start in range(first, len(images.numbers), gaps.batch):
-            part = slice(start, min(start + gaps.batch, len(images.numbers)))
-            with runtime.forked_randomness(experiment.device, runtime.derived_seed(given.seed, start)):
-                x = experiment.data.observe(images.intensities[part])
-                yield part, gaps.measure(x, images.numbers[part])
+    def numbers(part: slice) -> Tensor:
+        with runtime.forked_randomness(experiment.device, runtime.derived_seed(given.seed, part.start)):
+            return gaps.measure(experiment.data.observe(images.intensities[part]), images.numbers[part])
 
     return Plan(
         split=given.split,
         protocol=images.protocol,
-        count=len(images.numbers),
+        images=images.numbers,
         key=["gaps", given.seed, given.k, *gaps.key()],
         rows=ROWS,
-        batches=batches,
+        batch=given.batch or 10,
+        numbers=numbers,
         conclude=lambda rows: gaps.conclude(_Parts(*rows)),
     )
 
@@ -84,12 +84,13 @@ class _Gaps:
     family_fit: Optimisation
     inner_k: int
     """What counts as many."""
-    batch: int
+    shown: dict[str, Any]
+    """What sets the encoder apart from the trained one."""
 
     @classmethod
     def of(cls, experiment: Experiment) -> "_Gaps":
         """Read the configuration; UserError for settings that make no sense for the run."""
-        given, encoder = experiment.config.estimator, experiment.encoder.proposal()
+        given, (encoder, shown) = experiment.config.estimator, proposal(experiment)
         if encoder.direction is Direction.ESTIMATE:
             raise UserError("estimator=gaps needs an encoder, or a proposal, whose log q is valid")
         x = torch.zeros(1, experiment.data.train.shape[1], device=experiment.device)
@@ -105,7 +106,7 @@ class _Gaps:
             fit(lr=given.lr),
             fit(lr=given.finetune_lr),
             max(inner_k, experiment.inner_k) if encoder.has_inner_samples else 0,
-            given.batch or 10,
+            shown,
         )
 
     @property
@@ -117,7 +118,7 @@ class _Gaps:
         """Return all that the numbers depend on beside the seed and k."""
         given = self.experiment.config.estimator
         fits = [given.steps, given.fit_draws, given.lr, given.finetune_lr]
-        return [given.draws, self.tuned, self.inner_k, *fits, type(self.encoder).__name__]
+        return [given.draws, self.tuned, self.inner_k, *fits, type(self.encoder).__name__, *self.shown.items()]
 
     def measure(self, x: Tensor, numbers: Tensor) -> Tensor:
         """Return the rows of images x, (B, X)."""
@@ -203,10 +204,7 @@ class _Gaps:
     def _found(
         self, quantity: str, direction: Literal["exact", "lower_bound", "upper_bound", "estimate"], values: Tensor
     ) -> Finding:
-        given, settings = self.experiment.config.estimator, {}
-        if self.encoder is not self.experiment.encoder:
-            settings["proposal"] = type(self.encoder).__name__
-        settings |= {"draws": given.draws, "steps": given.steps}
+        given = self.experiment.config.estimator
         return Finding(
             estimator="gaps",
             direction=direction,
@@ -214,5 +212,6 @@ class _Gaps:
             quantity=quantity,
             k=given.k,
             inner_k=self.inner_k if self.hierarchical else None,
-            settings=settings,
+            settings=self.shown | {"draws": given.draws, "steps": given.steps},
+            note=_EITHER_WAY if quantity.startswith("approximation") else "",
         )
