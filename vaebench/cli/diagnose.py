@@ -1,11 +1,10 @@
 """`vaebench diagnose`: run folders -> what their posteriors and gradients are like."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaebench.cli.evaluate import told_apart
-from vaebench.cli.failure import describe, expected
+from vaebench.cli.failure import expected, tell
 from vaebench.cli.flags import DIAGNOSE, parse, settings
 from vaebench.errors import RunFailed, UserError
 
@@ -54,21 +53,22 @@ def diagnose_all(folders: list[Path], given: "Diagnosis") -> int:
     if len(folders) == 1:
         core().diagnose(folders[0], given)
         return 0
-    failed = sum(not diagnosed(folder, given) for folder in folders)
+    failed = sum(not went_well(folder, given) for folder in folders)
     if failed:
         raise RunFailed(f"{failed} of {len(folders)} diagnoses failed; the lines above say which and why")
     return 0
 
 
-def diagnosed(folder: Path, given: "Diagnosis") -> bool:
-    """Diagnose one run of several and return whether that went well."""
+def went_well(folder: Path, given: "Diagnosis") -> bool:
+    """Diagnose one run of several; tell why, if it fails."""
     from vaebench.cli.core import core
 
     try:
         core().diagnose(folder, given)
     except Exception as error:
-        if not expected(error):
+        # A broken pipe: nobody reads the tables any more.
+        if isinstance(error, OSError) and not expected(error):
             raise
-        print(f"vaebench: failed: {folder}: {describe(error)}", file=sys.stderr)
+        tell(error, [str(folder)])
         return False
     return True
