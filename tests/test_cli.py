@@ -472,7 +472,7 @@ def test_flags_may_stand_anywhere():
 
 
 COMPLETIONS = {
-    "vaebench ": {"train", "evaluate", "list", "data"},
+    "vaebench ": {"train", "evaluate", "diagnose", "list", "data"},
     "vaebench tr": {"train"},
     "vaebench train encod": {"encoder="},
     "vaebench train encoder=": {"encoder=gaussian", "encoder=hvm"},
@@ -485,6 +485,8 @@ COMPLETIONS = {
     "vaebench evaluate outputs/run estimator.inn": {"estimator.inner_k="},
     "vaebench list enc": {"encoder"},
     "vaebench data mnist5": {"mnist5k"},
+    "vaebench diagnose outputs/run ima": {"images="},
+    "vaebench diagnose outp": set(),
 }
 
 

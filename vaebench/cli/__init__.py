@@ -15,6 +15,7 @@ __all__ = ["main"]
 COMMANDS = {
     "train": ("train", "train a model, evaluate it; the same command goes on where it stopped"),
     "evaluate": ("evaluate", "estimate log p(x) of finished runs"),
+    "diagnose": ("diagnose", "active units, rates, information, gradient noise of finished runs"),
     "compare": ("compare", "tables of results: seeds aggregated, only like with like"),
     "report": ("report", "one self-contained page: tables, curves, pictures, commands"),
     "board": ("board", "TensorBoard on the runs in a folder, or on some of them"),

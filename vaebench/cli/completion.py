@@ -91,6 +91,15 @@ def check_names() -> list[str]:
     return [*CHECKS, "device=", "threads=", "seed=", "--only", "--list", "--output"]
 
 
+def diagnosis_keys() -> list[str]:
+    """Return the settings of `vaebench diagnose`; for all else that may follow it the shell offers file names."""
+    from dataclasses import fields
+
+    from vaebench.config.diagnosis import Diagnosis
+
+    return [f"{field.name}=" for field in fields(Diagnosis)]
+
+
 # The commands whose other words are hydra's.
 HYDRA = ("train", "evaluate")
 FLAGS = {
@@ -102,4 +111,9 @@ FLAGS = {
     "show": SHOW,
     "bench": BENCH,
 }
-LISTS: dict[str, Callable[[], list[str]]] = {"list": list_words, "data": dataset_names, "selftest": check_names}
+LISTS: dict[str, Callable[[], list[str]]] = {
+    "list": list_words,
+    "data": dataset_names,
+    "diagnose": diagnosis_keys,
+    "selftest": check_names,
+}

@@ -7,5 +7,7 @@ __all__ = ["core"]
 
 
 def core() -> Any:
-    """Return the module with ``train(config)``, ``resume(folder)`` and ``evaluate(folder, overrides)``."""
+    """Return the module with ``train(config)``, ``resume(folder)``, ``evaluate(folder, overrides)`` and
+    ``diagnose(folder, settings)``.
+    """
     return importlib.import_module("vaebench.experiment")

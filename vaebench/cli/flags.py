@@ -12,6 +12,7 @@ __all__ = [
     "BENCH",
     "BOARD",
     "COMPARE",
+    "DIAGNOSE",
     "EVALUATE",
     "HELP",
     "PICTURE",
@@ -76,6 +77,7 @@ BENCH = HELP | {
     "-o": "--output=",
     "--output": "--output=",
 }
+DIAGNOSE = HELP
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),

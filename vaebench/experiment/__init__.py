@@ -1,6 +1,7 @@
 """From a checked configuration to objects, and from objects to trained and evaluated runs."""
 
 from vaebench.experiment.assembly import ENCODERS, OBJECTIVES, PRIORS, Experiment, build, load
+from vaebench.experiment.diagnosing import diagnose
 from vaebench.experiment.drawing import draw
 from vaebench.experiment.estimators import ESTIMATORS
 from vaebench.experiment.evaluating import evaluate
@@ -13,6 +14,7 @@ __all__ = [
     "PRIORS",
     "Experiment",
     "build",
+    "diagnose",
     "draw",
     "evaluate",
     "load",

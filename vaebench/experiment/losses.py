@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vaebench.encoders import Direction, Encoder, Player, Scored
+from vaebench.evaluation.diagnostics import effective_sample_size
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective
 from vaebench.training.update import Loss, Settings
@@ -20,9 +21,9 @@ __all__ = ["BoundLoss", "PlayerLoss"]
 class BoundLoss:
     """Minus the mean bound over a batch.
 
-    The metrics are the bound itself with KL weight 1, its two parts, and, where something else is maximised (during a
-    KL warm-up, or by choice), that under the name ``objective``. Where log q is an estimate, so are they, and their
-    names say it.
+    The metrics are the bound itself with KL weight 1, its two parts, for k > 1 the effective number of weights, and,
+    where something else is maximised (during a KL warm-up, or by choice), that under the name ``objective``. Where
+    log q is an estimate, so are they, and their names say it.
     """
 
     objective: Objective
@@ -38,11 +39,14 @@ class BoundLoss:
             value, drawn = self.objective(self.model, self.encoder, x, k, inner_k=inner_k, beta=beta)
         same = beta == 1 and self.objective.maximises_its_bound
         with torch.no_grad():
+            log_w = drawn.log_weights()
             metrics = {
-                "bound": (value if same else self.objective.bound(drawn.log_weights())).mean(),
+                "bound": (value if same else self.objective.bound(log_w)).mean(),
                 "reconstruction": drawn.log_likelihood.mean(),
                 "kl": (drawn.log_q - drawn.log_prior).mean(),
             }
+            if k > 1:
+                metrics["ess"] = effective_sample_size(log_w).mean()
         if not same:
             metrics["objective"] = value.mean()
         if self.encoder.direction is Direction.ESTIMATE:

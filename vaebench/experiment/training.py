@@ -16,6 +16,7 @@ from vaebench.config.identity import defining
 from vaebench.encoders import Player
 from vaebench.errors import RunFailed, UserError
 from vaebench.evaluation import log_likelihoods
+from vaebench.evaluation.diagnostics import Activity, Spread, spread
 from vaebench.experiment.assembly import Experiment, Modules, build, load_best
 from vaebench.experiment.evaluating import estimate, planned, print_results
 from vaebench.experiment.losses import BoundLoss, PlayerLoss
@@ -45,6 +46,8 @@ CHARTS = {
         "test": ("test/log_likelihood", "test/lower_bound", "test/upper_bound"),
     },
 }
+
+DIAGNOSED_IMAGES, DIAGNOSED_DRAWS = 500, 20
 
 
 def resume(folder: str | Path) -> Path:
@@ -166,6 +169,7 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
             interruption,
             validate=partial(_validate, experiment, processes, manifest),
             processes=processes,
+            diagnose=partial(_diagnose, experiment),
         )
         processes.tell(found.state if found else {})
         if found:
@@ -208,6 +212,7 @@ def trainer_for(
     *,
     validate: Callable[[Modules], float],
     processes: Replicas = ALONE,
+    diagnose: Callable[[Modules], dict[str, float]] = lambda modules: {},
 ) -> Trainer:
     """Return the trainer of a run, at its first step; a process that does not lead has no recorder, no checkpoints."""
     config, data = experiment.config, experiment.data
@@ -218,6 +223,7 @@ def trainer_for(
         batches,
         _plan(config),
         validate=validate,
+        diagnose=diagnose,
         recorder=recorder,
         checkpoints=checkpoints,
         identity=identity(config),
@@ -341,6 +347,33 @@ def _validate(experiment: Experiment, processes: Replicas, manifest: Manifest | 
         values = processes.joined_up(torch.cat([values for _, values in parts]), len(images))
     modules.train()
     return values.mean().item()
+
+
+@torch.no_grad()
+def _diagnose(experiment: Experiment, modules: Modules) -> dict[str, float]:
+    """What draws show of the posterior, by name: no decoder runs for it, so that it costs little beside a validation.
+
+    ``active_units`` is the count of ``vaebench diagnose``, from few draws: weak units may not be counted yet.
+    ``posterior_std`` is the root of the mean variance of q(z_d|x): near the prior's, q has collapsed.
+    """
+    found = Spread.joined(list(_spreads(experiment, modules)))
+    return {
+        "active_units": float(Activity.of(found).active().sum()),
+        "posterior_std": found.variances.mean().sqrt().item(),
+    }
+
+
+def _spreads(experiment: Experiment, modules: Modules) -> Iterator[Spread]:
+    """Yield the posterior's moments for the same random validation images, with the same noise at every epoch."""
+    data, device = experiment.data, experiment.device
+    order = torch.Generator().manual_seed(runtime.derived_seed(0, "validation diagnostics"))
+    numbers = torch.randperm(len(data.validation), generator=order)[:DIAGNOSED_IMAGES]
+    modules.eval()
+    with experiment.autocast(), runtime.forked_randomness(device, seed=0):
+        for some in numbers.split(100):
+            x = data.observe(data.validation[some].to(device))
+            yield spread(modules.encoder, x, DIAGNOSED_DRAWS, images=some)
+    modules.train()
 
 
 def _record_pictures(experiment: Experiment, recorder: Recorder | None, modules: Modules, step: int) -> None:

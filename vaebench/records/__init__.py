@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vaebench.records.diagnostics import Diagnostics, Measure, format_table, read_diagnostics, write_diagnostics
 from vaebench.records.files import write_json
 from vaebench.records.folder import RunFolder, State, Status
 from vaebench.records.manifest import Manifest, read_manifest
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from vaebench.records.recorder import Recorder
 
 __all__ = [
+    "Diagnostics",
     "Manifest",
+    "Measure",
     "PerImageFile",
     "PerImageNumbers",
     "Recorder",
@@ -25,11 +28,14 @@ __all__ = [
     "append_result",
     "flatten",
     "format_line",
+    "format_table",
     "last_metrics",
+    "read_diagnostics",
     "read_manifest",
     "read_metrics",
     "read_per_image",
     "read_results",
+    "write_diagnostics",
     "write_json",
 ]
 

@@ -55,6 +55,10 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
+    def diagnostics(self) -> Path:
+        return self.path / "diagnostics.json"
+
+    @property
     def status(self) -> Path:
         return self.path / "status.json"
 

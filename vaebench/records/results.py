@@ -10,11 +10,11 @@ from vaebench.errors import UserError
 from vaebench.records.files import exclusive, write_json
 from vaebench.records.folder import RunFolder
 
-__all__ = ["Direction", "ResultRecord", "append_result", "format_line", "read_results"]
+__all__ = ["SIGNS", "Direction", "ResultRecord", "append_result", "format_line", "read_results"]
 
 Direction = Literal["exact", "lower_bound", "upper_bound", "estimate"]
 
-_SIGN: dict[Direction, str] = {"exact": "=", "lower_bound": ">=", "upper_bound": "<=", "estimate": "~"}
+SIGNS: dict[Direction, str] = {"exact": "=", "lower_bound": ">=", "upper_bound": "<=", "estimate": "~"}
 
 _MAY_BE_EMPTY = ("settings", "extra", "note", "per_image")
 
@@ -122,7 +122,7 @@ def format_line(record: ResultRecord) -> str:
     number = f"{record.mean:.{decimals}f} +- {record.stderr:.{decimals}f}"
     if repeated is not None:
         number += f" (images) +- {repeated:.{decimals}f} ({_counted(record.repeats, 'repeat')})"
-    return f"{record.split} {record.quantity} {_SIGN[record.direction]} {number} ({', '.join(_circumstances(record))})"
+    return f"{record.split} {record.quantity} {SIGNS[record.direction]} {number} ({', '.join(_circumstances(record))})"
 
 
 def _circumstances(record: ResultRecord) -> list[str]:

@@ -84,6 +84,7 @@ class Trainer:
         interruption: notes signals.
         pictures: draws images of these modules at a step.
         replicas: the processes of this run, which divide every batch among themselves.
+        diagnose: numbers by name, recorded with each validation of these modules; they choose nothing.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Trainer:
         interruption: runtime.Interruption,
         pictures: Callable[[Any, int], None],
         replicas: Replicas = ALONE,
+        diagnose: Callable[[Any], dict[str, float]] = lambda modules: {},
     ) -> None:
         self.modules = modules
         self.updates = updates
@@ -116,6 +118,7 @@ class Trainer:
         self.interruption = interruption
         self.pictures = pictures
         self.replicas = replicas
+        self.diagnose = diagnose
         self.progress = Progress()
         self.averaged = _averaged(modules, plan.ema)
         self._window = _Window(device)
@@ -211,6 +214,9 @@ class Trainer:
         progress = self.progress
         value = self.validate(self.evaluated)
         self._record(progress.epoch, {"validation/log_likelihood": value})
+        values = {"log_likelihood": value, **self.diagnose(self.evaluated)}
+        tagged = {f"validation/{name}": number for name, number in values.items()}
+        self.recorder.scalars(progress.step, progress.epoch, tagged, progress.seconds)
         if value > progress.best:
             progress.best, progress.best_epoch, progress.without_gain = value, progress.epoch, 0
             if self.checkpoints is not None:

@@ -1,6 +1,7 @@
 """The estimators that a user can name, each a function from an experiment to a plan for it."""
 
 from vaebench.experiment.estimators.annealing import annealed, bidirectional
+from vaebench.experiment.estimators.gaps import inference_gaps
 from vaebench.experiment.estimators.importance import importance_weighted
 from vaebench.experiment.estimators.plan import Estimator, Finding, Plan, repeated
 
@@ -10,5 +11,6 @@ __all__ = ["ESTIMATORS", "Estimator", "Finding", "Plan", "repeated"]
 ESTIMATORS: dict[str, Estimator] = {
     "ais": annealed,
     "bdmc": bidirectional,
+    "gaps": inference_gaps,
     "iwae": importance_weighted,
 }
