@@ -213,10 +213,9 @@ class Trainer:
     def _validate(self) -> None:
         progress = self.progress
         value = self.validate(self.evaluated)
-        self._record(progress.epoch, {"validation/log_likelihood": value})
-        values = {"log_likelihood": value, **self.diagnose(self.evaluated)}
-        tagged = {f"validation/{name}": number for name, number in values.items()}
-        self.recorder.scalars(progress.step, progress.epoch, tagged, progress.seconds)
+        if self.recorder is not None:
+            values = {"log_likelihood": value, **self.diagnose(self.evaluated)}
+            self._record(progress.epoch, {f"validation/{name}": number for name, number in values.items()})
         if value > progress.best:
             progress.best, progress.best_epoch, progress.without_gain = value, progress.epoch, 0
             if self.checkpoints is not None:
