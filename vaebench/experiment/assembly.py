@@ -131,6 +131,12 @@ class Experiment:
         return {name: sum(p.numel() for p in part.parameters()) for name, part in self.modules.named_children()}
 
     @property
+    def k(self) -> int:
+        """Weights of each image at the end of training."""
+        changes = self.config.trainer.k_schedule
+        return changes[max(changes)] if changes else self.config.k
+
+    @property
     def inner_k(self) -> int:
         """Inner samples at the end of training, with which the run is validated and evaluated by default."""
         changes = self.config.trainer.inner_k_schedule

@@ -124,9 +124,7 @@ class _Look:
 
     @classmethod
     def at(cls, experiment: Experiment, given: Diagnosis) -> "_Look":
-        images, config = chosen(experiment), experiment.config
-        changes = config.trainer.k_schedule
-        k = given.k or (changes[max(changes)] if changes else config.k)
+        images, k = chosen(experiment), given.k or experiment.k
         inner_k = experiment.inner_k if given.inner_k is None else given.inner_k
         if len(images.numbers) < 3:
             raise UserError("images must be 3 or more: a variance over images has an error of its own")

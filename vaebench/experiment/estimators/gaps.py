@@ -137,7 +137,7 @@ class _Gaps:
         tight = [self._elbo(proposal, x, numbers, self.inner_k) for proposal in proposals]
         bound = self._elbo(encoder, x, numbers, trained_inner_k) if self.hierarchical else tight[0]
         family = tight[-1] if self.tuned or self.is_gaussian else torch.full_like(tight[0], torch.nan)
-        weighted = self._importance_weighted(x, numbers) if experiment.config.k > 1 else bound
+        weighted = self._importance_weighted(x, numbers) if experiment.k > 1 else bound
         return torch.stack([reference, bound, tight[0], weighted, tight[1], family])
 
     def _elbo(self, encoder: Encoder | Sequence[Encoder], x: Tensor, numbers: Tensor, inner_k: int) -> Tensor:
@@ -153,13 +153,13 @@ class _Gaps:
     def _importance_weighted(self, x: Tensor, numbers: Tensor) -> Tensor:
         """Return L_k of training, from about as many draws as an ELBO has."""
         experiment, given = self.experiment, self.experiment.config.estimator
-        repeats = -(-given.draws // experiment.config.k)
+        repeats = -(-given.draws // experiment.k)
         estimates = [
             log_likelihood(
                 experiment.model,
                 self.encoder,
                 x,
-                experiment.config.k,
+                experiment.k,
                 experiment.inner_k if self.hierarchical else 0,
                 seed=runtime.derived_seed(given.seed, "weighted", repeat),
                 images=numbers,
@@ -193,7 +193,7 @@ class _Gaps:
         return findings + self._bound_gaps(found)
 
     def _bound_gaps(self, found: _Parts) -> list[Finding]:
-        findings, k = [], self.experiment.config.k
+        findings, k = [], self.experiment.k
         if self.hierarchical:
             findings.append(self._found("bound gap", "lower_bound", found.elbo - found.bound))
         if k > 1:
