@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vaebench.cli.failure import expected
+from vaebench.cli.failure import expected, tell
 from vaebench.cli.flags import EVALUATE, parse
-from vaebench.cli.train import tell
 from vaebench.errors import RunFailed, UserError
 
 __all__ = ["run"]

@@ -3,10 +3,11 @@
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 
 from vaebench.errors import RunFailed, UserError
 
-__all__ = ["describe", "exit_code", "expected"]
+__all__ = ["describe", "exit_code", "expected", "message", "tell"]
 
 INTERRUPTED = 130
 
@@ -26,6 +27,18 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}; choose another place with output_dir=... or data_dir=..."
     return str(error)
+
+
+def message(error: Exception) -> str:
+    """Return the one line that says why a job failed."""
+    return describe(error) if expected(error) else f"{type(error).__name__}: {error}"
+
+
+def tell(error: Exception, words: Sequence[str]) -> None:
+    """Print why one of several jobs failed; ``words`` say which."""
+    if not expected(error):
+        traceback.print_exception(error)
+    print(f"vaebench: failed: {' '.join(words)}: {message(error)}", file=sys.stderr, flush=True)
 
 
 def exit_code(error: BaseException, *, with_traceback: bool) -> int:

@@ -14,7 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vaebench.cli.sweep_job import SweepJob, message, tell
+from vaebench.cli.failure import message, tell
+from vaebench.cli.sweep_job import SweepJob
 from vaebench.cli.sweep_record import JobRecord, Records, job_key, standing
 from vaebench.cli.sweep_table import table
 from vaebench.config import Config, from_hydra, run_folder

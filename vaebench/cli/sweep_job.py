@@ -5,9 +5,7 @@ import os
 import re
 import signal
 import socket
-import sys
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +13,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vaebench.cli.failure import describe, expected
+from vaebench.cli.failure import message, tell
 from vaebench.cli.hydra_app import command_line
 from vaebench.cli.sweep_record import JobRecord, JobStatus, Records, has_checkpoint, job_key, results_of, standing
 from vaebench.config import Config, from_hydra, run_folder
 from vaebench.errors import Busy
 from vaebench.records import RunFolder
 
-__all__ = ["SweepJob", "message", "tell"]
+__all__ = ["SweepJob"]
 
 
 @dataclass
@@ -153,15 +151,3 @@ def worker_number() -> int:
 
     numbered = re.search(r"-(\d+)$", multiprocessing.current_process().name)
     return int(numbered[1]) - 1 if numbered else int(HydraConfig.get().job.num)
-
-
-def message(error: Exception) -> str:
-    """Return the one line that says why a job failed."""
-    return describe(error) if expected(error) else f"{type(error).__name__}: {error}"
-
-
-def tell(error: Exception, overrides: list[str]) -> None:
-    """Print why one job of a sweep failed."""
-    if not expected(error):
-        traceback.print_exception(error)
-    print(f"vaebench: failed: {' '.join(overrides)}: {message(error)}", file=sys.stderr, flush=True)
