@@ -2,7 +2,11 @@
 
 import json
 import multiprocessing
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +166,20 @@ def test_the_own_estimator_of_a_run_may_be_any(fake: FakeCore, workplace: Path):
     make_run(workplace / "run", "estimator=ais")
     assert main(["evaluate", "run", "estimator.chains=3,4"]) == 0
     assert [words for _, words in fake.evaluated] == [["estimator.chains=3"], ["estimator.chains=4"]]
+
+
+NO_TORCH = """
+import sys
+from vaebench.cli import main
+assert main(["evaluate", "run", "estimator=iwae,ais", "estimator.chains=2,0"]) == 2
+assert "torch" not in sys.modules
+"""
+
+
+def test_refusals_do_not_wait_for_torch(workplace: Path):
+    make_run(workplace / "run")
+    done = subprocess.run([sys.executable, "-c", NO_TORCH], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "vaebench: estimator.chains must be more than 0, not 0\n")
 
 
 # Batches that are left ------------------------------------------------------------------------------------
@@ -366,20 +384,39 @@ def test_records_without_numbers_per_image_say_so(run: Path):
     assert all("note" not in entry or entry["note"] for entry in stored)
 
 
-def test_several_processes_give_the_result_of_one(run: Path, monkeypatch: pytest.MonkeyPatch):
-    """Bitwise, with the same batches; a third process finds nothing left of what two have done."""
-    one = evaluated(run, "estimator.batch=10", "estimator.seed=6", "estimator.repeats=2")
+def test_several_processes_that_are_interrupted_and_one_give_the_result_of_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Bitwise, with the same batches, whoever has done which."""
+    words = ("estimator.batch=10", "estimator.seed=6", "estimator.repeats=2")
+    one = evaluated(run, *words)
     assert one.per_image is not None
     path = run / one.per_image.partition(":")[0]
     first = dict(np.load(path))
     path.unlink()
-    asked = watch(monkeypatch)
-    two = evaluated(run, "estimator.batch=10", "estimator.seed=6", "estimator.repeats=2", "processes=2", "threads=2")
+    asked, received = watch(monkeypatch), sharing._received
+
+    def interrupted(connection: Any) -> Any:
+        answer = received(connection)
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(sharing, "_received", received)
+        return answer
+
+    monkeypatch.setattr(sharing, "_received", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        evaluated(run, *words, "processes=2", "threads=2")
+    assert stopped.value.code == 130
+    assert "interrupted; the images done are kept" in capsys.readouterr().out
+    assert multiprocessing.active_children() == []
+    # What was at hand is finished: one task of each process.
     assert asked == []
+    assert np.load(path)["done"].sum() == 20
+    again = evaluated(run, *words)
+    assert len(asked) == 6
     second = dict(np.load(path))
     for name in ("log_likelihood", "ess", "pareto_k", "values", "images", "done"):
         assert np.array_equal(first[name], second[name])
-    assert (two.mean, two.stderr, two.extra, two.key()) == (one.mean, one.stderr, one.extra, one.key())
+    assert (again.mean, again.stderr, again.extra, again.key()) == (one.mean, one.stderr, one.extra, one.key())
 
 
 def test_devices_are_dealt_out(monkeypatch: pytest.MonkeyPatch):
