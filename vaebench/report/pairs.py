@@ -101,11 +101,11 @@ def _over_images(first: Row, second: Row, seeds: Sequence[int]) -> Interval | No
 
     from vaebench.records import read_per_image
 
-    signed = [(sign, *result) for row, sign in ((second, 1.0), (first, -1.0)) for result in row.results]
-    signed = [(sign, run, record) for sign, run, record in signed if run.seed in seeds]
-    if any(record.per_image is None for *_, record in signed):
+    signed = [(sign, result) for row, sign in ((second, 1.0), (first, -1.0)) for result in row.results]
+    signed = [(sign, result) for sign, result in signed if result.run.seed in seeds]
+    if any(result.record.per_image is None for _, result in signed):
         return None
-    found = [(sign, read_per_image(run.folder, record)) for sign, run, record in signed]
+    found = [(sign, read_per_image(result.run.folder, result.record)) for sign, result in signed]
     images = found[0][1].images
     if len(images) < 2 or not all(numpy.array_equal(numbers.images, images) for _, numbers in found):
         return None
