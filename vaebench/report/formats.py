@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vaebench.report.comparison import FACTS, Comparison, Row, Table
+from vaebench.report.comparison import Comparison
 from vaebench.report.differences import differing, label, telling, usual
 from vaebench.report.pairs import LEVEL, Interval, Pair
+from vaebench.report.tables import FACTS, Row, Table
 
 __all__ = ["FORMATS", "SIGNS", "Chosen", "cells", "duration", "headings", "number", "render"]
 

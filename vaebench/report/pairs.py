@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vaebench.errors import UserError
-from vaebench.report.comparison import Row, Table
 from vaebench.report.differences import differing
 from vaebench.report.filters import Condition, all_hold, check_known, parse
+from vaebench.report.tables import Row, Table
 
 __all__ = ["LEVEL", "Interval", "Pair", "pairs", "t_interval"]
 

@@ -7,13 +7,13 @@ from typing import Any
 from vaebench.errors import UserError
 from vaebench.records import last_metrics
 from vaebench.report.charts import Point, Series, bars, chart, mark, scale, series_class, ticks
-from vaebench.report.comparison import Row, Table
 from vaebench.report.curves import VALIDATION, Curve
 from vaebench.report.formats import cells, duration, headings, number
 from vaebench.report.markup import Markup, element
 from vaebench.report.methods import Method, mean_curve
 from vaebench.report.pictures import Picture, pictures
 from vaebench.report.runs import Run
+from vaebench.report.tables import Row, Table
 
 __all__ = ["curves", "diagnostics", "results", "shown_pictures", "switches"]
 
