@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from made_runs import made_run, record
 
 from vaebench.cli import main
 from vaebench.errors import UserError
+from vaebench.records import PerImageFile, append_result
 from vaebench.report import compare, pairs
 from vaebench.report.differences import differing, label, telling, usual
 from vaebench.report.filters import parse
@@ -348,6 +350,44 @@ def test_pairs_over_common_seeds(tmp_path: Path):
     assert (across.seeds, across.over_seeds) == ([0], None)
 
 
+def with_images(root: Path, encoder: str, seed: int, values: numpy.ndarray, images: numpy.ndarray) -> None:
+    """Make a run whose result has a number for each image."""
+    folder = made_run(root, f"encoder={encoder}", seed=seed)
+    kept = PerImageFile(folder.path / "evaluations" / "a.npz", ["log_likelihood"], images, 1)
+    kept.numbers[0], kept.done[:] = values, True
+    (place,) = kept.conclude([values[None]])
+    stderr = values.std(ddof=1) / math.sqrt(len(values))
+    append_result(folder, record(values.mean(), stderr=stderr, n_images=len(values), per_image=place))
+
+
+def test_pairs_over_common_images(tmp_path: Path):
+    generator = numpy.random.default_rng(0)
+    images, hardness = numpy.arange(200), generator.normal(-100.0, 20.0, 200)
+    gains = {seed: generator.normal(0.5, 1.0, 200) for seed in range(2)}
+    for seed, gain in gains.items():
+        with_images(tmp_path, "gaussian", seed, hardness, images)
+        with_images(tmp_path, "planar", seed, hardness + gain, images)
+    (table,) = compare([tmp_path]).tables
+    (pair,) = pairs(table, "encoder=gaussian", "encoder=planar")
+    expected = t_interval([float(x) for x in (gains[0] + gains[1]) / 2])
+    found = pair.over_images
+    assert found is not None
+    assert (found.n, found.mean, found.low) == pytest.approx((200, expected.mean, expected.low))
+    # Each method's own error is about 20 / sqrt(200); the difference is known twenty times better.
+    assert found.excludes_zero
+    assert min(row.stderr for row in table.rows) > 10 * (found.high - found.mean) / 1.97
+
+
+def test_other_images_are_not_paired(tmp_path: Path):
+    """Control: the same number of images, but not the same ones."""
+    values = numpy.linspace(-110.0, -90.0, 20)
+    with_images(tmp_path, "gaussian", 0, values, numpy.arange(20))
+    with_images(tmp_path, "planar", 0, values, numpy.arange(1, 21))
+    (table,) = compare([tmp_path]).tables
+    (pair,) = pairs(table, "encoder=gaussian", "encoder=planar")
+    assert pair.over_images is None
+
+
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
@@ -373,7 +413,7 @@ def test_pairs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     words = ["compare", str(tmp_path), "--pair", "encoder=gaussian", "encoder=avb"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert "avb elbo k=1  -  gaussian elbo k=1: ~ +9.00 [-3.71, +21.71] (95% over 2 common seeds; 0 lies within)" in out
+    assert "avb elbo k=1  -  gaussian elbo k=1: ~ +9.00 [-3.71, +21.71] (95% over 2 common seeds, 0 lies within)" in out
     assert main([*words, "--format", "json"]) == 0
     (pair,) = json.loads(capsys.readouterr().out)["pairs"]
     assert (pair["seeds"], pair["of_bounds"]) == ([0, 1], False)

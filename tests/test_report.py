@@ -145,6 +145,7 @@ def test_what_the_page_says(page: Path):
     # The latest of two pictures, once for each method that has one.
     assert text.count("seed 0, step 200") == 2 * (len(METHODS) + 1)
     assert "step 40" not in text
+    assert " ago" not in text  # a page is read long after
 
 
 def test_filters_and_refusals(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,10 +8,10 @@ from vaebench.records.files import write_json
 from vaebench.records.folder import RunFolder, State, Status
 from vaebench.records.manifest import Manifest, read_manifest
 from vaebench.records.metrics import flatten, last_metrics, read_metrics
-from vaebench.records.per_image import PerImageFile, PerImageNumbers, read_per_image
 from vaebench.records.results import ResultRecord, append_result, format_line, read_results
 
 if TYPE_CHECKING:
+    from vaebench.records.per_image import PerImageFile, PerImageNumbers, read_per_image
     from vaebench.records.recorder import Recorder
 
 __all__ = [
@@ -40,8 +40,17 @@ __all__ = [
 ]
 
 
+# Who only reads results must wait neither for numpy nor for TensorBoard.
+_LATER = {
+    "PerImageFile": "per_image",
+    "PerImageNumbers": "per_image",
+    "Recorder": "recorder",
+    "read_per_image": "per_image",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Import the Recorder when it is first asked for: who only reads must not wait for TensorBoard."""
-    if name != "Recorder":
+    """Import what takes long to import when it is first asked for."""
+    if name not in _LATER:
         raise AttributeError(f"module 'vaebench.records' has no attribute '{name}'")
-    return importlib.import_module("vaebench.records.recorder").Recorder
+    return getattr(importlib.import_module(f"vaebench.records.{_LATER[name]}"), name)

@@ -1,271 +1,19 @@
-"""Results side by side: seeds aggregated, only like with like, and whatever is left out is said.
-
-Two results are alike when they are of one quantity on the same images under one protocol, by the same estimator with
-the same effort, of models trained for the same number of epochs. Each set of such conditions is a table of its own.
-What an estimator takes from the encoder is the row's and not the table's: the name IWAE or DIWHVI (the latter with an
-exact density is the former), whose draws are weighed, what annealing starts from. A number of inner samples must agree
-among the rows that have one; an exact density has none, and stands in the table of each.
-"""
+"""Results side by side: seeds aggregated, only like with like, and whatever is left out is said."""
 
 import itertools
-import json
-import math
-import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from vaebench.errors import UserError, did_you_mean
 from vaebench.records import ResultRecord
 from vaebench.report.filters import chosen
-from vaebench.report.runs import LeftOut, Run, Scalar, read_runs
+from vaebench.report.likeness import FOLLOWS_ENCODER, LOG_LIKELIHOOD, SIMULATED, Conditions, Result
+from vaebench.report.runs import LeftOut, Run, read_runs
+from vaebench.report.tables import FACTS, Row, Table
 
-__all__ = [
-    "FACTS",
-    "Comparison",
-    "Conditions",
-    "Result",
-    "Row",
-    "Table",
-    "check_columns",
-    "compare",
-    "compare_runs",
-]
-
-_SAME_ESTIMATOR = {"IWAE": "IWAE/DIWHVI", "DIWHVI": "IWAE/DIWHVI"}
-_FOLLOWS_ENCODER = ("proposal", "initial")
-_SIMULATED = "simulated"
-LOG_LIKELIHOOD = "log p(x)"
-
-FACTS = (
-    "rank",
-    "direction",
-    "mean",
-    "sd",
-    "n",
-    "stderr",
-    "seeds",
-    "estimator",
-    "proposal",
-    "initial",
-    "result.k",
-    "result.inner_k",
-    "split",
-    "protocol",
-    "n_images",
-    "quantity",
-    "epoch",
-    "wall_seconds",
-    "evaluation_seconds",
-    "parameters",
-    "device",
-    "method",
-    "unfinished",
-)
-"""What can be a column beside the settings; a row's value of each is in :meth:`Row.facts`."""
-
-
-class Result(NamedTuple):
-    """One run's result."""
-
-    run: Run
-    record: ResultRecord
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What must agree for two results to stand in one table."""
-
-    quantity: str
-    split: str
-    protocol: str
-    fingerprint: str | None
-    """Of the data themselves; None where a run did not record it."""
-    n_images: int
-    repeats: int
-    estimator: str
-    k: int | None
-    inner_k: int | None
-    """Of the rows that have inner samples."""
-    settings: tuple[tuple[str, str], ...]
-    epochs: int
-    """The budget, trainer.epochs."""
-    upper: bool
-    """Whether the numbers are upper bounds, which rank nothing."""
-
-    @classmethod
-    def of(cls, result: Result) -> "Conditions":
-        run, record = result
-        settings = {k: json.dumps(v) for k, v in record.settings.items() if k not in _FOLLOWS_ENCODER}
-        return cls(
-            quantity=record.quantity,
-            split=record.split,
-            protocol=record.protocol,
-            fingerprint=run.manifest.get("dataset", {}).get("fingerprint"),
-            n_images=record.n_images,
-            repeats=record.repeats,
-            estimator=_SAME_ESTIMATOR.get(record.estimator, record.estimator),
-            k=record.k,
-            inner_k=record.inner_k,
-            settings=tuple(sorted(settings.items())),
-            epochs=run.config.trainer.epochs,
-            upper=record.direction == "upper_bound",
-        )
-
-    def without_inner(self) -> "Conditions":
-        return self.with_inner(None)
-
-    def with_inner(self, inner_k: int | None) -> "Conditions":
-        return Conditions(**{**self.__dict__, "inner_k": inner_k})
-
-    def title(self) -> str:
-        """Return what the numbers of the table are, for example ``test log p(x), mnist/dynamic-v1``."""
-        return f"{self.split} {self.quantity}, {self.protocol}"
-
-    def words(self) -> list[str]:
-        """Return the further conditions, each in a few words."""
-        words = [f"{self.n_images:,} image{'s' * (self.n_images != 1)}", self.estimator]
-        numbers = {"k": self.k, "inner_k": self.inner_k, **dict(self.settings)}
-        words += [f"{name}={value}" for name, value in numbers.items() if value is not None]
-        words += [f"{self.repeats} repeats"] if self.repeats > 1 else []
-        words += ["upper bounds"] if self.upper else []
-        return [*words, f"trainer.epochs={self.epochs}"]
-
-    def facts(self) -> dict[str, Any]:
-        """Return everything, for programs."""
-        return {**self.__dict__, "settings": {name: json.loads(text) for name, text in self.settings}}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method: runs that differ in nothing but the seed, and their results under the table's conditions."""
-
-    settings: Mapping[str, Scalar]
-    results: Sequence[Result]
-    """Sorted by seed."""
-    rank: int | None = None
-    """From 1, the best lower bound on log p(x); None for estimates, which bound nothing, and for all else."""
-
-    @property
-    def method(self) -> str:
-        return self.results[0].run.method
-
-    @property
-    def record(self) -> ResultRecord:
-        """The first seed's record, for what all of them share."""
-        return self.results[0].record
-
-    @property
-    def n(self) -> int:
-        """Number of seeds."""
-        return len(self.results)
-
-    @property
-    def seeds(self) -> list[int]:
-        return [result.run.seed for result in self.results]
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds, nats per image."""
-        return statistics.fmean(result.record.mean for result in self.results)
-
-    @property
-    def sd(self) -> float | None:
-        """Standard deviation over seeds (n - 1), nats; None for one seed, which has no spread."""
-        return statistics.stdev(result.record.mean for result in self.results) if self.n > 1 else None
-
-    @property
-    def stderr(self) -> float:
-        """The estimator's own standard error, over images, of one seed (root mean square over seeds), nats.
-
-        All seeds see the same images, so that more seeds do not make it smaller.
-        """
-        return math.sqrt(statistics.fmean(result.record.stderr**2 for result in self.results))
-
-    @property
-    def unfinished(self) -> list[Run]:
-        return [result.run for result in self.results if result.run.state != "finished"]
-
-    @property
-    def epochs(self) -> tuple[float, float]:
-        """The fewest and the most epochs that the weights in use were trained for."""
-        epochs = [result.record.epoch for result in self.results]
-        return min(epochs), max(epochs)
-
-    @property
-    def wall_seconds(self) -> float | None:
-        """Mean over seeds of the seconds spent on a run; None where one did not record it."""
-        seconds = [result.run.wall_seconds for result in self.results]
-        known = [value for value in seconds if value is not None]
-        return statistics.fmean(known) if len(known) == len(seconds) else None
-
-    def facts(self) -> dict[str, Any]:
-        """Return what can be a column beside the settings, by name."""
-        record = self.record
-        lowest, highest = self.epochs
-        return {
-            "rank": self.rank,
-            "direction": record.direction,
-            "mean": self.mean,
-            "sd": self.sd,
-            "n": self.n,
-            "stderr": self.stderr,
-            "seeds": " ".join(map(str, self.seeds)),
-            "estimator": record.estimator,
-            **{name: record.settings.get(name) for name in _FOLLOWS_ENCODER},
-            "result.k": record.k,
-            "result.inner_k": record.inner_k,
-            "split": record.split,
-            "protocol": record.protocol,
-            "n_images": record.n_images,
-            "quantity": record.quantity,
-            "epoch": f"{lowest:g}" if lowest == highest else f"{lowest:g} to {highest:g}",
-            "wall_seconds": self.wall_seconds,
-            "evaluation_seconds": statistics.fmean(result.record.seconds for result in self.results),
-            "parameters": self.results[0].run.parameters,
-            "device": self.results[0].run.manifest.get("device"),
-            "method": self.method,
-            "unfinished": len(self.unfinished),
-        }
-
-
-@dataclass(frozen=True)
-class Table:
-    """Methods that may be compared, best first; what is not ranked comes last."""
-
-    conditions: Conditions
-    rows: Sequence[Row]
-
-    @property
-    def runs(self) -> list[Run]:
-        return [result.run for row in self.rows for result in row.results]
-
-    def notes(self) -> Iterator[str]:
-        """Yield what a reader must know before believing the order."""
-        single = sum(row.n == 1 for row in self.rows)
-        if single:
-            which = "each method" if single == len(self.rows) else f"{single} of {len(self.rows)} methods"
-            yield f"n=1 for {which}: there is no spread over seeds, so a difference may be the seed's luck"
-        if any(row.record.direction == "estimate" for row in self.rows):
-            yield "~ marks an estimate that bounds nothing: it has no rank among bounds"
-        if self.conditions.quantity != LOG_LIKELIHOOD:
-            yield f"sorted, but not ranked: of {self.conditions.quantity}, more is not better as such"
-        if self.conditions.upper:
-            yield "an upper bound that is higher is not a better model: these rows have no rank"
-        if unfinished := [run for row in self.rows for run in row.unfinished]:
-            done = [run.epochs_done for run in unfinished]
-            span = f"{min(done):.0f}" if round(min(done)) == round(max(done)) else f"{min(done):.0f} to {max(done):.0f}"
-            runs = _counted(len(unfinished), "run")
-            yield f"{runs} (marked *) did not finish: {span} of {self.conditions.epochs} epochs"
-        yield from self._code()
-
-    def _code(self) -> Iterator[str]:
-        states = [run.manifest.get("git") for run in self.runs]
-        commits = {state["commit"][:8] for state in states if state and state.get("commit")}
-        if len(commits) > 1:
-            yield f"the runs were trained by {len(commits)} versions of the code: {', '.join(sorted(commits))}"
+__all__ = ["Comparison", "check_columns", "compare", "compare_runs"]
 
 
 @dataclass(frozen=True)
@@ -351,7 +99,7 @@ def _why_not(run: Run, quantity: str, *, unfinished: bool) -> str | None:
         return "it has no result: `vaebench evaluate` it"
     if not records:
         return f"it has no result of {quantity}, only of {', '.join(sorted({r.quantity for r in run.results}))}"
-    if all(record.split == _SIMULATED for record in records):
+    if all(record.split == SIMULATED for record in records):
         return "its only results are on images that its own model simulated, which no other model shares"
     return None
 
@@ -369,7 +117,7 @@ def _latest(run: Run, quantity: str) -> list[ResultRecord]:
     """The results of one run, each with the weights of the latest epoch it was estimated for."""
     latest: dict[tuple[object, ...], ResultRecord] = {}
     for record in run.results:
-        if record.quantity == quantity and record.split != _SIMULATED:
+        if record.quantity == quantity and record.split != SIMULATED:
             key = (Conditions.of(Result(run, record)), record.direction)
             if key not in latest or record.epoch >= latest[key].epoch:
                 latest[key] = record
@@ -415,7 +163,7 @@ def _tables(results: Iterable[Result]) -> Iterator[Table]:
 def _rows(results: Iterable[Result]) -> list[Row]:
     methods: dict[tuple[object, ...], list[Result]] = defaultdict(list)
     for result in results:
-        follows = tuple(result.record.settings.get(name) for name in _FOLLOWS_ENCODER)
+        follows = tuple(result.record.settings.get(name) for name in FOLLOWS_ENCODER)
         methods[result.run.method, result.record.estimator, result.record.direction, *follows].append(result)
     return [
         Row(results[0].run.settings, sorted(results, key=lambda result: result.run.seed))
@@ -456,10 +204,6 @@ def _why_several(tables: Sequence[Table]) -> Iterator[str]:
             "encoders with inner samples were evaluated with several inner_k: `vaebench evaluate RUN... "
             f"estimator.inner_k={most}` puts them in one table"
         )
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def check_columns(columns: Sequence[str], comparison: Comparison) -> None:

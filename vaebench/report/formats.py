@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vaebench.report.comparison import FACTS, Comparison, Row, Table
+from vaebench.report.comparison import Comparison
 from vaebench.report.differences import differing, label, telling, usual
-from vaebench.report.pairs import LEVEL, Pair
+from vaebench.report.pairs import LEVEL, Interval, Pair
+from vaebench.report.tables import FACTS, Row, Table
 
 __all__ = ["FORMATS", "SIGNS", "Chosen", "cells", "duration", "headings", "number", "render"]
 
@@ -152,11 +153,22 @@ def _pair_labels(pair: Pair, table: Table, chosen: Chosen) -> tuple[str, str]:
 
 
 def _pair_spread(pair: Pair) -> str:
-    interval = pair.over_seeds
-    if interval is None:
-        return "(one common seed: no spread, no interval)"
-    verdict = "" if interval.excludes_zero else "; 0 lies within"
-    return f"[{interval.low:+.2f}, {interval.high:+.2f}] ({LEVEL:.0%} over {interval.n} common seeds{verdict})"
+    over_seeds, over_images = pair.over_seeds, pair.over_images
+    words = []
+    if over_seeds is None:
+        words.append("one common seed, so no interval over seeds")
+    else:
+        words.append(_interval(over_seeds, f"{over_seeds.n} common seeds"))
+    if over_images is not None:
+        words.append(_interval(over_images, f"{over_images.n:,} common images"))
+    return "; ".join(words)
+
+
+def _interval(interval: Interval, over: str) -> str:
+    verdict = "" if interval.excludes_zero else ", 0 lies within"
+    digits = (interval.high - interval.mean,)
+    low, high = (f"{'+' if end >= 0 else ''}{number(end, *digits)}" for end in (interval.low, interval.high))
+    return f"[{low}, {high}] ({LEVEL:.0%} over {over}{verdict})"
 
 
 def _remarks(comparison: Comparison) -> Iterator[str]:
@@ -240,17 +252,21 @@ def _table_json(table: Table) -> dict[str, Any]:
 
 
 def _pair_json(table: Table, pair: Pair, comparison: Comparison) -> dict[str, Any]:
-    interval = pair.over_seeds
     return {
         "table": list(comparison.tables).index(table),
         "first": pair.first.method,
         "second": pair.second.method,
         "difference": pair.difference,
         "seeds": list(pair.seeds),
-        "interval_over_seeds": None if interval is None else [interval.low, interval.high],
+        "interval_over_seeds": _ends(pair.over_seeds),
+        "interval_over_images": _ends(pair.over_images),
         "level": LEVEL,
         "of_bounds": pair.of_bounds,
     }
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
 
 
 def _latex(comparison: Comparison, chosen: Chosen, pairs: Pairs) -> str:

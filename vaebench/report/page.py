@@ -16,13 +16,14 @@ from vaebench import __version__
 from vaebench.records import format_line
 from vaebench.report import sections
 from vaebench.report.charts import STYLES
-from vaebench.report.comparison import Comparison, Table
+from vaebench.report.comparison import Comparison
 from vaebench.report.differences import label, telling, usual
 from vaebench.report.formats import duration
 from vaebench.report.markup import Markup, element, joined
 from vaebench.report.methods import Method
 from vaebench.report.runs import Run
 from vaebench.report.story import command_of, facts_of
+from vaebench.report.tables import Table
 
 __all__ = ["page"]
 

@@ -9,6 +9,13 @@ from vaebench.report.runs import Run
 __all__ = ["Picture", "pictures"]
 
 FOLDER = "pictures"
+# What `vaebench sample`, `reconstruct`, `interpolate` and `traverse` draw; other files are called by their names.
+_TITLES = {
+    "sample": "samples of the best weights",
+    "reconstruct": "reconstructions by the best weights",
+    "interpolate": "interpolations",
+    "traverse": "latent traversals",
+}
 _MOST_BYTES = 4_000_000
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -38,5 +45,6 @@ def pictures(run: Run) -> list[Picture]:
 
     found = [Picture(tag, f"step {step:,}", data) for tag, (step, data) in read_pictures(run.folder.path).items()]
     for path in sorted((run.folder.path / FOLDER).glob("*.png")):
-        found.append(Picture(path.stem.replace("_", " "), f"{FOLDER}/{path.name}", path.read_bytes()))
+        title = _TITLES.get(path.stem, path.stem.replace("_", " "))
+        found.append(Picture(title, f"{FOLDER}/{path.name}", path.read_bytes()))
     return [picture for picture in found if picture.data.startswith(_PNG) and len(picture.data) <= _MOST_BYTES]

@@ -7,18 +7,19 @@ from typing import Any
 from vaebench.errors import UserError
 from vaebench.records import last_metrics
 from vaebench.report.charts import Point, Series, bars, chart, mark, scale, series_class, ticks
-from vaebench.report.comparison import Row, Table
 from vaebench.report.curves import VALIDATION, Curve
 from vaebench.report.formats import cells, duration, headings, number
 from vaebench.report.markup import Markup, element
 from vaebench.report.methods import Method, mean_curve
-from vaebench.report.pictures import pictures
+from vaebench.report.pictures import Picture, pictures
 from vaebench.report.runs import Run
+from vaebench.report.tables import Row, Table
 
 __all__ = ["curves", "diagnostics", "results", "shown_pictures", "switches"]
 
 SIGNS = {"exact": "=", "lower_bound": "≥", "upper_bound": "≤", "estimate": "~"}
 _MOST_PICTURED = 24  # methods
+_SMALL = 300  # pixels
 
 
 def switches(methods: Sequence[Method]) -> Markup:
@@ -339,18 +340,22 @@ def _definitions(found: Found) -> Iterator[Markup]:
 
 def shown_pictures(methods: Sequence[Method]) -> Iterator[Markup]:
     """Yield the pictures, those of one kind side by side."""
-    kinds: dict[str, list[Markup]] = {}
+    kinds: dict[tuple[str, bool], list[Markup]] = {}
     for method in methods[:_MOST_PICTURED]:
-        run, found = next(((run, own) for run in method.runs if (own := pictures(run))), (None, []))
+        run, found = next(((run, own) for run in method.runs if (own := pictures(run))), (method.runs[0], []))
         for picture in found:
-            assert run is not None
-            text = f"{method.title}, seed {run.seed}, {picture.detail}"
-            width, height = picture.size
-            image = element("img", src=picture.uri, alt=f"{picture.title}: {text}", width=width, height=height)
-            figure = element("figure", image, element("figcaption", text), class_=f"s{method.number}")
-            kinds.setdefault(picture.title, []).append(figure)
-    for title, figures in kinds.items():
+            # What has words in it needs room to be read.
+            large = picture.size[0] > _SMALL
+            kinds.setdefault((picture.title, large), []).append(_picture(picture, method, run))
+    for (title, large), figures in kinds.items():
         yield element("h3", title[:1].upper() + title[1:])
-        yield element("div", figures, class_="pictures")
+        yield element("div", figures, class_="pictures large" if large else "pictures")
     if len(methods) > _MOST_PICTURED:
         yield element("p", f"pictures of the first {_MOST_PICTURED} of {len(methods)} methods", class_="note")
+
+
+def _picture(picture: Picture, method: Method, run: Run) -> Markup:
+    text = f"{method.title}, seed {run.seed}, {picture.detail}"
+    width, height = picture.size
+    image = element("img", src=picture.uri, alt=f"{picture.title}: {text}", width=width, height=height)
+    return element("figure", image, element("figcaption", text), class_=f"s{method.number}")

@@ -18,7 +18,7 @@ _WIDTH = 12
 
 def story(run: Run, *, letters: Literal["braille", "ascii"], every_setting: bool = False) -> str:
     """Return the story; ``letters`` says what the curve is drawn with."""
-    facts = [f"{name:<{_WIDTH}}{text}".rstrip() for name, text in facts_of(run) if text]
+    facts = [f"{name:<{_WIDTH}}{text}".rstrip() for name, text in facts_of(run, aging=True) if text]
     sections = ["\n".join(facts), "\n".join(_curve(run, letters)), "\n".join(_results(run)), "\n".join(_files(run))]
     if every_setting:
         sections.insert(1, "\n".join(f"  {key} = {_text(value)}" for key, value in run.settings.items()))
@@ -40,11 +40,12 @@ def code_of(session: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def facts_of(run: Run) -> Iterator[tuple[str, str]]:
+def facts_of(run: Run, *, aging: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield the facts about a run by name; ``aging`` ones say how long ago it was, which a kept page must not."""
     config, manifest = run.config, run.manifest
     encoder, objective = config.encoder, config.objective
     yield "run", str(run.folder.path)
-    yield "state", _state(run)
+    yield "state", _state(run, aging=aging)
     inner = f", inner_k={encoder.inner_k}" if encoder.inner_k else ""
     yield "encoder", f"{encoder.name}{inner}, {encoder.trunk} {_widths(encoder.hidden)} {encoder.activation}"
     yield "objective", f"{objective.name}, k={config.k}, gradient {objective.gradient}"
@@ -67,9 +68,10 @@ def facts_of(run: Run) -> Iterator[tuple[str, str]]:
         yield "restart", f"from {step} at {restart.get('time')} on {where}"
 
 
-def _state(run: Run) -> str:
+def _state(run: Run, *, aging: bool) -> str:
     error = f": {run.status.error}" if run.status and run.status.error else ""
-    return f"{run.state}, {ago(run.updated)}{error}"
+    moment = "" if run.updated is None else f", {run.updated:%Y-%m-%d %H:%M} UTC"
+    return f"{run.state}{moment}{f' ({ago(run.updated)})' if aging and moment else ''}{error}"
 
 
 def _training(run: Run) -> str:
