@@ -1,6 +1,5 @@
 """`vaebench report`: one page that needs nothing else, shown in a real browser where there is one."""
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from browser import Browser, available, browser
 from made_runs import made_run, record
 
 from vaebench.cli import main
-from vaebench.records import Recorder, RunFolder
+from vaebench.records import Diagnostics, Measure, Recorder, RunFolder, write_diagnostics
 from vaebench.report.charts import ticks
 from vaebench.report.curves import Curve
 from vaebench.report.markup import Markup, element
@@ -39,14 +38,20 @@ def with_curves(folder: RunFolder, level: float) -> None:
             recorder.image("samples", numpy.full((16, 28, 28), step, dtype=numpy.uint8), step)
 
 
-DIAGNOSTICS = {
-    "epoch": 5,
-    "measures": {
-        "active_units": {"title": "active units", "value": 3.0, "definition": "those that <vary>", "unit": "of 4"},
-        "ess": {"title": "effective weights", "value": None, "definition": "refused", "unit": ""},
+DIAGNOSTICS = Diagnostics(
+    epoch=5,
+    split="test",
+    protocol="mnist5k/dynamic-v1",
+    n_images=500,
+    seconds=1.0,
+    settings={"draws": 10},
+    measures={
+        "active_units": Measure(title="active units", value=3.0, definition="those that <vary>", unit="of 4"),
+        "rate": Measure(title="rate", value=6.231, stderr=0.021, definition="KL", unit="nats", direction="upper_bound"),
+        "ess": Measure(title="effective weights", value=None, definition="refused"),
     },
-    "coordinates": {"kl": [1.0, 0.5, 2.0, 0.0]},
-}
+    coordinates={"variance_of_mean": [1.0, 0.5, 2.0, 0.0], "kl": [1.0, 0.5, 2.0, 0.0]},
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with_curves(made_run(root, "encoder=realnvp", state="interrupted"), -95.0)
     made_run(root, "encoder=planar", state="failed")
     first = next(RunFolder.find([root]).__iter__())
-    (first.path / "diagnostics.json").write_text(json.dumps(DIAGNOSTICS))
+    write_diagnostics(first, DIAGNOSTICS)
     (first.path / "pictures").mkdir()
     with Recorder(RunFolder(root / "elsewhere").create("k: 1\n")) as recorder:
         recorder.image("x", numpy.zeros((1, 28, 28)), 1)
@@ -137,7 +142,8 @@ def test_what_the_page_says(page: Path):
         "failed at epoch 0 of 50",
         "Latent traversal",
         "those that &lt;vary&gt;",
-        "3 of 4",
+        "~ 3 of 4",
+        "≤ 6.23 ± 0.02 nats",
         "KL per latent coordinate",
         "realnvp elbo k=1 (1 of 1 unfinished)",
     ):

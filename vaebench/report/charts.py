@@ -7,12 +7,12 @@ page shows and hides it. Every mark carries its value as a title, which browsers
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from vaebench.records.results import Direction
 from vaebench.report.curves import curves_span
 from vaebench.report.markup import Markup, element
 
-__all__ = ["STYLES", "Direction", "Line", "Point", "Series", "bars", "chart", "mark", "scale", "series_class", "ticks"]
+__all__ = ["STYLES", "Line", "Point", "Series", "bars", "chart", "mark", "scale", "series_class", "ticks"]
 
 COLOURS, DASHES = 8, 3
 """How many colours there are before they come again with other dashes, and how many of those."""
@@ -20,7 +20,6 @@ STYLES = COLOURS * DASHES
 WIDTH, HEIGHT = 400, 285
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 28, 44
 
-Direction = Literal["exact", "lower_bound", "upper_bound", "estimate"]
 Line = tuple[Sequence[float], Sequence[float]]
 
 

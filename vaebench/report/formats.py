@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vaebench.records.results import SIGNS, Direction
 from vaebench.report.comparison import Comparison
 from vaebench.report.differences import differing, label, telling, usual
 from vaebench.report.pairs import LEVEL, Interval, Pair
 from vaebench.report.tables import FACTS, Row, Table
 
-__all__ = ["FORMATS", "SIGNS", "Chosen", "cells", "duration", "headings", "number", "render"]
+__all__ = ["FORMATS", "TYPOGRAPHIC", "Chosen", "cells", "duration", "headings", "number", "render"]
 
-SIGNS = {"exact": "=", "lower_bound": ">=", "upper_bound": "<=", "estimate": "~"}
-_MARKDOWN_SIGNS = {"exact": "=", "lower_bound": "≥", "upper_bound": "≤", "estimate": "~"}
-_LATEX_SIGNS = {"exact": "=", "lower_bound": r"\geq", "upper_bound": r"\leq", "estimate": r"\sim"}
+TYPOGRAPHIC: dict[Direction, str] = {"exact": "=", "lower_bound": "≥", "upper_bound": "≤", "estimate": "~"}
+_LATEX_SIGNS: dict[Direction, str] = {"exact": "=", "lower_bound": r"\geq", "upper_bound": r"\leq", "estimate": r"\sim"}
 _LEFT_OUT_SHOWN = 12
 
 
@@ -60,7 +60,7 @@ def headings(table: Table, columns: Sequence[str]) -> list[str]:
     return ["#", *columns, quantity, "n", "sd over seeds", "error over images", "estimator", "best epoch", "time"]
 
 
-def cells(table: Table, row: Row, columns: Sequence[str], signs: Mapping[str, str] = SIGNS) -> list[str]:
+def cells(table: Table, row: Row, columns: Sequence[str], signs: Mapping[Direction, str] = SIGNS) -> list[str]:
     """Return one row as text."""
     facts = row.facts()
     mean = f"{signs[row.record.direction]} {number(row.mean, row.sd, row.stderr)}"
@@ -189,7 +189,7 @@ def _markdown(comparison: Comparison, chosen: Chosen, pairs: Pairs) -> str:
     for table in comparison.tables:
         columns = chosen.of(table)
         head = headings(table, columns)
-        lines = [cells(table, row, columns, _MARKDOWN_SIGNS) for row in table.rows]
+        lines = [cells(table, row, columns, TYPOGRAPHIC) for row in table.rows]
         body = [_markdown_line(line) for line in [head, ["---"] * len(head), *lines]]
         title = f"**{table.conditions.title()}** ({', '.join(table.conditions.words())}), nats per image"
         sections.append("\n".join([title, "", *body, *(f"\n{note}" for note in table.notes())]))

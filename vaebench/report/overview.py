@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vaebench.report.formats import SIGNS, number
+from vaebench.records.results import SIGNS
+from vaebench.report.formats import number
 from vaebench.report.runs import LeftOut, Run
 
 __all__ = ["ago", "overview"]

@@ -1,14 +1,11 @@
 """The parts of a page: results, learning curves, compute, diagnostics, pictures."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from vaebench.errors import UserError
-from vaebench.records import last_metrics
+from vaebench.records import Diagnostics, Measure, last_metrics, read_diagnostics
 from vaebench.report.charts import Point, Series, bars, chart, mark, scale, series_class, ticks
 from vaebench.report.curves import VALIDATION, Curve
-from vaebench.report.formats import cells, duration, headings, number
+from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings, number
 from vaebench.report.markup import Markup, element
 from vaebench.report.methods import Method, mean_curve
 from vaebench.report.pictures import Picture, pictures
@@ -17,7 +14,6 @@ from vaebench.report.tables import Row, Table
 
 __all__ = ["curves", "diagnostics", "results", "shown_pictures", "switches"]
 
-SIGNS = {"exact": "=", "lower_bound": "≥", "upper_bound": "≤", "estimate": "~"}
 _MOST_PICTURED = 24  # methods
 _SMALL = 300  # pixels
 
@@ -73,7 +69,7 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
 
 def _strip(row: Row, method: Method, low: float, high: float) -> Markup:
     digits = (row.sd, row.stderr)
-    sign, star = SIGNS[row.record.direction], "*" if row.unfinished else ""
+    sign, star = TYPOGRAPHIC[row.record.direction], "*" if row.unfinished else ""
     spread = f"sd {number(row.sd, *digits)} (n={row.n})" if row.sd is not None else "n=1"
     value = element(
         "span",
@@ -139,7 +135,9 @@ def _numbers(table: Table, keys: Sequence[str]) -> Markup:
         return element("tr", [element(kind, t, class_="number" if i in right else None) for i, t in enumerate(texts)])
 
     rows = [
-        line("td", [_minus(text) if i in right else text for i, text in enumerate(cells(table, row, keys, SIGNS))])
+        line(
+            "td", [_minus(text) if i in right else text for i, text in enumerate(cells(table, row, keys, TYPOGRAPHIC))]
+        )
         for row in table.rows
     ]
     body = element("table", element("thead", line("th", head)), element("tbody", rows))
@@ -253,7 +251,9 @@ def _training_seconds(run: Run) -> float | None:
 
 def diagnostics(methods: Sequence[Method]) -> Iterator[Markup]:
     """Yield what diagnostics.json says: a table of measures, and KL by latent coordinate."""
-    found = [(method, run, values) for method in methods for run in method.runs if (values := _diagnosed(run))]
+    found = [
+        (method, run, values) for method in methods for run in method.runs if (values := read_diagnostics(run.folder))
+    ]
     if not found:
         return
     yield element("h3", "Diagnostics")
@@ -263,12 +263,12 @@ def diagnostics(methods: Sequence[Method]) -> Iterator[Markup]:
         element(
             "figure",
             element("figcaption", f"{method.title}, seed {run.seed}: {title}"),
-            bars(f"{title}, {method.title}", values["coordinates"][name], method.number, "nats"),
+            bars(f"{title}, {method.title}", values.coordinates[name], method.number, "nats"),
             class_=f"chart s{method.number}",
         )
         for method, run, values in found
         for name, title in _KL_NAMES.items()
-        if values.get("coordinates", {}).get(name)
+        if values.coordinates.get(name)
     ]
     if figures:
         yield element("h4", "KL per latent coordinate")
@@ -278,24 +278,12 @@ def diagnostics(methods: Sequence[Method]) -> Iterator[Markup]:
 _KL_NAMES = {"kl": "KL, nats", "kl_gaussian_approximation": "KL of the moment-matched Gaussian, nats"}
 
 
-def _diagnosed(run: Run) -> dict[str, Any] | None:
-    """Return what diagnostics.json holds, None where there is none."""
-    path = run.folder.path / "diagnostics.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return values if isinstance(values["measures"], dict) else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path}: {error}. Delete it and diagnose again.") from error
-
-
-Found = Sequence[tuple[Method, Run, dict[str, Any]]]
+Found = Sequence[tuple[Method, Run, Diagnostics]]
 
 
 def _measures(found: Found) -> Markup:
-    names = dict.fromkeys(name for *_, values in found for name in values["measures"])
-    titles = {name: next(v["measures"][name]["title"] for *_, v in found if name in v["measures"]) for name in names}
+    names = dict.fromkeys(name for *_, values in found for name in values.measures)
+    titles = {name: next(v.measures[name].title for *_, v in found if name in v.measures) for name in names}
     head = element(
         "tr", element("th", "method"), element("th", "seed"), [element("th", titles[name]) for name in names]
     )
@@ -304,7 +292,7 @@ def _measures(found: Found) -> Markup:
             "tr",
             element("td", method.title),
             element("td", str(run.seed), class_="number"),
-            [element("td", _measure(values["measures"].get(name)), class_="number") for name in names],
+            [element("td", _measure(values.measures.get(name)), class_="number") for name in names],
             class_=f"s{method.number}",
         )
         for method, run, values in found
@@ -313,23 +301,23 @@ def _measures(found: Found) -> Markup:
     return element("div", body, class_="wide", tabindex=0, role="region", aria_label="diagnostics")
 
 
-def _measure(measure: Mapping[str, Any] | None) -> str:
-    if measure is None or measure.get("value") is None:
+def _measure(measure: Measure | None) -> str:
+    if measure is None or measure.value is None:
         return "-"
-    sign = SIGNS.get(measure.get("direction", "exact"), "")
-    sign = "" if sign == "=" else f"{sign} "
-    value = measure["value"]
-    text = f"{value:g}" if float(value).is_integer() else _minus(number(value, measure.get("stderr")))
-    error = f" ± {number(measure['stderr'], measure['stderr'])}" if measure.get("stderr") is not None else ""
-    return f"{sign}{text}{error} {measure.get('unit', '')}".strip()
+    # What is counted is exact, or an estimate whose doubts the definition tells.
+    sign = "" if measure.direction == "exact" else f"{TYPOGRAPHIC[measure.direction]} "
+    if measure.stderr is None:
+        return f"{sign}{_minus(f'{measure.value:.4g}')} {measure.unit}".strip()
+    mean, error = number(measure.value, measure.stderr), number(measure.stderr, measure.stderr)
+    return f"{sign}{_minus(mean)} ± {error} {measure.unit}".strip()
 
 
 def _definitions(found: Found) -> Iterator[Markup]:
     """Yield each definition once; they may differ with the encoder."""
     seen: dict[tuple[str, str], None] = {}
     for *_, values in found:
-        for measure in values["measures"].values():
-            seen.setdefault((measure["title"], measure["definition"]))
+        for measure in values.measures.values():
+            seen.setdefault((measure.title, measure.definition))
     for title, definition in seen:
         yield element("dt", title)
         yield element("dd", definition)
