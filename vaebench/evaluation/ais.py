@@ -36,11 +36,11 @@ MOMENT_DRAWS = 256
 VARIANCE_FLOOR = 1e-4
 """Added to matched variances: a coordinate that has collapsed still has a density."""
 WIDENING = 0.05
-"""Share of the prior's variance that is added to those of a density to start from. Chains find their way from a density
-that is too wide, and not from one that is too narrow: where an encoder's draws hardly move in some coordinates, as those
-of adversarial encoders may, f_0^(1-b) holds the chains back until b is all but 1. With a scale of 0.01 for a quarter of
-the coordinates of a model of MNIST, the bound from 100 temperatures was 12 nats too low; so widened, half a nat, and
-where no coordinate had collapsed the widening cost 0.1."""
+"""Share of the prior's variance that is added to those of a density to start from. Chains find their way from a
+density that is too wide, and not from one that is too narrow: where an encoder's draws hardly move in some coordinates,
+as those of adversarial encoders may, f_0^(1-b) holds the chains back until b is all but 1. With a scale of 0.01 for a
+quarter of the coordinates of a model of MNIST, the bound from 100 temperatures was 12 nats too low; so widened, half a
+nat, and where no coordinate had collapsed the widening cost 0.1."""
 
 LEAST_ACCEPTANCE, MOST_ACCEPTANCE = 0.2, 0.99
 STRETCHES = 10
