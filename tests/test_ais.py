@@ -541,8 +541,9 @@ def test_a_run_is_evaluated_and_the_line_says_how(run: FilePath, capsys: pytest.
         "initial": "prior",
     }
     assert record.protocol.endswith("/random6-seed0")
-    line = capsys.readouterr().out.splitlines()[-1]
+    line, note = capsys.readouterr().out.splitlines()[-2:]
     assert line.startswith("test log p(x) >= -")
+    assert note.startswith("  BDMC, so set, on 6 images of the model's own: bounds ")
     assert "(AIS, temperatures=20, chains=4, leapfrog=2, schedule=sigmoid, initial=prior, mnist5k/" in line
     assert 0.2 < record.extra["acceptance"] < 0.99
     assert 1 <= record.extra["ess"] <= 4
@@ -572,6 +573,7 @@ def test_an_interrupted_evaluation_goes_on(run: FilePath, word: str, monkeypatch
     (again,) = experiment.evaluate(run, [*words, "estimator.seed=1"])
     assert asked == [2]
     assert again.mean == whole.mean
+    assert again.extra["bdmc_gap"] == whole.extra["bdmc_gap"]
 
 
 def _newest(run: FilePath) -> int:
@@ -584,8 +586,9 @@ def _forget(stored: FilePath, kept: int) -> None:
 
     with numpy.load(stored) as whole:
         numbers = dict(whole)
-    assert set(numbers) == {*AISResult.names(), "images", "done", "seconds", "rows", "values"}
-    for name in (*AISResult.names(), "done"):
+    rows = {*AISResult.names(), "bdmc_lower", "bdmc_upper", "bdmc_mixed"}
+    assert set(numbers) == {*rows, "images", "done", "seconds", "rows", "values"}
+    for name in (*rows, "done"):
         numbers[name][:, kept:] = 0
     numpy.savez(stored, **numbers)  # pyright: ignore[reportArgumentType] (its own name for a flag)
 
