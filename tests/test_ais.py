@@ -15,6 +15,7 @@ import torch
 from test_every_config import ONE_STEP
 from torch import Tensor
 from toys import (
+    AffineGaussian,
     LinearGaussian,
     Mean,
     WithoutOwnPsi,
@@ -31,10 +32,10 @@ import vaebench
 from vaebench import experiment, hmc
 from vaebench.bounds import log_mean_exp
 from vaebench.config import compose
-from vaebench.encoders import Direction, Encoder
+from vaebench.encoders import Direction, Encoder, GaussianEncoder
 from vaebench.errors import RunFailed, UserError
 from vaebench.evaluation import PerImage
-from vaebench.evaluation.ais import AISResult, ais, has_density, moment_matched, refuse_unmixed, starting
+from vaebench.evaluation.ais import WIDENING, AISResult, ais, has_density, moment_matched, refuse_unmixed, starting
 from vaebench.evaluation.annealing import (
     SCHEDULES,
     Ends,
@@ -262,14 +263,14 @@ def test_the_density_of_an_encoder_counts_where_it_is_exact_and_known_anywhere()
     assert known == {gaussian: True, learned: False, sivi: False}
 
 
-def test_moments_are_those_of_the_draws():
-    x = one_image(400)
+def test_moments_are_those_of_the_draws_and_a_little_of_the_prior():
+    x, model = one_image(400), linear_gaussian()
     for encoder in (learned(), sivi()):
-        matched = moment_matched(encoder).encode(x)
+        matched = moment_matched(encoder, model).encode(x)
         exact = wide_hierarchy().marginal(x)
-        for found, truth in ((matched.mean, exact.mean), (matched.variance, exact.variance + 1e-4)):
+        for found, truth in ((matched.mean, exact.mean), (matched.variance, exact.variance + WIDENING)):
             assert all(abs(Mean.of((found - truth)[:, d]).errors_above(0)) < 4 for d in range(2))
-    assert moment_matched(learned()).direction is Direction.EXACT
+    assert moment_matched(learned(), model).direction is Direction.EXACT
 
 
 class NoInnerSample(WithoutOwnPsi):
@@ -451,7 +452,31 @@ def test_chains_that_did_not_mix_are_refused(name: str, value: float, others: fl
     refuse_unmixed(judged(**{name: first(1, value, others)}))  # one in twenty
     with pytest.raises(RunFailed, match="2 of 20 images did not mix") as refusal:
         refuse_unmixed(judged(**{name: first(2, value, others)}))
-    assert "Try more temperatures" in str(refusal.value)
+    advice = "too few temperatures" if name == "disagreement" else "Try more leapfrog steps"
+    assert advice in str(refusal.value)
+
+
+def collapsed(floor: float) -> GaussianEncoder:
+    """Return the posterior with one coordinate that hardly moves, ``floor`` added to the variances."""
+    gain, constant, variance = linear_gaussian().posterior()
+    scale = (torch.tensor([variance[0, 0], 1e-6]) + floor).sqrt()
+    return GaussianEncoder(AffineGaussian(gain, constant, scale))
+
+
+def test_draws_that_hardly_move_are_widened_before_chains_start_from_them():
+    """Control: from the narrow density itself, the bound is nats too low, and the chains look well."""
+    model, x = linear_gaussian(), one_image(40)
+    truth = model.log_evidence(x)
+
+    def gap(initial: Encoder) -> Mean:
+        found = ais(model, x, initial, temperatures=60, chains=8, seed=0, leapfrog=4, strict=False)
+        return Mean.of(truth - found.log_likelihood)
+
+    widened = gap(moment_matched(collapsed(0), model))
+    assert widened.value < 0.1
+    assert gap(collapsed(0)).value > 1
+    # One that owes nothing to collapse is as good, widened or not.
+    assert gap(moment_matched(exact_gaussian(), model)).value < 0.1
 
 
 def test_too_few_temperatures_for_a_narrow_posterior_are_refused():
@@ -516,8 +541,9 @@ def test_a_run_is_evaluated_and_the_line_says_how(run: FilePath, capsys: pytest.
         "initial": "prior",
     }
     assert record.protocol.endswith("/random6-seed0")
-    line = capsys.readouterr().out.splitlines()[-1]
+    line, note = capsys.readouterr().out.splitlines()[-2:]
     assert line.startswith("test log p(x) >= -")
+    assert note.startswith("  BDMC, so set, on 6 images of the model's own: bounds ")
     assert "(AIS, temperatures=20, chains=4, leapfrog=2, schedule=sigmoid, initial=prior, mnist5k/" in line
     assert 0.2 < record.extra["acceptance"] < 0.99
     assert 1 <= record.extra["ess"] <= 4
@@ -547,6 +573,7 @@ def test_an_interrupted_evaluation_goes_on(run: FilePath, word: str, monkeypatch
     (again,) = experiment.evaluate(run, [*words, "estimator.seed=1"])
     assert asked == [2]
     assert again.mean == whole.mean
+    assert again.extra["bdmc_gap"] == whole.extra["bdmc_gap"]
 
 
 def _newest(run: FilePath) -> int:
@@ -559,8 +586,9 @@ def _forget(stored: FilePath, kept: int) -> None:
 
     with numpy.load(stored) as whole:
         numbers = dict(whole)
-    assert set(numbers) == {*AISResult.names(), "images", "done", "seconds", "rows", "values"}
-    for name in (*AISResult.names(), "done"):
+    rows = {*AISResult.names(), "bdmc_lower", "bdmc_upper", "bdmc_mixed"}
+    assert set(numbers) == {*rows, "images", "done", "seconds", "rows", "values"}
+    for name in (*rows, "done"):
         numbers[name][:, kept:] = 0
     numpy.savez(stored, **numbers)  # pyright: ignore[reportArgumentType] (its own name for a flag)
 

@@ -73,7 +73,7 @@ SETTINGS: list[tuple[Encoder | None, str, int, int]] = [
     (None, "linear", 10, 4),
     (None, "adaptive", 30, 2),
     (gaussian(), "linear", 3, 2),
-    (learned(), "sigmoid", 5, 3),
+    (learned(), "sigmoid", 8, 4),
 ]
 
 

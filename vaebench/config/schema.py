@@ -116,7 +116,8 @@ class Estimator(Choice):
 
     ``proposal`` says whose draws are weighed: ``valid`` those of the encoder's proposal (itself, but for an
     encoder whose log q is an estimate), ``own`` the encoder's, whatever its log q is. ``tau`` and ``share_psi`` say
-    where a hierarchical encoder's inner samples come from; None means as in training.
+    where a hierarchical encoder's inner samples come from; None means as in training. Images of the ``simulated`` split
+    are the model's own; not every estimator takes them.
 
     ``repeats`` are averaged, each with noise of its own, and with pixels of its own where ``binarise`` is ``fresh``.
     ``image_seed`` chooses a random subset, None by ``seed``. ``processes`` share the images.
@@ -124,7 +125,7 @@ class Estimator(Choice):
 
     k: Count = 5000
     inner_k: Natural | None = None
-    split: Literal["train", "validation", "test"] = "test"
+    split: Literal["train", "validation", "test", "simulated"] = "test"
     proposal: Literal["valid", "own"] = "valid"
     tau: Literal["learned", "prior"] | None = None
     share_psi: bool | None = None

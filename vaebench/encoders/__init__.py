@@ -1,7 +1,7 @@
 """Encoders: every family of approximate posteriors, seen only through weighted draws."""
 
 from vaebench.encoders.adversarial import AdversarialEncoder
-from vaebench.encoders.base import Direction, Draw, Encoder, Player, Scored, Site
+from vaebench.encoders.base import Density, Direction, Draw, Enclosed, Encoder, Player, Scored, Site
 from vaebench.encoders.flow import FlowEncoder
 from vaebench.encoders.full_gaussian import FullGaussianEncoder
 from vaebench.encoders.gaussian import GaussianEncoder
@@ -13,8 +13,10 @@ from vaebench.encoders.unbiased import UnbiasedEncoder
 
 __all__ = [
     "AdversarialEncoder",
+    "Density",
     "Direction",
     "Draw",
+    "Enclosed",
     "Encoder",
     "FlowEncoder",
     "FullGaussianEncoder",

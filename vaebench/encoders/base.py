@@ -15,8 +15,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -24,7 +25,20 @@ from vaebench.distributions import DiagonalNormal
 from vaebench.model import GenerativeModel
 from vaebench.nets import Networks
 
-__all__ = ["Direction", "Draw", "Encoder", "Player", "Scored", "Site", "Tau", "detached", "frozen"]
+__all__ = [
+    "Density",
+    "Direction",
+    "Draw",
+    "Enclosed",
+    "Encoder",
+    "Player",
+    "Scored",
+    "Site",
+    "Tau",
+    "detached",
+    "enclosed",
+    "frozen",
+]
 
 Tau = Literal["learned", "prior"]
 """Where inner samples come from: tau(psi|z,x), or q(psi|x)."""
@@ -58,6 +72,29 @@ class Draw(NamedTuple):
     inner_paths: tuple[Tensor, ...] = ()
     """Inner samples, (L, K, B, *), whose path derivatives stand for a score term too: an objective has to scale
     them by :func:`vaebench.gradients.rescale_inner_paths`."""
+
+
+class Enclosed(NamedTuple):
+    """K draws for each of B images, each with numbers on both sides of its log density."""
+
+    z: Tensor
+    """Latents, (K, B, D)."""
+    lower: Tensor | None
+    """(K, B), with E[lower | z] <= log q(z|x); None where there is none. The same tensor as ``upper`` where the encoder
+    reports one number: the log density itself, or (direction ESTIMATE) what stands in for it."""
+    upper: Tensor
+    """(K, B), with E[upper | z] >= log q(z|x)."""
+    conditional: Tensor | None = None
+    """log q(z|psi_0, x), (K, B), for the psi_0 that made z; None where there is no such density."""
+
+
+@runtime_checkable
+class Density(Protocol):
+    """What an encoder with a density that is known everywhere makes of images."""
+
+    def log_prob(self, value: Tensor, /) -> Tensor:
+        """Map (K, B, D) to (K, B)."""
+        ...
 
 
 class Scored(NamedTuple):
@@ -143,6 +180,43 @@ class Encoder(nn.Module, ABC):
         """Encode x, (B, X), and sample."""
         return self.sample(self.encode(x), k, inner_k=inner_k, path_only=path_only)
 
+    def log_q_at(self, context: Any, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor | None:
+        """Estimate log q(z|x) at latents that need not be this encoder's own, without knowing what made them.
+
+        Its exponential has mean q(z|x), so that its own expectation is a lower bound, (K, B). None where the family has
+        no such estimate.
+
+        Args:
+            context: what ``encode`` returned.
+            z: latents, (K, B, D).
+            samples: fresh auxiliary variables for each z, at least 1; of no use where the density is known.
+            chunk: so many of them at a time.
+        """
+        del samples, chunk
+        return context.log_prob(z) if self.direction is Direction.EXACT and isinstance(context, Density) else None
+
+    def log_q_bounds(self, context: Any, k: int, *, inner_k: int = 0, inner_chunk: int | None = None) -> Enclosed:
+        """Draw K latents per image with bounds on log q(z|x) from both sides.
+
+        With r_0 the ratio of the psi_0 that made z, which ``sample`` reports without inner samples, and r_1..L those of
+        fresh ones,
+
+        E log 1/L sum_{l=1..L} r_l  <=  log q(z|x)  <=  E log 1/(L+1) sum_{l=0..L} r_l
+
+        Source: Sobolev and Vetrov 2019, https://arxiv.org/abs/1905.03290
+
+        Args:
+            context: what ``encode`` returned.
+            k: number of draws K.
+            inner_k: number L of fresh auxiliary variables for each draw; without one there is no lower bound.
+            inner_chunk: so many of them at a time.
+        """
+        draw = self.sample(context, k)
+        if self.direction is not Direction.UPPER_BOUND:
+            return Enclosed(draw.z, draw.log_q, draw.log_q)
+        fresh = self.log_q_at(context, draw.z, samples=inner_k, chunk=inner_chunk) if inner_k else None
+        return enclosed(draw.z, draw.log_q, fresh, inner_k)
+
     def proposal(self) -> "Encoder":
         """Return the encoder whose draws are weighed in validation and evaluation, made of the same parameters.
 
@@ -178,6 +252,22 @@ class Encoder(nn.Module, ABC):
     def players(self) -> dict[str, Player]:
         """Return further losses with optimisers of their own, by name."""
         return {}
+
+
+def enclosed(z: Tensor, own: Tensor, fresh: Tensor | None, inner_k: int, conditional: Tensor | None = None) -> Enclosed:
+    """Put the ratio of the psi_0 that made z beside those of L fresh ones: a bound from above with it, below without.
+
+    Args:
+        z: latents, (K, B, D).
+        own: log r_0, (K, B).
+        fresh: log 1/L sum_{l=1..L} r_l, (K, B); None for none.
+        inner_k: L.
+        conditional: log q(z|psi_0, x), (K, B).
+    """
+    if fresh is None:
+        return Enclosed(z, None, own, conditional)
+    total = torch.logaddexp(own, fresh + math.log(inner_k))
+    return Enclosed(z, fresh, total - math.log(inner_k + 1), conditional)
 
 
 def frozen(module: nn.Module) -> Callable[..., Any]:

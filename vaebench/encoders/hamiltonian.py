@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaebench import hmc
+from vaebench import hmc, noise
+from vaebench.bounds import LogMeanExp
 from vaebench.distributions import standard_normal
 from vaebench.encoders.base import Direction, Draw, Encoder, Site
 from vaebench.errors import UserError, did_you_mean
@@ -178,6 +179,45 @@ class HamiltonianEncoder(Encoder):
         z, rho = self.move(context.x, z, rho)
         reverse = rest if self.reverse is None else self.reverse(z, context.reverse)
         return Draw(z, log_joint - reverse.log_prob(rho))
+
+    def log_q_at(self, context: _Context, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor:
+        """Return log 1/L sum_l q(z, rho_l|x) / r(rho_l|z,x), (K, B), at z of (K, B, D), with L fresh rho ~ r.
+
+        The density of a pair is that of the start to which the steps lead back.
+        """
+        rest = standard_normal(z.shape[-1], z)
+        reverse = rest if self.reverse is None else self.reverse(z, context.reverse)
+        missing = z.shape[: z.dim() - 1 - len(reverse.batch_shape)]
+        ratios = LogMeanExp()
+        for first in range(0, samples, chunk or samples):
+            count = min(chunk or samples, samples - first)
+            with noise.inner_samples(first):
+                rho = reverse.rsample((count, *missing))
+            log_r = reverse.log_prob(rho)
+            # Inner samples join the K draws of an image, for models that take no further axis.
+            ends = z.expand_as(rho).flatten(0, 1), rho.flatten(0, 1)
+            start, momentum = self.back(context.x, *ends)
+            log_pair = context.start.log_prob(start) + rest.log_prob(momentum)
+            ratios.add(log_pair.unflatten(0, (count, -1)) - log_r)
+        return ratios.value().to(z.dtype)
+
+    def back(self, x: Tensor, z: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`move` leads from to (z, rho), both (K, B, D)."""
+        if self.steps == 0:
+            return z, rho
+        log_joint = log_joint_at(self._model[0], x)
+
+        def slope_at(z: Tensor) -> Tensor:
+            return hmc.slope(log_joint, z)
+
+        step_sizes, factors = self.step_sizes(), self.tempering()
+        gradient = slope_at(z)
+        for step in reversed(range(self.steps)):
+            if factors is not None:
+                rho = rho / factors[step]
+            # A step of the opposite size undoes one.
+            z, rho, gradient = hmc.leapfrog(slope_at, z, rho, gradient, -step_sizes)
+        return z, rho if factors is None else rho * factors.prod()
 
     def move(self, x: Tensor, z: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
         """Return where K leapfrog steps lead from (z, rho), both (K, B, D): a map of unit volume."""

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from vaebench import noise
 from vaebench.bounds import LogMeanExp
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders.base import Direction, Draw, Encoder, Player, Site, Tau, detached, frozen
+from vaebench.encoders.base import Direction, Draw, Enclosed, Encoder, Player, Site, Tau, detached, enclosed, frozen
 from vaebench.encoders.implicit import MeanGiven, StochasticLayers
 from vaebench.encoders.reverse import GatedReverse
 from vaebench.errors import UserError, did_you_mean
@@ -238,6 +238,28 @@ class HierarchicalEncoder(Encoder):
         log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
         return self._log_q(ratio, joint.z, log_ratio, inner_k, inner_chunk)
 
+    def log_q_at(self, context: Context, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor:
+        """Return log 1/L sum_{l=1..L} r_l, (K, B), at z of (K, B, D), with L = ``samples`` fresh psi for each."""
+        return self._fresh(self._ratio(context, self._tau(context, z)), z, samples, chunk)
+
+    def log_q_bounds(self, context: Context, k: int, *, inner_k: int = 0, inner_chunk: int | None = None) -> Enclosed:
+        """Draw z of (K, B, D) with bounds on its log q(z|x) from both sides, and with log q(z|psi_0,x).
+
+        Each z has its own psi_1..L, also where training shares them: errors of the draws are then independent.
+        """
+        joint = self.joint(context, k)
+        ratio = self._ratio(context, self._tau(context, joint.z))
+        conditional = joint.q_z.log_prob(joint.z)
+        fresh = self._fresh(ratio, joint.z, inner_k, inner_chunk) if inner_k else None
+        return enclosed(joint.z, ratio.correction(joint.psi) + conditional, fresh, inner_k, conditional)
+
+    def _fresh(self, ratio: _Ratio, z: Tensor, samples: int, chunk: int | None) -> Tensor:
+        """Average the ratios of ``samples`` fresh psi for each z, (K, B), in the log domain."""
+        ratios = LogMeanExp()
+        for psi in self._inner(ratio.tau, z, samples, chunk or samples, share=False):
+            ratios.add(ratio.log_ratio(z, psi))
+        return ratios.value().to(z.dtype)
+
     def _tau(self, context: Context, z: Tensor) -> Distribution:
         return context.mixing if self.reverse is None else self.reverse(z, context.reverse)
 
@@ -249,7 +271,7 @@ class HierarchicalEncoder(Encoder):
         """Average the ratio of psi_0, (K, B), with those of ``inner_k`` fresh samples."""
         ratios = LogMeanExp() if inner_chunk else _Gather()
         ratios.add(log_ratio.unsqueeze(0))
-        for psi in self._inner(ratio.tau, z, inner_k, inner_chunk or inner_k):
+        for psi in self._inner(ratio.tau, z, inner_k, inner_chunk or inner_k, share=self.share_psi):
             ratios.add(ratio.log_ratio(z, psi))
         return ratios.value().to(z.dtype)
 
@@ -260,7 +282,7 @@ class HierarchicalEncoder(Encoder):
         the score of tau is contained; the sample psi_0 keeps its score, -b_0 dlog tau(psi_0)/deta.
         """
         log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
-        (psi,) = self._inner(ratio.tau, joint.z, inner_k, inner_k)
+        (psi,) = self._inner(ratio.tau, joint.z, inner_k, inner_k, share=self.share_psi)
         tau = ratio.tau
         if not isinstance(tau, DiagonalNormal):
             raise TypeError("tau_gradient='dreg' needs a reverse model that returns a DiagonalNormal")
@@ -317,12 +339,12 @@ class HierarchicalEncoder(Encoder):
         log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
         return self._log_q(ratio, joint.z, log_ratio, self._last_inner_k, None).mean()
 
-    def _inner(self, tau: Distribution, z: Tensor, inner_k: int, chunk: int) -> Iterator[Tensor]:
+    def _inner(self, tau: Distribution, z: Tensor, inner_k: int, chunk: int, *, share: bool) -> Iterator[Tensor]:
         """Yield psi_1..L ~ tau as (chunk, K, B, P), or (chunk, 1, B, P) where all z share them."""
         follows_z = len(tau.batch_shape) == z.dim() - 1
-        k = () if follows_z else (1,) if self.share_psi else (z.shape[0],)
+        k = () if follows_z else (1,) if share else (z.shape[0],)
         for first in range(0, inner_k, chunk or 1):
-            sharing = noise.shared_over_samples() if self.share_psi else nullcontext()
+            sharing = noise.shared_over_samples() if share else nullcontext()
             with noise.inner_samples(first), sharing:
                 psi = tau.rsample((min(chunk, inner_k - first), *k))
             yield psi

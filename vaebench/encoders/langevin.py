@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaebench import hmc
+from vaebench import hmc, noise
+from vaebench.bounds import LogMeanExp
 from vaebench.distributions import standard_normal
 from vaebench.encoders.base import Direction, Draw, Encoder, Site
 from vaebench.encoders.hamiltonian import StepSizes, log_joint_at
@@ -86,6 +87,36 @@ class LangevinEncoder(Encoder):
             # The two kernels have the same scales, so that only the squares differ.
             log_q = log_q + 0.5 * (back.square() - xi.square()).sum(-1)
         return Draw(z, log_q)
+
+    def log_q_at(self, context: _Context, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor:
+        """Return log 1/L sum_l q(path_l, z|x) / m(path_l|z), (K, B), at z of (K, B, D), with L fresh paths.
+
+        Each comes from the backward kernels, which model the path that led to z.
+        """
+        ratios = LogMeanExp()
+        for first in range(0, samples, chunk or samples):
+            count = min(chunk or samples, samples - first)
+            # Inner samples join the K draws of an image, for models that take no further axis.
+            ends = z.expand(count, *z.shape).flatten(0, 1)
+            ratios.add(self._back(context, ends, count, first).unflatten(0, (count, -1)))
+        return ratios.value().to(z.dtype)
+
+    def _back(self, context: _Context, z: Tensor, count: int, first: int) -> Tensor:
+        """Draw a path back from each z, (count K, B, D), and return its log density over that of the draw."""
+        if self.steps == 0:
+            return context.start.log_prob(z)
+        log_ratio: Tensor | float = 0.0
+        step_size, slopes = self.step_sizes(), self._slopes(context, z)
+        with noise.inner_samples(first):
+            for step in reversed(range(1, self.steps + 1)):
+                after = z
+                back = standard_normal(z.shape[-1], z).rsample((count, len(z) // count, z.shape[1])).flatten(0, 1)
+                z = after + self._drift(slopes, step, step_size) + step_size * back
+                slopes = self._slopes(context, z)
+                xi = (after - z - self._drift(slopes, step, step_size)) / step_size
+                # The two kernels have the same scales, so that only the squares differ.
+                log_ratio = log_ratio + 0.5 * (back.square() - xi.square()).sum(-1)
+        return context.start.log_prob(z) + log_ratio
 
     def _slopes(self, context: _Context, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of log q0(z|x) and log p(x, z) in z, (K, B, D) each."""

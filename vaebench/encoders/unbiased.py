@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vaebench import hmc
-from vaebench.encoders.base import Direction, Draw, Encoder, Site, Tau, detached, frozen
+from vaebench.encoders.base import Direction, Draw, Enclosed, Encoder, Site, Tau, detached, frozen
 from vaebench.encoders.hierarchical import Context, HierarchicalEncoder, Joint
 from vaebench.replicas import batch_mean
 
@@ -114,6 +114,14 @@ class UnbiasedEncoder(Encoder):
         """Return SIVI's encoder, which is this one in evaluation, with the inner samples asked for."""
         marginal = self.marginal.rescored(tau=tau, share_psi=share_psi)
         return self if marginal is self.marginal else marginal
+
+    def log_q_at(self, context: Context, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor:
+        """Return the mean of q(z|psi,x) over ``samples`` fresh psi for each z, as a logarithm, (K, B)."""
+        return self.marginal.log_q_at(context, z, samples=samples, chunk=chunk)
+
+    def log_q_bounds(self, context: Context, k: int, *, inner_k: int = 0, inner_chunk: int | None = None) -> Enclosed:
+        """Draw z of (K, B, D) with SIVI's bounds on its log q(z|x) from both sides."""
+        return self.marginal.log_q_bounds(context, k, inner_k=inner_k, inner_chunk=inner_chunk)
 
     def _surrogate(self, context: Context, joint: Joint) -> Tensor:
         """Return a number, (K, B), whose gradient in z estimates that of log q(z|x); no other gradient flows."""

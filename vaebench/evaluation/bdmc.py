@@ -23,7 +23,7 @@ from vaebench.evaluation.ais import AISResult, Settings, batch_size, refuse_unmi
 from vaebench.model import GenerativeModel
 from vaebench.runtime import derived_seed, forked_randomness
 
-__all__ = ["BDMCResult", "bdmc", "sandwich", "simulated"]
+__all__ = ["BDMCResult", "bdmc", "both_ways", "simulated"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def simulated(model: GenerativeModel, n: int, seed: int | None = None) -> tuple[
 
 
 @torch.no_grad()
-def sandwich(
+def both_ways(
     model: GenerativeModel,
     x: Tensor,
     z: Tensor,
@@ -114,7 +114,7 @@ def bdmc(
     settings = Settings(temperatures=temperatures, chains=chains, leapfrog=leapfrog, schedule=schedule)
     x, z = simulated(model, n, seed)
     parts = [
-        sandwich(model, x[some], z[some], initial, settings, seed, some)
+        both_ways(model, x[some], z[some], initial, settings, seed, some)
         for some in torch.arange(n).split(batch or batch_size(x.device, chains))
     ]
     forward = AISResult.joined([part.forward for part in parts])

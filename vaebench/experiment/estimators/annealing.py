@@ -1,8 +1,9 @@
 """Annealing as an estimator: annealed importance sampling, and bidirectional Monte Carlo."""
 
+import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import torch
@@ -12,12 +13,13 @@ from vaebench import runtime
 from vaebench.encoders import Encoder
 from vaebench.errors import UserError, did_you_mean
 from vaebench.evaluation.ais import AISResult, Settings, ais, batch_size, has_density, moment_matched, refuse_unmixed
-from vaebench.evaluation.bdmc import BDMCResult, sandwich, simulated
+from vaebench.evaluation.bdmc import BDMCResult, both_ways, simulated
 from vaebench.experiment.assembly import Experiment
 from vaebench.experiment.estimators.plan import Finding, Plan, chosen
 
-__all__ = ["annealed", "bidirectional"]
+__all__ = ["Annealing", "annealed", "bidirectional"]
 
+OWN_ROWS = len(AISResult.names())
 INITIALS = ("prior", "encoder", "moments")
 
 
@@ -69,12 +71,13 @@ def start_of_chains(experiment: Experiment, word: str) -> tuple[str, Encoder | N
         with torch.no_grad(), runtime.forked_randomness(experiment.device, seed=0):
             if has_density(encoder, encoder.encode(x)):
                 return "encoder", encoder
-    return "moments", moment_matched(encoder)
+    return "moments", moment_matched(encoder, experiment.model)
 
 
 def annealed(experiment: Experiment) -> Plan:
-    """Plan annealed importance sampling."""
+    """Plan annealed importance sampling, with bidirectional Monte Carlo beside the first few images."""
     given, images, annealing = experiment.config.estimator, chosen(experiment), Annealing.of(experiment)
+    certificate = Certificate.of(experiment, annealing, len(images.numbers))
 
     def numbers(part: slice) -> Tensor:
         with annealing.seeded(part):
@@ -88,21 +91,81 @@ def annealed(experiment: Experiment) -> Plan:
                 strict=False,  # judged over all images, at the end
                 **vars(annealing.settings),
             )
-        return result.rows()
+        return torch.cat([result.rows().cpu(), certificate.rows_beside(part)])
 
     def conclude(rows: Tensor) -> list[Finding]:
-        return [annealing_found("AIS", "lower_bound", AISResult.from_rows(rows), annealing.shown())]
+        finding = annealing_found("AIS", "lower_bound", AISResult.from_rows(rows[:OWN_ROWS]), annealing.shown())
+        extra, note = certificate.conclude(rows[OWN_ROWS:])
+        return [replace(finding, extra=finding.extra | extra, note=note)]
 
     return Plan(
         split=given.split,
         protocol=images.protocol,
         images=images.numbers,
-        key=["annealed", given.seed, *annealing.shown().items()],
-        rows=AISResult.names(),
+        key=["annealed", given.seed, certificate.count, *annealing.shown().items()],
+        rows=(*AISResult.names(), *certificate.names),
         batch=annealing.batch,
         numbers=numbers,
         conclude=conclude,
     )
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Bidirectional Monte Carlo with the settings of an evaluation by annealing: what these settings err at most.
+
+    The n-th simulated image is walked when the n-th real one is, so that it is kept, resumed and shared out likewise.
+    """
+
+    experiment: Experiment
+    annealing: Annealing
+    count: int
+    """Simulated images; 0 for none."""
+
+    @classmethod
+    def of(cls, experiment: Experiment, annealing: Annealing, images: int) -> "Certificate":
+        """Read ``estimator.bdmc``, which earlier runs do not have; UserError unless it is null or a count."""
+        count = experiment.config.estimator.arguments.get("bdmc")
+        if count is not None and (type(count) is not int or count < 2):
+            raise UserError(f"estimator.bdmc must be null, or a number of images from 2 on, not {count}")
+        return cls(experiment, annealing, min(count or 0, images))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of its rows: both bounds of a simulated image, and whether its chains mixed."""
+        return ("bdmc_lower", "bdmc_upper", "bdmc_mixed") if self.count else ()
+
+    @cached_property
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """x and z, drawn when they are first asked for: by then the model is in evaluation mode."""
+        return simulated(self.experiment.model, self.count, self.annealing.seed)
+
+    def rows_beside(self, part: slice) -> Tensor:
+        """Return the rows beside the real images ``part``, (3, part); NaN where there is no simulated image."""
+        rows = torch.full((len(self.names), part.stop - part.start), math.nan, dtype=torch.float64)
+        if part.start >= self.count:
+            return rows
+        numbers, annealing, (x, z) = torch.arange(part.start, min(part.stop, self.count)), self.annealing, self.pairs
+        with annealing.seeded(part):
+            model, encoder = self.experiment.model, annealing.encoder
+            found = both_ways(model, x[numbers], z[numbers], encoder, annealing.settings, annealing.seed, numbers)
+        mixed = found.forward.mixed & found.reverse.mixed
+        rows[:, : len(numbers)] = torch.stack([found.lower, found.upper, mixed.double()])
+        return rows
+
+    def conclude(self, rows: Tensor) -> tuple[dict[str, Any], str]:
+        """Return what there is to know, as numbers and in one line; nothing without simulated images."""
+        if not self.count:
+            return {}, ""
+        lower, upper, mixed = rows[:, ~rows[0].isnan()]
+        gap, stderr = (upper - lower).mean().item(), ((upper - lower).std() / len(lower) ** 0.5).item()
+        count, unmixed = len(lower), int((mixed == 0).sum())
+        extra = {"bdmc_gap": gap, "bdmc_gap_stderr": stderr, "bdmc_images": count, "bdmc_unmixed": unmixed}
+        failed = f"; the chains of {unmixed} of them did not mix" if unmixed else ""
+        return extra, (
+            f"BDMC, so set, on {count} images of the model's own: bounds {gap:.2f} +- {stderr:.2f} nats apart, "
+            f"the most that AIS errs there{failed}"
+        )
 
 
 def bidirectional(experiment: Experiment) -> Plan:
@@ -121,7 +184,7 @@ def bidirectional(experiment: Experiment) -> Plan:
     def numbers(part: slice) -> Tensor:
         x, z = pairs()
         with annealing.seeded(part):
-            found = sandwich(
+            found = both_ways(
                 experiment.model, x[part], z[part], annealing.encoder, annealing.settings, given.seed, images[part]
             )
         return torch.cat([found.forward.rows(), found.reverse.rows()])
