@@ -54,7 +54,7 @@ def start(folder: Path, data: Path, words: Sequence[str]) -> "subprocess.Popen[s
 
 def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
     """Return what a sweep printed."""
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == code, out
     return out
 
@@ -94,7 +94,7 @@ def test_ray(tmp_path: Path, default_data_dir: Path):
 
 def first_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> Path:
     """Wait for a run's first checkpoint and return the run folder."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         for path in folder.glob("outputs/*/*/*/checkpoints/last.pt"):
             return path.parents[1]

@@ -169,7 +169,7 @@ def torchrun(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
