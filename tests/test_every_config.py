@@ -47,12 +47,14 @@ def one_step(choice: Path) -> list[str]:
         words += ["estimator.temperatures=30", "estimator.leapfrog=2"]
     if name == "harmonic":
         words += ["estimator.draws=16", "estimator.burn_in=1"]
+    if name == "gaps":
+        words += ["estimator.draws=4", "estimator.steps=2", "estimator.fit_draws=2"]
     return words
 
 
 def reported(choice: Path) -> int:
     """How many results its last evaluation has: of a Gaussian's sandwich, five quantities and one of them twice."""
-    return {"bdmc": 2, "sandwich": 7}.get(choice.name, 1)
+    return {"bdmc": 2, "gaps": 6, "sandwich": 7}.get(choice.name, 1)
 
 
 def test_nothing_is_missed():
