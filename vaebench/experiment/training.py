@@ -191,10 +191,9 @@ def _evaluate_at_end(
     interruption: runtime.Interruption,
 ) -> None:
     records = estimate(experiment, folder, progress.best_epoch, interruption)
-    alone = sum(record.quantity == "log p(x)" for record in records) == 1
     for record in records:
         append_result(folder, record)
-        tag = f"{record.split}/{_tag(record, alone=alone)}"
+        tag = f"{record.split}/{_tag(record, alone=sum(record.quantity == other.quantity for other in records) == 1)}"
         recorder.scalars(progress.step, progress.epoch, {tag: record.mean}, progress.seconds)
     print_results(folder, records)
 
@@ -202,7 +201,8 @@ def _evaluate_at_end(
 def _tag(record: ResultRecord, *, alone: bool) -> str:
     """Name a result in the metrics: each of a pair of bounds by its direction, another quantity by its own name."""
     if record.quantity != "log p(x)":
-        return record.quantity.replace(" ", "_")
+        name = record.quantity.replace(" ", "_")
+        return name if alone else f"{name}_{record.direction}"
     return "log_likelihood" if alone else record.direction
 
 
