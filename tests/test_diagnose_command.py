@@ -24,6 +24,7 @@ from vaebench.records import (
     format_table,
     read_diagnostics,
     read_metrics,
+    read_results,
     write_diagnostics,
 )
 from vaebench.training.update import Settings
@@ -235,3 +236,16 @@ def test_one_weight_has_no_effective_number(default_data_dir: Path):
     metrics = update.loss(torch.rand(4, 784), Settings(1, 0, 1.0)).metrics
     assert "ess" not in metrics
     assert "ess" in update.loss(torch.rand(4, 784), Settings(2, 0, 1.0)).metrics
+
+
+def test_gaps_at_the_end_of_a_training_have_tags_of_their_own(tmp_path: Path, default_data_dir: Path):
+    words = ["estimator=gaps", "estimator.k=4", "estimator.images=3", "estimator.draws=2", "estimator.steps=2"]
+    words += ["trainer.epochs=1", "trainer.batch_size=4000", "trainer.validation_k=2", "trainer.image_every=0"]
+    folder = RunFolder(
+        experiment.train(compose([*TINY, *words, f"output_dir={tmp_path}", f"data_dir={default_data_dir}"]))
+    )
+    logged = {tag: value for line in read_metrics(folder) for tag, value in line.items() if tag.startswith("test/")}
+    means = {record.quantity: record.mean for record in read_results(folder)}
+    assert len(logged) == len(means) == 6
+    assert logged["test/inference_gap"] == pytest.approx(means["inference gap"])
+    assert logged["test/log_likelihood"] == pytest.approx(means["log p(x)"])

@@ -22,7 +22,7 @@ from vaebench.experiment.evaluating import estimate, planned, print_results
 from vaebench.experiment.losses import BoundLoss, PlayerLoss
 from vaebench.experiment.pictures import reconstructions, samples
 from vaebench.experiment.story import header
-from vaebench.records import Manifest, Recorder, RunFolder, append_result
+from vaebench.records import Manifest, Recorder, ResultRecord, RunFolder, append_result
 from vaebench.replicas import Replicas
 from vaebench.training import schedules
 from vaebench.training.batches import Batches
@@ -193,10 +193,17 @@ def _evaluate_at_end(
     records = estimate(experiment, folder, progress.best_epoch, interruption)
     for record in records:
         append_result(folder, record)
-        # A pair of bounds has a tag for each.
-        tag = "log_likelihood" if len(records) == 1 else record.direction
-        recorder.scalars(progress.step, progress.epoch, {f"{record.split}/{tag}": record.mean}, progress.seconds)
+        tag = f"{record.split}/{_tag(record, alone=sum(record.quantity == other.quantity for other in records) == 1)}"
+        recorder.scalars(progress.step, progress.epoch, {tag: record.mean}, progress.seconds)
     print_results(folder, records)
+
+
+def _tag(record: ResultRecord, *, alone: bool) -> str:
+    """Name a result in the metrics: each of a pair of bounds by its direction, another quantity by its own name."""
+    if record.quantity != "log p(x)":
+        name = record.quantity.replace(" ", "_")
+        return name if alone else f"{name}_{record.direction}"
+    return "log_likelihood" if alone else record.direction
 
 
 def _describe(device: torch.device, processes: Replicas) -> str:
