@@ -61,6 +61,8 @@ def address(runs: Path) -> Iterator[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        # A shell that puts the tests in the background makes them, and what they start, deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert board.stdout
     try:
