@@ -393,7 +393,8 @@ def test_list(capfd: pytest.CaptureFixture[str]):
     assert "there is no group 'encoders' (did you mean 'encoder'?)" in capfd.readouterr().err
 
 
-def test_data(folder: Path, capfd: pytest.CaptureFixture[str]):
+def test_data(folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))  # where no other test has prepared it
     assert main(["data", f"data_dir={folder}"]) == 0
     out = capfd.readouterr().out
     assert f"data_dir: {folder}" in out

@@ -14,6 +14,7 @@ __all__ = ["main"]
 # The command, its module in this package, and one line about it.
 COMMANDS = {
     "train": ("train", "train a model, evaluate it; the same command goes on where it stopped"),
+    "tune": ("tune", "search for settings by validation log-likelihood"),
     "evaluate": ("evaluate", "estimate log p(x) of finished runs"),
     "diagnose": ("diagnose", "active units, rates, information, gradient noise of finished runs"),
     "compare": ("compare", "tables of results: seeds aggregated, only like with like"),

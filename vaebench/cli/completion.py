@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
-from vaebench.cli.flags import BENCH, BOARD, COMPARE, EVALUATE, REPORT, SHOW, TRAIN
+from vaebench.cli.flags import BENCH, BOARD, COMPARE, EVALUATE, REPORT, SHOW, TRAIN, TUNE
 from vaebench.config.catalog import config_dir, described, groups
 from vaebench.errors import UserError
 from vaebench.selftest import CHECKS
@@ -101,9 +101,10 @@ def diagnosis_keys() -> list[str]:
 
 
 # The commands whose other words are hydra's.
-HYDRA = ("train", "evaluate")
+HYDRA = ("train", "tune", "evaluate")
 FLAGS = {
     "train": TRAIN,
+    "tune": TUNE,
     "evaluate": EVALUATE,
     "compare": COMPARE | {"--filter": "--filter=", "--pair": "--pair="},
     "board": BOARD | {"--filter": "--filter="},

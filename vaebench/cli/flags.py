@@ -20,6 +20,7 @@ __all__ = [
     "SELFTEST",
     "SHOW",
     "TRAIN",
+    "TUNE",
     "Parsed",
     "parse",
     "settings",
@@ -68,6 +69,7 @@ REPORT = HELP | {
     "--unfinished": "--unfinished",
 }
 BOARD = HELP | {"--port": "--port=", "--host": "--host=", "--open": "--open"}
+TUNE = HELP | {"--trials": "--trials=", "--prune": "--prune", "--seed": "--seed="}
 SHOW = HELP | {"--settings": "--settings"}
 BENCH = HELP | {
     "--compiled": "--compiled",

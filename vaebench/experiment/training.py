@@ -28,7 +28,7 @@ from vaebench.training import schedules
 from vaebench.training.batches import Batches
 from vaebench.training.checkpoint import Checkpoints
 from vaebench.training.display import Display
-from vaebench.training.trainer import Interrupted, Plan, Progress, Trainer
+from vaebench.training.trainer import GivenUp, Interrupted, Plan, Progress, Trainer
 from vaebench.training.update import ALONE, Loss, Settings, Update
 
 __all__ = ["resume", "train", "trainer_for", "updates"]
@@ -50,31 +50,45 @@ CHARTS = {
 DIAGNOSED_IMAGES, DIAGNOSED_DRAWS = 500, 20
 
 
+Watch = Callable[[int, float], bool]
+
+
+def unwatched(epoch: int, value: float) -> bool:
+    """Let every run go on to its end."""
+    del epoch, value
+    return False
+
+
 def resume(folder: str | Path) -> Path:
     """Go on with the run in ``folder``, where it is."""
     run = RunFolder.open(Path(folder))
     return _train(read(run.path), run)
 
 
-def train(config: Config) -> Path:
+def train(config: Config, watch: Watch = unwatched) -> Path:
     """Train, evaluate, and return the run folder; a folder with a checkpoint is gone on with.
 
+    Args:
+        config: the run.
+        watch: is told (epoch, validation log-likelihood in nats) after each validation, and ends the run by True.
+
     Raises:
+        GivenUp: ``watch`` ended it; it is saved as interrupted.
         UserError: the request cannot be carried out.
         RunFailed: the training failed; what was written before stands.
         SystemExit: a signal stopped the run, which is saved; 130 for SIGINT, 143 for SIGTERM.
     """
-    return _train(config, RunFolder(run_folder(config)))
+    return _train(config, RunFolder(run_folder(config)), watch)
 
 
-def _train(config: Config, folder: RunFolder) -> Path:
+def _train(config: Config, folder: RunFolder, watch: Watch = unwatched) -> Path:
     with replicas.joined(config.device) as processes:
         experiment = build(config)
         processes.same_start(experiment.modules)
         if not processes.leads:
             return _follow(experiment, folder, processes)
         try:
-            return _lead(experiment, folder, processes)
+            return _lead(experiment, folder, processes, watch)
         finally:
             processes.release()
 
@@ -98,7 +112,7 @@ def _follow(experiment: Experiment, folder: RunFolder, processes: Replicas) -> P
     return folder.path
 
 
-def _lead(experiment: Experiment, folder: RunFolder, processes: Replicas) -> Path:
+def _lead(experiment: Experiment, folder: RunFolder, processes: Replicas, watch: Watch) -> Path:
     config = experiment.config
     if config.trainer.evaluate:
         planned(experiment)  # what makes no sense says so before the training
@@ -113,7 +127,7 @@ def _lead(experiment: Experiment, folder: RunFolder, processes: Replicas) -> Pat
             print_results(folder)
             return folder.path
         with _status(folder, interruption):
-            _run(experiment, folder, interruption, processes)
+            _run(experiment, folder, interruption, processes, watch)
     return folder.path
 
 
@@ -131,6 +145,9 @@ def _status(folder: RunFolder, interruption: runtime.Interruption) -> Iterator[N
         folder.write_status("interrupted")
         print(f"interrupted; saved in {folder.path}; the same command goes on from here", flush=True)
         raise SystemExit(interruption.exit_code if interruption.signal else 130) from error
+    except GivenUp:
+        folder.write_status("interrupted", "given up by a search; trained by itself it goes on from here")
+        raise
     except BaseException as error:
         with contextlib.suppress(Exception):  # a full disk must not hide what went wrong first
             folder.write_status("failed", str(error) or type(error).__name__)
@@ -138,7 +155,13 @@ def _status(folder: RunFolder, interruption: runtime.Interruption) -> Iterator[N
     folder.write_status("finished")
 
 
-def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interruption, processes: Replicas) -> None:
+def _run(
+    experiment: Experiment,
+    folder: RunFolder,
+    interruption: runtime.Interruption,
+    processes: Replicas,
+    watch: Watch,
+) -> None:
     config = experiment.config
     checkpoints = Checkpoints(folder.checkpoints)
     found = None
@@ -170,6 +193,7 @@ def _run(experiment: Experiment, folder: RunFolder, interruption: runtime.Interr
             validate=partial(_validate, experiment, processes, manifest),
             processes=processes,
             diagnose=partial(_diagnose, experiment),
+            watch=watch,
         )
         processes.tell(found.state if found else {})
         if found:
@@ -220,6 +244,7 @@ def trainer_for(
     validate: Callable[[Modules], float],
     processes: Replicas = ALONE,
     diagnose: Callable[[Modules], dict[str, float]] = lambda modules: {},
+    watch: Watch = unwatched,
 ) -> Trainer:
     """Return the trainer of a run, at its first step; a process that does not lead has no recorder, no checkpoints."""
     config, data = experiment.config, experiment.data
@@ -231,6 +256,7 @@ def trainer_for(
         _plan(config),
         validate=validate,
         diagnose=diagnose,
+        watch=watch,
         recorder=recorder,
         checkpoints=checkpoints,
         identity=identity(config),

@@ -18,10 +18,14 @@ from vaebench.training.checkpoint import Checkpoints
 from vaebench.training.display import Display
 from vaebench.training.update import ALONE, Settings, Update
 
-__all__ = ["Interrupted", "Plan", "Progress", "Trainer"]
+__all__ = ["GivenUp", "Interrupted", "Plan", "Progress", "Trainer"]
 
 # Steps between two times that processes ask each other whether a signal came.
 _AGREE_EVERY = 10
+
+
+class GivenUp(Exception):
+    """Whoever watches the validations wants no more of this run; everything up to here is saved."""
 
 
 class Interrupted(Exception):
@@ -84,6 +88,7 @@ class Trainer:
         interruption: notes signals.
         pictures: draws images of these modules at a step.
         replicas: the processes of this run, which divide every batch among themselves.
+        watch: is told (epoch, validation log-likelihood in nats) after each validation; True ends the run.
         diagnose: numbers by name, recorded with each validation of these modules; they choose nothing.
     """
 
@@ -104,6 +109,7 @@ class Trainer:
         pictures: Callable[[Any, int], None],
         replicas: Replicas = ALONE,
         diagnose: Callable[[Any], dict[str, float]] = lambda modules: {},
+        watch: Callable[[int, float], bool] = lambda epoch, value: False,
     ) -> None:
         self.modules = modules
         self.updates = updates
@@ -119,6 +125,7 @@ class Trainer:
         self.pictures = pictures
         self.replicas = replicas
         self.diagnose = diagnose
+        self.watch = watch
         self.progress = Progress()
         self.averaged = _averaged(modules, plan.ema)
         self._window = _Window(device)
@@ -204,13 +211,16 @@ class Trainer:
         progress, plan = self.progress, self.plan
         last = progress.epoch == plan.epochs
         if progress.epoch % plan.validate_every == 0 or last:
-            self._validate()
+            value = self._validate()
+            if self.watch(progress.epoch, value) and not last:
+                self._save_last()
+                raise GivenUp
         if plan.image_every and (progress.epoch % plan.image_every == 0 or last or progress.stopped):
             self.pictures(self.evaluated, progress.step)
         if progress.epoch % plan.checkpoint_every == 0 or last or progress.stopped:
             self._save_last()
 
-    def _validate(self) -> None:
+    def _validate(self) -> float:
         progress = self.progress
         value = self.validate(self.evaluated)
         if self.recorder is not None:
@@ -224,6 +234,7 @@ class Trainer:
             progress.without_gain += 1
         progress.stopped = self.plan.patience is not None and progress.without_gain >= self.plan.patience
         self.display.validated(progress.epoch, self.plan.epochs, value, progress.best_epoch)
+        return value
 
     def _check_finite(self) -> None:
         bad = self._window.first_bad_step()
