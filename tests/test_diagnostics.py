@@ -30,13 +30,13 @@ from vaebench.evaluation.diagnostics import (
     Seen,
     Spread,
     critic,
-    effective_sample_size,
     kl_per_coordinate,
     moment_kl_per_coordinate,
     seen,
     snr_floor,
     spread,
 )
+from vaebench.evaluation.weights import effective_sample_size
 from vaebench.model import GenerativeModel
 from vaebench.nets import NormalLikelihood
 from vaebench.priors import StandardNormalPrior

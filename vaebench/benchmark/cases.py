@@ -1,6 +1,5 @@
 """What is measured: each case pairs vaebench's own trainer or evaluator with a loop written by hand."""
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from vaebench.benchmark.floors import (
     HierarchicalFloor,
     InverseAutoregressiveFloor,
 )
+from vaebench.benchmark.measure import seconds_of
 from vaebench.config import compose, to_yaml
 from vaebench.evaluation import log_likelihoods
 from vaebench.evaluation.importance import ROWS
@@ -117,7 +117,7 @@ class Case:
         few = 3
         loop = HandWritten(self.floor(), grey_images(few * bench.batch).to(bench.device), self.k, bench.batch)
         loop.epoch()
-        return max(few, round(few * bench.seconds / seconds_of(loop.epoch)))
+        return max(few, round(few * bench.seconds / seconds_of(loop.epoch, bench.device)))
 
     def _evaluation(self, bench: Bench) -> Work:
         data = grey_images(EVALUATED_IMAGES).to(bench.device)
@@ -125,7 +125,7 @@ class Case:
         loops = {p: HandWritten(self.floor(), data, 1, bench.batch, p) for p in PRECISIONS}
         hand = loops["float32"]
         hand.evaluate(100, rows)
-        k = max(100, round(100 * bench.seconds / seconds_of(lambda: hand.evaluate(100, rows))))
+        k = max(100, round(100 * bench.seconds / seconds_of(lambda: hand.evaluate(100, rows), bench.device)))
         amount = len(data) * k
         candidates: Candidates = {}
         for precision, suffix in PRECISIONS.items():
@@ -162,13 +162,6 @@ def grey_images(count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     bright = torch.rand(count, 784, generator=generator) < 0.2
     return torch.randint(0, 256, (count, 784), generator=generator).mul(bright).to(torch.uint8)
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """Return the seconds that ``work`` takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def counted(work: Callable[[], object]) -> float:

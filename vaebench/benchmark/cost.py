@@ -1,7 +1,6 @@
 """What a training step costs by count, before any clock: operations, and memory kept for the backward pass."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from vaebench.benchmark.cases import Bench, grey_images
+from vaebench.benchmark.measure import seconds_of
 from vaebench.benchmark.report import matrix_rate
 from vaebench.config import compose
 from vaebench.errors import UserError
@@ -54,7 +54,7 @@ def cost(words: Sequence[str], bench: Bench) -> Cost | None:
         take(shares, x, settings)
     flops = float(counter.get_total_flops()) / bench.batch
     rate = matrix_rate(bench.batch * run.config.k, bench.device, torch.float32)
-    seconds = median(timed(lambda: take(shares, x, settings), bench.device) for _ in range(TRIES))
+    seconds = median(seconds_of(lambda: take(shares, x, settings), bench.device) for _ in range(TRIES))
     kept = max(kept_bytes(share, x, settings) for share in shares) / bench.batch
     return Cost(" ".join(words), flops, kept, rate / flops, bench.batch / seconds)
 
@@ -64,14 +64,6 @@ def take(shares: Sequence[Update], x: Tensor, settings: Settings) -> None:
     for share in shares:
         for _ in range(share.repeats):
             share.step(x, settings, 0.0, with_norm=False)
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 def kept_bytes(share: Update, x: Tensor, settings: Settings) -> float:

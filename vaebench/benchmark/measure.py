@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 
-__all__ = ["Timing", "side_by_side"]
+__all__ = ["Timing", "seconds_of", "side_by_side"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,20 @@ def side_by_side(
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(warm_up + rounds):
         for name, work in candidates.items():
-            _settle(device)
-            started = time.perf_counter()
-            amount = work()
-            _settle(device)
+            amounts: list[float] = []
+            seconds = seconds_of(lambda work=work, into=amounts: into.append(work()), device)
             if number >= warm_up:
-                rates[name].append(amount / (time.perf_counter() - started))
+                rates[name].append(amounts[0] / seconds)
     return Timing(rates)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that ``work`` takes; the device is waited for before the clock is read."""
+    _settle(device)
+    started = time.perf_counter()
+    work()
+    _settle(device)
+    return time.perf_counter() - started
 
 
 def _settle(device: torch.device) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from vaebench import runtime
-from vaebench.benchmark.cases import HAND, OURS, Bench, Case, seconds_of
-from vaebench.benchmark.measure import Timing, side_by_side
+from vaebench.benchmark.cases import HAND, OURS, Bench, Case
+from vaebench.benchmark.measure import Timing, seconds_of, side_by_side
 from vaebench.records.manifest import versions
 
 __all__ = ["Report", "Row", "run"]
@@ -109,11 +109,9 @@ def matrix_rate(rows: int, device: torch.device, dtype: torch.dtype, tries: int 
         for _ in range(repeats):
             for left, right in pairs:
                 torch.mm(left, right)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     products()
-    return flops * repeats / median(seconds_of(products) for _ in range(tries))
+    return flops * repeats / median(seconds_of(products, device) for _ in range(tries))
 
 
 def machine(bench: Bench) -> dict[str, Any]:

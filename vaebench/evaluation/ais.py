@@ -25,6 +25,7 @@ from vaebench.distributions import DiagonalNormal
 from vaebench.encoders import Density, Direction, Encoder, GaussianEncoder
 from vaebench.errors import RunFailed, did_you_mean
 from vaebench.evaluation.annealing import SCHEDULES, Path, Route, Walk
+from vaebench.evaluation.weights import effective_sample_size
 from vaebench.model import GenerativeModel
 from vaebench.runtime import derived_seed
 
@@ -78,7 +79,7 @@ class AISResult:
         """Sum up a walk; ``backward`` if its weights have mean 1/p(x)."""
         log_w, chains = walk.log_weights, len(walk.log_weights)
         sign = -1 if backward else 1
-        ess = (2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp()
+        ess = effective_sample_size(log_w)
         nan = torch.full_like(ess, math.nan)
         halves = nan if chains < 2 else log_mean_exp(log_w[: chains // 2]) - log_mean_exp(log_w[chains // 2 :])
         moves, length = walk.acceptance.double(), len(walk.acceptance)

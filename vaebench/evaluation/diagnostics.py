@@ -35,7 +35,6 @@ __all__ = [
     "Seen",
     "Spread",
     "critic",
-    "effective_sample_size",
     "independent_draws",
     "kl_per_coordinate",
     "moment_kl_per_coordinate",
@@ -52,14 +51,6 @@ MISCOUNTED = 0.01
 """Chance, at most, that a coordinate below the threshold is among those counted as active."""
 VARIANCE_FLOOR = 1e-4
 """Added to the variances of a Gaussian critic: a coordinate that never moves still has a density."""
-
-
-def effective_sample_size(log_w: Tensor, dim: int = 0) -> Tensor:
-    """Return (sum w)^2 / sum w^2 along ``dim``: from 1 (one weight is all) to K (all weights are equal).
-
-    Source: Kong 1992; it is K / (1 + the weights' squared coefficient of variation)
-    """
-    return (2 * torch.logsumexp(log_w, dim) - torch.logsumexp(2 * log_w, dim)).exp()
 
 
 # Draws ----------------------------------------------------------------------------------------------------

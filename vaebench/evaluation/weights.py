@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vaebench.bounds import LogMeanExp
 
-__all__ = ["RELIABLE", "WeightSummary", "pareto_k", "tail_length"]
+__all__ = ["RELIABLE", "WeightSummary", "effective_sample_size", "pareto_k", "tail_length"]
 
 RELIABLE = 0.7
 """The largest k-hat with which the mean of the weights is to be relied on, for some thousands of samples."""
@@ -21,6 +21,14 @@ LEAST_SPREAD = 1e-12
 """Of the tail, relative to the largest weight: weights that differ by less are equal, but for rounding."""
 PRIOR_WEIGHTS, PRIOR_K = 10, 0.5
 """The tail is fitted as if so many further weights had shown such a k."""
+
+
+def effective_sample_size(log_w: Tensor, dim: int = 0) -> Tensor:
+    """Return (sum w)^2 / sum w^2 along ``dim``: from 1 (one weight is all) to K (all weights are equal).
+
+    Source: Kong 1992; it is K / (1 + the weights' squared coefficient of variation)
+    """
+    return (2 * torch.logsumexp(log_w, dim) - torch.logsumexp(2 * log_w, dim)).exp()
 
 
 class WeightSummary:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vaebench.encoders import Direction, Encoder, Player, Scored
-from vaebench.evaluation.diagnostics import effective_sample_size
+from vaebench.evaluation.weights import effective_sample_size
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective
 from vaebench.training.update import Loss, Settings
