@@ -51,6 +51,32 @@ def test_binarize_draws_with_probability_byte_over_255(device: str):
     assert worst_error(drawn.cpu()) < LIMIT
 
 
+def test_bytes_that_do_not_come_in_eights_are_drawn_alike():
+    # (256, DRAWS) without its last column is no multiple of eight in all, and takes the other way.
+    odd = every_byte()[:, :-1].flatten()[:-1]
+    assert odd.numel() % 8
+    drawn = torch.cat([binarize(odd, torch.Generator().manual_seed(0)), torch.ones(1)]).view(256, DRAWS - 1)
+    assert worst_error(drawn) < LIMIT
+
+
+def test_neighbouring_pixels_are_independent():
+    # Eight pixels share one random word: no two of them may go together. A count of coincidences is binomial.
+    x = torch.full((DRAWS, 8), 100, dtype=torch.uint8)
+    drawn = binarize(x, torch.Generator().manual_seed(0)).double()
+    mean = 100 / 255
+    together = ((drawn - mean).T @ (drawn - mean) / DRAWS).fill_diagonal_(0)
+    assert together.abs().max() < LIMIT * mean * (1 - mean) / DRAWS**0.5
+
+
+def test_the_first_digit_alone_is_refused():
+    # Control: what a tie gives up is just enough to be seen.
+    uniform = torch.randint(0, 256, (256, DRAWS), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    wrong = (uniform <= every_byte()).float()
+    assert worst_error(wrong) == float("inf")
+    wrong[0] = 0
+    assert worst_error(wrong) > 6
+
+
 def test_fixed_draws_have_the_same_probabilities():
     drawn = draw_pixels(every_byte().numpy(), seed=0, split="test")
     assert set(np.unique(drawn)) == {0, 255}

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -79,7 +80,8 @@ def as_of_now(module: nn.Module) -> Callable[..., Any]:
 
     A distribution outlives the call that made it, and that may have been one with other weights in their place.
     """
-    weights = module.state_dict(keep_vars=True)
+    # Not state_dict(), which torch.compile cannot follow.
+    weights = dict(chain(module.named_parameters(), module.named_buffers()))
     return lambda *inputs: functional_call(module, weights, inputs)
 
 

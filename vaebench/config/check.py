@@ -69,11 +69,11 @@ def require(rule: Rule, value: Any, key: str) -> None:
         raise UserError(f"{key} must be {rule.words}, not {shown(value)}")
 
 
-def one_of(value: Any, words: tuple[str, ...], key: str) -> str:
-    """Return ``value`` if it is one of ``words``."""
-    if value not in words:
-        hint = did_you_mean(str(value), words)
-        raise UserError(f"{key} must be one of {', '.join(words)}, not {shown(value)}{hint}")
+def one_of(value: Any, choices: tuple[Any, ...], key: str) -> Any:
+    """Return ``value`` if it is one of ``choices``: words, true or false."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        words = [choice if isinstance(choice, str) else shown(choice) for choice in choices]
+        raise UserError(f"{key} must be one of {', '.join(words)}, not {shown(value)}{did_you_mean(str(value), words)}")
     return value
 
 

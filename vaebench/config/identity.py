@@ -19,6 +19,7 @@ NOT_DEFINING_IN_TRAINER = (
     "checkpoint_every",
     "evaluate",
     "microbatch",
+    "compile",
 )
 
 

@@ -156,7 +156,10 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """The course of one training run. Epoch counts everywhere but in ``log_every`` (steps)."""
+    """The course of one training run. Epoch counts everywhere but in ``log_every`` (steps).
+
+    ``compile=auto`` compiles a loss where that saves more time, over the whole plan, than it takes.
+    """
 
     epochs: Count
     batch_size: Count
@@ -177,6 +180,7 @@ class Trainer:
     progress: bool
     evaluate: bool
     microbatch: Count | None = None
+    compile: Literal["auto", True, False] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -272,7 +273,8 @@ def enclosed(z: Tensor, own: Tensor, fresh: Tensor | None, inner_k: int, conditi
 
 def frozen(module: nn.Module) -> Callable[..., Any]:
     """Return ``module`` as a function whose parameters are constants but whose inputs are not."""
-    constants = {name: value.detach() for name, value in module.state_dict(keep_vars=True).items()}
+    # Not state_dict(), which torch.compile cannot follow.
+    constants = {name: value.detach() for name, value in chain(module.named_parameters(), module.named_buffers())}
     return lambda *inputs: functional_call(module, constants, inputs)
 
 

@@ -18,6 +18,7 @@ from vaebench.errors import RunFailed, UserError
 from vaebench.evaluation import log_likelihoods
 from vaebench.evaluation.diagnostics import Activity, Spread, spread
 from vaebench.experiment.assembly import Experiment, Modules, build, load_best
+from vaebench.experiment.compiling import compiled_where_it_pays
 from vaebench.experiment.evaluating import estimate, planned, print_results
 from vaebench.experiment.losses import BoundLoss, PlayerLoss
 from vaebench.experiment.pictures import reconstructions, samples
@@ -249,11 +250,12 @@ def trainer_for(
     """Return the trainer of a run, at its first step; a process that does not lead has no recorder, no checkpoints."""
     config, data = experiment.config, experiment.data
     batches = Batches(data.train.to(experiment.device), data.observe, config.trainer.batch_size, config.seed)
+    plan, display = plan_of(config), Display(config.trainer.progress and processes.leads)
     return Trainer(
         experiment.modules,
-        updates(experiment, processes),
+        compiled_where_it_pays(experiment, updates(experiment, processes), plan, display.note),
         batches,
-        _plan(config),
+        plan,
         validate=validate,
         diagnose=diagnose,
         watch=watch,
@@ -261,14 +263,14 @@ def trainer_for(
         checkpoints=checkpoints,
         identity=identity(config),
         device=experiment.device,
-        display=Display(config.trainer.progress and processes.leads),
+        display=display,
         interruption=interruption,
         pictures=partial(_record_pictures, experiment, recorder),
         replicas=processes,
     )
 
 
-def _plan(config: Config) -> Plan:
+def plan_of(config: Config) -> Plan:
     trainer = config.trainer
     return Plan(
         epochs=trainer.epochs,

@@ -43,6 +43,12 @@ class Display:
             self._bar.set_postfix_str(", ".join(filter(None, (self._bound, self._validation))), refresh=False)
             self._bar.update(step - self._bar.n)
 
+    def note(self, line: str) -> None:
+        """Say something that happened on the way."""
+        if self.progress:
+            tqdm.write(line)
+            sys.stdout.flush()
+
     def validated(self, epoch: int, epochs: int, value: float, best_epoch: int) -> None:
         """Show a validation log-likelihood, in nats."""
         self._validation = f"validation {value:.2f} (best: epoch {best_epoch})"

@@ -51,6 +51,10 @@ class Plan:
     image_every: int = 0
     checkpoint_every: int = 1
 
+    def settings(self, epoch: float) -> Settings:
+        """Return what the schedules say at an epoch."""
+        return Settings(self.k(epoch), self.inner_k(epoch), self.beta(epoch))
+
 
 @dataclass
 class Progress:
@@ -180,7 +184,7 @@ class Trainer:
     def _step(self, x: Tensor) -> None:
         progress = self.progress
         epoch = progress.epoch + progress.position / len(self.batches)
-        settings = Settings(self.plan.k(epoch), self.plan.inner_k(epoch), self.plan.beta(epoch))
+        settings = self.plan.settings(epoch)
         progress.step += 1
         progress.position += 1
         due = progress.step % self.plan.log_every == 0

@@ -1,0 +1,176 @@
+"""Which losses of a run are compiled: those for which the planned work pays."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vaebench import runtime
+from vaebench.config import Config
+from vaebench.datasets.sources import user_cache
+from vaebench.errors import UserError
+from vaebench.experiment.assembly import Experiment
+from vaebench.gradients import GradientEstimator
+from vaebench.training.compiled import Compiled, Compiler
+from vaebench.training.trainer import Plan
+from vaebench.training.update import Settings, Update
+
+__all__ = ["Work", "compiled_where_it_pays", "planned_steps"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One loss of one batch, forward and backward."""
+
+    flops: float
+    """Of the matrix products."""
+    operations: int
+    """Calls of torch's operators."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What compiling takes once, and saves at each step; seconds."""
+
+    to_start: float
+    for_each_operation: float
+    saved_with_each_operation: float
+    saved_with_each_flop: float
+
+    def cost(self, work: Work) -> float:
+        """Return the seconds that compiling takes."""
+        return self.to_start + self.for_each_operation * work.operations
+
+    def saving(self, work: Work) -> float:
+        """Return the seconds that a step saves."""
+        return self.saved_with_each_operation * work.operations + self.saved_with_each_flop * work.flops
+
+
+# Measured on two cores with AVX-512: activations are a share of the work of the products before them. On a GPU it is
+# launches that are saved; these rates are not measured.
+RATES = {"cpu": Rates(3.0, 0.01, 1e-6, 0.6e-12), "cuda": Rates(15.0, 0.05, 5e-6, 0.0)}
+# A compilation has to bring in so many times its cost: the rates are another machine's.
+MARGIN = 2.0
+# Below so many steps nobody counts operations.
+FEW_STEPS = 1_000
+
+# What rounding alone may change in a gradient, relative to its norm. Compiled kernels round to bf16 less often.
+TOLERANCE = {"float32": 1e-3, "tf32": 0.02, "bf16": 0.1}
+
+
+def compiled_where_it_pays(
+    experiment: Experiment, updates: list[Update], plan: Plan, tell: Callable[[str], None]
+) -> list[Update]:
+    """Return the updates, with losses that are compiled as ``trainer.compile`` has it.
+
+    Raises:
+        UserError: ``trainer.compile=true`` and the run cannot be compiled.
+    """
+    config = experiment.config
+    wanted = config.trainer.compile
+    if wanted is False:
+        return updates
+    if any(update.replicas.count > 1 for update in updates):
+        if wanted is True:
+            raise UserError("trainer.compile=true is for one process: leave it out where several share a run")
+        return updates
+    compiler = Compiler(
+        TOLERANCE[config.trainer.precision],
+        user_cache() / "compiled",
+        derivatives=experiment.objective.gradient is GradientEstimator.DREG,
+        graphs=experiment.device.type == "cuda" and config.trainer.microbatch is None,
+        required=wanted is True,
+        tell=tell,
+    )
+    return [replace(update, loss=_wrapped(experiment, update, plan, compiler)) for update in updates]
+
+
+def _wrapped(experiment: Experiment, update: Update, plan: Plan, compiler: Compiler) -> Compiled:
+    trainer = experiment.config.trainer
+    pays = _always if trainer.compile is True else partial(_pays, experiment, update, plan)
+    return Compiled(
+        update.name, update.loss, update.parameters, _images(experiment.config), _Remembered(pays), compiler
+    )
+
+
+def _images(config: Config) -> int:
+    """Return how many images a loss is given at a time."""
+    return min(config.trainer.microbatch or config.trainer.batch_size, config.trainer.batch_size)
+
+
+def _always(settings: Settings) -> bool:
+    del settings
+    return True
+
+
+def _pays(experiment: Experiment, update: Update, plan: Plan, settings: Settings) -> bool:
+    batches = len(experiment.data.train) // experiment.config.trainer.batch_size
+    steps = planned_steps(experiment.config, plan, update, batches)[settings]
+    if steps < FEW_STEPS:
+        return False
+    work, rates = measured(experiment, update, settings), RATES[experiment.device.type]
+    return steps * rates.saving(work) > MARGIN * rates.cost(work)
+
+
+def planned_steps(config: Config, plan: Plan, update: Update, batches: int) -> Counter[Settings]:
+    """Return how often the whole plan calls a loss at each setting that lasts for an epoch or more.
+
+    The whole plan, wherever a run stands in it: one that is resumed decides as it did at its start.
+
+    Args:
+        config: of the run.
+        plan: its course.
+        update: whose loss is called.
+        batches: full batches in an epoch.
+    """
+    trainer, steps = config.trainer, Counter[Settings]()
+    changes = {0, trainer.kl_warmup, trainer.epochs, *(trainer.k_schedule or {}), *(trainer.inner_k_schedule or {})}
+    parts = -(-trainer.batch_size // trainer.microbatch) if trainer.microbatch else 1
+    for start, end in pairwise(sorted(change for change in changes if change <= trainer.epochs)):
+        first, last = plan.settings(start), plan.settings(end - 0.5 / max(1, batches))
+        if first == last:
+            epochs = max(0.0, min(end, update.ends) - max(start, update.starts))
+            steps[first] += round(epochs * batches * update.repeats * parts)
+    return steps
+
+
+def measured(experiment: Experiment, update: Update, settings: Settings) -> Work:
+    """Count the work of one batch by doing it once; nothing is changed by it."""
+    from torch.utils.flop_counter import FlopCounterMode  # a tenth of a second, which short runs do not have
+
+    x = torch.zeros(_images(experiment.config), experiment.data.train.shape[1], device=experiment.device)
+    with runtime.forked_randomness(x.device, seed=0), _Calls() as calls, FlopCounterMode(display=False) as flops:
+        torch.autograd.grad(update.loss(x, settings).value, update.parameters, allow_unused=True)
+    return Work(float(flops.get_total_flops()), calls.count)
+
+
+class _Calls(TorchDispatchMode):
+    """Counts the calls of torch's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+class _Remembered:
+    """Asks once for each setting that lasts: a KL warm-up has another one at every step, and none of them pays."""
+
+    def __init__(self, pays: Callable[[Settings], bool]) -> None:
+        self._pays = pays
+        self._known: dict[Settings, bool] = {}
+
+    def __call__(self, settings: Settings) -> bool:
+        if settings.beta != 1:
+            return False
+        if settings not in self._known:
+            self._known[settings] = self._pays(settings)
+        return self._known[settings]
