@@ -237,6 +237,19 @@ def test_auto_compiles_what_the_plan_pays_for(monkeypatch: pytest.MonkeyPatch):
     assert decided(["trainer.epochs=1000000", "trainer.compile=false"], monkeypatch) == (False, 0)
 
 
+@pytest.mark.parametrize("encoder", ["gaussian", "iaf", "sylvester", "hvae"])
+def test_the_work_counted_is_that_of_the_matrix_products(encoder: str):
+    gradient = "reparam" if encoder == "hvae" else "stl"  # flows take derivatives of their own for it
+    run = build(compose([f"encoder={encoder}", f"objective.gradient={gradient}", "trainer.batch_size=7", *SMALL]))
+    (update, *_) = updates(run)
+    work = compiling.measured(run, update, Settings(1, 0, 1.0))
+    # At least: two operations for each product, forward and twice backward, of the trunk and the decoder.
+    trunk, rest = 784 * 8, 3 * 8 + 8 * 784
+    assert work.flops >= 7 * 2 * (2 * trunk + 3 * rest)
+    if encoder == "gaussian":
+        assert work.flops == 7 * 2 * (2 * trunk + 3 * (rest + 8 * 6))
+
+
 def test_counting_the_work_changes_nothing():
     run = build(compose(["encoder=iwhvi", *SMALL]))
     (update, *_) = updates(run)

@@ -58,13 +58,9 @@ class Compiler:
         name = f"loss_{next(_NUMBERS)}"
         fresh = FunctionType(run.__code__.replace(co_name=name), run.__globals__, name, None, run.__closure__)
         # Random numbers come from torch's own generators, so that a compiled step draws what a plain one draws.
-        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": self.graphs}
+        inductor = {"fallback_random": True, "triton.cudagraphs": self.graphs} if self.backend == "inductor" else {}
         graph = torch.compile(
-            fresh,
-            fullgraph=True,
-            dynamic=False,
-            backend=self.backend,
-            options=options if self.backend == "inductor" else None,
+            fresh, fullgraph=True, dynamic=False, backend=self.backend, options={**inductor, **_FEWER_CHECKS}
         )
 
         def replay(x: Tensor, settings: Settings) -> Loss:
@@ -147,6 +143,33 @@ def difference(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
     error = torch.stack([(b - a).norm() for a, b in zip(wanted[1:], got[1:], strict=True)]).norm()
     norm = torch.stack([a.norm() for a in wanted[1:]]).norm()
     return torch.maximum(value, error / norm.clamp(min=1e-12)).item()
+
+
+_MAY_CHANGE = {
+    "AUTOGRAD_SAVED_TENSORS_HOOKS",
+    "CONSTANT_MATCH",
+    "DEFAULT_DEVICE",
+    "DETERMINISTIC_ALGORITHMS",
+    "EQUALS_MATCH",
+    "GLOBAL_STATE",
+    "GRAD_MODE",
+    "SEQUENCE_LENGTH",
+    "SHAPE_ENV",
+    "TORCH_FUNCTION_STATE",
+}
+
+
+def _worth_checking(guards: Sequence[Any]) -> list[bool]:
+    """Say which of the graph's assumptions are looked at before each step: numbers, global modes, and x.
+
+    Of the rest there are hundreds, whether every module is of the class that it was and has no hooks yet. A trainer
+    changes no such thing, and to look takes a tenth of a small step.
+    """
+    return [guard.guard_type in _MAY_CHANGE or guard.name in ("x", "L['x']") for guard in guards]
+
+
+# Versions of torch without these functions do not take the option.
+_FEWER_CHECKS = {"guard_filter_fn": _worth_checking} if hasattr(torch.compiler, "skip_all_guards_unsafe") else {}
 
 
 @contextmanager
