@@ -17,7 +17,8 @@ HELP = """usage: vaebench bench [WORD ...] [KEY=VALUE ...] [FLAGS]
 
 Measure training and evaluation side by side with loops written by hand for the same models, in turn, and print
 medians, ratios, and what the machine's matrix products alone would allow. WORD picks the cases that contain it.
-The machine should have nothing else to do.
+The machine should have nothing else to do. Where Pythae is installed (pip install pythae), it takes part in the
+cases that it has.
 
 keys: device (auto|cpu|cuda|cuda:N), threads, rounds (5), seconds (1: for each candidate and round), batch (256)
 
