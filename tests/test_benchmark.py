@@ -1,18 +1,22 @@
 """vaebench bench: the loops written by hand are the same models, and what is printed is what was measured."""
 
 import json
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from vaebench import cli
-from vaebench.benchmark import CASES, Case
+from vaebench.benchmark import CASES, Bench, Case, cases, run
 from vaebench.benchmark.cases import counted, grey_images
-from vaebench.benchmark.floors import HandWritten
+from vaebench.benchmark.floors import GaussianFloor, HandWritten, binary
 from vaebench.benchmark.measure import Timing
 from vaebench.benchmark.report import shown
 from vaebench.config import compose
+from vaebench.errors import UserError
 from vaebench.experiment import build
 
 COMMON = ["device=cpu", "trainer.threads=1", "trainer.progress=false"]
@@ -21,8 +25,8 @@ COMMON = ["device=cpu", "trainer.threads=1", "trainer.progress=false"]
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_loop_written_by_hand_has_the_same_parameters(case: Case):
     torch.manual_seed(0)
-    run = build(compose([*case.words, f"k={case.k}", *COMMON]))
-    assert sum(p.numel() for p in case.floor().parameters()) == sum(run.parameters.values())
+    experiment = build(compose([*case.words, f"k={case.k}", *COMMON]))
+    assert sum(p.numel() for p in case.floor().parameters()) == sum(experiment.parameters.values())
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.evaluates], ids=lambda case: case.name)
@@ -58,13 +62,69 @@ def test_three_digits_that_count(rate: float | None, text: str):
     assert shown(rate) == text
 
 
-def test_the_command_prints_the_table_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_the_table_and_writes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cases, "pythae_is_installed", lambda: False)
     words = ["bench", "iwae-16", "device=cpu", "threads=1", "rounds=1", "seconds=0.001", "batch=4"]
     assert cli.main([*words, "-o", str(tmp_path / "bench.json")]) == 0
-    assert "| train gaussian, iwae-16, images/s |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| train gaussian, iwae-16, images/s |" in printed
+    assert "pythae" not in printed
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert set(row["rates"]) == {"hand-written", "vaebench", "hand-written, bf16", "vaebench, bf16"}
+    assert set(row["ratios"]) == {"vaebench : hand-written", "vaebench, bf16 : hand-written, bf16"}
     assert all(rate > 0 for rate in [*row["rates"].values(), *row["limits"].values()])
+
+
+@pytest.fixture
+def pythae():
+    pytest.importorskip("pythae")
+    from vaebench.benchmark import pythae
+
+    return pythae
+
+
+IN_PYTHAE = [case for case in CASES if case.in_pythae]
+
+
+@pytest.mark.parametrize("case", IN_PYTHAE, ids=lambda case: case.name)
+def test_pythae_takes_its_turn_where_it_is_installed(
+    case: Case, pythae: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    bench = Bench(torch.device("cpu"), threads=1, batch=4, seconds=0.001, rounds=1)
+    before = dict(os.environ)
+    report = run([case], bench, lambda name: None)
+    (row,) = report.rows
+    assert row.rates["pythae"] > 0
+    assert row.ratios["vaebench : pythae"] > 0
+    assert row.ratios["vaebench, bf16 : pythae"] > 0
+    assert "| vaebench : pythae | vaebench, bf16 : pythae |" in report.text()
+    assert report.to_dict()["machine"]["versions"]["pythae"]
+    assert (capfd.readouterr(), dict(os.environ)) == (("", ""), before)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_pythae_trains_and_evaluates_the_same_networks(k: int, pythae: Any, tmp_path: Path):
+    torch.manual_seed(0)
+    x = binary(grey_images(64).float() / 255)
+    floor = GaussianFloor()
+    assert sum(p.numel() for p in pythae.model_of(k).parameters()) == sum(p.numel() for p in floor.parameters())
+    epoch = pythae.training(x, k, 32, tmp_path)
+    first = [epoch() for _ in range(4)]
+    # At first each pixel costs about log 2.
+    assert 400 < first[-1] < first[0] - 10 < 600
+    amount, estimate = pythae.evaluation(x[:3], 700)
+    assert amount == 3 * 500
+    assert -600 < estimate() < -500
+
+
+def test_a_pythae_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cases, "pythae_is_installed", lambda: True)
+    monkeypatch.setitem(sys.modules, "vaebench.benchmark.pythae", None)
+    bench = Bench(torch.device("cpu"), threads=1, batch=4, seconds=0.001, rounds=1)
+    with pytest.raises(UserError, match="pip install pythae"):
+        run(IN_PYTHAE[:1], bench, lambda name: None)
 
 
 def test_the_cost_of_a_step_is_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path):

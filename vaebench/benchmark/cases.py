@@ -1,9 +1,12 @@
 """What is measured: each case pairs vaebench's own trainer or evaluator with a loop written by hand."""
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -17,9 +20,11 @@ from vaebench.benchmark.floors import (
     HandWritten,
     HierarchicalFloor,
     InverseAutoregressiveFloor,
+    binary,
 )
 from vaebench.benchmark.measure import seconds_of
 from vaebench.config import compose, to_yaml
+from vaebench.errors import UserError
 from vaebench.evaluation import log_likelihoods
 from vaebench.evaluation.importance import ROWS
 from vaebench.experiment.assembly import Experiment, build
@@ -30,7 +35,7 @@ from vaebench.training.checkpoint import Checkpoints
 __all__ = ["CASES", "Bench", "Case", "Work"]
 
 Candidates = dict[str, Callable[[], float]]
-HAND, OURS = "hand-written", "vaebench"
+HAND, COMPILED, OURS, PYTHAE = "hand-written", "hand-written, compiled", "vaebench", "pythae"
 EVALUATED_IMAGES = 100
 
 
@@ -71,6 +76,8 @@ class Case:
     floor: Callable[[], Floor]
     k: int = 1
     evaluates: bool = False
+    in_pythae: bool = False
+    """Whether pythae has this model too, and is timed where it is installed."""
 
     def prepare(self, bench: Bench, folder: Path, stack: ExitStack) -> Work:
         """Make the models and the data; what has to be closed goes on ``stack``."""
@@ -96,10 +103,13 @@ class Case:
             candidates[HAND + suffix] = returning(images, loop.epoch)
             if bench.compiled:
                 loop = HandWritten(self.floor(), data, self.k, bench.batch, precision, compiled=True)
-                candidates[f"{HAND}, compiled{suffix}"] = returning(images, loop.epoch)
+                candidates[COMPILED + suffix] = returning(images, loop.epoch)
             own = folder / f"{self.name}{suffix}".replace(" ", "-")
             epoch = self._trainer(self._experiment(bench, images, precision), own, stack)
             candidates[OURS + suffix] = returning(images, epoch)
+        if self.in_pythae and pythae_is_installed():
+            epoch = _pythae().training(binary(data.float() / 255), self.k, bench.batch, folder)
+            candidates[PYTHAE] = returning(images, epoch)
         x = torch.zeros(bench.batch, data.shape[1], device=bench.device)
         flops = counted(lambda: HandWritten(self.floor(), data, self.k, bench.batch).step(x))
         return Work(candidates, flops / bench.batch, bench.batch * self.k)
@@ -133,8 +143,25 @@ class Case:
             experiment.modules.eval()
             candidates[HAND + suffix] = returning(amount, lambda loop=loops[precision]: loop.evaluate(k, rows))
             candidates[OURS + suffix] = returning(amount, lambda e=experiment: evaluated(e, data, k))
+        if self.in_pythae and pythae_is_installed():
+            candidates[PYTHAE] = returning(*_pythae().evaluation(binary(hand.probabilities), k))
         flops = counted(lambda: hand.evaluate(100, rows)) / (100 * len(data))
         return Work(candidates, flops, rows)
+
+
+def pythae_is_installed() -> bool:
+    """Whether there is a pythae to measure against."""
+    return importlib.util.find_spec("pythae") is not None
+
+
+def _pythae() -> ModuleType:
+    """Return the room that runs pythae; UserError where pythae is there and cannot be imported."""
+    try:
+        return importlib.import_module("vaebench.benchmark.pythae")
+    except ImportError as error:
+        raise UserError(
+            f"pythae is installed and cannot be imported ({error}): repair it with `pip install pythae`, or remove it"
+        ) from error
 
 
 PRECISIONS = {"float32": "", "bf16": ", bf16"}
@@ -173,9 +200,16 @@ def counted(work: Callable[[], object]) -> float:
 
 INNER = 5
 CASES = [
-    Case("train gaussian", "images/s", ["encoder=gaussian"], GaussianFloor),
-    Case("train gaussian, iwae-16", "images/s", ["encoder=gaussian", "objective=iwae"], GaussianFloor, k=16),
-    Case("evaluate gaussian", "image-samples/s", ["encoder=gaussian"], GaussianFloor, evaluates=True),
+    Case("train gaussian", "images/s", ["encoder=gaussian"], GaussianFloor, in_pythae=True),
+    Case(
+        "train gaussian, iwae-16",
+        "images/s",
+        ["encoder=gaussian", "objective=iwae"],
+        GaussianFloor,
+        k=16,
+        in_pythae=True,
+    ),
+    Case("evaluate gaussian", "image-samples/s", ["encoder=gaussian"], GaussianFloor, evaluates=True, in_pythae=True),
     Case(
         "train iwhvi",
         "images/s",

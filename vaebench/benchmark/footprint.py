@@ -1,4 +1,4 @@
-"""Start-up and memory, measured from outside: each in a process of its own."""
+"""Start-up and memory: each measured in a process of its own."""
 
 import os
 import subprocess
@@ -7,8 +7,11 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
+
+from vaebench.benchmark.memory import EVALUATING, TRAINING, Added, in_a_fresh_process
 
 __all__ = ["Footprint", "memory", "start_up"]
 
@@ -70,45 +73,32 @@ def until_first_step() -> float:
             process.wait()
 
 
-PEAK = """
-import resource, sys, torch
-torch.set_num_threads(1)
-from vaebench import experiment
-from vaebench.config import compose
-{work}
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(peak / (2**20 if sys.platform == "darwin" else 2**10))
-"""
-EVALUATING = """
-from vaebench.evaluation import log_likelihood
-run = experiment.build(compose(["device=cpu", "trainer.progress=false"]))
-x = run.data.observe(run.data.test[:4])
-log_likelihood(run.model, run.encoder, x, k={k}, seed=0)
-"""
-TRAINING = """
-from vaebench.experiment.training import updates
-from vaebench.training.update import Settings
-words = ["objective=iwae", "k=64", "device=cpu", "trainer.progress=false", "trainer.microbatch={microbatch}"]
-run = experiment.build(compose(words))
-x = run.data.observe(run.data.train[:256])
-for update in updates(run):
-    update.step(x, Settings(64, 0, 1.0), 0.0, with_norm=False)
-"""
-
-
-def memory() -> list[Footprint]:
-    """Measure the peak resident memory of evaluations and of training steps, each in a fresh process."""
-    few, many = (peak(EVALUATING.format(k=k)) for k in (50, 50_000))
-    whole, parts = (peak(TRAINING.format(microbatch=size)) for size in ("null", 32))
+def memory(device: str = "auto", threads: int | None = None) -> list[Footprint]:
+    """Measure what evaluations and training steps take at their peak, beyond what importing, data and model take."""
+    words = [f"device={device}", f"trainer.threads={threads or 'null'}"]
+    few, many = (in_a_fresh_process(EVALUATING, k, words) for k in (50, 50_000))
+    ks = (16, 32, 64)
+    whole = [in_a_fresh_process(TRAINING, k, words) for k in ks]
+    parts = in_a_fresh_process(TRAINING, ks[-1], [*words, "trainer.microbatch=32"])
+    slopes = [_size(b) - _size(a) for a, b in pairwise(whole)]
+    aims = ["", "", f"from k=32 on 2 times as much more as from 16 on, if linear; {slopes[1] / slopes[0]:.2f}"]
     return [
-        Footprint("peak memory, evaluating at k=50", few, "MiB", ""),
-        Footprint("peak memory, evaluating at k=50,000", many, "MiB", f"within 5 % of it; {many / few - 1:+.1%}"),
-        Footprint("peak memory, a training step at k=64, batch 256", whole, "MiB", ""),
-        Footprint("peak memory, the same with trainer.microbatch=32", parts, "MiB", "less"),
+        _footprint("evaluating 100 images at k=50", few, ""),
+        _footprint("evaluating 100 images at k=50,000", many, f"within 5 % of it; {_size(many) / _size(few) - 1:+.1%}"),
+        *(
+            _footprint(f"a training step, batch 256, k={k}", one, aim)
+            for k, one, aim in zip(ks, whole, aims, strict=True)
+        ),
+        _footprint(
+            "the same with trainer.microbatch=32", parts, f"less; 1/{_size(whole[-1]) / _size(parts):.1f} of it"
+        ),
     ]
 
 
-def peak(work: str) -> float:
-    """Return the most memory, MiB, that a process used for ``work``."""
-    done = subprocess.run([sys.executable, "-c", PEAK.format(work=work)], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+def _size(found: Added) -> float:
+    return found.tensors if found.resident is None else found.resident
+
+
+def _footprint(name: str, found: Added, aim: str) -> Footprint:
+    counted = f"tensors {found.tensors:.1f}"
+    return Footprint(f"memory, {name}", _size(found), "MiB", f"{counted}; {aim}" if aim else counted)

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from vaebench import runtime
-from vaebench.benchmark.cases import HAND, OURS, Bench, Case
+from vaebench.benchmark.cases import COMPILED, HAND, OURS, PRECISIONS, PYTHAE, Bench, Case, pythae_is_installed
 from vaebench.benchmark.measure import Timing, seconds_of, side_by_side
 from vaebench.records.manifest import versions
 
@@ -27,7 +28,7 @@ class Row:
     rates: dict[str, float]
     """Median units per second of each candidate."""
     ratios: dict[str, float]
-    """Median over rounds of each candidate's rate to the hand-written loop's in float32."""
+    """Median over rounds of our rate to another's, named ``ours : theirs``."""
     limits: dict[str, float]
     """Units per second if the matrix products were all there is, by precision."""
     flops: float
@@ -48,13 +49,27 @@ class Report:
     def text(self) -> str:
         """Return the table for a terminal or a markdown page."""
         names = list(dict.fromkeys(name for row in self.rows for name in row.rates))
-        head = ["work", *names, f"{OURS} : {HAND}", "matrix limit float32 / bf16"]
+        pairs = [pair for pair in PAIRS if any(pair in row.ratios for row in self.rows)]
+        head = ["work", *names, *pairs, "matrix limit float32 / bf16"]
         lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for row in self.rows:
             cells = [f"{row.name}, {row.unit}", *(shown(row.rates.get(name)) for name in names)]
-            cells += [f"{row.ratios[OURS]:.2f}", " / ".join(shown(limit) for limit in row.limits.values())]
+            cells += [f"{row.ratios[pair]:.2f}" if pair in row.ratios else "" for pair in pairs]
+            cells.append(" / ".join(shown(limit) for limit in row.limits.values()))
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
+
+
+def compared() -> dict[str, tuple[str, str]]:
+    """Return which rates are compared, by name: ours with those of loops in the same precision, and with pythae's."""
+    found = []
+    for base in (HAND, COMPILED):
+        found += [(OURS + suffix, base + suffix) for suffix in PRECISIONS.values()]
+    found += [(OURS + suffix, PYTHAE) for suffix in PRECISIONS.values()]
+    return {f"{ours} : {theirs}": (ours, theirs) for ours, theirs in found}
+
+
+PAIRS = compared()
 
 
 def shown(rate: float | None) -> str:
@@ -86,7 +101,7 @@ def measured(case: Case, bench: Bench) -> Row:
 
 def row_of(case: Case, timing: Timing, limits: dict[str, float], flops: float) -> Row:
     rates = {name: timing.rate(name) for name in timing.rates}
-    ratios = {name: timing.ratio(name, HAND) for name in timing.rates}
+    ratios = {name: timing.ratio(*pair) for name, pair in PAIRS.items() if set(pair) <= timing.rates.keys()}
     return Row(case.name, case.unit, rates, ratios, limits, flops)
 
 
@@ -121,5 +136,5 @@ def machine(bench: Bench) -> dict[str, Any]:
         "threads": bench.threads,
         "batch": bench.batch,
         "rounds": bench.rounds,
-        "versions": versions(),
+        "versions": versions() | ({"pythae": version("pythae")} if pythae_is_installed() else {}),
     }

@@ -17,7 +17,8 @@ HELP = """usage: vaebench bench [WORD ...] [KEY=VALUE ...] [FLAGS]
 
 Measure training and evaluation side by side with loops written by hand for the same models, in turn, and print
 medians, ratios, and what the machine's matrix products alone would allow. WORD picks the cases that contain it.
-The machine should have nothing else to do.
+The machine should have nothing else to do. Where Pythae is installed (pip install pythae), it takes part in the
+cases that it has.
 
 keys: device (auto|cpu|cuda|cuda:N), threads, rounds (5), seconds (1: for each candidate and round), batch (256)
 
@@ -25,7 +26,7 @@ flags:
   --compiled       compile the hand-written loops too (a minute or more for each)
   --cost           count operations and memory of a step instead, for every encoder, and time it
   --start-up       measure start-up times instead
-  --memory         measure memory instead
+  --memory         measure memory instead: what evaluations and training steps take beyond importing and loading
   -o FILE          write the numbers to FILE, as json
 
 examples:
@@ -49,12 +50,19 @@ def run(words: list[str]) -> int:
         found |= costs(wanted, settings)
     elif not {"--start-up", "--memory"} & parsed.flags.keys():
         found |= speeds(wanted, settings, compiled="--compiled" in parsed.flags)
-    elif wanted or settings:
-        raise UserError(f"{' '.join(parsed.rest)} belongs to the cases: leave out --start-up and --memory")
-    found |= footprints(parsed.flags)
+    else:
+        refuse_words_of_cases(parsed.rest)
+    found |= footprints(parsed.flags, settings)
     if "--output" in parsed.flags:
         Path(parsed.flags["--output"]).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def refuse_words_of_cases(words: list[str]) -> None:
+    """UserError for words that are not about start-up and memory."""
+    theirs = [word for word in words if "=" not in word or word.partition("=")[0] not in ("device", "threads")]
+    if theirs:
+        raise UserError(f"{' '.join(theirs)} belongs to the cases: leave out --start-up and --memory")
 
 
 def setting(word: str) -> tuple[str, Any]:
@@ -80,7 +88,7 @@ def speeds(wanted: list[str], settings: dict[str, Any], *, compiled: bool) -> di
         if not any(word in name for name in names):
             raise UserError(f"no case contains '{word}'; cases: {'; '.join(names)}")
     cases = [case for case in CASES if not wanted or any(word in case.name for word in wanted)]
-    bench = bench_of(settings, compiled=compiled)
+    bench = bench_of(dict(settings), compiled=compiled)
     report = run(cases, bench, lambda name: print(name, file=sys.stderr, flush=True))
     print(report.text())
     print(f"medians of {bench.rounds} rounds, {report.machine['device']}, batches of {bench.batch}")
@@ -106,7 +114,7 @@ def costs(wanted: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     from vaebench.benchmark import cost, costs_text
     from vaebench.config.catalog import config_dir, described
 
-    bench = bench_of(settings)
+    bench = bench_of(dict(settings))
     encoders = [listed.choice for listed in described("encoder", [config_dir()])]
     chosen = [name for name in encoders if not wanted or any(word in name for word in wanted)]
     if not chosen:
@@ -121,12 +129,14 @@ def costs(wanted: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     return {"costs": [asdict(one) for one in counted]}
 
 
-def footprints(flags: dict[str, str]) -> dict[str, Any]:
+def footprints(flags: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
     """Measure start-up and memory where that is asked for."""
+    if not {"--start-up", "--memory"} & flags.keys():
+        return {}
     from vaebench.benchmark.footprint import memory, start_up
 
     lines = start_up(tries=5) if "--start-up" in flags else []
-    lines += memory() if "--memory" in flags else []
+    lines += memory(settings.get("device", "auto"), settings.get("threads")) if "--memory" in flags else []
     for line in lines:
         print(line.text(), flush=True)
     return {line.name: {"value": line.value, "unit": line.unit} for line in lines}

@@ -18,14 +18,14 @@ combination of comma-separated values. A setting goes to those of the estimators
 
 keys: estimator.k, estimator.inner_k, estimator.split (train|validation|test), estimator.images,
       estimator.repeats, estimator.seed, estimator.batch, estimator.chunk, ...
-      device, processes, data_dir, threads, progress
+      device, processes, precision (float32|bf16: of the networks), data_dir, threads, progress
       (without estimator=..., the run's own estimator is the one that they change)
 
 examples:
   vaebench evaluate outputs/mnist5k/hvm-iwae-k16/0-1a2b3c4d
   vaebench evaluate outputs/mnist5k estimator=iwae,ais estimator.k=1,10,100 estimator.chains=16
   vaebench evaluate outputs/mnist/iwhvi-iwhvi-k1 estimator=diwhvi estimator.tau=learned,prior
-  vaebench evaluate outputs/mnist/gaussian-elbo-k1 estimator.repeats=10 device=cuda processes=8
+  vaebench evaluate outputs/mnist/gaussian-elbo-k1 estimator.repeats=10 device=cuda processes=8 precision=bf16
 """
 
 

@@ -51,6 +51,7 @@ Word = Annotated[str, Rule("a word", lambda value: value != "")]
 Widths = Annotated[tuple[Count, ...], Rule("a list of at least one width, as in [300,300]", len)]
 Schedule = Annotated[dict[Natural, Count], Rule("a map such as {0:1,100:5}, or null", len)]
 InnerSchedule = Annotated[dict[Natural, Natural], Rule("a map such as {0:0,100:5}, or null", len)]
+Precision = Literal["float32", "bf16"]
 Activation = Literal["softplus", "tanh", "relu", "elu", "gelu", "silu"]
 
 
@@ -121,6 +122,7 @@ class Estimator(Choice):
 
     ``repeats`` are averaged, each with noise of its own, and with pixels of its own where ``binarise`` is ``fresh``.
     ``image_seed`` chooses a random subset, None by ``seed``. ``processes`` share the images.
+    ``precision`` is that of the networks, whatever it was in training.
     """
 
     k: Count = 5000
@@ -137,6 +139,7 @@ class Estimator(Choice):
     chunk: Count | None = None
     seed: Seed = 0
     processes: Count = 1
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,7 @@ class Trainer:
     log_every: Count
     image_every: Natural
     checkpoint_every: Count
-    precision: Literal["float32", "bf16"]
+    precision: Precision
     threads: Count | None
     progress: bool
     evaluate: bool

@@ -151,9 +151,9 @@ class Experiment:
             return f"gradient reparam is biased here for k > 1, as {reason}; objective.gradient=dreg is not"
         return None
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the precision of the networks, as a context."""
-        return runtime.autocast(self.device, self.config.trainer.precision)
+    def autocast(self, precision: str | None = None) -> AbstractContextManager[Any]:
+        """Return the precision of the networks, as a context: that of the training, unless another is given."""
+        return runtime.autocast(self.device, precision or self.config.trainer.precision)
 
 
 def build(config: Config | Sequence[str]) -> Experiment:

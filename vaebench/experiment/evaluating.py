@@ -88,7 +88,7 @@ def estimate(
     values = [_finite(finding).view(settings.repeats, -1) for finding in findings]
     places = file.conclude([value.numpy() for value in values])
     return [
-        _record(plan, finding, value, epoch=epoch, seconds=seconds, per_image=place)
+        _record(plan, finding, value, epoch=epoch, seconds=seconds, per_image=place, precision=settings.precision)
         for finding, value, place in zip(findings, values, places, strict=True)
     ]
 
@@ -97,7 +97,7 @@ def _place(experiment: Experiment, folder: RunFolder, epoch: int, plan: Plan) ->
     """Return the file of the images' numbers, named by all that these depend on."""
     config = experiment.config
     key = [2, identity(config), epoch, experiment.data.fingerprint, plan.protocol, plan.split]
-    key += [config.estimator.image_seed, config.trainer.precision, *plan.key]
+    key += [config.estimator.image_seed, config.estimator.precision, *plan.key]
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     return folder.path / "evaluations" / f"{digest}.npz"
 
@@ -118,7 +118,7 @@ def _finite(finding: Finding) -> Tensor:
 
 
 def _record(
-    plan: Plan, finding: Finding, values: Tensor, *, epoch: int, seconds: float, per_image: str
+    plan: Plan, finding: Finding, values: Tensor, *, epoch: int, seconds: float, per_image: str, precision: str
 ) -> ResultRecord:
     """Return the record of one finding; its values are (n, N)."""
     repeats = len(values)
@@ -137,6 +137,7 @@ def _record(
         direction=finding.direction,
         epoch=epoch,
         seconds=seconds,
+        precision=precision,
         settings=finding.settings,
         extra=finding.extra | over_repeats(values.mean(1)),
         note=finding.note,

@@ -78,7 +78,7 @@ class Numbers:
             yield task, self.of(task)
 
     def _computed(self, plan: Plan, part: slice) -> Tensor:
-        with self._experiment.autocast():
+        with self._experiment.autocast(self._experiment.config.estimator.precision):
             return plan.numbers(part).cpu()
 
     def _fewer(self, part: slice) -> None:

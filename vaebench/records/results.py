@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from vaebench.errors import UserError
@@ -16,7 +16,9 @@ Direction = Literal["exact", "lower_bound", "upper_bound", "estimate"]
 
 SIGNS: dict[Direction, str] = {"exact": "=", "lower_bound": ">=", "upper_bound": "<=", "estimate": "~"}
 
-_MAY_BE_EMPTY = ("settings", "extra", "note", "per_image")
+PRECISIONS = ("", "float32", "bf16")
+
+_MAY_BE_EMPTY = ("precision", "settings", "extra", "note", "per_image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,8 @@ class ResultRecord:
     ``n_images`` images, of the mean of these averages. The spread of the repetitions' own means is apart from it:
     ``repeat_std`` in ``extra``, and ``repeat_stderr``, the standard error that it leaves in ``mean``. ``k`` and
     ``inner_k`` are None where the estimator has none. ``settings`` holds what else defines the estimator (the number
-    of temperatures, say); ``extra`` holds diagnostics, which define nothing, and ``note`` one line about them.
+    of temperatures, say); ``precision`` is that of the networks, float32 or bf16, and empty in records of versions that
+    did not note it, where it is that of the training. ``extra`` holds diagnostics, which define nothing, and ``note`` one line about them.
     ``per_image`` names the file in the run folder, and the array in it, with the numbers of each image: see
     `read_per_image`. ValueError when a field cannot be right.
     """
@@ -45,6 +48,7 @@ class ResultRecord:
     seconds: float
     repeats: int = 1
     quantity: str = "log p(x)"
+    precision: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
@@ -53,6 +57,8 @@ class ResultRecord:
     def __post_init__(self) -> None:
         if self.direction not in get_args(Direction):
             raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, not {self.direction!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS[1:])}, not {self.precision!r}")
         for name in ("estimator", "split", "protocol", "quantity"):
             if not getattr(self, name):
                 raise ValueError(f"a result needs its {name}")
@@ -80,6 +86,7 @@ class ResultRecord:
             "repeats",
             "direction",
             "quantity",
+            "precision",
         )
         return (*(getattr(self, name) for name in names), settings)
 
@@ -87,6 +94,7 @@ class ResultRecord:
 def append_result(folder: RunFolder, record: ResultRecord) -> None:
     """Add ``record`` to results.json in place of one with the same key; all others stay.
 
+    One that does not say its precision, and has the same key otherwise, gives way too.
     Several processes may do so at once.
     """
     with exclusive(
@@ -94,7 +102,8 @@ def append_result(folder: RunFolder, record: ResultRecord) -> None:
         wait=30.0,
         busy=lambda holder: f"{folder.results} is in use ({holder}): try again.",
     ):
-        others = [r for r in read_results(folder) if r.key() != record.key()]
+        same = {record.key(), replace(record, precision="").key()}
+        others = [r for r in read_results(folder) if r.key() not in same]
         write_json(folder.results, [_to_json(r) for r in [*others, record]])
 
 
@@ -129,6 +138,8 @@ def _circumstances(record: ResultRecord) -> list[str]:
     words = ["estimate"] if record.direction == "estimate" else []
     words.append(record.estimator)
     numbers = {"k": record.k, "inner_k": record.inner_k, **record.settings}
+    if record.precision == "bf16":
+        numbers["precision"] = record.precision
     words += [f"{name}={value}" for name, value in numbers.items() if value is not None]
     words += [record.protocol, _counted(record.n_images, "image")]
     shown = record.repeats == 1 or "repeat_stderr" in record.extra

@@ -1,10 +1,10 @@
 """What makes two results alike, so that they may stand in one table.
 
 Two results are alike when they are of one quantity on the same images under one protocol, by the same estimator with
-the same effort, of models trained for the same number of epochs. Each set of such conditions is a table of its own.
-What an estimator takes from the encoder is the row's and not the table's: the name IWAE or DIWHVI (the latter with an
-exact density is the former), whose draws are weighed, what annealing starts from. A number of inner samples must agree
-among the rows that have one; an exact density has none, and stands in the table of each.
+the same effort and precision, of models trained for the same number of epochs. Each set of such conditions is a table of
+its own. What an estimator takes from the encoder is the row's and not the table's: the name IWAE or DIWHVI (the latter
+with an exact density is the former), whose draws are weighed, what annealing starts from. A number of inner samples must
+agree among the rows that have one; an exact density has none, and stands in the table of each.
 """
 
 import json
@@ -45,6 +45,8 @@ class Conditions:
     inner_k: int | None
     """Of the rows that have inner samples."""
     settings: tuple[tuple[str, str], ...]
+    precision: str
+    """Of the networks in the evaluation."""
     epochs: int
     """The budget, trainer.epochs."""
     upper: bool
@@ -65,6 +67,7 @@ class Conditions:
             k=record.k,
             inner_k=record.inner_k,
             settings=tuple(sorted(settings.items())),
+            precision=record.precision or run.config.trainer.precision,
             epochs=run.config.trainer.epochs,
             upper=record.direction == "upper_bound",
         )
@@ -84,6 +87,7 @@ class Conditions:
         words = [f"{self.n_images:,} image{'s' * (self.n_images != 1)}", self.estimator]
         numbers = {"k": self.k, "inner_k": self.inner_k, **dict(self.settings)}
         words += [f"{name}={value}" for name, value in numbers.items() if value is not None]
+        words += [f"precision={self.precision}"] if self.precision != "float32" else []
         words += [f"{self.repeats} repeats"] if self.repeats > 1 else []
         words += ["upper bounds"] if self.upper else []
         return [*words, f"trainer.epochs={self.epochs}"]
