@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vaebench import noise
-from vaebench.distributions import DiagonalNormal
+from vaebench.distributions import DiagonalNormal, at_least_float32
+from vaebench.nets.activations import elu, positive
 from vaebench.nets.trunks import MLP, AdditiveMLP, Trunk, linear
 
 __all__ = ["BasisSampler", "LogRatio", "MomentMatched", "NoiseFedSampler", "RatioNetwork", "Sampler", "matched"]
@@ -84,7 +84,7 @@ class NoiseFedSampler(Sampler):
         return self.network.condition(x)
 
     def forward(self, conditioned: Tensor, k: int) -> Tensor:
-        epsilon = noise.standard_normal((k, len(conditioned), self.noise_dim), _wide(conditioned))
+        epsilon = noise.standard_normal((k, len(conditioned), self.noise_dim), at_least_float32(conditioned))
         return _in_full_precision(self.head, self.network(epsilon, conditioned))
 
     def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ class BasisSampler(Sampler):
         features = self.trunk(x)
         raw = _in_full_precision(self.coefficients, features).unflatten(-1, (self.count, self.dim))
         # Divided so that Var z does not grow with the number of basis functions.
-        coefficients = F.softplus(raw) / self.count**0.5
+        coefficients = positive(raw) / self.count**0.5
         return _BasisContext(_in_full_precision(self.offset, features), coefficients)
 
     def forward(self, conditioned: _BasisContext, k: int) -> Tensor:
@@ -166,7 +166,7 @@ class _Basis(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         *inner, last = zip(self.weights, self.biases, strict=True)
         for weight, bias in inner:
-            value = F.elu(torch.baddbmm(bias, value, weight))
+            value = elu(torch.baddbmm(bias, value, weight))
         return _in_full_precision(lambda v: torch.baddbmm(last[1], v, last[0]), value)
 
 
@@ -216,7 +216,7 @@ class RatioNetwork(LogRatio):
         """Return theta(x), (B, H), and t(x), (B,), for x of shape (B, X)."""
         features = self.x_trunk(x)
         # Divided so that T starts near 0 whatever the width.
-        theta = _wide(features) / features.shape[-1] ** 0.5
+        theta = at_least_float32(features) / features.shape[-1] ** 0.5
         return theta, _in_full_precision(self.x_term, features).squeeze(-1)
 
     def forward(self, z: Tensor, conditioned: tuple[Tensor, Tensor]) -> Tensor:
@@ -225,14 +225,10 @@ class RatioNetwork(LogRatio):
         terms = _in_full_precision(self.z_terms, self.z_trunk(z))
         learned = (theta * terms[..., :-1]).sum(-1) + x_term + terms[..., -1]
         ratio = RATIO_SCALE * torch.asinh(learned / RATIO_SCALE)
-        return ratio + 0.5 * _wide(z).square().sum(-1) if self.quadratic else ratio
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+        return ratio + 0.5 * at_least_float32(z).square().sum(-1) if self.quadratic else ratio
 
 
 def _in_full_precision(layer: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     """Apply the last layer outside any autocast: latents in bf16 lie on a grid, which has no density."""
     with torch.autocast(value.device.type, enabled=False):
-        return layer(_wide(value))
+        return layer(at_least_float32(value))
