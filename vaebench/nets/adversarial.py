@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vaebench import noise
 from vaebench.distributions import DiagonalNormal, at_least_float32
@@ -213,17 +214,23 @@ class RatioNetwork(LogRatio):
         self.quadratic = quadratic
 
     def condition(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return theta(x), (B, H), and t(x), (B,), for x of shape (B, X)."""
-        features = self.x_trunk(x)
-        # Divided so that T starts near 0 whatever the width.
-        theta = at_least_float32(features) / features.shape[-1] ** 0.5
-        return theta, _in_full_precision(self.x_term, features).squeeze(-1)
+        """Return what multiplies the last hidden layer of z, (B, H), and what does not, (B,), for x of shape (B, X).
+
+        theta . s(z) + u(z) + t(x), with s(z) = S h(z) + s_0, is h(z) . (S^T theta + ...) + ...: so the product with S
+        is made once for each image, and not for each z.
+        """
+        theta = self.x_trunk(x)
+        share = self.x_trunk.width**-0.5  # T starts near 0 whatever the width
+        s, u = self.z_terms.weight.split([self.x_trunk.width, 1])
+        s_0, u_0 = self.z_terms.bias.split([self.x_trunk.width, 1])
+        slope = u + share * at_least_float32(theta @ s)
+        weight, bias = self.x_term.weight + share * s_0, self.x_term.bias + u_0
+        return slope, _in_full_precision(lambda v: F.linear(v, weight, bias), theta).squeeze(-1)
 
     def forward(self, z: Tensor, conditioned: tuple[Tensor, Tensor]) -> Tensor:
         """Return T, (K, B), for z of shape (K, B, D)."""
-        theta, x_term = conditioned
-        terms = _in_full_precision(self.z_terms, self.z_trunk(z))
-        learned = (theta * terms[..., :-1]).sum(-1) + x_term + terms[..., -1]
+        slope, level = conditioned
+        learned = (at_least_float32(self.z_trunk(z)) * slope).sum(-1) + level
         ratio = RATIO_SCALE * torch.asinh(learned / RATIO_SCALE)
         return ratio + 0.5 * at_least_float32(z).square().sum(-1) if self.quadratic else ratio
 
