@@ -132,6 +132,30 @@ def test_the_discriminator_has_to_see_x(sees_x: bool):
     assert sees_x or kl < truth - 0.4
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("quadratic", [False, True])
+def test_the_log_ratio_is_its_formula(quadratic: bool):
+    """In values and in all gradients: the product with s(z)'s weights is made for x, and not for each z."""
+    ratio = RatioNetwork(5, 3, [8, 7], "elu", quadratic=quadratic)
+    nn.init.normal_(ratio.z_terms.bias)
+    nn.init.normal_(ratio.x_term.bias)
+    x, z = torch.rand(4, 5), torch.randn(6, 4, 3, requires_grad=True)
+    features = ratio.x_trunk(x)
+    terms = ratio.z_terms(ratio.z_trunk(z))
+    learned = (features * terms[..., :-1]).sum(-1) / 7**0.5 + ratio.x_term(features).squeeze(-1) + terms[..., -1]
+    expected = 100 * torch.asinh(learned / 100) + (0.5 * z.square().sum(-1) if quadratic else 0)
+    found = ratio(z, ratio.condition(x))
+    assert (found - expected).abs().max() < 1e-13
+    inputs = [z, *ratio.parameters()]
+    weights = torch.randn(6, 4)
+    for mine, plain in zip(
+        torch.autograd.grad((weights * found).sum(), inputs),
+        torch.autograd.grad((weights * expected).sum(), inputs),
+        strict=True,
+    ):
+        assert (mine - plain).abs().max() < 1e-12
+
+
 # Adaptive contrast ----------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,9 @@
 """Networks: what they compute, how often, and that nothing in them is left untrained."""
 
 import math
+from collections.abc import Callable
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from vaebench.nets import (
     TrunkGaussian,
     linear,
 )
-from vaebench.nets.activations import softplus
+from vaebench.nets.activations import elu, positive, softplus, tanh
 from vaebench.nets.heads import LOG_SCALE_RANGE, SCALE_FLOOR
 from vaebench.objective import Objective
 from vaebench.priors import StandardNormalPrior
@@ -32,6 +34,8 @@ from vaebench.priors import StandardNormalPrior
 pytestmark = pytest.mark.usefixtures("float64")
 
 X, Z, PSI = 6, 2, 3
+
+Activation = Callable[[Tensor], Tensor]
 
 
 def hierarchy(activation: str = "softplus", scale: str = "softplus") -> HierarchicalEncoder:
@@ -53,19 +57,81 @@ def test_softplus_is_torchs(dtype: torch.dtype, tolerance: float):
     assert (error <= tolerance * value.abs().clamp(min=1)).all()
 
 
-def test_softplus_differentiates_twice():
-    value = torch.linspace(-4, 4, 9, requires_grad=True)
-    assert torch.autograd.gradcheck(softplus, value)
-    assert torch.autograd.gradgradcheck(softplus, value)
-    (slope,) = torch.autograd.grad(softplus(value).sum(), value)
-    assert (slope - value.sigmoid()).abs().max() < 1e-15
+OWN: dict[Activation, Activation] = {softplus: F.softplus, positive: F.softplus, elu: F.elu, tanh: torch.tanh}
 
 
-def test_softplus_leaves_its_input_alone():
+@pytest.mark.parametrize("own", OWN, ids=lambda own: own.__name__)
+def test_activations_differentiate_twice(own: Activation):
+    value = torch.linspace(-4, 4, 8, requires_grad=True)
+    assert torch.autograd.gradcheck(own, value)
+    assert torch.autograd.gradgradcheck(own, value)
+    (slope,) = torch.autograd.grad(own(value).sum(), value)
+    (torchs,) = torch.autograd.grad(OWN[own](value).sum(), value)
+    assert (slope - torchs).abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("own", OWN, ids=lambda own: own.__name__)
+def test_activations_leave_their_input_alone(own: Activation):
     value = torch.randn(5)
     kept = value.clone()
-    softplus(value)
+    own(value)
     assert torch.equal(value, kept)
+
+
+@pytest.mark.parametrize("own", OWN, ids=lambda own: own.__name__)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_activations_are_torchs(own: Activation, dtype: torch.dtype):
+    """bf16 is computed in float32 and rounded once, so that it is off by half a step of bf16."""
+    edges = torch.tensor([-math.inf, -1e4, -100.0, -0.0, 0.0, 100.0, 1e4, math.inf, math.nan])
+    value = torch.cat([torch.linspace(-30, 30, 4001), edges]).to(dtype)
+    result = own(value)
+    expected = OWN[own](value.double())
+    size = torch.finfo(dtype).eps * expected.abs().clamp(min=1)
+    if dtype is torch.float64:
+        size = size.clamp(min=3e-9)  # torch's softplus is the argument itself from 20 on
+    assert result.dtype == dtype
+    assert torch.equal(result.isnan(), expected.isnan())
+    right = (result.double() - expected).abs() <= 2 * size
+    assert (right | (result == expected) | expected.isnan()).all()
+
+
+SCALES = torch.cat([torch.linspace(-87, 20, 200_001), torch.logspace(1, 4, 1001), -torch.logspace(-8, 1.9, 10_001)])
+
+
+def test_positive_is_right_in_relative_terms_from_1e38th_to_1e4():
+    """In float32 against float64; the softplus of activations, right in absolute terms, is not (negative control)."""
+    value = SCALES.float()
+    wide = value.double()
+    expected = torch.where(wide > 40, wide, wide.exp().log1p())
+    assert expected.min() < 2e-38
+    assert expected.max() == 1e4
+
+    def error(result: Tensor) -> float:
+        return ((result.double() - expected) / expected).abs().max().item()
+
+    assert error(positive(value)) < 2e-7
+    assert error(softplus(value)) > 0.5
+
+
+def test_positive_is_right_in_relative_terms_in_float64():
+    value = numpy.asarray(SCALES.double().numpy(), dtype=numpy.longdouble)
+    expected = numpy.where(value > 60, value, numpy.log1p(numpy.exp(numpy.minimum(value, 60))))
+    error = numpy.abs((positive(SCALES.double()).numpy() - expected) / expected).max()
+    assert error < 5e-16
+
+
+def test_positive_has_the_slope_of_softplus_where_it_is_tiny():
+    value = SCALES.float().requires_grad_()
+    (slope,) = torch.autograd.grad(positive(value).sum(), value)
+    expected = SCALES.float().double().sigmoid()
+    assert ((slope.double() - expected) / expected).abs().max() < 2e-6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("own", OWN, ids=lambda own: own.__name__)
+def test_activations_are_torchs_on_a_gpu(own: Activation):
+    value = SCALES.float().cuda()
+    assert torch.equal(own(value), OWN[own](value))
 
 
 # Trunks ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from vaebench import noise
 
-__all__ = ["Bernoulli", "DiagonalNormal", "standard_normal"]
+__all__ = ["Bernoulli", "DiagonalNormal", "at_least_float32", "standard_normal"]
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -26,7 +26,7 @@ class DiagonalNormal(Distribution):
     has_rsample = True
 
     def __init__(self, mean: Tensor, scale: Tensor) -> None:
-        self.mean_parameter, self.scale = torch.broadcast_tensors(_at_least_float32(mean), _at_least_float32(scale))
+        self.mean_parameter, self.scale = torch.broadcast_tensors(at_least_float32(mean), at_least_float32(scale))
         shape = self.mean_parameter.shape
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
 
@@ -82,7 +82,7 @@ class Bernoulli(Distribution):
     arg_constraints = {}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] (torch's own declaration)
 
     def __init__(self, logits: Tensor) -> None:
-        self.logits = _at_least_float32(logits)
+        self.logits = at_least_float32(logits)
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=False)
 
     @property
@@ -96,7 +96,7 @@ class Bernoulli(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return sum_d x_d l_d - softplus(l_d), from the logits alone: exact for any confident pixel."""
-        return _BernoulliLogProb.apply(self.logits, _at_least_float32(value))  # pyright: ignore[reportReturnType]
+        return _BernoulliLogProb.apply(self.logits, at_least_float32(value))  # pyright: ignore[reportReturnType]
 
 
 class _BernoulliLogProb(torch.autograd.Function):
@@ -119,5 +119,6 @@ class _BernoulliLogProb(torch.autograd.Function):
         return gradient * (value - logits.sigmoid()), to_value
 
 
-def _at_least_float32(value: Tensor) -> Tensor:
+def at_least_float32(value: Tensor) -> Tensor:
+    """Undo autocast: what follows a network is computed in float32."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -161,8 +161,8 @@ class AdversarialEncoder(Encoder):
             drawn = self.sampler(conditioned, 1)
             reference = contrast.sample(drawn.shape[: drawn.dim() - 1 - len(contrast.batch_shape)])
         seen = self.discriminator.condition(x)
-        from_q = self.discriminator(self._coordinates(drawn, contrast), seen)
-        from_r = self.discriminator(self._coordinates(reference, contrast), seen)
+        both = torch.cat([drawn, reference])
+        from_q, from_r = self.discriminator(self._coordinates(both, contrast), seen)
         loss = F.softplus(-from_q).mean() + F.softplus(from_r).mean()
         with torch.no_grad():
             right = torch.cat([from_q > 0, from_r < 0])

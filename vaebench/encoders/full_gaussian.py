@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from vaebench import noise
-from vaebench.distributions import DiagonalNormal
+from vaebench.distributions import DiagonalNormal, at_least_float32
 from vaebench.encoders.base import Direction, Draw, Encoder, Site
-from vaebench.flows.flow import at_least_float32, small_linear
+from vaebench.flows.flow import small_linear
 from vaebench.nets import TrunkGaussian
 
 __all__ = ["FullGaussianEncoder", "FullNormal"]

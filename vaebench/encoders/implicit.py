@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn import functional as F
 
 from vaebench import noise
-from vaebench.distributions import DiagonalNormal
+from vaebench.distributions import DiagonalNormal, at_least_float32
 from vaebench.nets import ACTIVATIONS, MLP, Conditional, linear
+from vaebench.nets.activations import positive
 from vaebench.nets.heads import SCALE_FLOOR
 
 __all__ = ["ImplicitMixing", "MeanGiven", "StochasticLayers"]
@@ -111,7 +111,7 @@ class MeanGiven(Conditional):
 
     def condition(self, x: Tensor) -> Tensor:
         """Return the scale, (B, D)."""
-        return F.softplus(self.raw_scale(self.trunk(x))) + SCALE_FLOOR
+        return positive(at_least_float32(self.raw_scale(self.trunk(x)))) + SCALE_FLOOR
 
     def forward(self, u: Tensor, conditioned: Tensor) -> DiagonalNormal:
         return DiagonalNormal(u, conditioned)

@@ -5,8 +5,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from vaebench.distributions import at_least_float32
 from vaebench.errors import UserError
-from vaebench.flows.flow import Conditioned, Flow, Moved, Place, at_least_float32, gradient_of, small_linear
+from vaebench.flows.flow import Conditioned, Flow, Moved, Place, gradient_of, small_linear
 from vaebench.nets import AdditiveMLP
 
 __all__ = ["Coupling"]

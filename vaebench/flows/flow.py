@@ -21,7 +21,6 @@ __all__ = [
     "Moved",
     "Place",
     "above_minus_one",
-    "at_least_float32",
     "gradient_of",
     "increasing_root",
     "small_linear",
@@ -115,11 +114,6 @@ def small_linear(inputs: int, outputs: int, bias: Any = 0.0) -> nn.Linear:
         layer.weight.mul_(_SMALL)
         layer.bias.copy_(torch.as_tensor(bias))
     return layer
-
-
-def at_least_float32(value: Tensor) -> Tensor:
-    """Undo autocast: what follows a network is computed in float32."""
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def above_minus_one(value: Tensor) -> Tensor:

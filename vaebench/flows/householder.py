@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vaebench.flows.flow import Conditioned, Flow, Moved, Place, at_least_float32, small_linear
+from vaebench.distributions import at_least_float32
+from vaebench.flows.flow import Conditioned, Flow, Moved, Place, small_linear
 
 __all__ = ["HouseholderFlow"]
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebench.flows.flow import at_least_float32, small_linear
+from vaebench.distributions import at_least_float32
+from vaebench.flows.flow import small_linear
 from vaebench.nets import ACTIVATIONS, linear
 
 __all__ = ["MaskedNetwork"]

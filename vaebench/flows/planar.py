@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
+from vaebench.distributions import at_least_float32
 from vaebench.flows.flow import (
     Conditioned,
     Flow,
     Moved,
     Place,
     above_minus_one,
-    at_least_float32,
     increasing_root,
     small_linear,
 )

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vaebench.distributions import at_least_float32
 from vaebench.flows.flow import (
     Conditioned,
     Flow,
     Moved,
     Place,
     above_minus_one,
-    at_least_float32,
     small_linear,
 )
 

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vaebench.distributions import at_least_float32
 from vaebench.errors import UserError, did_you_mean
 from vaebench.flows.flow import (
     Conditioned,
     Flow,
     Moved,
     Place,
-    at_least_float32,
     increasing_root,
     small_linear,
 )

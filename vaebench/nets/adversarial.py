@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaebench import noise
-from vaebench.distributions import DiagonalNormal
+from vaebench.distributions import DiagonalNormal, at_least_float32
+from vaebench.nets.activations import elu, positive
 from vaebench.nets.trunks import MLP, AdditiveMLP, Trunk, linear
 
 __all__ = ["BasisSampler", "LogRatio", "MomentMatched", "NoiseFedSampler", "RatioNetwork", "Sampler", "matched"]
@@ -84,7 +85,7 @@ class NoiseFedSampler(Sampler):
         return self.network.condition(x)
 
     def forward(self, conditioned: Tensor, k: int) -> Tensor:
-        epsilon = noise.standard_normal((k, len(conditioned), self.noise_dim), _wide(conditioned))
+        epsilon = noise.standard_normal((k, len(conditioned), self.noise_dim), at_least_float32(conditioned))
         return _in_full_precision(self.head, self.network(epsilon, conditioned))
 
     def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +137,7 @@ class BasisSampler(Sampler):
         features = self.trunk(x)
         raw = _in_full_precision(self.coefficients, features).unflatten(-1, (self.count, self.dim))
         # Divided so that Var z does not grow with the number of basis functions.
-        coefficients = F.softplus(raw) / self.count**0.5
+        coefficients = positive(raw) / self.count**0.5
         return _BasisContext(_in_full_precision(self.offset, features), coefficients)
 
     def forward(self, conditioned: _BasisContext, k: int) -> Tensor:
@@ -166,7 +167,7 @@ class _Basis(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         *inner, last = zip(self.weights, self.biases, strict=True)
         for weight, bias in inner:
-            value = F.elu(torch.baddbmm(bias, value, weight))
+            value = elu(torch.baddbmm(bias, value, weight))
         return _in_full_precision(lambda v: torch.baddbmm(last[1], v, last[0]), value)
 
 
@@ -213,26 +214,28 @@ class RatioNetwork(LogRatio):
         self.quadratic = quadratic
 
     def condition(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return theta(x), (B, H), and t(x), (B,), for x of shape (B, X)."""
-        features = self.x_trunk(x)
-        # Divided so that T starts near 0 whatever the width.
-        theta = _wide(features) / features.shape[-1] ** 0.5
-        return theta, _in_full_precision(self.x_term, features).squeeze(-1)
+        """Return what multiplies the last hidden layer of z, (B, H), and what does not, (B,), for x of shape (B, X).
+
+        theta . s(z) + u(z) + t(x), with s(z) = S h(z) + s_0, is h(z) . (S^T theta + ...) + ...: so the product with S
+        is made once for each image, and not for each z.
+        """
+        theta = self.x_trunk(x)
+        share = self.x_trunk.width**-0.5  # T starts near 0 whatever the width
+        s, u = self.z_terms.weight.split([self.x_trunk.width, 1])
+        s_0, u_0 = self.z_terms.bias.split([self.x_trunk.width, 1])
+        slope = u + share * at_least_float32(theta @ s)
+        weight, bias = self.x_term.weight + share * s_0, self.x_term.bias + u_0
+        return slope, _in_full_precision(lambda v: F.linear(v, weight, bias), theta).squeeze(-1)
 
     def forward(self, z: Tensor, conditioned: tuple[Tensor, Tensor]) -> Tensor:
         """Return T, (K, B), for z of shape (K, B, D)."""
-        theta, x_term = conditioned
-        terms = _in_full_precision(self.z_terms, self.z_trunk(z))
-        learned = (theta * terms[..., :-1]).sum(-1) + x_term + terms[..., -1]
+        slope, level = conditioned
+        learned = (at_least_float32(self.z_trunk(z)) * slope).sum(-1) + level
         ratio = RATIO_SCALE * torch.asinh(learned / RATIO_SCALE)
-        return ratio + 0.5 * _wide(z).square().sum(-1) if self.quadratic else ratio
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+        return ratio + 0.5 * at_least_float32(z).square().sum(-1) if self.quadratic else ratio
 
 
 def _in_full_precision(layer: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     """Apply the last layer outside any autocast: latents in bf16 lie on a grid, which has no density."""
     with torch.autocast(value.device.type, enabled=False):
-        return layer(_wide(value))
+        return layer(at_least_float32(value))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
-from vaebench.distributions import Bernoulli, DiagonalNormal
+from vaebench.distributions import Bernoulli, DiagonalNormal, at_least_float32
+from vaebench.nets.activations import positive
 from vaebench.nets.trunks import AdditiveMLP, Trunk, linear
 
 __all__ = [
@@ -53,10 +54,10 @@ class GaussianHead(nn.Module):
 
     def forward(self, features: Tensor) -> DiagonalNormal:
         """Return N(mean, scale^2), with scale = softplus or exp of the second half of the outputs."""
-        mean, raw = self.affine(features).chunk(2, -1)
+        mean, raw = at_least_float32(self.affine(features)).chunk(2, -1)
         if self.scale == "exp":
             return DiagonalNormal(mean, raw.clamp(*LOG_SCALE_RANGE).exp())
-        return DiagonalNormal(mean, F.softplus(raw) + SCALE_FLOOR)
+        return DiagonalNormal(mean, positive(raw) + SCALE_FLOOR)
 
 
 class TrunkGaussian(nn.Module):
