@@ -151,3 +151,19 @@ def test_the_cost_of_a_step_is_counted(capsys: pytest.CaptureFixture[str], tmp_p
 def test_wrong_requests_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["bench", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_levers_are_measured_with_the_plain_way_in_their_place(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    kept = tmp_path / "levers.json"
+    words = ["bench", "--levers", "likelihood", "device=cpu", "threads=1", "batch=8", "rounds=2", "seconds=0.01"]
+    assert cli.main([*words, "-o", str(kept)]) == 0
+    out = capsys.readouterr().out
+    assert "| a likelihood with its own backward pass | `objective=iwae k=16 trainer.precision=bf16` |" in out
+    (one,) = json.loads(kept.read_text())["levers"]
+    assert min(one["before"], one["after"], one["ratio"]) > 0
+    # torch's own function is in the profile of the plain way alone.
+    before, after = one["profile"]["aten::log_sigmoid_forward"]
+    assert before > 0
+    assert after == 0
+    assert cli.main(["bench", "--levers", "nothing"]) == 2
+    assert "no lever contains nothing; levers: products in bf16; " in capsys.readouterr().err

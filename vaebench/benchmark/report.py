@@ -49,23 +49,32 @@ class Report:
     def text(self) -> str:
         """Return the table for a terminal or a markdown page."""
         names = list(dict.fromkeys(name for row in self.rows for name in row.rates))
+        rates = [[row.rates.get(name) for name in names] for row in self.rows]
+        limits = [" / ".join(shown(limit) for limit in row.limits.values()) for row in self.rows]
+        works = [f"{row.name}, {row.unit}" for row in self.rows]
+        lines = table(
+            ["work", *names, "matrix limit float32 / bf16"],
+            [[work, *map(shown, some), limit] for work, some, limit in zip(works, rates, limits, strict=True)],
+        )
         pairs = [pair for pair in PAIRS if any(pair in row.ratios for row in self.rows)]
-        head = ["work", *names, *pairs, "matrix limit float32 / bf16"]
-        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        for row in self.rows:
-            cells = [f"{row.name}, {row.unit}", *(shown(row.rates.get(name)) for name in names)]
-            cells += [f"{row.ratios[pair]:.2f}" if pair in row.ratios else "" for pair in pairs]
-            cells.append(" / ".join(shown(limit) for limit in row.limits.values()))
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines)
+        ratios = [[f"{row.ratios[pair]:.2f}" if pair in row.ratios else "" for row in self.rows] for pair in pairs]
+        heads = ["times as fast", *(row.name for row in self.rows)]
+        return "\n".join([*lines, "", *table(heads, [[pair, *some] for pair, some in zip(pairs, ratios, strict=True)])])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a markdown table."""
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def compared() -> dict[str, tuple[str, str]]:
     """Return which rates are compared, by name: ours with those of loops in the same precision, and with pythae's."""
-    found = []
-    for base in (HAND, COMPILED):
-        found += [(OURS + suffix, base + suffix) for suffix in PRECISIONS.values()]
-    found += [(OURS + suffix, PYTHAE) for suffix in PRECISIONS.values()]
+    found = [
+        (OURS + ours + suffix, HAND + theirs + suffix)
+        for ours, theirs in (("", ""), (COMPILED, ""), (COMPILED, COMPILED))
+        for suffix in PRECISIONS.values()
+    ]
+    found += [(OURS + way + suffix, PYTHAE) for way in ("", COMPILED) for suffix in PRECISIONS.values()]
     return {f"{ours} : {theirs}": (ours, theirs) for ours, theirs in found}
 
 

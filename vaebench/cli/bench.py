@@ -23,7 +23,8 @@ cases that it has.
 keys: device (auto|cpu|cuda|cuda:N), threads, rounds (5), seconds (1: for each candidate and round), batch (256)
 
 flags:
-  --compiled       compile the hand-written loops too (a minute or more for each)
+  --compiled       time compiled losses too, ours (trainer.compile=true) and those of the loops written by hand
+  --levers         what each lever gains instead: a step with it and without it, and where the time went
   --cost           count operations and memory of a step instead, for every encoder, and time it
   --start-up       measure start-up times instead
   --memory         measure memory instead: what evaluations and training steps take beyond importing and loading
@@ -48,6 +49,8 @@ def run(words: list[str]) -> int:
     found: dict[str, Any] = {}
     if "--cost" in parsed.flags:
         found |= costs(wanted, settings)
+    elif "--levers" in parsed.flags:
+        found |= levers(wanted, settings)
     elif not {"--start-up", "--memory"} & parsed.flags.keys():
         found |= speeds(wanted, settings, compiled="--compiled" in parsed.flags)
     else:
@@ -105,6 +108,24 @@ def bench_of(settings: dict[str, Any], *, compiled: bool = False) -> "Bench":
     device = runtime.resolve_device(settings.pop("device", "auto"))
     threads = settings.pop("threads", torch.get_num_threads())
     return Bench(device, threads, compiled=compiled, **settings)
+
+
+def levers(wanted: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the levers whose name contains one of the words, print what they gain and return the numbers."""
+    from dataclasses import asdict
+
+    from vaebench.benchmark.levers import LEVERS, gain, gains_text
+
+    chosen = [lever for lever in LEVERS if not wanted or any(word in lever.name for word in wanted)]
+    if not chosen:
+        names = "; ".join(lever.name for lever in LEVERS)
+        raise UserError(f"no lever contains {' or '.join(wanted)}; levers: {names}")
+    bench, found = bench_of(dict(settings)), []
+    for lever in chosen:
+        print(lever.name, file=sys.stderr, flush=True)
+        found.append(gain(lever, bench))
+    print(gains_text(found))
+    return {"levers": [asdict(one) for one in found]}
 
 
 def costs(wanted: list[str], settings: dict[str, Any]) -> dict[str, Any]:

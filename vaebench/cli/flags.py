@@ -74,6 +74,7 @@ SHOW = HELP | {"--settings": "--settings"}
 BENCH = HELP | {
     "--compiled": "--compiled",
     "--cost": "--cost",
+    "--levers": "--levers",
     "--start-up": "--start-up",
     "--memory": "--memory",
     "-o": "--output=",
