@@ -26,7 +26,7 @@ class ImageRows(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         name = func.overloadpacket.__name__
         if name in PRODUCTS:
-            left, right = args[-2:]
+            left = args[-2]
             if left.shape[-1] == X:
                 self.rows.append(left.shape[:-1].numel())
         return func(*args, **(kwargs or {}))
