@@ -29,10 +29,10 @@ class ResultRecord:
     ``n_images`` images, of the mean of these averages. The spread of the repetitions' own means is apart from it:
     ``repeat_std`` in ``extra``, and ``repeat_stderr``, the standard error that it leaves in ``mean``. ``k`` and
     ``inner_k`` are None where the estimator has none. ``settings`` holds what else defines the estimator (the number
-    of temperatures, say); ``precision`` is that of the networks, float32 or bf16, and empty in records of versions that
-    did not note it, where it is that of the training. ``extra`` holds diagnostics, which define nothing, and ``note`` one line about them.
-    ``per_image`` names the file in the run folder, and the array in it, with the numbers of each image: see
-    `read_per_image`. ValueError when a field cannot be right.
+    of temperatures, say); ``precision`` is that of the networks, float32 or bf16, and empty in records of versions
+    that did not note it, where it is that of the training. ``extra`` holds diagnostics, which define nothing, and
+    ``note`` one line about them. ``per_image`` names the file in the run folder, and the array in it, with the numbers
+    of each image: see `read_per_image`. ValueError when a field cannot be right.
     """
 
     estimator: str

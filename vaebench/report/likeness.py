@@ -1,10 +1,10 @@
 """What makes two results alike, so that they may stand in one table.
 
 Two results are alike when they are of one quantity on the same images under one protocol, by the same estimator with
-the same effort and precision, of models trained for the same number of epochs. Each set of such conditions is a table of
-its own. What an estimator takes from the encoder is the row's and not the table's: the name IWAE or DIWHVI (the latter
-with an exact density is the former), whose draws are weighed, what annealing starts from. A number of inner samples must
-agree among the rows that have one; an exact density has none, and stands in the table of each.
+the same effort and precision, of models trained for the same number of epochs. Each set of such conditions is a table
+of its own. What an estimator takes from the encoder is the row's and not the table's: the name IWAE or DIWHVI (the
+latter with an exact density is the former), whose draws are weighed, what annealing starts from. A number of inner
+samples must agree among the rows that have one; an exact density has none, and stands in the table of each.
 """
 
 import json
