@@ -41,9 +41,10 @@ def test_training_is_linear_in_k_and_microbatch_takes_less():
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts peaks anew")
 def test_what_is_resident_is_what_a_known_computation_takes():
     torch.zeros(2**23).add_(1)  # an earlier peak, which does not count
-    found = added(lambda: torch.ones(2**22).add_(1), torch.device("cpu"))
-    assert found.tensors == 2**24 / MIB
-    assert found.resident == pytest.approx(16, abs=1)
+    found = added(lambda: torch.ones(2**24).add_(1), torch.device("cpu"))
+    assert found.tensors == 2**26 / MIB
+    # What the interpreter takes meanwhile is a MiB or two.
+    assert found.resident == pytest.approx(64, abs=4)
 
 
 @pytest.mark.gpu

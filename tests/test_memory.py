@@ -1,7 +1,6 @@
 """Memory that runs out makes chunks smaller, and shows nowhere in the result."""
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -106,9 +105,9 @@ def numbers_of(most: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Numbers, lis
         return torch.arange(part.start, part.stop).double().unsqueeze(0)
 
     monkeypatch.setattr(gathering, "planned", lambda experiment: SimpleNamespace(batch=8, numbers=numbers))
-    empty: Callable[[], Any] = torch.no_grad
-    modules = torch.nn.Identity()
-    return Numbers(cast(Any, SimpleNamespace(modules=modules, autocast=empty))), tried
+    config = SimpleNamespace(estimator=SimpleNamespace(precision="float32"))
+    made = SimpleNamespace(modules=torch.nn.Identity(), config=config, autocast=lambda precision: torch.no_grad())
+    return Numbers(cast(Any, made)), tried
 
 
 def test_images_are_halved_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -25,7 +25,8 @@ keys: device (auto|cpu|cuda|cuda:N), threads, rounds (5), seconds (1: for each c
 flags:
   --compiled       time compiled losses too, ours (trainer.compile=true) and those of the loops written by hand
   --levers         what each lever gains instead: a step with it and without it, and where the time went
-  --cost           count operations and memory of a step instead, for every encoder, and time it
+  --cost           instead count what a step asks of the machine, for every encoder and objective, predict its time from
+                   the machine's rates, and time it
   --start-up       measure start-up times instead
   --memory         measure memory instead: what evaluations and training steps take beyond importing and loading
   -o FILE          write the numbers to FILE, as json
@@ -129,9 +130,10 @@ def levers(wanted: list[str], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def costs(wanted: list[str], settings: dict[str, Any]) -> dict[str, Any]:
-    """Count and time a step for each encoder that contains one of the words, by ELBO and by IWAE-16."""
+    """Count, predict and time a step of each encoder that contains one of the words, and of each objective once."""
     from dataclasses import asdict
 
+    from vaebench import runtime
     from vaebench.benchmark import cost, costs_text
     from vaebench.config.catalog import config_dir, described
 
@@ -140,11 +142,17 @@ def costs(wanted: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     chosen = [name for name in encoders if not wanted or any(word in name for word in wanted)]
     if not chosen:
         raise UserError(f"no encoder contains {' or '.join(wanted)}; encoders: {', '.join(encoders)}")
+    runtime.set_threads(bench.threads)
+    asked = [[f"encoder={one}", *bound] for bound in (["objective=elbo"], ["objective=iwae", "k=16"]) for one in chosen]
+    if "gaussian" in chosen:
+        others = [listed.choice for listed in described("objective", [config_dir()]) if listed.choice != "iwae"]
+        others = [[f"objective={one}"] for one in others]
+        others += [["objective=iwae", f"objective.gradient={gradient}"] for gradient in ("stl", "dreg")]
+        asked += [["encoder=gaussian", *words, "k=16"] for words in others]
     found = []
-    for objective in (["objective=elbo"], ["objective=iwae", "k=16"]):
-        for encoder in chosen:
-            print(f"{encoder} {objective[0]}", file=sys.stderr, flush=True)
-            found.append(cost([f"encoder={encoder}", *objective], bench))
+    for words in asked:
+        print(*words, file=sys.stderr, flush=True)
+        found.append(cost(words, bench))
     counted = [one for one in found if one is not None]
     print(costs_text(counted))
     return {"costs": [asdict(one) for one in counted]}
