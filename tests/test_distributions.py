@@ -9,6 +9,7 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Independent, Normal
 from torch.nn import functional as F
 
+from vaebench import distributions
 from vaebench.distributions import Bernoulli, DiagonalNormal, standard_normal
 
 BOTH = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)], ids=str)
@@ -212,3 +213,35 @@ def test_autocast_does_not_reach_into_densities():
     for ours, expected in zip(inside, outside, strict=True):
         assert ours.dtype == torch.float32
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("pixels", [784, 5, 6, 1])
+@pytest.mark.parametrize("shape", [(7, 3), (1, 3), (7, 1), (21,)])
+def test_bernoulli_in_blocks_is_the_same_number(
+    pixels: int, shape: tuple[int, ...], float64: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(distributions, "_BLOCK", 2 * shape[-1] * pixels)
+    logits = (10 * torch.randn(*shape, pixels)).requires_grad_()
+    for x in (
+        torch.rand(pixels),
+        torch.rand(shape[-1], pixels),
+        torch.rand(*shape, pixels),
+        torch.rand(2, *shape, pixels),
+    ):
+        found = Bernoulli(logits).log_prob(x)
+        wanted = (x * logits - F.softplus(logits)).sum(-1)
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+        if found.shape == shape:
+            weights = torch.randn(shape)
+            (gradient,) = torch.autograd.grad((found * weights).sum(), logits)
+            (exact,) = torch.autograd.grad((wanted * weights).sum(), logits)
+            torch.testing.assert_close(gradient, exact, rtol=1e-10, atol=1e-12)
+
+
+def test_bernoulli_bears_certain_pixels_in_every_precision():
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        logits = torch.tensor([[1e4, -1e4, 90.0, -90.0, 0.0, 200.0, -200.0, 1e4]], dtype=dtype)
+        x = torch.tensor([[1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0]])
+        found = Bernoulli(logits).log_prob(x)
+        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(found.double(), -logits[:, -1].double() - math.log(2), rtol=1e-6, atol=0)

@@ -73,8 +73,11 @@ def test_control_a_log_sum_exp_in_bf16_is_not(runs: dict[str, Path], monkeypatch
 
 
 def test_control_likelihoods_in_bf16_are_not(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
-    exact = estimated(runs["gaussian"], "float32")
-    monkeypatch.setattr(distributions, "at_least_float32", lambda value: value)
+    def coarse(logits: Tensor, value: Tensor) -> Tensor:
+        return likelihood(logits.bfloat16(), value.bfloat16()).float()
+
+    exact, likelihood = estimated(runs["gaussian"], "float32"), distributions._bernoulli_log_prob
+    monkeypatch.setattr(distributions, "_bernoulli_log_prob", coarse)
     found = estimated(runs["gaussian"], "bf16")
     assert (found - exact).mean().abs() > BOUND
 
