@@ -101,9 +101,9 @@ class _Keyed:
         width = shape[-1]
         # Box and Muller's transform makes two normals out of one 64-bit hash.
         bits = self._bits((*shape[:-1], (width + 1) // 2), like.device)
-        radius = (-2 * _unit(bits >> 32, like.dtype).log()).sqrt()
-        angle = 2 * math.pi * _unit(bits, like.dtype)
-        return torch.cat([radius * angle.cos(), radius * angle.sin()], -1)[..., :width]
+        radius = _unit(bits >> 32, like.dtype).log_().mul_(-2).sqrt_()
+        angle = _unit(bits, like.dtype).mul_(2 * math.pi)
+        return torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)], -1)[..., :width]
 
     def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         return _unit(self._bits(shape, like.device), like.dtype)
@@ -126,9 +126,12 @@ class _Keyed:
 def _mix(value: Tensor) -> Tensor:
     """SplitMix64's output function on int64 tensors; products wrap around."""
     value = value * _signed(0x9E3779B97F4A7C15)
-    value = (value ^ ((value >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
-    value = (value ^ ((value >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
-    return value ^ ((value >> 31) & ((1 << 33) - 1))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
+        # In place: half of the passes over memory. The mask makes the shift one without sign.
+        value.bitwise_xor_((value >> shift).bitwise_and_((1 << (64 - shift)) - 1))
+        if factor is not None:
+            value.mul_(_signed(factor))
+    return value
 
 
 def _constant(*words: int) -> int:
@@ -147,8 +150,8 @@ def _signed(word: int) -> int:
 def _unit(bits: Tensor, dtype: torch.dtype) -> Tensor:
     """Map the low 32 bits to the open interval (0, 1)."""
     # float32 rounds 1 - 2^-33 up to 1; a uniform of exactly 1 would be outside the interval.
-    unit = ((bits & 0xFFFFFFFF).to(dtype) + 0.5) * 2.0**-32
-    return unit.clamp(max=1 - torch.finfo(dtype).eps / 2)
+    unit = (bits & 0xFFFFFFFF).to(dtype).add_(0.5).mul_(2.0**-32)
+    return unit.clamp_(max=1 - torch.finfo(dtype).eps / 2)
 
 
 _SOURCE: ContextVar[_Keyed | None] = ContextVar("noise_source", default=None)
