@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from vaebench.benchmark.cases import Bench, grey_images
 from vaebench.benchmark.measure import seconds_of
-from vaebench.benchmark.report import matrix_rate
+from vaebench.benchmark.report import SHAPES, matrix_rate
 from vaebench.config import compose
 from vaebench.errors import UserError
 from vaebench.experiment.assembly import build
@@ -52,7 +52,7 @@ class Rates:
     """What a machine does."""
 
     matrix: float
-    """FLOP per second in products of the networks' shapes."""
+    """FLOP per second in products of the networks' shapes, forward and backward."""
     elementwise: float
     """Bytes per second read and written by elementwise operations on a layer's activations."""
     overhead: float
@@ -109,7 +109,7 @@ def cost(words: Sequence[str], bench: Bench) -> Cost | None:
         count.moved / bench.batch,
         count.kernels,
         kept,
-        limit=bench.batch * rates.matrix / count.flops,
+        limit=bench.batch * matrix_rate(bench.batch * run.config.k, bench.device, torch.float32) / count.flops,
         predicted=bench.batch / rates.seconds(count),
         measured=bench.batch / seconds,
     )
@@ -160,7 +160,23 @@ def _bytes(tensor: Tensor) -> int:
 def calibrated(rows: int, device: torch.device, threads: int) -> Rates:
     """Measure the machine's rates for activations of so many rows."""
     del threads  # they are set; other threads are another calibration
-    return Rates(matrix_rate(rows, device, torch.float32), _elementwise_rate(rows, device), _overhead(device))
+    return Rates(_product_rate(rows, device), _elementwise_rate(rows, device), _overhead(device))
+
+
+def _product_rate(rows: int, device: torch.device) -> float:
+    """Return FLOP per second over a layer's three products: forward, to its weights and to its input.
+
+    The last two have transposed operands, and run at three quarters of the rate of the first on some processors.
+    """
+    layers = [(torch.randn(b, a, device=device), torch.randn(rows, a, device=device)) for a, b in SHAPES]
+
+    def work() -> None:
+        for weight, x in layers:
+            out = x.mm(weight.t())
+            out.t().mm(x)
+            out.mm(weight)
+
+    return _rate(work, device, counted_step(work).flops)
 
 
 def _elementwise_rate(rows: int, device: torch.device) -> float:
