@@ -18,6 +18,7 @@ from vaebench.experiment.training import plan_of, updates
 from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.training.checkpoint import Checkpoints
 from vaebench.training.compiled import Compiled, Compiler, LossFunction, difference
+from vaebench.training.counting import Count
 from vaebench.training.trainer import GivenUp
 from vaebench.training.update import Loss, Settings, Update
 
@@ -214,7 +215,7 @@ def decided(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[bool, in
     counts: list[Settings] = []
     measured = compiling.measured
 
-    def counted(*arguments: object) -> compiling.Work:
+    def counted(*arguments: object) -> Count:
         counts.append(arguments[2])  # pyright: ignore[reportArgumentType]
         return measured(*arguments)  # pyright: ignore[reportArgumentType]
 

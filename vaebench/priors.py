@@ -7,7 +7,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +18,7 @@ from vaebench import noise
 from vaebench.distributions import DiagonalNormal, standard_normal
 from vaebench.errors import UserError
 from vaebench.flows import Conditioned, Flow, Place, RealNVPFlow
-from vaebench.nets import Networks
+from vaebench.nets import Networks, weights_of
 from vaebench.nets.heads import LOG_SCALE_RANGE
 
 __all__ = [
@@ -80,8 +79,7 @@ def as_of_now(module: nn.Module) -> Callable[..., Any]:
 
     A distribution outlives the call that made it, and that may have been one with other weights in their place.
     """
-    # Not state_dict(), which torch.compile cannot follow.
-    weights = dict(chain(module.named_parameters(), module.named_buffers()))
+    weights = weights_of(module)
     return lambda *inputs: functional_call(module, weights, inputs)
 
 

@@ -10,7 +10,6 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from vaebench import runtime
 from vaebench.benchmark.floors import (
@@ -31,6 +30,7 @@ from vaebench.experiment.assembly import Experiment, build
 from vaebench.experiment.training import trainer_for
 from vaebench.records import Recorder, RunFolder
 from vaebench.training.checkpoint import Checkpoints
+from vaebench.training.counting import count
 
 __all__ = ["CASES", "Bench", "Case", "Work"]
 
@@ -193,9 +193,7 @@ def grey_images(count: int) -> Tensor:
 
 def counted(work: Callable[[], object]) -> float:
     """Return the floating-point operations of the matrix products in ``work``."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
+    return count(work).flops
 
 
 INNER = 5

@@ -17,9 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from vaebench.benchmark.cases import Bench, grey_images
 from vaebench.benchmark.measure import seconds_of
@@ -28,23 +25,12 @@ from vaebench.config import compose
 from vaebench.errors import UserError
 from vaebench.experiment.assembly import build
 from vaebench.experiment.training import updates
+from vaebench.training.counting import Count, count
 from vaebench.training.update import Settings, Update
 
-__all__ = ["Cost", "Count", "Rates", "calibrated", "cost", "costs_text", "counted_step"]
+__all__ = ["Cost", "Rates", "calibrated", "cost", "costs_text"]
 
 TRIES = 5
-
-
-@dataclass(frozen=True)
-class Count:
-    """What some work asks of a machine."""
-
-    flops: float
-    """Of the matrix products."""
-    moved: float
-    """Bytes read and written by everything else, the optimiser included."""
-    kernels: int
-    """Calls that compute something; views are free."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +44,9 @@ class Rates:
     overhead: float
     """Seconds for a call of a kernel that has next to nothing to do, with its part of autograd's work."""
 
-    def seconds(self, count: Count) -> float:
+    def seconds(self, counts: Count) -> float:
         """Return the predicted time."""
-        return count.flops / self.matrix + count.moved / self.elementwise + count.kernels * self.overhead
+        return counts.flops / self.matrix + counts.moved / self.elementwise + counts.kernels * self.overhead
 
 
 @dataclass(frozen=True)
@@ -99,61 +85,20 @@ def cost(words: Sequence[str], bench: Bench) -> Cost | None:
         take(shares, x, settings)
 
     step()
-    count = counted_step(step)
+    counts = count(step)
     kept = max(kept_bytes(share, x, settings) for share in shares) / bench.batch
     rates = calibrated(bench.batch * run.config.k, bench.device, bench.threads)
     seconds = median(seconds_of(step, bench.device) for _ in range(TRIES))
     return Cost(
         " ".join(words),
-        count.flops / bench.batch,
-        count.moved / bench.batch,
-        count.kernels,
+        counts.flops / bench.batch,
+        counts.moved / bench.batch,
+        counts.kernels,
         kept,
-        limit=bench.batch * matrix_rate(bench.batch * run.config.k, bench.device, torch.float32) / count.flops,
-        predicted=bench.batch / rates.seconds(count),
+        limit=bench.batch * matrix_rate(bench.batch * run.config.k, bench.device, torch.float32) / counts.flops,
+        predicted=bench.batch / rates.seconds(counts),
         measured=bench.batch / seconds,
     )
-
-
-def counted_step(step: Callable[[], object]) -> Count:
-    """Count what ``step()`` does, in its backward pass too."""
-    with _Traffic() as traffic:
-        step()
-    return Count(float(traffic.flops), float(traffic.moved), traffic.kernels)
-
-
-class _Traffic(TorchDispatchMode):
-    """Adds up the operations of matrix products, and the bytes of what all others read and write.
-
-    Not torch's FlopCounterMode: it follows modules by hooks, which flows that take derivatives do not bear.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = self.moved = self.kernels = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        made = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
-        places = {one.untyped_storage().data_ptr() for one in given}
-        view = bool(made) and all(one.untyped_storage().data_ptr() in places for one in made)
-        if (view and not func._schema.is_mutable) or not given + made:
-            return result
-        self.kernels += 1
-        if func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
-        else:
-            # What is changed in place is read and written.
-            changed = given if func._schema.is_mutable and not made else []
-            self.moved += sum(map(_bytes, [*given, *made, *changed]))
-        return result
-
-
-def _bytes(tensor: Tensor) -> int:
-    """Return the bytes behind a tensor: of an expanded one, those that are there."""
-    held = tensor.untyped_storage().nbytes()
-    return min(held, tensor.numel() * tensor.element_size())
 
 
 @cache
@@ -176,7 +121,7 @@ def _product_rate(rows: int, device: torch.device) -> float:
             out.t().mm(x)
             out.mm(weight)
 
-    return _rate(work, device, counted_step(work).flops)
+    return _rate(work, device, count(work).flops)
 
 
 def _elementwise_rate(rows: int, device: torch.device) -> float:
@@ -189,8 +134,7 @@ def _elementwise_rate(rows: int, device: torch.device) -> float:
         torch.nn.functional.silu(a).mul(b).sum()
         a.sigmoid().mul_(b)
 
-    count = counted_step(work)
-    return _rate(work, device, count.moved)
+    return _rate(work, device, count(work).moved)
 
 
 def _overhead(device: torch.device) -> float:
@@ -203,7 +147,7 @@ def _overhead(device: torch.device) -> float:
             value = value * a + a
         value.sum().backward()
 
-    return 1 / _rate(work, device, counted_step(work).kernels)
+    return 1 / _rate(work, device, count(work).kernels)
 
 
 def _rate(work: Callable[[], object], device: torch.device, amount: float) -> float:

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from vaebench import runtime
 from vaebench.benchmark.cases import Bench, grey_images
+from vaebench.benchmark.cost import take
 from vaebench.benchmark.measure import seconds_of, side_by_side
 from vaebench.benchmark.report import table
 from vaebench.config import compose
@@ -143,10 +144,7 @@ def _step(words: Sequence[str], bench: Bench, way: Callable[[], AbstractContextM
 
     def step() -> None:
         with way():
-            x = run.data.observe(raw, generator)
-            for share in shares:
-                for _ in range(share.repeats):
-                    share.step(x, settings, 0.0, with_norm=False)
+            take(shares, run.data.observe(raw, generator), settings)
 
     return step
 

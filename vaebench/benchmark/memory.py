@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from vaebench.benchmark.cases import grey_images
+from vaebench.benchmark.cost import take
 from vaebench.config import compose
 from vaebench.evaluation.memory import peak_bytes
 from vaebench.experiment.assembly import Experiment, build
@@ -78,7 +79,7 @@ def _training(experiment: Experiment, k: int, images: int) -> Callable[[], objec
     x = experiment.data.observe(grey_images(images).to(experiment.device))
     settings = Settings(k, experiment.config.encoder.inner_k, 1.0)
     shares = updates(experiment)
-    return lambda: [share.step(x, settings, 0.0, with_norm=False) for share in shares]
+    return lambda: take(shares, x, settings)
 
 
 def added(work: Callable[[], object], device: torch.device) -> Added:

@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from itertools import chain
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -24,7 +23,7 @@ from torch.func import functional_call
 
 from vaebench.distributions import DiagonalNormal
 from vaebench.model import GenerativeModel
-from vaebench.nets import Networks
+from vaebench.nets import Networks, weights_of
 
 __all__ = [
     "Density",
@@ -273,8 +272,7 @@ def enclosed(z: Tensor, own: Tensor, fresh: Tensor | None, inner_k: int, conditi
 
 def frozen(module: nn.Module) -> Callable[..., Any]:
     """Return ``module`` as a function whose parameters are constants but whose inputs are not."""
-    # Not state_dict(), which torch.compile cannot follow.
-    constants = {name: value.detach() for name, value in chain(module.named_parameters(), module.named_buffers())}
+    constants = {name: value.detach() for name, value in weights_of(module).items()}
     return lambda *inputs: functional_call(module, constants, inputs)
 
 

@@ -1,5 +1,6 @@
 """Encoders refined by a few steps of Hamiltonian dynamics that follow the model's own gradient."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -205,11 +206,7 @@ class HamiltonianEncoder(Encoder):
         """Return what :meth:`move` leads from to (z, rho), both (K, B, D)."""
         if self.steps == 0:
             return z, rho
-        log_joint = log_joint_at(self._model[0], x)
-
-        def slope_at(z: Tensor) -> Tensor:
-            return hmc.slope(log_joint, z)
-
+        slope_at = partial(hmc.slope, log_joint_at(self._model[0], x))
         step_sizes, factors = self.step_sizes(), self.tempering()
         gradient = slope_at(z)
         for step in reversed(range(self.steps)):
@@ -223,11 +220,7 @@ class HamiltonianEncoder(Encoder):
         """Return where K leapfrog steps lead from (z, rho), both (K, B, D): a map of unit volume."""
         if self.steps == 0:
             return z, rho
-        log_joint = log_joint_at(self._model[0], x)
-
-        def slope_at(z: Tensor) -> Tensor:
-            return hmc.slope(log_joint, z)
-
+        slope_at = partial(hmc.slope, log_joint_at(self._model[0], x))
         step_sizes, factors = self.step_sizes(), self.tempering()
         if factors is not None:
             rho = rho / factors.prod()

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaebench import runtime
 from vaebench.config import Config
@@ -20,17 +19,10 @@ from vaebench.training.compiled import Compiled, Compiler
 from vaebench.training.trainer import Plan
 from vaebench.training.update import Settings, Update
 
-__all__ = ["Work", "compiled_where_it_pays", "planned_steps"]
+if TYPE_CHECKING:
+    from vaebench.training.counting import Count
 
-
-@dataclass(frozen=True)
-class Work:
-    """One loss of one batch, forward and backward."""
-
-    flops: float
-    """Of the matrix products."""
-    operations: int
-    """Calls of torch's operators."""
+__all__ = ["compiled_where_it_pays", "planned_steps"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +34,11 @@ class Rates:
     saved_with_each_operation: float
     saved_with_each_flop: float
 
-    def cost(self, work: Work) -> float:
+    def cost(self, work: "Count") -> float:
         """Return the seconds that compiling takes."""
         return self.to_start + self.for_each_operation * work.operations
 
-    def saving(self, work: Work) -> float:
+    def saving(self, work: "Count") -> float:
         """Return the seconds that a step saves."""
         return self.saved_with_each_operation * work.operations + self.saved_with_each_flop * work.flops
 
@@ -139,34 +131,13 @@ def planned_steps(config: Config, plan: Plan, update: Update, batches: int) -> C
     return steps
 
 
-def measured(experiment: Experiment, update: Update, settings: Settings) -> Work:
-    """Count the work of one batch by doing it once; nothing is changed by it."""
+def measured(experiment: Experiment, update: Update, settings: Settings) -> "Count":
+    """Count the work of one batch, forward and backward, by doing it once; nothing is changed by it."""
+    from vaebench.training.counting import count  # a tenth of a second, which short runs do not have
+
     x = torch.zeros(_images(experiment.config), experiment.data.train.shape[1], device=experiment.device)
-    with runtime.forked_randomness(x.device, seed=0), _Calls() as calls:
-        torch.autograd.grad(update.loss(x, settings).value, update.parameters, allow_unused=True)
-    return Work(calls.flops, calls.count)
-
-
-class _Calls(TorchDispatchMode):
-    """Counts the calls of torch's operators, and the operations of the matrix products among them.
-
-    Not torch's FlopCounterMode: it follows modules by hooks, which flows that take derivatives do not bear.
-    """
-
-    def __init__(self) -> None:
-        from torch.utils.flop_counter import flop_registry  # a tenth of a second, which short runs do not have
-
-        super().__init__()
-        self.count, self.flops = 0, 0.0
-        self._formulas = flop_registry
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = function(*args, **kwargs)
-        self.count += 1
-        if function._overloadpacket in self._formulas:
-            self.flops += self._formulas[function._overloadpacket](*args, **kwargs, out_val=result)
-        return result
+    with runtime.forked_randomness(x.device, seed=0):
+        return count(lambda: torch.autograd.grad(update.loss(x, settings).value, update.parameters, allow_unused=True))
 
 
 class _Remembered:

@@ -13,7 +13,7 @@ from vaebench.nets.heads import (
     TrunkGaussian,
 )
 from vaebench.nets.networks import TRUNKS, Networks
-from vaebench.nets.trunks import MLP, AdditiveMLP, Trunk, linear
+from vaebench.nets.trunks import MLP, AdditiveMLP, Trunk, linear, weights_of
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,4 +35,5 @@ __all__ = [
     "Trunk",
     "TrunkGaussian",
     "linear",
+    "weights_of",
 ]

@@ -1,19 +1,24 @@
 """Trunks: from an input (..., D) to features (..., H), for any leading axes."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from torch import Tensor, nn
 
 from vaebench.nets.activations import ACTIVATIONS
 
-__all__ = ["MLP", "AdditiveMLP", "Trunk", "linear"]
+__all__ = ["MLP", "AdditiveMLP", "Trunk", "linear", "weights_of"]
 
 
 class Trunk(nn.Module):
     """A network over the last axis; ``width`` is the number of features it returns."""
 
     width: int
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name, as they are; torch.compile cannot follow ``state_dict``."""
+    return dict(chain(module.named_parameters(), module.named_buffers()))
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
