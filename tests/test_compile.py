@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vaebench import experiment
+from vaebench.compiler import Compiler, difference
 from vaebench.config import compose, identity
 from vaebench.errors import UserError
 from vaebench.experiment import build, compiling
@@ -17,7 +18,7 @@ from vaebench.experiment.compiling import compiled_where_it_pays, planned_steps
 from vaebench.experiment.training import plan_of, updates
 from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.training.checkpoint import Checkpoints
-from vaebench.training.compiled import Compiled, Compiler, LossFunction, difference
+from vaebench.training.compiled import Compiled, LossFunction
 from vaebench.training.counting import Count
 from vaebench.training.trainer import GivenUp
 from vaebench.training.update import Loss, Settings, Update
@@ -49,7 +50,8 @@ def always(settings: Settings) -> bool:
 
 
 def compiler(said: list[str], cache: Path, tolerance: float = TRACED, *, required: bool = False) -> Compiler:
-    return Compiler(tolerance, cache, derivatives=True, required=required, tell=said.append, backend="aot_eager")
+    how = Compiler("trainer.compile", tolerance, cache, derivatives=True, tell=said.append, backend="aot_eager")
+    return replace(how, required=required)
 
 
 def of_update(update: Update, said: list[str], cache: Path, images: int) -> Compiled:
@@ -112,9 +114,9 @@ def test_a_gradient_that_the_compiler_loses_a_part_of_is_not_used(encoder: str, 
 class Careless(Compiler):
     """Returns losses whose gradient is off by a thousandth, and whose value is right."""
 
-    def compiled(self, loss: LossFunction, settings: Settings) -> LossFunction:
-        def wrong(x: Tensor, settings: Settings) -> Loss:
-            value, metrics = loss(x, settings)
+    def compiled(self, function: Callable[[Tensor], Loss]) -> Callable[[Tensor], Loss]:
+        def wrong(x: Tensor) -> Loss:
+            value, metrics = function(x)
             return Loss(value.detach() + 1.001 * (value - value.detach()), metrics)
 
         return wrong
@@ -127,7 +129,8 @@ def test_a_gradient_is_compared_with_the_plain_one(tolerance: float, used: bool,
     def loss(x: Tensor, settings: Settings) -> Loss:
         return Loss((x * weight).square().mean(), {})
 
-    compiled = Compiled("main", loss, [weight], 2, always, Careless(tolerance, tmp_path, tell=said.append))
+    careless = Careless("trainer.compile", tolerance, tmp_path, tell=said.append)
+    compiled = Compiled("main", loss, [weight], 2, always, careless)
     compiled(torch.ones(2, 3), Settings(1, 0, 1.0))
     assert ("off by 1.0e-03" in said[0]) is not used
     assert ("compiled the main loss" in said[0]) is used

@@ -116,8 +116,7 @@ def test_memory_grows_as_the_square_root_of_k():
         found = WeightSummary(k)
         for _ in range(k // 50):
             found.add(torch.randn(50, 2))
-        assert found._largest is not None
-        assert len(found._largest) == tail_length(k) + 1
+        assert sum(map(len, found._largest)) <= 4 * (tail_length(k) + 1) + 50
     assert tail_length(10_000) == 10 * tail_length(100) * 1.5
 
 

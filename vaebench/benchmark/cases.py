@@ -22,11 +22,11 @@ from vaebench.benchmark.floors import (
     binary,
 )
 from vaebench.benchmark.measure import seconds_of
-from vaebench.config import compose, to_yaml
+from vaebench.config import compose, for_evaluation, to_yaml
 from vaebench.errors import UserError
-from vaebench.evaluation import log_likelihoods
 from vaebench.evaluation.importance import ROWS
 from vaebench.experiment.assembly import Experiment, build
+from vaebench.experiment.gathering import Numbers, Task
 from vaebench.experiment.training import trainer_for
 from vaebench.records import Recorder, RunFolder
 from vaebench.training.checkpoint import Checkpoints
@@ -139,10 +139,11 @@ class Case:
         amount = len(data) * k
         candidates: Candidates = {}
         for precision, suffix in PRECISIONS.items():
-            experiment = self._experiment(bench, bench.batch, precision)
-            experiment.modules.eval()
-            candidates[HAND + suffix] = returning(amount, lambda loop=loops[precision]: loop.evaluate(k, rows))
-            candidates[OURS + suffix] = returning(amount, lambda e=experiment: evaluated(e, data, k))
+            for compiled, way in ((False, ""), (True, COMPILED)) if bench.compiled else ((False, ""),):
+                loop = HandWritten(loops[precision].floor, data, 1, bench.batch, precision, compiled)
+                candidates[HAND + way + suffix] = returning(amount, lambda loop=loop: loop.evaluate(k, rows))
+                work = evaluation(self._experiment(bench, bench.batch, precision), data, k, precision, compiled)
+                candidates[OURS + way + suffix] = returning(amount, work)
         if self.in_pythae and pythae_is_installed():
             candidates[PYTHAE] = returning(*_pythae().evaluation(binary(hand.probabilities), k))
         flops = counted(lambda: hand.evaluate(100, rows)) / (100 * len(data))
@@ -167,11 +168,14 @@ def _pythae() -> ModuleType:
 PRECISIONS = {"float32": "", "bf16": ", bf16"}
 
 
-def evaluated(experiment: Experiment, data: Tensor, k: int) -> None:
-    """Estimate log p(x) of all images as ``vaebench evaluate`` does."""
-    with experiment.autocast():
-        for _ in log_likelihoods(experiment.model, experiment.encoder, experiment.data.observe, data, k=k):
-            pass
+def evaluation(
+    experiment: Experiment, data: Tensor, k: int, precision: str, compiled: bool = False
+) -> Callable[[], Tensor]:
+    """Return what ``vaebench evaluate RUN estimator=iwae`` does with the images ``data``: their numbers."""
+    words = ["estimator=iwae", f"estimator.k={k}", f"precision={precision}", f"compile={str(compiled).lower()}"]
+    config = for_evaluation(experiment.config, [*words, f"device={experiment.device}", "progress=false"])
+    numbers = Numbers(replace(experiment, config=config, data=replace(experiment.data, test=data)))
+    return lambda: numbers.of(Task(0, 0, len(data)))
 
 
 def returning(amount: float, work: Callable[[], object]) -> Callable[[], float]:

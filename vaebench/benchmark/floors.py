@@ -254,7 +254,7 @@ class HandWritten:
         k: importance samples.
         batch: images in a batch.
         precision: ``float32`` or ``bf16``.
-        compiled: compile each loss.
+        compiled: compile each loss, and the weights of an evaluation.
     """
 
     def __init__(
@@ -266,6 +266,7 @@ class HandWritten:
             (torch.optim.Adam(parameters, lr=1e-3, fused=True), torch.compile(loss) if compiled else loss, repeats)
             for parameters, loss, repeats in self.floor.updates()
         ]
+        self.log_weights = torch.compile(floor.log_weights) if compiled else floor.log_weights
 
     def epoch(self) -> None:
         """Take one step for each batch."""
@@ -290,7 +291,7 @@ class HandWritten:
         chunk = max(1, rows // len(x))
         with autocast(x.device, self.precision):
             for first in range(0, k, chunk):
-                part = torch.logsumexp(self.floor.log_weights(x, min(chunk, k - first)).double(), 0)
+                part = torch.logsumexp(self.log_weights(x, min(chunk, k - first)).double(), 0)
                 total = part if total is None else torch.logaddexp(total, part)
         assert total is not None
         return total - math.log(k)

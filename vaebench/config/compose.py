@@ -15,7 +15,7 @@ from vaebench.config.catalog import config_dir, own_keys
 from vaebench.config.check import build, convert, like_default, unknown_key
 from vaebench.config.combinations import check_combinations, refuse_pairing
 from vaebench.config.explain import explain
-from vaebench.config.schema import Choice, Config, Count, Estimator, Precision
+from vaebench.config.schema import Choice, Compile, Config, Count, Estimator, Precision
 from vaebench.errors import UserError
 
 __all__ = ["compose", "for_evaluation", "from_hydra"]
@@ -68,7 +68,7 @@ def for_evaluation(config: Config, overrides: Sequence[str]) -> Config:
         own |= {key: saved[key] for key in saved if key in own and f"estimator.{key}" not in given}
     values["estimator"] = _checked_choice("estimator", Estimator, values, cfg, hydra)
     # Not settings of one estimator or another, and so not in their yaml files.
-    for key, kind in (("processes", Count), ("precision", Precision)):
+    for key, kind in (("processes", Count), ("precision", Precision), ("compile", Compile)):
         values["estimator"][key] = convert(values[key], kind, key)
     whole = config.to_dict() | {key: values[key] for key in ("device", "estimator")}
     if values["data_dir"] is not None:

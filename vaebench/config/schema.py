@@ -52,6 +52,7 @@ Widths = Annotated[tuple[Count, ...], Rule("a list of at least one width, as in 
 Schedule = Annotated[dict[Natural, Count], Rule("a map such as {0:1,100:5}, or null", len)]
 InnerSchedule = Annotated[dict[Natural, Natural], Rule("a map such as {0:0,100:5}, or null", len)]
 Precision = Literal["float32", "bf16"]
+Compile = Literal["auto", True, False]
 Activation = Literal["softplus", "tanh", "relu", "elu", "gelu", "silu"]
 
 
@@ -122,7 +123,8 @@ class Estimator(Choice):
 
     ``repeats`` are averaged, each with noise of its own, and with pixels of its own where ``binarise`` is ``fresh``.
     ``image_seed`` chooses a random subset, None by ``seed``. ``processes`` share the images.
-    ``precision`` is that of the networks, whatever it was in training.
+    ``precision`` is that of the networks, whatever it was in training. ``compile=auto`` compiles p(x, z) where that
+    saves more time, over the whole evaluation, than it takes.
     """
 
     k: Count = 5000
@@ -140,6 +142,7 @@ class Estimator(Choice):
     seed: Seed = 0
     processes: Count = 1
     precision: Precision = "float32"
+    compile: Compile = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +186,7 @@ class Trainer:
     progress: bool
     evaluate: bool
     microbatch: Count | None = None
-    compile: Literal["auto", True, False] = "auto"
+    compile: Compile = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

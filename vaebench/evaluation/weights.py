@@ -37,15 +37,17 @@ class WeightSummary:
     def __init__(self, k: int) -> None:
         self._mean, self._square = LogMeanExp(), LogMeanExp()
         self._kept = tail_length(k) + 1
-        self._largest: Tensor | None = None
+        self._largest: list[Tensor] = []
 
     def add(self, log_w: Tensor) -> None:
         """Take in log weights, (K_chunk, B)."""
         log_w = log_w.double()
         self._mean.add(log_w)
         self._square.add(2 * log_w)
-        both = log_w if self._largest is None else torch.cat([self._largest, log_w])
-        self._largest = both.topk(min(self._kept, len(both)), 0).values
+        self._largest.append(log_w)
+        # Not at each chunk: to look for the largest takes as long as a network over so many images.
+        if sum(map(len, self._largest)) > 4 * self._kept:
+            self._largest = [self._tail()]
 
     def log_mean(self) -> Tensor:
         """Return the log-mean-exp of the weights, (B,), float64."""
@@ -57,9 +59,14 @@ class WeightSummary:
 
     def pareto_k(self) -> Tensor:
         """Return k-hat of the weights, (B,); NaN for fewer than 21 weights. See :func:`pareto_k`."""
-        if self._largest is None:
+        if not self._largest:
             raise ValueError("WeightSummary: nothing was added")
-        return pareto_k(self._largest)
+        return pareto_k(self._tail())
+
+    def _tail(self) -> Tensor:
+        """Return the largest weights so far, (M + 1, B), falling; fewer where there are fewer."""
+        by_image = torch.cat(self._largest).T.contiguous()
+        return by_image.topk(min(self._kept, by_image.shape[1]), 1).values.T
 
 
 def tail_length(k: int) -> int:

@@ -1,4 +1,4 @@
-"""Which losses of a run are compiled: those for which the planned work pays."""
+"""When compiling pays, and which losses of a run it pays for."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -10,24 +10,25 @@ from typing import TYPE_CHECKING
 import torch
 
 from vaebench import runtime
+from vaebench.compiler import Compiler
 from vaebench.config import Config
 from vaebench.datasets.sources import user_cache
 from vaebench.errors import UserError
 from vaebench.experiment.assembly import Experiment
 from vaebench.gradients import GradientEstimator
-from vaebench.training.compiled import Compiled, Compiler
+from vaebench.training.compiled import Compiled
 from vaebench.training.trainer import Plan
 from vaebench.training.update import Settings, Update
 
 if TYPE_CHECKING:
     from vaebench.training.counting import Count
 
-__all__ = ["compiled_where_it_pays", "planned_steps"]
+__all__ = ["brings_in", "compiled_where_it_pays", "planned_steps"]
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What compiling takes once, and saves at each step; seconds."""
+    """What compiling takes once, and saves at each call; seconds."""
 
     to_start: float
     for_each_operation: float
@@ -39,7 +40,7 @@ class Rates:
         return self.to_start + self.for_each_operation * work.operations
 
     def saving(self, work: "Count") -> float:
-        """Return the seconds that a step saves."""
+        """Return the seconds that a call saves."""
         return self.saved_with_each_operation * work.operations + self.saved_with_each_flop * work.flops
 
 
@@ -48,8 +49,8 @@ class Rates:
 RATES = {"cpu": Rates(3.0, 0.01, 1e-6, 0.6e-12), "cuda": Rates(15.0, 0.05, 5e-6, 0.0)}
 # A compilation has to bring in so many times its cost: the rates are another machine's.
 MARGIN = 2.0
-# Below so many steps nobody counts operations.
-FEW_STEPS = 1_000
+# Below so many calls nobody counts operations.
+FEW_CALLS = 1_000
 
 # What rounding alone may change in a gradient, relative to its norm. Compiled kernels round to bf16 less often.
 TOLERANCE = {"float32": 1e-3, "tf32": 0.02, "bf16": 0.1}
@@ -72,6 +73,7 @@ def compiled_where_it_pays(
             raise UserError("trainer.compile=true is for one process: leave it out where several share a run")
         return updates
     compiler = Compiler(
+        "trainer.compile",
         TOLERANCE[config.trainer.precision],
         user_cache() / "compiled",
         derivatives=experiment.objective.gradient is GradientEstimator.DREG,
@@ -103,10 +105,15 @@ def _always(settings: Settings) -> bool:
 def _pays(experiment: Experiment, update: Update, plan: Plan, settings: Settings) -> bool:
     batches = len(experiment.data.train) // experiment.config.trainer.batch_size
     steps = planned_steps(experiment.config, plan, update, batches)[settings]
-    if steps < FEW_STEPS:
+    return brings_in(steps, experiment.device, lambda: measured(experiment, update, settings))
+
+
+def brings_in(calls: int, device: torch.device, count: Callable[[], "Count"]) -> bool:
+    """Whether so many calls save what compiling takes, with a margin; the work of one is counted where they might."""
+    if calls < FEW_CALLS:
         return False
-    work, rates = measured(experiment, update, settings), RATES[experiment.device.type]
-    return steps * rates.saving(work) > MARGIN * rates.cost(work)
+    work, rates = count(), RATES[device.type]
+    return calls * rates.saving(work) > MARGIN * rates.cost(work)
 
 
 def planned_steps(config: Config, plan: Plan, update: Update, batches: int) -> Counter[Settings]:

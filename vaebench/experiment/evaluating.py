@@ -1,7 +1,6 @@
 """Estimates of log p(x) for the best weights of runs, resumable image by image."""
 
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from vaebench.config import for_evaluation, identity, read
 from vaebench.errors import RunFailed
 from vaebench.evaluation import PerImage
 from vaebench.experiment.assembly import Experiment, build, load_best
-from vaebench.experiment.estimators import Finding, Plan
+from vaebench.experiment.estimators import Finding, Plan, at_a_time
 from vaebench.experiment.gathering import Numbers, gather, planned, tasks
 from vaebench.experiment.sharing import shared
 from vaebench.records import PerImageFile, ResultRecord, RunFolder, append_result, format_line, read_results
@@ -75,7 +74,7 @@ def estimate(
     if not file.read():
         print(f"{file.path} is damaged; this evaluation starts anew", flush=True)
     left = file.done[: settings.repeats]
-    todo = tasks(left, _batch(experiment, plan, int((~left).sum())))
+    todo = tasks(left, at_a_time(experiment, plan.batch, int((~left).sum())))
     several = settings.processes > 1 and len(todo) > 1
     source = shared(experiment.config, folder.path) if several else numbers.alone
     bar = f"{plan.split} {settings.name}" if experiment.config.trainer.progress else None
@@ -100,12 +99,6 @@ def _place(experiment: Experiment, folder: RunFolder, epoch: int, plan: Plan) ->
     key += [config.estimator.image_seed, config.estimator.precision, *plan.key]
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     return folder.path / "evaluations" / f"{digest}.npz"
-
-
-def _batch(experiment: Experiment, plan: Plan, left: int) -> int:
-    """Return how many images make up a task: so few, unless the user chose, that no process goes without."""
-    settings = experiment.config.estimator
-    return plan.batch if settings.batch else max(1, min(plan.batch, math.ceil(left / settings.processes)))
 
 
 def _finite(finding: Finding) -> Tensor:

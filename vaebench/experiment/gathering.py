@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vaebench import runtime
-from vaebench.errors import RunFailed
+from vaebench.errors import RunFailed, UserError
 from vaebench.experiment.assembly import Experiment, registered
 from vaebench.experiment.estimators import ESTIMATORS, Plan, repeated
 from vaebench.records import PerImageFile
@@ -36,7 +36,11 @@ Source = Callable[[Sequence[Task], Callable[[], bool]], Answers]
 
 def planned(experiment: Experiment) -> Plan:
     """Return what the configured estimator is going to do; UserError if it makes no sense for this run."""
-    return registered("estimator", ESTIMATORS, experiment.config.estimator.name)(experiment)
+    settings = experiment.config.estimator
+    plan = registered("estimator", ESTIMATORS, settings.name)(experiment)
+    if settings.compile is True and not plan.compiles:
+        raise UserError(f"compile=true is not for estimator={settings.name}: leave it out")
+    return plan
 
 
 class Numbers:

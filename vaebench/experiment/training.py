@@ -215,6 +215,9 @@ def _evaluate_at_end(
     progress: Progress,
     interruption: runtime.Interruption,
 ) -> None:
+    if not experiment.config.trainer.compile:
+        settings = replace(experiment.config.estimator, compile=False)
+        experiment = replace(experiment, config=replace(experiment.config, estimator=settings))
     records = estimate(experiment, folder, progress.best_epoch, interruption)
     for record in records:
         append_result(folder, record)

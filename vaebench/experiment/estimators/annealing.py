@@ -1,6 +1,7 @@
 """Annealing as an estimator: annealed importance sampling, and bidirectional Monte Carlo."""
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -15,7 +16,9 @@ from vaebench.errors import UserError, did_you_mean
 from vaebench.evaluation.ais import AISResult, Settings, ais, batch_size, has_density, moment_matched, refuse_unmixed
 from vaebench.evaluation.bdmc import BDMCResult, both_ways, simulated
 from vaebench.experiment.assembly import Experiment
+from vaebench.experiment.estimators.compiled import model_for
 from vaebench.experiment.estimators.plan import Finding, Plan, chosen
+from vaebench.model import GenerativeModel
 
 __all__ = ["Annealing", "annealed", "bidirectional"]
 
@@ -52,6 +55,11 @@ class Annealing:
         batch = given.batch or batch_size(experiment.device, settings.chains)
         return cls(settings, initial, encoder, batch, given.seed, experiment.device)
 
+    def model(self, experiment: Experiment, images: int, walks: int = 1) -> GenerativeModel:
+        """Return p(x, z) for chains of so many images, each walking so many times the whole way."""
+        calls = walks * self.settings.temperatures * (self.settings.leapfrog + 1)
+        return model_for(experiment, self.batch, images, calls, self.settings.chains, differentiated=True)
+
     def shown(self) -> dict[str, Any]:
         """Return the settings as results show them."""
         return vars(self.settings) | {"initial": self.initial}
@@ -77,12 +85,17 @@ def start_of_chains(experiment: Experiment, word: str) -> tuple[str, Encoder | N
 def annealed(experiment: Experiment) -> Plan:
     """Plan annealed importance sampling, with bidirectional Monte Carlo beside the first few images."""
     given, images, annealing = experiment.config.estimator, chosen(experiment), Annealing.of(experiment)
-    certificate = Certificate.of(experiment, annealing, len(images.numbers))
+
+    @cache
+    def model() -> GenerativeModel:
+        return annealing.model(experiment, len(images.numbers))
+
+    certificate = Certificate.of(experiment, annealing, len(images.numbers), model)
 
     def numbers(part: slice) -> Tensor:
         with annealing.seeded(part):
             result = ais(
-                experiment.model,
+                model(),
                 experiment.data.observe(images.intensities[part]),
                 annealing.encoder,
                 seed=given.seed,
@@ -107,6 +120,7 @@ def annealed(experiment: Experiment) -> Plan:
         batch=annealing.batch,
         numbers=numbers,
         conclude=conclude,
+        compiles=True,
     )
 
 
@@ -121,14 +135,18 @@ class Certificate:
     annealing: Annealing
     count: int
     """Simulated images; 0 for none."""
+    model: Callable[[], GenerativeModel]
+    """Whose log p(x, z) the chains climb."""
 
     @classmethod
-    def of(cls, experiment: Experiment, annealing: Annealing, images: int) -> "Certificate":
+    def of(
+        cls, experiment: Experiment, annealing: Annealing, images: int, model: Callable[[], GenerativeModel]
+    ) -> "Certificate":
         """Read ``estimator.bdmc``, which earlier runs do not have; UserError unless it is null or a count."""
         count = experiment.config.estimator.arguments.get("bdmc")
         if count is not None and (type(count) is not int or count < 2):
             raise UserError(f"estimator.bdmc must be null, or a number of images from 2 on, not {count}")
-        return cls(experiment, annealing, min(count or 0, images))
+        return cls(experiment, annealing, min(count or 0, images), model)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,8 +165,9 @@ class Certificate:
             return rows
         numbers, annealing, (x, z) = torch.arange(part.start, min(part.stop, self.count)), self.annealing, self.pairs
         with annealing.seeded(part):
-            model, encoder = self.experiment.model, annealing.encoder
-            found = both_ways(model, x[numbers], z[numbers], encoder, annealing.settings, annealing.seed, numbers)
+            found = both_ways(
+                self.model(), x[numbers], z[numbers], annealing.encoder, annealing.settings, annealing.seed, numbers
+            )
         mixed = found.forward.mixed & found.reverse.mixed
         rows[:, : len(numbers)] = torch.stack([found.lower, found.upper, mixed.double()])
         return rows
@@ -178,6 +197,10 @@ def bidirectional(experiment: Experiment) -> Plan:
     images = torch.arange(count)
 
     @cache
+    def model() -> GenerativeModel:
+        return annealing.model(experiment, count, walks=2)
+
+    @cache
     def pairs() -> tuple[Tensor, Tensor]:
         return simulated(experiment.model, count, given.seed)
 
@@ -185,7 +208,7 @@ def bidirectional(experiment: Experiment) -> Plan:
         x, z = pairs()
         with annealing.seeded(part):
             found = both_ways(
-                experiment.model, x[part], z[part], annealing.encoder, annealing.settings, given.seed, images[part]
+                model(), x[part], z[part], annealing.encoder, annealing.settings, given.seed, images[part]
             )
         return torch.cat([found.forward.rows(), found.reverse.rows()])
 
@@ -208,6 +231,7 @@ def bidirectional(experiment: Experiment) -> Plan:
         batch=annealing.batch,
         numbers=numbers,
         conclude=conclude,
+        compiles=True,
     )
 
 

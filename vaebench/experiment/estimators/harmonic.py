@@ -1,5 +1,7 @@
 """The harmonic mean as an estimator: an estimate that is unstable, and says so."""
 
+from functools import cache
+
 from torch import Tensor
 
 from vaebench.errors import RunFailed, UserError
@@ -8,6 +10,7 @@ from vaebench.evaluation.harmonic import HarmonicResult, harmonic_mean_likelihoo
 from vaebench.experiment.assembly import Experiment
 from vaebench.experiment.estimators.annealing import Annealing
 from vaebench.experiment.estimators.plan import Finding, Plan, chosen
+from vaebench.model import GenerativeModel
 
 __all__ = ["harmonic"]
 
@@ -19,10 +22,14 @@ def harmonic(experiment: Experiment) -> Plan:
         raise UserError("estimator.draws must be at least 1, and estimator.burn_in 0 or more")
     own = {"draws": given.draws, "burn_in": given.burn_in}
 
+    @cache
+    def model() -> GenerativeModel:
+        return annealing.model(experiment, len(images.numbers))
+
     def numbers(part: slice) -> Tensor:
         with annealing.seeded(part):
             return harmonic_mean_likelihood(
-                experiment.model,
+                model(),
                 experiment.data.observe(images.intensities[part]),
                 annealing.encoder,
                 seed=given.seed,
@@ -62,6 +69,7 @@ def harmonic(experiment: Experiment) -> Plan:
         batch=annealing.batch,
         numbers=numbers,
         conclude=conclude,
+        compiles=True,
     )
 
 

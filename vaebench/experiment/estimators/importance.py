@@ -12,7 +12,9 @@ from vaebench.errors import UserError
 from vaebench.evaluation.importance import Chunks, chunks_within, weighed
 from vaebench.evaluation.weights import RELIABLE
 from vaebench.experiment.assembly import Experiment
+from vaebench.experiment.estimators.compiled import model_for
 from vaebench.experiment.estimators.plan import Finding, Plan, chosen
+from vaebench.model import GenerativeModel
 from vaebench.runtime import derived_seed, forked_randomness
 
 __all__ = ["importance_weighted"]
@@ -33,12 +35,18 @@ def importance_weighted(experiment: Experiment) -> Plan:
         share = 1 / settings.processes
         return chunks_within(share, experiment.model, encoder, x, inner_k, automatic.batch, settings.chunk)
 
+    @cache
+    def model() -> GenerativeModel:
+        """Return p(x, z) for chunks of the usual size: the last ones of a batch, and of all images, are smaller."""
+        samples = min(settings.k, chunks().samples)
+        return model_for(experiment, automatic.batch, len(images.numbers), settings.k // samples, samples)
+
     def numbers(part: slice) -> Tensor:
         # Distributions that draw from torch's own generator are seeded too, and leave no trace outside.
         with forked_randomness(experiment.device, derived_seed(settings.seed, part.start)):
             x = experiment.data.observe(images.intensities[part])
             places = images.numbers[part]
-            found = weighed(experiment.model, encoder, x, settings.k, inner_k, chunks(), settings.seed, places)
+            found = weighed(model(), encoder, x, settings.k, inner_k, chunks(), settings.seed, places)
         return torch.stack([found.log_mean(), found.ess(), found.pareto_k()])
 
     def conclude(rows: Tensor) -> list[Finding]:
@@ -65,6 +73,7 @@ def importance_weighted(experiment: Experiment) -> Plan:
         batch=automatic.batch,
         numbers=numbers,
         conclude=conclude,
+        compiles=True,
     )
 
 

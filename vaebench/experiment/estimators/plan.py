@@ -1,6 +1,7 @@
 """What an estimator is to the rest of an evaluation: a plan of which images it sees, how their numbers are made, and
 what is reported of them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -12,7 +13,7 @@ from vaebench import runtime
 from vaebench.errors import UserError
 from vaebench.experiment.assembly import Experiment
 
-__all__ = ["Estimator", "Finding", "Images", "Plan", "chosen", "repeated"]
+__all__ = ["Estimator", "Finding", "Images", "Plan", "at_a_time", "chosen", "repeated"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class Plan:
     conclude: Callable[[Tensor], list[Finding]]
     """Maps the numbers of all images, (R, N), to results; RunFailed where they are not fit to be reported. With n
     repeats they stand side by side, (R, n N), and so do the values of the findings."""
+    compiles: bool = False
+    """Whether p(x, z) can be compiled for it: it asks for it at one size, over and over."""
 
 
 Estimator = Callable[[Experiment], Plan]
@@ -78,6 +81,18 @@ def repeated(experiment: Experiment, repeat: int) -> Experiment:
     own = runtime.derived_seed(settings.seed, "repeat", repeat) % 2**32
     settings = replace(settings, seed=own, image_seed=_image_seed(experiment))
     return replace(experiment, config=replace(experiment.config, estimator=settings))
+
+
+def at_a_time(experiment: Experiment, batch: int, left: int) -> int:
+    """Return how many images make up a task: so few, unless the user chose, that no process goes without.
+
+    Args:
+        experiment: with the settings.
+        batch: the most at a time.
+        left: images to do.
+    """
+    settings = experiment.config.estimator
+    return batch if settings.batch else max(1, min(batch, math.ceil(left / settings.processes)))
 
 
 def chosen(experiment: Experiment) -> Images:
