@@ -18,7 +18,8 @@ combination of comma-separated values. A setting goes to those of the estimators
 
 keys: estimator.k, estimator.inner_k, estimator.split (train|validation|test), estimator.images,
       estimator.repeats, estimator.seed, estimator.batch, estimator.chunk, ...
-      device, processes, precision (float32|bf16: of the networks), compile (auto|true|false), data_dir, threads, progress
+      device, processes, precision (float32|bf16: of the networks), compile (auto|true|false), data_dir, threads,
+      progress
       (without estimator=..., the run's own estimator is the one that they change)
 
 examples:
