@@ -13,7 +13,7 @@ from vaebench.config import compose
 from vaebench.errors import UserError
 from vaebench.experiment.assembly import Experiment, build
 from vaebench.experiment.training import updates
-from vaebench.training.trainer import _Window
+from vaebench.training.trainer import _averaged, _Window
 from vaebench.training.update import Settings
 
 ENCODERS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs" / "encoder").glob("*.yaml"))
@@ -57,7 +57,8 @@ class Waits(TorchDispatchMode):
 def one_step(experiment: Experiment, x: torch.Tensor) -> None:
     """All updates, with their metrics, and the window of means between two log lines.
 
-    Not averaged weights (trainer.ema): torch's AveragedModel looks at its count at every step.
+    Not averaged weights (trainer.ema): torch's AveragedModel looks at its count at every step, which is on the host,
+    see below.
     """
     config, window = experiment.config, _Window(x.device)
     settings = Settings(config.k, config.encoder.inner_k, 0.5)
@@ -89,6 +90,14 @@ def test_no_step_waits_for_the_device(encoder: str, objective: str, gradient: st
     with Waits() as waits:
         one_step(experiment, x)
     assert set(waits.count) == ({"_local_scalar_dense"} if (encoder, gradient) in MEANT else set())
+
+
+def test_the_count_of_averaged_weights_is_on_the_host():
+    on_meta = torch.nn.Linear(2, 2, device="meta")
+    averaged = _averaged(on_meta, 0.9)
+    assert averaged is not None
+    assert averaged.n_averaged.device.type == "cpu"
+    assert {weight.device.type for weight in averaged.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize(

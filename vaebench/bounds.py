@@ -114,10 +114,11 @@ def tvo(log_w: Tensor, betas: Sequence[float], *, upper: bool = False) -> Tensor
     """
     if betas[0] != 0 or betas[-1] != 1 or any(b <= a for a, b in pairwise(betas)):
         raise ValueError(f"tvo: betas must rise from 0 to 1, got {list(betas)}")
-    points = torch.tensor(betas, dtype=log_w.dtype, device=log_w.device)
-    at = points[1:] if upper else points[:-1]
-    means = ((at.view(-1, 1, 1) * log_w).softmax(1) * log_w).sum(1)
-    return (points.diff().unsqueeze(-1) * means).sum(0)
+    # Point by point: a tensor of them would be copied to the device at each step.
+    parts = [
+        (high - low) * (((high if upper else low) * log_w).softmax(0) * log_w).sum(0) for low, high in pairwise(betas)
+    ]
+    return torch.stack(parts).sum(0)
 
 
 def tvo_schedule(partitions: int, first: float) -> list[float]:
