@@ -18,6 +18,7 @@ LEVELS = {
     "hmc": 0,
     "datasets": 0,
     "replicas": 0,
+    "compiler": 0,
     "runtime": 0,
     "priors": 1,
     "model": 1,
