@@ -142,7 +142,8 @@ class Case:
             for compiled, way in ((False, ""), (True, COMPILED)) if bench.compiled else ((False, ""),):
                 loop = HandWritten(loops[precision].floor, data, 1, bench.batch, precision, compiled)
                 candidates[HAND + way + suffix] = returning(amount, lambda loop=loop: loop.evaluate(k, rows))
-                work = evaluation(self._experiment(bench, bench.batch, precision), data, k, precision, compiled)
+                words = [f"estimator.k={k}", f"precision={precision}", f"compile={str(compiled).lower()}"]
+                work = evaluation(self._experiment(bench, bench.batch, precision), data, words)
                 candidates[OURS + way + suffix] = returning(amount, work)
         if self.in_pythae and pythae_is_installed():
             candidates[PYTHAE] = returning(*_pythae().evaluation(binary(hand.probabilities), k))
@@ -168,11 +169,8 @@ def _pythae() -> ModuleType:
 PRECISIONS = {"float32": "", "bf16": ", bf16"}
 
 
-def evaluation(
-    experiment: Experiment, data: Tensor, k: int, precision: str, compiled: bool = False
-) -> Callable[[], Tensor]:
-    """Return what ``vaebench evaluate RUN estimator=iwae`` does with the images ``data``: their numbers."""
-    words = ["estimator=iwae", f"estimator.k={k}", f"precision={precision}", f"compile={str(compiled).lower()}"]
+def evaluation(experiment: Experiment, data: Tensor, words: Sequence[str]) -> Callable[[], Tensor]:
+    """Return what ``vaebench evaluate RUN <words>`` does with the images ``data``: their numbers."""
     config = for_evaluation(experiment.config, [*words, f"device={experiment.device}", "progress=false"])
     numbers = Numbers(replace(experiment, config=config, data=replace(experiment.data, test=data)))
     return lambda: numbers.of(Task(0, 0, len(data)))

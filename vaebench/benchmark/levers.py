@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from vaebench import runtime
-from vaebench.benchmark.cases import Bench, grey_images
+from vaebench.benchmark.cases import EVALUATED_IMAGES, Bench, evaluation, grey_images
 from vaebench.benchmark.cost import take
 from vaebench.benchmark.measure import seconds_of, side_by_side
 from vaebench.benchmark.report import table
@@ -38,13 +38,15 @@ class Lever:
 
     name: str
     words: Sequence[str]
-    """What follows ``vaebench train``, before and after."""
+    """What follows ``vaebench train``, or ``vaebench evaluate RUN``, before and after."""
     before: Sequence[str] = ()
     """Settings without the lever."""
     after: Sequence[str] = ()
     """Settings with it."""
     plain: Callable[[], AbstractContextManager[object]] = nullcontext
     """Puts the plain way in its place, for what is no setting."""
+    evaluates: bool = False
+    """Whether an evaluation of 100 images takes the place of the step."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Gain:
     name: str
     settings: str
     before: float
-    """Milliseconds for a step of all updates, pixels drawn."""
+    """Milliseconds for a step of all updates, pixels drawn, or for an evaluation."""
     after: float
     ratio: float
     """Median over rounds of how many times more steps there are with the lever."""
@@ -104,15 +106,23 @@ LEVERS = [
         ["decoder=iwhvi"],
         plain=lambda: patch.dict(ACTIVATIONS, softplus=F.softplus),
     ),
+    Lever(
+        "a compiled p(x, z)",
+        ["estimator=iwae", "estimator.k=80", "precision=bf16"],
+        before=["compile=false"],
+        after=["compile=true"],
+        evaluates=True,
+    ),
 ]
 
 
 def gain(lever: Lever, bench: Bench) -> Gain:
     """Measure a step with the lever and without it, in turn, and profile both."""
     runtime.set_threads(bench.threads)
+    made = _evaluation if lever.evaluates else _step
     steps = {
-        "before": _step([*lever.words, *lever.before], bench, lever.plain),
-        "after": _step([*lever.words, *lever.after], bench, nullcontext),
+        "before": made([*lever.words, *lever.before], bench, lever.plain),
+        "after": made([*lever.words, *lever.after], bench, nullcontext),
     }
     for step in steps.values():
         step()
@@ -145,6 +155,18 @@ def _step(words: Sequence[str], bench: Bench, way: Callable[[], AbstractContextM
     def step() -> None:
         with way():
             take(shares, run.data.observe(raw, generator), settings)
+
+    return step
+
+
+def _evaluation(words: Sequence[str], bench: Bench, way: Callable[[], AbstractContextManager[object]]) -> Step:
+    """Return a function that evaluates images under fresh weights."""
+    run = build(compose([f"device={bench.device}", f"trainer.threads={bench.threads}", "trainer.progress=false"]))
+    numbers = evaluation(run, grey_images(EVALUATED_IMAGES), words)
+
+    def step() -> None:
+        with way():
+            numbers()
 
     return step
 
