@@ -70,7 +70,8 @@ def measured(work: str, k: int, words: Sequence[str] = (), images: int | None = 
 
 def _evaluating(experiment: Experiment, k: int, images: int) -> Callable[[], object]:
     config = experiment.config
-    few = replace(experiment, config=replace(config, estimator=replace(config.estimator, k=k)))
+    # A compiler would be one more thing that is loaded once.
+    few = replace(experiment, config=replace(config, estimator=replace(config.estimator, k=k, compile=False)))
     numbers = Numbers(few)
     return lambda: numbers.of(Task(0, 0, images))
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -255,6 +254,8 @@ class Activity:
 
         With them, the chance that any of the D coordinates below the threshold is counted is below ``MISCOUNTED``.
         """
+        from scipy.special import stdtrit  # here: a training's first step must not wait a quarter of a second for it
+
         return float(stdtrit(self.images - 1, 1 - MISCOUNTED / len(self.variance)))
 
     def active(self, threshold: float = ACTIVE_VARIANCE) -> Tensor:

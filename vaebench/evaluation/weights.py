@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vaebench.bounds import LogMeanExp
 
-__all__ = ["RELIABLE", "WeightSummary", "effective_sample_size", "pareto_k", "tail_length"]
+__all__ = ["RELIABLE", "WAITING", "WeightSummary", "effective_sample_size", "pareto_k", "tail_length"]
 
 RELIABLE = 0.7
 """The largest k-hat with which the mean of the weights is to be relied on, for some thousands of samples."""
@@ -19,6 +19,8 @@ FEWEST = 5
 """Weights in a tail that can be fitted."""
 LEAST_SPREAD = 1e-12
 """Of the tail, relative to the largest weight: weights that differ by less are equal, but for rounding."""
+WAITING = 200
+"""Weights of an image that wait until the largest of all are looked for."""
 PRIOR_WEIGHTS, PRIOR_K = 10, 0.5
 """The tail is fitted as if so many further weights had shown such a k."""
 
@@ -41,12 +43,11 @@ class WeightSummary:
 
     def add(self, log_w: Tensor) -> None:
         """Take in log weights, (K_chunk, B)."""
-        log_w = log_w.double()
         self._mean.add(log_w)
-        self._square.add(2 * log_w)
+        self._square.add(2 * log_w.double())
         self._largest.append(log_w)
-        # Not at each chunk: to look for the largest takes as long as a network over so many images.
-        if sum(map(len, self._largest)) > 4 * self._kept:
+        # Not at each chunk: to look for the largest takes longer than to add the others up.
+        if sum(map(len, self._largest)) > self._kept + WAITING:
             self._largest = [self._tail()]
 
     def log_mean(self) -> Tensor:
@@ -65,7 +66,7 @@ class WeightSummary:
 
     def _tail(self) -> Tensor:
         """Return the largest weights so far, (M + 1, B), falling; fewer where there are fewer."""
-        by_image = torch.cat(self._largest).T.contiguous()
+        by_image = torch.cat([part.T for part in self._largest], 1)
         return by_image.topk(min(self._kept, by_image.shape[1]), 1).values.T
 
 
