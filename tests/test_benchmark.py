@@ -167,7 +167,7 @@ def test_levers_are_measured_with_the_plain_way_in_their_place(capsys: pytest.Ca
     before, after = one["profile"]["aten::log_sigmoid_forward"]
     assert before > 0
     assert after == 0
-    words[2:5] = ["compiled p", "device=cpu", "threads=1"]
+    words[2:5] = ["compiled p(x", "device=cpu", "threads=1"]
     assert cli.main([*words, "-o", str(kept)]) == 0
     (one,) = json.loads(kept.read_text())["levers"]
     assert one["settings"] == "estimator=iwae estimator.k=80 precision=bf16"
