@@ -66,6 +66,6 @@ def test_the_table_says_how_flat_and_how_linear(monkeypatch: pytest.MonkeyPatch,
     assert cli.main(["bench", "--memory", "device=cpu", "threads=1"]) == 0
     printed = capsys.readouterr().out
     assert {words[2:4] for words in asked} == {("device=cpu", "trainer.threads=1")}
-    assert "tensors 21.0; within 5 % of it; +5.0%" in printed
+    assert "tensors 21.0; the count within 5 % of it; +5.0%" in printed
     assert "if linear; 2.00" in printed
     assert "1/14.8 of it" in printed

@@ -64,8 +64,9 @@ def measured(work: str, k: int, words: Sequence[str] = (), images: int | None = 
     experiment = build(compose([*(["objective=iwae"] if work == TRAINING else []), *common, *words]))
     prepare = {EVALUATING: _evaluating, TRAINING: _training}[work]
     # What is loaded or allocated once, whatever the work, is not the work's.
-    peak_bytes(prepare(experiment, min(k, 50), 1))
-    return added(prepare(experiment, k, images or {EVALUATING: 100, TRAINING: 256}[work]), experiment.device)
+    images = images or {EVALUATING: 100, TRAINING: 256}[work]
+    peak_bytes(prepare(experiment, min(k, 50), images if work == EVALUATING else 1))
+    return added(prepare(experiment, k, images), experiment.device)
 
 
 def _evaluating(experiment: Experiment, k: int, images: int) -> Callable[[], object]:
