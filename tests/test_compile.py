@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vaebench import experiment
 from vaebench.compiler import Compiler, difference
 from vaebench.config import compose, identity
+from vaebench.datasets.sources import user_cache
 from vaebench.errors import UserError
 from vaebench.experiment import build, compiling
 from vaebench.experiment.compiling import compiled_where_it_pays, planned_steps
@@ -290,6 +291,7 @@ def test_a_compiled_run_is_the_plain_run_but_for_rounding_and_goes_on_bitwise(tm
     assert len(bounds[0]) == 10
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-4)
     assert bounds[0] != bounds[1]  # it was compiled
+    assert any((user_cache() / "compiled").iterdir())
     results = [read_results(RunFolder.open(path))[0] for path in (plain, whole)]
     assert results[0].mean == pytest.approx(results[1].mean, rel=1e-4)
     with pytest.raises(GivenUp):

@@ -22,6 +22,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _NUMBERS = count()
 
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+# Looked at before torch does: it sets the variable itself, to a place for temporary files, when an optimiser is made.
+_CACHE_GIVEN = _CACHE in os.environ
+
 
 @dataclass(frozen=True)
 class Compiler:
@@ -30,7 +34,7 @@ class Compiler:
     Args:
         setting: the word by which the user chose to compile.
         tolerance: how far compiled numbers may be from the plain ones by rounding alone: relative, see ``difference``.
-        cache: where compiled kernels are kept for later runs, unless ``TORCHINDUCTOR_CACHE_DIR`` says so.
+        cache: where compiled kernels are kept for later runs, unless ``TORCHINDUCTOR_CACHE_DIR`` said so at the start.
         derivatives: let a graph hold derivatives of its own, as the doubly reparameterised gradient has them. They
             must not be differentiated again: torch would lose that part without a word.
         graphs: replay kernels as CUDA graphs.
@@ -155,7 +159,8 @@ def _compiling(cache: Path) -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     with suppress(OSError):  # a home that cannot be written: torch's own place for temporary files will do
         cache.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        if not _CACHE_GIVEN:
+            os.environ[_CACHE] = str(cache)
     try:
         yield
     finally:
