@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -70,10 +70,8 @@ def measured(work: str, k: int, words: Sequence[str] = (), images: int | None = 
 
 
 def _evaluating(experiment: Experiment, k: int, images: int) -> Callable[[], object]:
-    config = experiment.config
     # A compiler would be one more thing that is loaded once.
-    few = replace(experiment, config=replace(config, estimator=replace(config.estimator, k=k, compile=False)))
-    numbers = Numbers(few)
+    numbers = Numbers(experiment.estimating(k=k, compile=False))
     return lambda: numbers.of(Task(0, 0, images))
 
 

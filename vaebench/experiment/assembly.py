@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,10 @@ class Experiment:
         if reason and total and any(is_curved(target, k) for k in _ks(self.config)):
             return f"gradient reparam is biased here for k > 1, as {reason}; objective.gradient=dreg is not"
         return None
+
+    def estimating(self, **changes: Any) -> "Experiment":
+        """Return the experiment with other settings of its estimator."""
+        return replace(self, config=replace(self.config, estimator=replace(self.config.estimator, **changes)))
 
     def autocast(self, precision: str | None = None) -> AbstractContextManager[Any]:
         """Return the precision of the networks, as a context: that of the training, unless another is given."""

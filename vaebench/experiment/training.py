@@ -216,8 +216,7 @@ def _evaluate_at_end(
     interruption: runtime.Interruption,
 ) -> None:
     if not experiment.config.trainer.compile:
-        settings = replace(experiment.config.estimator, compile=False)
-        experiment = replace(experiment, config=replace(experiment.config, estimator=settings))
+        experiment = experiment.estimating(compile=False)
     records = estimate(experiment, folder, progress.best_epoch, interruption)
     for record in records:
         append_result(folder, record)

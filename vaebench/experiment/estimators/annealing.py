@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -85,11 +85,7 @@ def start_of_chains(experiment: Experiment, word: str) -> tuple[str, Encoder | N
 def annealed(experiment: Experiment) -> Plan:
     """Plan annealed importance sampling, with bidirectional Monte Carlo beside the first few images."""
     given, images, annealing = experiment.config.estimator, chosen(experiment), Annealing.of(experiment)
-
-    @cache
-    def model() -> GenerativeModel:
-        return annealing.model(experiment, len(images.numbers))
-
+    model = cache(partial(annealing.model, experiment, len(images.numbers)))
     certificate = Certificate.of(experiment, annealing, len(images.numbers), model)
 
     def numbers(part: slice) -> Tensor:
@@ -196,9 +192,7 @@ def bidirectional(experiment: Experiment) -> Plan:
 
     images = torch.arange(count)
 
-    @cache
-    def model() -> GenerativeModel:
-        return annealing.model(experiment, count, walks=2)
+    model = cache(partial(annealing.model, experiment, count, walks=2))
 
     @cache
     def pairs() -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The harmonic mean as an estimator: an estimate that is unstable, and says so."""
 
-from functools import cache
+from functools import cache, partial
 
 from torch import Tensor
 
@@ -10,7 +10,6 @@ from vaebench.evaluation.harmonic import HarmonicResult, harmonic_mean_likelihoo
 from vaebench.experiment.assembly import Experiment
 from vaebench.experiment.estimators.annealing import Annealing
 from vaebench.experiment.estimators.plan import Finding, Plan, chosen
-from vaebench.model import GenerativeModel
 
 __all__ = ["harmonic"]
 
@@ -22,9 +21,7 @@ def harmonic(experiment: Experiment) -> Plan:
         raise UserError("estimator.draws must be at least 1, and estimator.burn_in 0 or more")
     own = {"draws": given.draws, "burn_in": given.burn_in}
 
-    @cache
-    def model() -> GenerativeModel:
-        return annealing.model(experiment, len(images.numbers))
+    model = cache(partial(annealing.model, experiment, len(images.numbers)))
 
     def numbers(part: slice) -> Tensor:
         with annealing.seeded(part):

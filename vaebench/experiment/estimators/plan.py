@@ -3,7 +3,7 @@ what is reported of them."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -79,8 +79,7 @@ def repeated(experiment: Experiment, repeat: int) -> Experiment:
         return experiment
     settings = experiment.config.estimator
     own = runtime.derived_seed(settings.seed, "repeat", repeat) % 2**32
-    settings = replace(settings, seed=own, image_seed=_image_seed(experiment))
-    return replace(experiment, config=replace(experiment.config, estimator=settings))
+    return experiment.estimating(seed=own, image_seed=_image_seed(experiment))
 
 
 def at_a_time(experiment: Experiment, batch: int, left: int) -> int:
