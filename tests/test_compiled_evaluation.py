@@ -201,7 +201,6 @@ CASES = {
     "iwae, bf16": ["estimator=iwae", "estimator.k=50", "estimator.images=20", "estimator.batch=10", "precision=bf16"],
     "ais": ["estimator=ais", "estimator.temperatures=20", "estimator.images=12", "estimator.batch=6"],
     "bdmc": ["estimator=bdmc", "estimator.temperatures=20", "estimator.images=12"],
-    "harmonic": ["estimator=harmonic", "estimator.temperatures=20", "estimator.images=12", "estimator.draws=16"],
 }
 
 

@@ -44,11 +44,9 @@ def one_step(choice: Path) -> list[str]:
         words += ["dataset=mnist5k", "dataset.split=default", "k=2"]
     if name == "diwhvi":
         words += ["encoder=iwhvi", "estimator.inner_k=2"]
-    if name in ("ais", "bdmc", "harmonic"):
+    if name in ("ais", "bdmc"):
         words.remove("estimator.k=2")
         words += ["estimator.temperatures=30", "estimator.leapfrog=2"]
-    if name == "harmonic":
-        words += ["estimator.draws=16", "estimator.burn_in=1"]
     if name == "gaps":
         words += ["estimator.draws=4", "estimator.steps=2", "estimator.fit_draws=2"]
     return words

@@ -3,12 +3,11 @@
 import pytest
 import torch
 from torch import Tensor
-from toys import AffineGaussian, LinearGaussian, exact_gaussian, linear_gaussian, one_image
+from toys import AffineGaussian, LinearGaussian, linear_gaussian
 
 import vaebench
 from vaebench.bounds import harmonic_mean
 from vaebench.encoders import GaussianEncoder
-from vaebench.evaluation.harmonic import harmonic_mean_likelihood
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -68,37 +67,3 @@ def test_control_importance_sampling_has_no_such_trouble():
     assert sampled.abs().mean() < 0.4
     assert abs(sampled.mean()) < 0.1
     assert errors(3.0, 4_000).mean() > 0.1
-
-
-@pytest.mark.parametrize(("width", "high"), [(0.7, False), (None, True)])
-def test_chains_find_what_exact_draws_find(width: float | None, high: bool):
-    model = narrow()
-    x, _ = linear_gaussian().simulate(12)
-    initial = None if width is None else of_posterior(model, width)
-    found = harmonic_mean_likelihood(model, x, initial, 300, burn_in=10, temperatures=40, leapfrog=4, seed=0)
-    error = (found.log_likelihood - model.log_evidence(x)).mean()
-    assert error > 1.5 if high else abs(error) < 0.3
-    assert bool(found.largest_share.mean() > 0.05) is high
-    assert 0.4 < found.acceptance.mean() < 0.95
-
-
-def test_the_exact_posterior_is_exact():
-    model, x = linear_gaussian(), one_image(4)
-    found = harmonic_mean_likelihood(model, x, exact_gaussian(), 30, temperatures=2, chains=3, leapfrog=2, seed=0)
-    assert (found.log_likelihood - model.log_evidence(x)).abs().max() < 1e-10
-    assert found.ess.tolist() == pytest.approx([30] * 4)
-    assert found.largest_share.tolist() == pytest.approx([1 / 30] * 4)
-
-
-def test_it_belongs_to_its_images():
-    model, (x, _) = linear_gaussian(), linear_gaussian().simulate(4)
-    settings = {"draws": 20, "temperatures": 5, "chains": 3, "leapfrog": 2, "seed": 1}
-    whole = harmonic_mean_likelihood(model, x, **settings)  # pyright: ignore[reportArgumentType]
-    order = torch.tensor([2, 0])
-    part = harmonic_mean_likelihood(model, x[order], images=order, **settings)  # pyright: ignore[reportArgumentType]
-    assert torch.allclose(whole.rows()[:, order], part.rows(), atol=1e-9)
-
-
-def test_wrong_numbers_are_refused():
-    with pytest.raises(ValueError, match="draws must be at least 1"):
-        harmonic_mean_likelihood(linear_gaussian(), one_image(2), draws=0)

@@ -1,4 +1,4 @@
-"""The sandwich, the certificate of annealing and the harmonic mean, as a user meets them."""
+"""The sandwich and the certificate of annealing, as a user meets them."""
 
 from pathlib import Path
 
@@ -164,16 +164,3 @@ def test_bidirectional_monte_carlo_certifies_annealing(runs: dict[str, Path], ca
     assert bare.note == ""
     with pytest.raises(UserError, match=r"estimator\.bdmc"):
         experiment.evaluate(runs["gaussian"], [*words, "estimator.bdmc=1"])
-
-
-def test_the_harmonic_mean_says_what_it_is(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]):
-    words = ["estimator=harmonic", "estimator.images=6", "estimator.draws=40", "estimator.burn_in=2", *SHORT, *QUIET]
-    (record,) = experiment.evaluate(runs["gaussian"], words)
-    assert record.direction == "estimate"
-    line, note = capsys.readouterr().out.splitlines()[-2:]
-    assert line.startswith("test log p(x) ~ -")
-    assert "(estimate, harmonic mean, draws=40, burn_in=2," in line
-    assert note.strip().startswith("unstable: ")
-    assert 1 / 40 <= record.extra["largest_share"] <= 1
-    with pytest.raises(UserError, match=r"estimator\.draws"):
-        experiment.evaluate(runs["gaussian"], [*words, "estimator.draws=0"])

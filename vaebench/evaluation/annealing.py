@@ -14,7 +14,7 @@ Shapes: N chains first, B images, D latent coordinates; T temperatures between 0
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -262,8 +262,6 @@ class Route:
     scale: Tensor
     """(B, D)."""
     leapfrog: int
-    last_step: Tensor
-    """At the target, before it is varied, (B,)."""
 
     @classmethod
     def surveyed(
@@ -272,25 +270,12 @@ class Route:
         """Send out a pilot, and lay the temperatures and the steps by what it found."""
         pilot = explore(path, draw, leapfrog, temperatures)
         betas = spaced(schedule, temperatures, pilot)
-        last = pilot.log_steps[-1].exp()
-        return cls(path, draw, betas, pilot.steps(betas), pilot.scale, leapfrog, last)
+        return cls(path, draw, betas, pilot.steps(betas), pilot.scale, leapfrog)
 
     def forward(self, chains: int) -> Walk:
         """Walk from the initial density to the target: E[w] = Z_1 / Z_0."""
         move = Hamiltonian(self.path, self.steps, self.scale, self.leapfrog)
         return anneal(self.path, self.betas, self.draw(chains), move)
-
-    def stay(self, position: Tensor, transitions: int) -> Iterator[tuple[Ends, Tensor]]:
-        """Go on at the target from ``position``, (N, B, D): yield where each transition leads, and its acceptance."""
-        path = self.path
-        # As along the way, steps of one size have to vary a little.
-        factors = 0.8 + 0.4 * (torch.arange(transitions, dtype=torch.float64) * GOLDEN).frac()
-        ends, beta = path.ends(position), torch.ones_like(self.last_step)
-        middle = self.last_step.unsqueeze(-1) * self.scale
-        for factor in factors.tolist():
-            state, acceptance = hmc.transition(path.at(beta), ends.at(beta), factor * middle, self.leapfrog)
-            ends = path.ends(state.position)
-            yield ends, acceptance
 
     def backward(self, exact: Tensor, chains: int) -> Walk:
         """Walk from ``exact``, one draw from the target for each image, (B, D), back: E[w] = Z_0 / Z_1."""

@@ -2,7 +2,6 @@
 
 from vaebench.experiment.estimators.annealing import annealed, bidirectional
 from vaebench.experiment.estimators.gaps import inference_gaps
-from vaebench.experiment.estimators.harmonic import harmonic
 from vaebench.experiment.estimators.importance import importance_weighted
 from vaebench.experiment.estimators.plan import Estimator, Finding, Plan, at_a_time, repeated
 from vaebench.experiment.estimators.sandwich import sandwiched
@@ -14,7 +13,6 @@ ESTIMATORS: dict[str, Estimator] = {
     "ais": annealed,
     "bdmc": bidirectional,
     "gaps": inference_gaps,
-    "harmonic": harmonic,
     "iwae": importance_weighted,
     "sandwich": sandwiched,
 }
