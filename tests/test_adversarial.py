@@ -17,18 +17,19 @@ from toys import ConstantDecoder, Mean, linear_gaussian, one_image
 from vaebench import bounds, experiment, noise
 from vaebench.config import Config, compose, run_folder
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders import AdversarialEncoder, Direction, Encoder
+from vaebench.encoders.adversarial import AdversarialEncoder
+from vaebench.encoders.base import Direction, Encoder
 from vaebench.errors import UserError
-from vaebench.evaluation import log_likelihood, log_likelihoods
-from vaebench.experiment.losses import BoundLoss, PlayerLoss
-from vaebench.experiment.story import header
+from vaebench.estimators.importance import log_likelihood, log_likelihoods
+from vaebench.evaluate.run import evaluate
 from vaebench.gradients import GradientEstimator, is_curved
 from vaebench.model import GenerativeModel
-from vaebench.nets import MLP, AdditiveMLP
 from vaebench.nets.adversarial import BasisSampler, LogRatio, NoiseFedSampler, RatioNetwork, Sampler
+from vaebench.nets.trunks import MLP, AdditiveMLP
 from vaebench.objective import Objective, evidence, weigh
 from vaebench.priors import StandardNormalPrior
 from vaebench.records import RunFolder, read_metrics, read_results
+from vaebench.records.checkpoint import Checkpoints
 from vaebench.selftest.oracles.adversarial import (
     DUAL_LOSS,
     SETTINGS,
@@ -44,8 +45,10 @@ from vaebench.selftest.oracles.adversarial import (
 from vaebench.selftest.oracles.finite import PRIOR, Likelihood
 from vaebench.selftest.oracles.scalar import GAUSSIAN, IMAGE, Named, exact_gradient
 from vaebench.selftest.oracles.scalar import model as scalar_model
-from vaebench.training.checkpoint import Checkpoints
-from vaebench.training.update import Settings, Update
+from vaebench.train.header import header
+from vaebench.train.losses import AuxiliaryUpdateLoss, BoundLoss
+from vaebench.train.session import train
+from vaebench.train.update import Settings, Update
 
 
 @pytest.fixture
@@ -272,8 +275,8 @@ def test_each_loss_moves_its_own_parameters_and_no_others(adaptive_contrast: boo
         assert parameter.grad.abs().sum() > 0, name
     encoder.zero_grad()
     model.zero_grad()
-    player = encoder.players()["discriminator"]
-    PlayerLoss(player)(x, SETTINGS).value.backward()
+    player = encoder.auxiliary_losses()["discriminator"]
+    AuxiliaryUpdateLoss(player)(x, SETTINGS).value.backward()
     assert {id(p) for p in player.parameters} == {id(p) for p in encoder.discriminator.parameters()}
     assert all(p.grad is None for p in [*encoder.sampler.parameters(), *model.parameters()])
     for name, parameter in encoder.discriminator.named_parameters():
@@ -554,7 +557,7 @@ def same(one: Any, other: Any) -> bool:
 @FAMILY
 def test_what_a_run_says(family: str, configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]):
     """The estimate is called one; the likelihood is a bound, by a proposal that is named; both can be had."""
-    folder = experiment.train(configure(family, "trainer.kl_warmup=1"))
+    folder = train(configure(family, "trainer.kl_warmup=1"))
     shown = capsys.readouterr().out
     assert "log q(z|x) by a learned estimate" in shown
     assert "likelihoods by GaussianEncoder, log q(z|x) exact" in shown
@@ -565,7 +568,7 @@ def test_what_a_run_says(family: str, configure: Callable[..., Config], capsys: 
     assert {"train/bound_estimate", "train/kl_estimate", "train/objective_estimate"} <= keys
     assert {"discriminator/accuracy", "discriminator/ratio_min", "discriminator/ratio_max"} <= keys
     assert not {"train/bound", "train/kl", "train/objective"} & keys
-    experiment.evaluate(folder, ["estimator.proposal=own"])
+    evaluate(folder, ["estimator.proposal=own"])
     shown = capsys.readouterr().out
     assert "test log p(x) ~ -" in shown
     assert "(estimate, IWAE, k=3, proposal=AdversarialEncoder" in shown
@@ -578,8 +581,8 @@ def test_a_resumed_run_is_bitwise_the_same(
 ):
     """Stopped between two optimisers' steps; both optimisers' states and every generator are in the checkpoint."""
     overrides = ["encoder.discriminator_steps=2", "encoder.discriminator_lr=3e-3"]
-    whole = experiment.train(configure(family, *overrides))
-    again = experiment.train(configure(family, *overrides, folder="again"))
+    whole = train(configure(family, *overrides))
+    again = train(configure(family, *overrides, folder="again"))
     mine = configure(family, *overrides, folder="resumed")
     taken, step = [0], Update.step
 
@@ -592,9 +595,9 @@ def test_a_resumed_run_is_bitwise_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(Update, "step", counting)
         with pytest.raises(SystemExit):
-            experiment.train(mine)
+            train(mine)
     assert state(run_folder(mine))["progress"]["step"] == 3
-    resumed = experiment.train(mine)
+    resumed = train(mine)
     assert same(state(whole), state(again))
     assert same(state(whole), state(resumed))
     results = [read_results(RunFolder(folder))[0].mean for folder in (whole, again, resumed)]
@@ -612,7 +615,7 @@ def test_the_discriminator_follows_the_main_schedule(configure: Callable[..., Co
     settings = ["optimizer.schedule=cosine", "optimizer.final_lr=1e-4", "encoder.discriminator_lr=1e-2"]
     groups = {
         name: optimizer["param_groups"][0]["lr"]
-        for name, optimizer in state(experiment.train(configure("avb", *settings)))["optimizers"].items()
+        for name, optimizer in state(train(configure("avb", *settings)))["optimizers"].items()
     }
     assert groups["discriminator"] == pytest.approx(10 * groups["main"])
 

@@ -29,14 +29,14 @@ from toys import (
 )
 
 import vaebench
-from vaebench import experiment, hmc
+from vaebench import hmc
 from vaebench.bounds import log_mean_exp
 from vaebench.config import compose
-from vaebench.encoders import Direction, Encoder, GaussianEncoder
+from vaebench.encoders.base import Direction, Encoder
+from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.errors import RunFailed, UserError
-from vaebench.evaluation import PerImage
-from vaebench.evaluation.ais import WIDENING, AISResult, ais, has_density, moment_matched, refuse_unmixed, starting
-from vaebench.evaluation.annealing import (
+from vaebench.estimators.ais import WIDENING, AISResult, ais, has_density, moment_matched, refuse_unmixed, starting
+from vaebench.estimators.annealing import (
     SCHEDULES,
     Ends,
     Path,
@@ -49,9 +49,12 @@ from vaebench.evaluation.annealing import (
     sigmoid,
     spaced,
 )
+from vaebench.estimators.importance import PerImage
+from vaebench.evaluate.run import evaluate
 from vaebench.records import RunFolder, read_results
 from vaebench.runtime import derived_seed
 from vaebench.selftest.oracles.annealing import bridge, exact_move, expected_log_weight, hmc_move, shared
+from vaebench.train.session import train
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -516,7 +519,7 @@ def test_chains_that_stop_half_way_are_seen():
 def run(tmp_path_factory: pytest.TempPathFactory, default_data_dir: FilePath) -> FilePath:
     """Return a run folder of a model that has seen one batch."""
     words = [*ONE_STEP, f"output_dir={tmp_path_factory.mktemp('runs')}", f"data_dir={default_data_dir}"]
-    return experiment.train(compose([*words, "trainer.evaluate=false"]))
+    return train(compose([*words, "trainer.evaluate=false"]))
 
 
 QUICK = ["estimator.temperatures=20", "estimator.chains=4", "estimator.leapfrog=2", "progress=false", "device=cpu"]
@@ -531,7 +534,7 @@ def _float32(float64: None) -> None:
 
 @pytest.mark.usefixtures("_float32")
 def test_a_run_is_evaluated_and_the_line_says_how(run: FilePath, capsys: pytest.CaptureFixture[str]):
-    (record,) = experiment.evaluate(run, ["estimator=ais", "estimator.images=6", *QUICK])
+    (record,) = evaluate(run, ["estimator=ais", "estimator.images=6", *QUICK])
     assert (record.estimator, record.direction, record.k, record.n_images) == ("AIS", "lower_bound", None, 6)
     assert record.settings == {
         "temperatures": 20,
@@ -548,7 +551,7 @@ def test_a_run_is_evaluated_and_the_line_says_how(run: FilePath, capsys: pytest.
     assert 0.2 < record.extra["acceptance"] < 0.99
     assert 1 <= record.extra["ess"] <= 4
     assert record in read_results(RunFolder(run))
-    (other,) = experiment.evaluate(run, ["estimator=iwae", "estimator.images=6", "estimator.k=500", *QUICK[3:]])
+    (other,) = evaluate(run, ["estimator=iwae", "estimator.images=6", "estimator.k=500", *QUICK[3:]])
     assert other.protocol == record.protocol
     assert abs(other.mean - record.mean) < 1
 
@@ -557,10 +560,10 @@ def test_a_run_is_evaluated_and_the_line_says_how(run: FilePath, capsys: pytest.
 @pytest.mark.parametrize("word", ["encoder", "moments"])
 def test_an_interrupted_evaluation_goes_on(run: FilePath, word: str, monkeypatch: pytest.MonkeyPatch):
     words = ["estimator=ais", "estimator.images=6", "estimator.batch=2", f"estimator.initial={word}", *QUICK]
-    (whole,) = experiment.evaluate(run, [*words, "estimator.seed=1"])
+    (whole,) = evaluate(run, [*words, "estimator.seed=1"])
     assert whole.settings["initial"] == word
     (stored,) = [path for path in (run / "evaluations").iterdir() if path.stat().st_mtime_ns == _newest(run)]
-    from vaebench.experiment.estimators import annealing as estimators
+    from vaebench.evaluate import annealing as estimators
 
     asked = []
 
@@ -570,7 +573,7 @@ def test_an_interrupted_evaluation_goes_on(run: FilePath, word: str, monkeypatch
 
     monkeypatch.setattr(estimators, "ais", counted)
     _forget(stored, 4)
-    (again,) = experiment.evaluate(run, [*words, "estimator.seed=1"])
+    (again,) = evaluate(run, [*words, "estimator.seed=1"])
     assert asked == [2]
     assert again.mean == whole.mean
     assert again.extra["bdmc_gap"] == whole.extra["bdmc_gap"]
@@ -608,7 +611,7 @@ def _forget(stored: FilePath, kept: int) -> None:
 )
 def test_wrong_settings(run: FilePath, word: str, message: str):
     with pytest.raises(UserError, match=message):
-        experiment.evaluate(run, ["estimator=ais", *QUICK[3:], word])
+        evaluate(run, ["estimator=ais", *QUICK[3:], word])
 
 
 @pytest.mark.usefixtures("_float32")
@@ -616,7 +619,7 @@ def test_wrong_settings_are_refused_before_the_training(tmp_path: FilePath, defa
     words = [word for word in ONE_STEP if word != "estimator.k=2"]
     words += ["estimator=ais", "estimator.initial=foo", f"output_dir={tmp_path}", f"data_dir={default_data_dir}"]
     with pytest.raises(UserError, match=r"estimator\.initial"):
-        experiment.train(compose(words))
+        train(compose(words))
     assert list(tmp_path.iterdir()) == []
 
 

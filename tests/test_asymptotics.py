@@ -8,7 +8,7 @@ from torch import Tensor
 from toys import Mean, WithoutOwnPsi
 
 from vaebench import bounds
-from vaebench.encoders import Encoder
+from vaebench.encoders.base import Encoder
 from vaebench.objective import Objective
 from vaebench.selftest.oracles.scalar import (
     GAUSSIAN,

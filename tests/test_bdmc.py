@@ -10,13 +10,14 @@ from torch import Tensor
 from toys import Mean, gaussian, learned, linear_gaussian
 
 import vaebench
-from vaebench import experiment
 from vaebench.config import compose
-from vaebench.encoders import Encoder
+from vaebench.encoders.base import Encoder
 from vaebench.errors import RunFailed, UserError
-from vaebench.evaluation.annealing import anneal, linear
-from vaebench.evaluation.bdmc import bdmc, simulated
+from vaebench.estimators.annealing import anneal, linear
+from vaebench.estimators.bdmc import bdmc, simulated
+from vaebench.evaluate.run import evaluate
 from vaebench.selftest.oracles.annealing import bridge, exact_move, expected_log_weight, hmc_move, shared
+from vaebench.train.session import train
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -156,9 +157,9 @@ def test_chains_that_did_not_mix_are_refused_on_either_way():
 def test_a_run_gets_two_records(tmp_path: FilePath, default_data_dir: FilePath, capsys: pytest.CaptureFixture[str]):
     torch.set_default_dtype(torch.float32)
     words = [*ONE_STEP, f"output_dir={tmp_path}", f"data_dir={default_data_dir}", "trainer.evaluate=false"]
-    run = experiment.train(compose(words))
+    run = train(compose(words))
     quick = ["estimator.temperatures=20", "estimator.chains=4", "estimator.leapfrog=2", "progress=false", "device=cpu"]
-    lower, upper = experiment.evaluate(run, ["estimator=bdmc", "estimator.images=6", *quick])
+    lower, upper = evaluate(run, ["estimator=bdmc", "estimator.images=6", *quick])
     assert (lower.direction, upper.direction) == ("lower_bound", "upper_bound")
     assert (lower.estimator, lower.split, lower.n_images) == ("BDMC", "simulated", 6)
     assert upper.mean - lower.mean == pytest.approx(lower.extra["gap"])
@@ -166,11 +167,11 @@ def test_a_run_gets_two_records(tmp_path: FilePath, default_data_dir: FilePath, 
     assert lines[0].startswith("simulated log p(x) >= -")
     assert lines[1].startswith("simulated log p(x) <= -")
     # A second time, from what is kept: the same numbers, and still both of them.
-    again = experiment.evaluate(run, ["estimator=bdmc", "estimator.images=6", *quick])
+    again = evaluate(run, ["estimator=bdmc", "estimator.images=6", *quick])
     assert [record.mean for record in again] == [lower.mean, upper.mean]
     assert len((run / "results.json").read_text().split('"estimator": "BDMC"')) == 3
     with pytest.raises(UserError, match=r"estimator\.images"):
-        experiment.evaluate(run, ["estimator=bdmc", "estimator.images=null", *quick])
+        evaluate(run, ["estimator=bdmc", "estimator.images=null", *quick])
 
 
 def test_the_name_is_public():

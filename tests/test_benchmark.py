@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from benchmark import cases
+from benchmark.baselines import GaussianFloor, HandWritten, binary
+from benchmark.cases import CASES, Bench, Case, counted, grey_images
+from benchmark.measure import Timing
+from benchmark.report import run, shown
 
 from vaebench import cli
-from vaebench.benchmark import CASES, Bench, Case, cases, run
-from vaebench.benchmark.cases import counted, grey_images
-from vaebench.benchmark.floors import GaussianFloor, HandWritten, binary
-from vaebench.benchmark.measure import Timing
-from vaebench.benchmark.report import shown
 from vaebench.config import compose
 from vaebench.errors import UserError
 from vaebench.experiment import build
@@ -80,7 +80,7 @@ def test_the_command_prints_the_table_and_writes_it(
 @pytest.fixture
 def pythae():
     pytest.importorskip("pythae")
-    from vaebench.benchmark import pythae
+    from benchmark import pythae
 
     return pythae
 
@@ -124,7 +124,7 @@ def test_pythae_trains_and_evaluates_the_same_networks(k: int, pythae: Any, tmp_
 
 def test_a_pythae_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cases, "pythae_is_installed", lambda: True)
-    monkeypatch.setitem(sys.modules, "vaebench.benchmark.pythae", None)
+    monkeypatch.setitem(sys.modules, "benchmark.pythae", None)
     bench = Bench(torch.device("cpu"), threads=1, batch=4, seconds=0.001, rounds=1)
     with pytest.raises(UserError, match="pip install pythae"):
         run(IN_PYTHAE[:1], bench, lambda name: None)

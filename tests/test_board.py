@@ -19,8 +19,8 @@ from made_runs import made_run
 
 from vaebench.cli import main
 from vaebench.cli.board import chosen_folders, logdir
-from vaebench.experiment.training import CHARTS
 from vaebench.records import Recorder, RunFolder
+from vaebench.train.session import CHARTS
 
 SECONDS = 60
 

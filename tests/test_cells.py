@@ -20,7 +20,7 @@ from toys import (
 )
 
 from vaebench import bounds, noise
-from vaebench.encoders import HierarchicalEncoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.objective import evidence
 
 pytestmark = pytest.mark.usefixtures("float64")

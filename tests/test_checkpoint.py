@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from vaebench.errors import UserError
-from vaebench.training.checkpoint import Checkpoints, _sealed
+from vaebench.records.checkpoint import Checkpoints, _sealed
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class FakeCore(types.ModuleType):
-    """Stands where the package that needs torch stands, and keeps what it was asked to do."""
+class FakeCore:
+    """Takes the place of training and evaluation, and records the calls."""
 
     def __init__(self) -> None:
-        super().__init__("fake core")
         self.trained: list[Config] = []
         self.commands: list[list[str]] = []
         self.resumed: list[Path] = []
@@ -60,7 +58,9 @@ class FakeCore(types.ModuleType):
 @pytest.fixture
 def core(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCore:
     fake = FakeCore()
-    monkeypatch.setattr("vaebench.cli.core.core", lambda: fake)
+    monkeypatch.setattr("vaebench.train.session.train", fake.train)
+    monkeypatch.setattr("vaebench.train.session.resume", fake.resume)
+    monkeypatch.setattr("vaebench.evaluate.run.evaluate", fake.evaluate)
     return fake
 
 
@@ -366,7 +366,7 @@ def test_evaluate_every_run_below_a_folder(core: FakeCore, folder: Path, capfd: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "which run?"),
+        ("", "missing RUN"),
         ("nowhere", "nowhere"),
         (".", "not a run folder"),
         ("run k=3", "unknown key k (did you mean 'estimator.k'?)"),

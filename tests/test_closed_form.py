@@ -18,8 +18,10 @@ from toys import (
 )
 
 from vaebench import bounds
-from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder
-from vaebench.evaluation import log_likelihood
+from vaebench.encoders.base import Encoder
+from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
+from vaebench.estimators.importance import log_likelihood
 from vaebench.objective import evidence
 
 pytestmark = pytest.mark.usefixtures("float64")

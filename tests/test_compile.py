@@ -9,20 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaebench import experiment
 from vaebench.compiler import Compiler, difference
 from vaebench.config import compose, identity
 from vaebench.datasets.sources import user_cache
-from vaebench.errors import UserError
-from vaebench.experiment import build, compiling
-from vaebench.experiment.compiling import compiled_where_it_pays, planned_steps
-from vaebench.experiment.training import plan_of, updates
+from vaebench.errors import GivenUp, UserError
+from vaebench.experiment import build
 from vaebench.records import RunFolder, read_metrics, read_results
-from vaebench.training.checkpoint import Checkpoints
-from vaebench.training.compiled import Compiled, LossFunction
-from vaebench.training.counting import Count
-from vaebench.training.trainer import GivenUp
-from vaebench.training.update import Loss, Settings, Update
+from vaebench.records.checkpoint import Checkpoints
+from vaebench.train.compile import STEPS_TO_PAY, Compiled, LossFunction, compiled_where_it_pays, planned_steps
+from vaebench.train.session import train
+from vaebench.train.update import Loss, Settings, Update
+from vaebench.train.updates import plan_of, updates
 
 SMALL = ["latent_dim=3", "decoder.hidden=[8]", "device=cpu", "trainer.threads=1", "trainer.progress=false"]
 TRACED = 1e-5
@@ -214,59 +211,22 @@ def test_planned_steps_follow_the_schedules():
     }
 
 
-def decided(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[bool, int]:
-    """Return whether the main loss would be compiled, and how often work was counted to know it."""
-    counts: list[Settings] = []
-    measured = compiling.measured
-
-    def counted(*arguments: object) -> Count:
-        counts.append(arguments[2])  # pyright: ignore[reportArgumentType]
-        return measured(*arguments)  # pyright: ignore[reportArgumentType]
-
-    monkeypatch.setattr(compiling, "measured", counted)
+def decided(*words: str) -> bool:
+    """Return whether the main loss would be compiled at the end of training."""
     run = build(compose([*words, *SMALL]))
     (update, *_) = compiled_where_it_pays(run, updates(run), plan_of(run.config), print)
-    if not isinstance(update.loss, Compiled):
-        return False, 0
-    at = plan_of(run.config).settings(run.config.trainer.epochs)
-    answers = {update.loss.pays(at) for _ in range(3)}
-    (answer,) = answers
-    return answer, len(counts)
+    return isinstance(update.loss, Compiled) and update.loss.pays(
+        plan_of(run.config).settings(run.config.trainer.epochs)
+    )
 
 
-def test_auto_compiles_what_the_plan_pays_for(monkeypatch: pytest.MonkeyPatch):
-    assert decided(["trainer.epochs=20"], monkeypatch) == (False, 0)  # nobody counts for so little
-    assert decided(["trainer.epochs=200"], monkeypatch) == (False, 1)
-    assert decided(["trainer.epochs=1000000"], monkeypatch) == (True, 1)
-    assert decided(["trainer.epochs=20", "trainer.compile=true"], monkeypatch) == (True, 0)
-    assert decided(["trainer.epochs=1000000", "trainer.compile=false"], monkeypatch) == (False, 0)
-
-
-@pytest.mark.parametrize("encoder", ["gaussian", "iaf", "sylvester", "hvae"])
-def test_the_work_counted_is_that_of_the_matrix_products(encoder: str):
-    gradient = "reparam" if encoder == "hvae" else "stl"  # flows take derivatives of their own for it
-    run = build(compose([f"encoder={encoder}", f"objective.gradient={gradient}", "trainer.batch_size=7", *SMALL]))
-    (update, *_) = updates(run)
-    work = compiling.measured(run, update, Settings(1, 0, 1.0))
-    # At least: two operations for each product, forward and twice backward, of the trunk and the decoder.
-    trunk, rest = 784 * 8, 3 * 8 + 8 * 784
-    assert work.flops >= 7 * 2 * (2 * trunk + 3 * rest)
-    if encoder == "gaussian":
-        assert work.flops == 7 * 2 * (2 * trunk + 3 * (rest + 8 * 6))
-
-
-def test_counting_the_work_changes_nothing():
-    run = build(compose(["encoder=iwhvi", *SMALL]))
-    (update, *_) = updates(run)
-    weights = [p.detach().clone() for p in update.parameters]
-    state = torch.get_rng_state()
-    one = compiling.measured(run, update, Settings(1, 1, 1.0))
-    many = compiling.measured(run, update, Settings(8, 1, 1.0))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(p, before) and p.grad is None for p, before in zip(update.parameters, weights, strict=True))
-    # The encoder's networks over x run once for any k: the products grow, and by less than eight times.
-    assert 1.1 * one.flops < many.flops < 8 * one.flops
-    assert 50 < one.operations <= many.operations < 3_000
+def test_auto_compiles_a_plan_with_enough_steps():
+    # 4,000 training images in batches of 100: 40 steps an epoch.
+    enough = STEPS_TO_PAY // 40
+    assert not decided("trainer.batch_size=100", f"trainer.epochs={enough}")
+    assert decided("trainer.batch_size=100", f"trainer.epochs={enough + 1}")
+    assert decided("trainer.epochs=2", "trainer.compile=true")
+    assert not decided("trainer.epochs=1000000", "trainer.compile=false")
 
 
 # Whole runs, compiled for this processor --------------------------------------------------------------------
@@ -277,7 +237,7 @@ RUN = ["trainer.epochs=2", "trainer.batch_size=900", "trainer.validation_k=2", "
 
 def trained(folder: Path, data: Path, *words: str, watch: Callable[[int, float], bool] | None = None) -> Path:
     config = compose([*RUN, *SMALL, *words, "trainer.image_every=0", f"output_dir={folder}", f"data_dir={data}"])
-    return experiment.train(config) if watch is None else experiment.train(config, watch)
+    return train(config) if watch is None else train(config, watch)
 
 
 @needs_a_compiler

@@ -9,18 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaebench import experiment
 from vaebench.compiler import Compiler
 from vaebench.config import compose, for_evaluation, identity, read
 from vaebench.errors import UserError
-from vaebench.evaluation.compiled import CompiledModel
-from vaebench.experiment.assembly import Experiment, build, load_best
-from vaebench.experiment.estimators import compiled
-from vaebench.experiment.estimators.compiled import model_for
-from vaebench.experiment.gathering import Numbers, Task
+from vaebench.evaluate.compile import CompiledModel, model_for
+from vaebench.evaluate.loop import Numbers, Task
+from vaebench.evaluate.run import evaluate
+from vaebench.experiment import Experiment, build, load_best
 from vaebench.model import LogJoint
 from vaebench.records import RunFolder, read_per_image
-from vaebench.training.counting import Count
+from vaebench.train.session import train
 
 SMALL = ["latent_dim=3", "decoder.hidden=[8]", "device=cpu", "trainer.threads=1", "trainer.progress=false"]
 SAMPLES, IMAGES = 4, 5
@@ -129,31 +127,22 @@ def test_wrong_numbers_are_not_used(differentiated: bool, tmp_path: Path):
 # What the planned work says ---------------------------------------------------------------------------------
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, *words: str, images: int = 10_000, calls: int = 125) -> bool:
+def chosen(*words: str, images: int = 10_000, calls: int = 125) -> bool:
     """Whether p(x, z) would be compiled for so many calls per batch of 100 images."""
     run = build(compose([*SMALL]))
     run = replace(run, config=for_evaluation(run.config, [*words, "device=cpu"]))
-    monkeypatch.setattr(compiled, "_measured_log_joint", lambda *_: Count(3e9, 1e8, 10, 30))
     return isinstance(model_for(run, 100, images, calls, 40), CompiledModel)
 
 
-def test_auto_compiles_what_the_plan_pays_for(monkeypatch: pytest.MonkeyPatch):
-    # The default decoder: 2 ms are saved of 14, 12,500 times.
-    assert chosen(monkeypatch)
-    assert not chosen(monkeypatch, images=500)
-    assert not chosen(monkeypatch, calls=2)
-    assert not chosen(monkeypatch, "compile=false")
-    assert chosen(monkeypatch, "compile=true", images=500)
+def test_auto_compiles_an_evaluation_with_enough_calls():
+    # 12,500 calls.
+    assert chosen()
+    assert not chosen(images=500)
+    assert not chosen(calls=2)
+    assert not chosen("compile=false")
+    assert chosen("compile=true", images=500)
     # Each of several processes compiles, and makes its part of the calls.
-    assert not chosen(monkeypatch, "processes=8")
-
-
-def test_the_work_counted_is_that_of_the_matrix_products():
-    run = build(compose([*SMALL]))
-    forward, both = (compiled._measured_log_joint(run, 4, 5, differentiated) for differentiated in (False, True))  # pyright: ignore[reportPrivateUsage]
-    assert forward.flops == 20 * 2 * (3 * 8 + 8 * 784)
-    # Not of the weights' gradient.
-    assert both.flops == 2 * forward.flops
+    assert not chosen("processes=8")
 
 
 @pytest.mark.parametrize("estimator", ["gaps", "sandwich"])
@@ -184,14 +173,14 @@ def run(tmp_path_factory: pytest.TempPathFactory, default_data_dir: Path) -> Pat
     place = tmp_path_factory.mktemp("runs")
     words = ["encoder=iwhvi", "trainer.epochs=2", "trainer.evaluate=false", "trainer.image_every=0"]
     words += [f"output_dir={place}", f"data_dir={default_data_dir}", "encoder.hidden=[16]", "trainer.validation_k=2"]
-    return experiment.train(compose([*words, *SMALL]))
+    return train(compose([*words, *SMALL]))
 
 
 def estimated(run: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Tensor, str]:
     """Return the numbers of an evaluation made anew, (N,), and what was said of compiling."""
     for file in run.glob("evaluations/*.npz"):
         file.unlink()
-    (record, *_) = experiment.evaluate(run, [*words, "device=cpu", "threads=1", "progress=false"])
+    (record, *_) = evaluate(run, [*words, "device=cpu", "threads=1", "progress=false"])
     said = "".join(line for line in capsys.readouterr().err.splitlines(keepends=True) if "compiled" in line)
     return torch.from_numpy(read_per_image(RunFolder.open(run), record).values), said
 

@@ -8,16 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vaebench.config import (
-    compose,
-    config_dir,
-    for_evaluation,
-    from_yaml,
-    identity,
-    read,
-    run_folder,
-    to_yaml,
-)
+from vaebench.config import compose, config_dir, for_evaluation, from_yaml, identity, read, run_folder, to_yaml
 from vaebench.config.catalog import described, groups
 from vaebench.config.identity import defining
 from vaebench.errors import UserError

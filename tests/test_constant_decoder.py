@@ -18,8 +18,9 @@ from toys import (
 )
 
 from vaebench import bounds
-from vaebench.encoders import Encoder, HierarchicalEncoder
-from vaebench.evaluation import log_likelihood
+from vaebench.encoders.base import Encoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
+from vaebench.estimators.importance import log_likelihood
 from vaebench.model import GenerativeModel
 from vaebench.objective import evidence
 from vaebench.priors import StandardNormalPrior

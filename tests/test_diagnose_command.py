@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from vaebench import experiment
 from vaebench.cli import main
 from vaebench.cli.flags import settings
 from vaebench.config import Config, compose
 from vaebench.config.diagnosis import Diagnosis
+from vaebench.diagnose import diagnosed
 from vaebench.errors import RunFailed, UserError
-from vaebench.experiment.assembly import build
-from vaebench.experiment.diagnosing import diagnosed
-from vaebench.experiment.training import updates
+from vaebench.experiment import build
 from vaebench.records import (
     Diagnostics,
     Measure,
@@ -27,7 +25,9 @@ from vaebench.records import (
     read_results,
     write_diagnostics,
 )
-from vaebench.training.update import Settings
+from vaebench.train.session import train
+from vaebench.train.update import Settings
+from vaebench.train.updates import updates
 
 TINY = ["latent_dim=2", "decoder.hidden=[6]", "device=cpu", "trainer.threads=1", "trainer.progress=false", "seed=1"]
 QUICK = ["images=30", "draws=4", "gradients=4", "device=cpu", "threads=1", "progress=false"]
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, default_data_dir: Path) -> Pat
     words += ["trainer.epochs=2", "trainer.batch_size=512", "trainer.validation_k=2", "trainer.log_every=2"]
     words += ["trainer.evaluate=false", "trainer.image_every=0"]
     folder = tmp_path_factory.mktemp("runs")
-    return experiment.train(compose([*TINY, *words, f"output_dir={folder}", f"data_dir={default_data_dir}"]))
+    return train(compose([*TINY, *words, f"output_dir={folder}", f"data_dir={default_data_dir}"]))
 
 
 def config(default_data_dir: Path, *words: str, images: int = 30) -> Config:
@@ -166,7 +166,7 @@ def test_settings_are_checked(word: str, message: str):
 
 def test_the_command_refuses(run: Path, capfd: pytest.CaptureFixture[str]):
     assert main(["diagnose"]) == 2
-    assert "which run?" in capfd.readouterr().err
+    assert "missing RUN" in capfd.readouterr().err
     assert main(["diagnose", str(run), "imges=3"]) == 2
     assert "did you mean 'images'" in capfd.readouterr().err
     assert main(["diagnose", str(run), *QUICK, "images=2"]) == 2
@@ -241,9 +241,7 @@ def test_one_weight_has_no_effective_number(default_data_dir: Path):
 def test_gaps_at_the_end_of_a_training_have_tags_of_their_own(tmp_path: Path, default_data_dir: Path):
     words = ["estimator=gaps", "estimator.k=4", "estimator.images=3", "estimator.draws=2", "estimator.steps=2"]
     words += ["trainer.epochs=1", "trainer.batch_size=4000", "trainer.validation_k=2", "trainer.image_every=0"]
-    folder = RunFolder(
-        experiment.train(compose([*TINY, *words, f"output_dir={tmp_path}", f"data_dir={default_data_dir}"]))
-    )
+    folder = RunFolder(train(compose([*TINY, *words, f"output_dir={tmp_path}", f"data_dir={default_data_dir}"])))
     logged = {tag: value for line in read_metrics(folder) for tag, value in line.items() if tag.startswith("test/")}
     means = {record.quantity: record.mean for record in read_results(folder)}
     assert len(logged) == len(means) == 6

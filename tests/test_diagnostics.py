@@ -20,9 +20,11 @@ from toys import (
 
 from vaebench import noise
 from vaebench.distributions import DiagonalNormal, standard_normal
-from vaebench.encoders import Direction, Draw, Encoder, GaussianEncoder, HierarchicalEncoder
+from vaebench.encoders.base import Direction, Draw, Encoder
+from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.errors import RunFailed
-from vaebench.evaluation.diagnostics import (
+from vaebench.estimators.diagnostics import (
     ACTIVE_VARIANCE,
     Activity,
     AggregateDensity,
@@ -36,9 +38,9 @@ from vaebench.evaluation.diagnostics import (
     snr_floor,
     spread,
 )
-from vaebench.evaluation.weights import effective_sample_size
+from vaebench.estimators.weights import effective_sample_size
 from vaebench.model import GenerativeModel
-from vaebench.nets import NormalLikelihood
+from vaebench.nets.heads import NormalLikelihood
 from vaebench.priors import StandardNormalPrior
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -20,11 +20,12 @@ from vaebench import experiment
 from vaebench.cli import main
 from vaebench.config import compose, evaluations
 from vaebench.errors import RunFailed, UserError
-from vaebench.experiment import gathering, sharing
-from vaebench.experiment.estimators import importance
-from vaebench.experiment.gathering import Task, tasks
+from vaebench.evaluate import importance, loop, workers
+from vaebench.evaluate.loop import Task, tasks
+from vaebench.evaluate.run import evaluate
 from vaebench.records import ResultRecord, RunFolder, format_line, read_per_image, read_results
 from vaebench.records.per_image import PerImageFile
+from vaebench.train.session import train
 
 
 @pytest.fixture
@@ -37,9 +38,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCore:
-    """What stands where torch would be imported."""
+    """Replace the evaluation."""
     core = FakeCore()
-    monkeypatch.setattr("vaebench.cli.core.core", lambda: core)
+    monkeypatch.setattr("vaebench.evaluate.run.evaluate", core.evaluate)
     return core
 
 
@@ -203,14 +204,14 @@ def test_tasks_are_what_is_left():
 def run(tmp_path_factory: pytest.TempPathFactory, default_data_dir: Path) -> Path:
     """Return the folder of an IWHVI run that has seen one batch."""
     words = [*ONE_STEP, f"output_dir={tmp_path_factory.mktemp('runs')}", f"data_dir={default_data_dir}"]
-    return experiment.train(compose([*words, "encoder=iwhvi", "encoder.inner_k=2", "trainer.evaluate=false"]))
+    return train(compose([*words, "encoder=iwhvi", "encoder.inner_k=2", "trainer.evaluate=false"]))
 
 
 QUICK = ["progress=false", "device=cpu", "threads=1", "estimator.k=30", "estimator.images=40"]
 
 
 def evaluated(run: Path, *words: str) -> ResultRecord:
-    (record,) = experiment.evaluate(run, ["estimator=diwhvi", *QUICK, "estimator.inner_k=2", *words])
+    (record,) = evaluate(run, ["estimator=diwhvi", *QUICK, "estimator.inner_k=2", *words])
     return record
 
 
@@ -394,15 +395,15 @@ def test_several_processes_that_are_interrupted_and_one_give_the_result_of_one(
     path = run / one.per_image.partition(":")[0]
     first = dict(np.load(path))
     path.unlink()
-    asked, received = watch(monkeypatch), sharing._received
+    asked, received = watch(monkeypatch), workers._received
 
     def interrupted(connection: Any) -> Any:
         answer = received(connection)
         os.kill(os.getpid(), signal.SIGINT)
-        monkeypatch.setattr(sharing, "_received", received)
+        monkeypatch.setattr(workers, "_received", received)
         return answer
 
-    monkeypatch.setattr(sharing, "_received", interrupted)
+    monkeypatch.setattr(workers, "_received", interrupted)
     with pytest.raises(SystemExit) as stopped:
         evaluated(run, *words, "processes=2", "threads=2")
     assert stopped.value.code == 130
@@ -423,20 +424,20 @@ def test_devices_are_dealt_out(monkeypatch: pytest.MonkeyPatch):
     config = compose(["device=cuda", "trainer.threads=7"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    parts = sharing.divided(config, 3)
+    parts = workers.divided(config, 3)
     assert [part.device for part in parts] == ["cuda:0", "cuda:1", "cuda:0"]
     assert [part.estimator.processes for part in parts] == [2, 1, 2]
     assert {part.trainer.threads for part in parts} == {2}
-    assert [part.device for part in sharing.divided(compose(["device=cuda:1"]), 2)] == ["cuda:1"] * 2
+    assert [part.device for part in workers.divided(compose(["device=cuda:1"]), 2)] == ["cuda:1"] * 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [part.device for part in sharing.divided(compose([]), 2)] == ["auto"] * 2
+    assert [part.device for part in workers.divided(compose([]), 2)] == ["auto"] * 2
 
 
 def test_a_batch_is_small_enough_for_all_processes(run: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Task] = []
 
     def source(config: Any, folder: Path) -> Any:
-        numbers = gathering.Numbers(experiment.build(config))
+        numbers = loop.Numbers(experiment.build(config))
 
         def answers(todo: list[Task], stopping: Any) -> Any:
             seen.extend(todo)
@@ -444,7 +445,7 @@ def test_a_batch_is_small_enough_for_all_processes(run: Path, monkeypatch: pytes
 
         return answers
 
-    monkeypatch.setattr("vaebench.experiment.evaluating.shared", source)
+    monkeypatch.setattr("vaebench.evaluate.run.shared", source)
     evaluated(run, "processes=3", "estimator.seed=8")
     assert [task.stop - task.start for task in seen] == [14, 14, 12]
     seen.clear()
@@ -455,19 +456,19 @@ def test_a_batch_is_small_enough_for_all_processes(run: Path, monkeypatch: pytes
 def test_what_a_process_fails_with_ends_the_evaluation():
     for kind in (UserError, RunFailed, RuntimeError):
         ours, theirs = multiprocessing.Pipe()
-        theirs.send(sharing.Failed(kind, "no such luck"))
+        theirs.send(workers.Failed(kind, "no such luck"))
         with pytest.raises(kind, match="no such luck"):
-            sharing._received(ours)
+            workers._received(ours)
         theirs.close()
         with pytest.raises(RunFailed, match="a process of the evaluation was killed"):
-            sharing._received(ours)
+            workers._received(ours)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
 def test_work_is_dealt_out_until_none_is_left_or_a_signal_came(kept: int):
     left, (ours, theirs) = [Task(0, start, start + 1) for start in range(3)], multiprocessing.Pipe()
     dealt: list[Task] = []
-    while sharing._deal(ours, left, lambda: len(left) == kept):
+    while workers._deal(ours, left, lambda: len(left) == kept):
         dealt.append(theirs.recv())
     assert [task.start for task in dealt] == [2, 1, 0][: 3 - kept]
     with pytest.raises(EOFError):

@@ -24,9 +24,9 @@ from toys import (
 
 from vaebench import bounds, noise
 from vaebench.bounds import LogMeanExp
-from vaebench.encoders import Encoder, HierarchicalEncoder
-from vaebench.evaluation import PerImage, log_likelihood, log_likelihoods
-from vaebench.evaluation.importance import ROWS, Chunks
+from vaebench.encoders.base import Encoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
+from vaebench.estimators.importance import ROWS, Chunks, PerImage, log_likelihood, log_likelihoods
 from vaebench.objective import evidence
 
 pytestmark = pytest.mark.usefixtures("float64")

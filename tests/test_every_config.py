@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from vaebench import experiment
 from vaebench.config import compose, config_dir
-from vaebench.nets import TRUNKS
+from vaebench.nets.networks import TRUNKS
 from vaebench.records import RunFolder, read_results
+from vaebench.registry import ENCODERS, PRIORS
+from vaebench.train.session import train
 
 # hydra's own groups belong to sweeps, and are tested there.
 GROUPS = {path.name for path in config_dir().iterdir() if path.is_dir()} - {"hydra"}
@@ -65,14 +66,14 @@ def test_nothing_is_missed():
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_it_trains_a_step(choice: Path, tmp_path: Path, default_data_dir: Path):
     words = [*one_step(choice), f"output_dir={tmp_path}", f"data_dir={default_data_dir}"]
-    folder = experiment.train(compose(words))
+    folder = train(compose(words))
     records = read_results(RunFolder(folder))
     assert [record.n_images for record in records] == [20] * reported(choice)
 
 
 @pytest.mark.parametrize(
     ("group", "registry"),
-    [("encoder", experiment.ENCODERS), ("prior", experiment.PRIORS), ("decoder", TRUNKS)],
+    [("encoder", ENCODERS), ("prior", PRIORS), ("decoder", TRUNKS)],
 )
 def test_a_registered_name_has_its_yaml(group: str, registry: dict[str, object]):
     yamls = {path.stem for path in (config_dir() / group).glob("*.yaml")}

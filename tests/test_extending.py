@@ -8,10 +8,10 @@ import torch
 
 from vaebench import noise
 from vaebench.cli import main
-from vaebench.encoders import Encoder
-from vaebench.experiment import assembly
+from vaebench.encoders.base import Encoder
 from vaebench.gradients import GradientEstimator
 from vaebench.records import RunFolder, read_results
+from vaebench.registry import ENCODERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 
@@ -25,7 +25,7 @@ def laplace(monkeypatch: pytest.MonkeyPatch) -> type[Encoder]:
     exec(compile(code, str(PAGE), "exec"), namespace)
     family = namespace["LaplaceEncoder"]
     assert '"laplace": LaplaceEncoder.build,' in PAGE.read_text()
-    monkeypatch.setitem(assembly.ENCODERS, "laplace", family.build)
+    monkeypatch.setitem(ENCODERS, "laplace", family.build)
     return family
 
 

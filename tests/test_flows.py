@@ -14,17 +14,21 @@ from toys import Mean, X, linear_gaussian
 
 from vaebench import bounds
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders import Direction, Draw, Encoder, FlowEncoder, FullGaussianEncoder, GaussianEncoder, Site
-from vaebench.encoders.flow import FlowPosterior
-from vaebench.encoders.full_gaussian import FullNormal
+from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
+from vaebench.encoders.flow import FlowEncoder, FlowPosterior
+from vaebench.encoders.full_gaussian import FullGaussianEncoder, FullNormal
+from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.errors import UserError
-from vaebench.flows import FLOWS, Conditioned, Flow, IAFFlow, Place, SylvesterFlow
+from vaebench.flows.flow import Conditioned, Flow, FlowContext
+from vaebench.flows.iaf import IAFFlow
 from vaebench.flows.masked import MaskedNetwork
 from vaebench.flows.planar import invertible_direction
 from vaebench.flows.spline import RationalQuadraticSpline, settings_count
+from vaebench.flows.sylvester import SylvesterFlow
 from vaebench.gradients import GradientEstimator
-from vaebench.nets import Networks
+from vaebench.nets.networks import Networks
 from vaebench.objective import Objective
+from vaebench.registry import FLOWS
 
 FEATURES = 5
 NETWORK = {"width": 12, "depth": 2}
@@ -48,7 +52,7 @@ float64 = pytest.mark.usefixtures("float64")
 
 def step(name: str, dim: int, index: int = 0) -> Flow:
     """Make one step as an encoder does."""
-    return FLOWS[name.partition("-")[0]](Place(FEATURES, dim, index, "tanh"), **SETTINGS[name])
+    return FLOWS[name.partition("-")[0]](FlowContext(FEATURES, dim, index, "tanh"), **SETTINGS[name])
 
 
 def rough(module: nn.Module, size: float = 0.4) -> nn.Module:
@@ -69,7 +73,7 @@ def posterior(name: str, dim: int, steps: int = 3, batch: int = 2, size: float =
 
 def encoder(name: str, latent_dim: int = 2, steps: int = 2, x_dim: int = X) -> Encoder:
     """Build an encoder as an experiment does."""
-    site = Site(Networks("mlp", [6], "tanh"), x_dim, latent_dim, linear_gaussian())
+    site = BuildContext(Networks("mlp", [6], "tanh"), x_dim, latent_dim, linear_gaussian())
     if name == "full_gaussian":
         return FullGaussianEncoder.build(site)
     return FlowEncoder.build(site, step=FLOWS[name.partition("-")[0]], steps=steps, **SETTINGS[name])
@@ -282,9 +286,9 @@ def test_coupling_needs_two_halves(name: str):
 
 def test_unknown_variant_is_refused():
     with pytest.raises(UserError, match="did you mean 'householder'"):
-        FLOWS["sylvester"](Place(3, 3, 0, "tanh"), variant="housholder", rank=2, reflections=2)
+        FLOWS["sylvester"](FlowContext(3, 3, 0, "tanh"), variant="housholder", rank=2, reflections=2)
     with pytest.raises(UserError, match="bins"):
-        FLOWS["nsf"](Place(3, 3, 0, "tanh"), width=4, depth=1, bins=1, bound=3.0)
+        FLOWS["nsf"](FlowContext(3, 3, 0, "tanh"), width=4, depth=1, bins=1, bound=3.0)
 
 
 # Encoders --------------------------------------------------------------------------------------------------
@@ -300,7 +304,7 @@ def seeded(make: Callable[[], Encoder], path_only: bool = False) -> tuple[Encode
 
 @pytest.mark.parametrize("name", NAMES)
 def test_zero_steps_is_the_gaussian_encoder(name: str):
-    site = Site(Networks("mlp", [6], "tanh"), X, 2, linear_gaussian())
+    site = BuildContext(Networks("mlp", [6], "tanh"), X, 2, linear_gaussian())
     gaussian, z, log_q = seeded(lambda: GaussianEncoder.build(site))
     flow, flow_z, flow_log_q = seeded(lambda: encoder(name, steps=0))
     assert torch.equal(z, flow_z)
@@ -325,7 +329,7 @@ def test_training_starts_about_at_the_gaussian(name: str):
     torch.manual_seed(3)
     made = encoder(name, latent_dim=8, steps=4)
     torch.manual_seed(3)
-    gaussian = GaussianEncoder.build(Site(Networks("mlp", [6], "tanh"), X, 8, linear_gaussian()))
+    gaussian = GaussianEncoder.build(BuildContext(Networks("mlp", [6], "tanh"), X, 8, linear_gaussian()))
     draws = []
     for one in (made, gaussian):
         torch.manual_seed(4)
@@ -551,7 +555,7 @@ def test_control_a_score_without_the_log_det_is_biased(name: str, monkeypatch: p
 
 def test_substitution_stops_when_it_has_settled():
     """A gentle autoregressive step takes few rounds, and never more than D."""
-    flow = IAFFlow.build(Place(FEATURES, 30, 0, "tanh"), width=32, depth=2)
+    flow = IAFFlow.build(FlowContext(FEATURES, 30, 0, "tanh"), width=32, depth=2)
     counter = Counter(flow.network)
     rounds = []
     original = torch.autograd.grad

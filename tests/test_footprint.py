@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmark import footprint
+from benchmark.memory import EVALUATING, MIB, TRAINING, Added, added, measured
 
 from vaebench import cli
-from vaebench.benchmark import footprint
-from vaebench.benchmark.memory import EVALUATING, MIB, TRAINING, Added, added, measured
 
 SMALL = ["device=cpu", "trainer.threads=1", "decoder.hidden=[16]", "encoder.hidden=[16]", "latent_dim=4"]
 

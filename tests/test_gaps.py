@@ -21,9 +21,9 @@ from toys import (
 
 from vaebench.bounds import log_mean_exp
 from vaebench.config import compose, for_evaluation
-from vaebench.encoders import Encoder, GaussianEncoder
-from vaebench.evaluation import log_likelihood
-from vaebench.evaluation.gaps import (
+from vaebench.encoders.base import Encoder
+from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.estimators.gaps import (
     Optimisation,
     best_gaussian,
     best_of_family,
@@ -31,8 +31,10 @@ from vaebench.evaluation.gaps import (
     per_image,
     selected_log_likelihood,
 )
-from vaebench.experiment.assembly import build
-from vaebench.experiment.estimators import ESTIMATORS, Finding
+from vaebench.estimators.importance import log_likelihood
+from vaebench.evaluate.job import Estimate
+from vaebench.experiment import build
+from vaebench.registry import ESTIMATORS
 
 exactly = pytest.mark.usefixtures("float64")
 QUICK = Optimisation(steps=300, draws=8, lr=0.05)
@@ -204,7 +206,7 @@ GAPS = ["estimator=gaps", "estimator.images=5", "estimator.k=20", "estimator.dra
 GAPS += ["estimator.fit_draws=2", "estimator.inner_k=4"]
 
 
-def findings(default_data_dir: Path, *words: str, batch: int = 2) -> tuple[dict[str, Finding], Tensor]:
+def findings(default_data_dir: Path, *words: str, batch: int = 2) -> tuple[dict[str, Estimate], Tensor]:
     """Plan and carry out the estimator on fresh weights; return what it finds, by quantity, and its rows."""
     config = for_evaluation(
         compose([*TINY, f"data_dir={default_data_dir}", *(w for w in words if not w.startswith("estimator."))]),
@@ -213,7 +215,7 @@ def findings(default_data_dir: Path, *words: str, batch: int = 2) -> tuple[dict[
     plan = ESTIMATORS["gaps"](build(config))
     parts = [slice(start, min(start + plan.batch, 5)) for start in range(0, 5, plan.batch)]
     rows = torch.cat([plan.numbers(part) for part in parts], 1)
-    return {finding.quantity: finding for finding in plan.conclude(rows)}, rows
+    return {finding.quantity: finding for finding in plan.summarise(rows)}, rows
 
 
 GAUSSIAN = {"log p(x)", "ELBO of q", "ELBO of the best Gaussian", "inference gap", "approximation gap"}

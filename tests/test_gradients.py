@@ -23,7 +23,8 @@ from toys import (
 
 from vaebench import bounds
 from vaebench.bounds import Bound
-from vaebench.encoders import Encoder, GaussianEncoder
+from vaebench.encoders.base import Encoder
+from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.gradients import GradientEstimator, rescale_paths
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective, evidence

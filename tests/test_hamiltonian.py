@@ -22,8 +22,9 @@ from toys import (
 import vaebench
 from vaebench import bounds, noise
 from vaebench.distributions import DiagonalNormal, standard_normal
-from vaebench.encoders import Draw, Encoder, HamiltonianEncoder, LangevinEncoder
-from vaebench.encoders.hamiltonian import StepSizes, Tempering
+from vaebench.encoders.base import Draw, Encoder
+from vaebench.encoders.hamiltonian import HamiltonianEncoder, StepSizes, Tempering
+from vaebench.encoders.langevin import LangevinEncoder
 from vaebench.errors import UserError
 from vaebench.model import GenerativeModel
 from vaebench.objective import evidence, weigh

@@ -7,7 +7,7 @@ from toys import AffineGaussian, LinearGaussian, linear_gaussian
 
 import vaebench
 from vaebench.bounds import harmonic_mean
-from vaebench.encoders import GaussianEncoder
+from vaebench.encoders.gaussian import GaussianEncoder
 
 pytestmark = pytest.mark.usefixtures("float64")
 

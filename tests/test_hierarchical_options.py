@@ -24,15 +24,16 @@ from toys import (
 
 import vaebench
 from vaebench import bounds, gradients, noise, objective
-from vaebench.encoders import HierarchicalEncoder, Site
+from vaebench.encoders.base import BuildContext
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.encoders.implicit import StochasticLayers
 from vaebench.encoders.reverse import GatedReverse
 from vaebench.errors import UserError
-from vaebench.experiment.training import updates
-from vaebench.nets import Networks
+from vaebench.nets.networks import Networks
 from vaebench.objective import Objective, evidence
 from vaebench.selftest.oracles.scalar import HIERARCHICAL, IMAGE, Named, Replicated, exact_gradient, model
-from vaebench.training.update import Settings
+from vaebench.train.update import Settings
+from vaebench.train.updates import updates
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -222,7 +223,7 @@ def test_at_an_exact_reverse_model_only_the_score_of_psi_0_is_left():
 def test_the_extra_loss_is_the_mean_of_log_q_and_reaches_tau_alone():
     encoder, x = network_hierarchy(), torch.randn(7, 3)
     encoder.tau_steps = 3
-    ((name, player),) = encoder.players().items()
+    ((name, player),) = encoder.auxiliary_losses().items()
     assert (name, player.repeats, player.exclusive) == ("tau", 3, False)
     evidence(linear_gaussian(), encoder, x, 2, inner_k=4)
     with noise.keyed(8, torch.arange(7)):
@@ -250,7 +251,7 @@ def test_extra_steps_close_the_gap(inner_k: int, tau_gradient: str):
 
     before = gap()
     evidence(linear_gaussian(), encoder, x, 1, inner_k=inner_k)
-    (player,) = encoder.players().values()
+    (player,) = encoder.auxiliary_losses().values()
     optimizer = torch.optim.Adam(player.parameters, lr=0.03)
     q = copy.deepcopy([*toy.mixing.parameters(), *toy.conditional.parameters()])
     for _ in range(150):
@@ -265,8 +266,8 @@ def test_extra_steps_close_the_gap(inner_k: int, tau_gradient: str):
 
 def test_there_are_no_extra_steps_by_default():
     toy = wide_hierarchy()
-    assert learned().players() == {}
-    assert HierarchicalEncoder(toy.mixing, toy.conditional, None, tau_steps=2).players() == {}
+    assert learned().auxiliary_losses() == {}
+    assert HierarchicalEncoder(toy.mixing, toy.conditional, None, tau_steps=2).auxiliary_losses() == {}
 
 
 def test_warm_up(default_data_dir: Path):
@@ -402,8 +403,8 @@ def test_an_implicit_distribution_cannot_be_scored():
 # Configuration --------------------------------------------------------------------------------------------
 
 
-def site() -> Site:
-    return Site(Networks("mlp", [5, 4], "tanh"), X, Z, linear_gaussian())
+def site() -> BuildContext:
+    return BuildContext(Networks("mlp", [5, 4], "tanh"), X, Z, linear_gaussian())
 
 
 def test_the_paper_s_layers():

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from vaebench import experiment
 from vaebench.config import compose
 from vaebench.records import RunFolder, read_metrics
-from vaebench.training.checkpoint import Checkpoints
+from vaebench.records.checkpoint import Checkpoints
+from vaebench.train.session import train
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -114,9 +114,7 @@ def test_submitit_local_puts_a_pre_empted_job_back_and_it_goes_on(tmp_path: Path
     log = next(tmp_path.glob("outputs/.sweeps/*/.submitit/*/*.out")).read_text()
     assert "this job is preempted" in log
     assert int(log.split("going on from epoch ")[1].split(", step ")[1].split()[0]) < 8 * 40
-    whole = experiment.train(
-        compose([*words, *TINY, f"output_dir={tmp_path / 'whole'}", f"data_dir={default_data_dir}"])
-    )
+    whole = train(compose([*words, *TINY, f"output_dir={tmp_path / 'whole'}", f"data_dir={default_data_dir}"]))
     last, best = [
         [Checkpoints(path / "checkpoints").load(name).state["modules"] for path in (run, whole)]
         for name in ("last", "best")

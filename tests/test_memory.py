@@ -10,13 +10,13 @@ import torch
 from toys import gaussian, learned, linear_gaussian
 
 from vaebench import runtime
-from vaebench.encoders import Draw, Encoder
+from vaebench.encoders.base import Draw, Encoder
 from vaebench.errors import RunFailed
-from vaebench.evaluation import importance, log_likelihood, log_likelihoods
-from vaebench.evaluation.importance import ROWS, Chunks, chunks_within, weighed
-from vaebench.evaluation.memory import peak_bytes
-from vaebench.experiment import gathering
-from vaebench.experiment.gathering import Numbers, Task
+from vaebench.estimators import importance
+from vaebench.estimators.importance import ROWS, Chunks, chunks_within, log_likelihood, log_likelihoods, weighed
+from vaebench.estimators.memory import peak_bytes
+from vaebench.evaluate import loop
+from vaebench.evaluate.loop import Numbers, Task
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -104,7 +104,7 @@ def numbers_of(most: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Numbers, lis
             raise MemoryError
         return torch.arange(part.start, part.stop).double().unsqueeze(0)
 
-    monkeypatch.setattr(gathering, "planned", lambda experiment: SimpleNamespace(batch=8, numbers=numbers))
+    monkeypatch.setattr(loop, "planned", lambda experiment: SimpleNamespace(batch=8, numbers=numbers))
     config = SimpleNamespace(estimator=SimpleNamespace(precision="float32"))
     made = SimpleNamespace(modules=torch.nn.Identity(), config=config, autocast=lambda precision: torch.no_grad())
     return Numbers(cast(Any, made)), tried

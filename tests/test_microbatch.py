@@ -8,9 +8,9 @@ from vaebench import noise
 from vaebench.config import compose, identity
 from vaebench.errors import UserError
 from vaebench.experiment import build
-from vaebench.experiment.training import updates
-from vaebench.training.schedules import constant
-from vaebench.training.update import Loss, Settings, Update
+from vaebench.train.schedules import constant
+from vaebench.train.update import Loss, Settings, Update
+from vaebench.train.updates import updates
 
 SMALL = ["latent_dim=3", "decoder.hidden=[8]", "device=cpu", "trainer.threads=1", "trainer.progress=false"]
 

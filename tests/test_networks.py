@@ -12,22 +12,21 @@ from toys import linear_gaussian
 
 from vaebench import bounds
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders import GaussianEncoder, HierarchicalEncoder
 from vaebench.encoders.base import detached, frozen
+from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.model import GenerativeModel
-from vaebench.nets import (
-    ACTIVATIONS,
-    MLP,
+from vaebench.nets.activations import ACTIVATIONS, elu, positive, softplus, tanh
+from vaebench.nets.heads import (
+    LOG_SCALE_RANGE,
+    SCALE_FLOOR,
     AdditiveGaussian,
-    AdditiveMLP,
     BernoulliHead,
     GaussianHead,
     NormalLikelihood,
     TrunkGaussian,
-    linear,
 )
-from vaebench.nets.activations import elu, positive, softplus, tanh
-from vaebench.nets.heads import LOG_SCALE_RANGE, SCALE_FLOOR
+from vaebench.nets.trunks import MLP, AdditiveMLP, linear
 from vaebench.objective import Objective
 from vaebench.priors import StandardNormalPrior
 

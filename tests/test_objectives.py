@@ -10,16 +10,18 @@ from torch import Tensor
 
 from vaebench import bounds, experiment
 from vaebench.config import compose
-from vaebench.encoders import GaussianEncoder
+from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.errors import UserError
-from vaebench.experiment.losses import BoundLoss
-from vaebench.experiment.training import updates
 from vaebench.model import GenerativeModel
-from vaebench.nets import MLP, BernoulliHead, TrunkGaussian
+from vaebench.nets.heads import BernoulliHead, TrunkGaussian
+from vaebench.nets.trunks import MLP
 from vaebench.objective import Objective, evidence
 from vaebench.priors import StandardNormalPrior
 from vaebench.records import RunFolder, read_metrics
-from vaebench.training.update import Settings
+from vaebench.train.losses import BoundLoss
+from vaebench.train.session import train
+from vaebench.train.update import Settings
+from vaebench.train.updates import updates
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -132,7 +134,7 @@ def test_piwae_moves_each_part_by_its_own_bound(tmp_path: Path, default_data_dir
     encoder.step(x, Settings(6, 0, 1.0), 0.0, with_norm=False)
     moved = {name for name, p in built.modules.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(before)
-    folder = experiment.train(compose(words))
+    folder = train(compose(words))
     assert {"train/bound", "encoder/bound", "encoder/objective"} <= set().union(*read_metrics(RunFolder(folder)))
 
 

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaebench.config import compose
-from vaebench.evaluation import log_likelihood
-from vaebench.experiment.assembly import Experiment, build
+from vaebench.estimators.importance import log_likelihood
+from vaebench.experiment import Experiment, build
 from vaebench.objective import Objective
 
 X, B, K, L = 784, 2, 3, 4

@@ -20,7 +20,8 @@ from toys import (
 )
 
 from vaebench import bounds, noise
-from vaebench.encoders import Direction, Encoder, HierarchicalEncoder
+from vaebench.encoders.base import Direction, Encoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.objective import evidence
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -16,11 +16,13 @@ from torch import Tensor
 from vaebench import cli, experiment
 from vaebench.config import compose, config_dir, identity, to_yaml
 from vaebench.config.pictures import Interpolate, Look, Reconstruct, Sample, Traverse
-from vaebench.experiment import pictures
+from vaebench.draw import images as drawn
+from vaebench.draw.sheets import draw
 from vaebench.priors import MixturePrior
 from vaebench.records import RunFolder
+from vaebench.records.checkpoint import Checkpoints
 from vaebench.records.pictures import FAINT, MARGIN, WHITE, Sheet, grid
-from vaebench.training.checkpoint import Checkpoints
+from vaebench.train.session import train
 
 COMMANDS = {"sample": Sample, "reconstruct": Reconstruct, "interpolate": Interpolate, "traverse": Traverse}
 SMALL = ["latent_dim=4", "decoder.hidden=[8]", "device=cpu", "trainer.threads=1", "trainer.progress=false"]
@@ -44,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, default_data_dir: Path) ->
     words = ["latent_dim=8", "encoder=gaussian", "decoder.hidden=[100]", "optimizer.lr=3e-3", "trainer.epochs=4"]
     words += ["trainer.evaluate=false", "trainer.validation_k=1", "device=cpu", "trainer.threads=1"]
     words += ["trainer.progress=false", "trainer.kl_warmup=0", f"data_dir={default_data_dir}"]
-    return experiment.train(compose([*words, f"output_dir={tmp_path_factory.mktemp('trained')}"]))
+    return train(compose([*words, f"output_dir={tmp_path_factory.mktemp('trained')}"]))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def as_bytes(images: Tensor) -> numpy.ndarray:
 
 
 def test_a_reconstruction_resembles_its_original_more_than_others(loaded: experiment.Experiment):
-    pairs = pictures.reconstructions(loaded, loaded.modules, loaded.data.test[:100])
+    pairs = drawn.reconstructions(loaded, loaded.modules, loaded.data.test[:100])
     assert pairs.shape == (200, 784)
     assert 0 <= pairs.min() <= pairs.max() <= 1
     originals, found = pairs[::2], pairs[1::2]
@@ -103,9 +105,9 @@ def test_a_reconstruction_resembles_its_original_more_than_others(loaded: experi
 
 def test_the_originals_are_what_the_encoder_sees(loaded: experiment.Experiment):
     intensities = loaded.data.test[:5]
-    pairs = pictures.reconstructions(loaded, loaded.modules, intensities, draws=3, seed=4)
+    pairs = drawn.reconstructions(loaded, loaded.modules, intensities, draws=3, seed=4)
     assert pairs.shape == (20, 784)
-    assert torch.equal(pairs[::4], pictures.observed(loaded, intensities, seed=4))
+    assert torch.equal(pairs[::4], drawn.observed(loaded, intensities, seed=4))
     assert set(pairs[::4].unique().tolist()) == {0.0, 1.0}
     # Three draws of z, not one.
     assert not torch.equal(pairs[1::4], pairs[2::4])
@@ -120,7 +122,7 @@ def test_samples_come_from_the_real_prior(tmp_path: Path, default_data_dir: Path
         prior.means.copy_(torch.tensor([[4.0], [-4.0], [0.0]]).expand(3, 4))
         prior.log_scales.fill_(-9)
         prior.raw_log_weights.copy_(torch.tensor([50.0, -50.0, -50.0]))
-        images = pictures.samples(found, found.modules, 20)
+        images = drawn.samples(found, found.modules, 20)
         expected = found.model.likelihood(torch.full((1, 4), 4.0)).mean
         other = found.model.likelihood(torch.full((1, 4), -4.0)).mean
     assert (images - expected).abs().max() < 1e-2
@@ -128,7 +130,7 @@ def test_samples_come_from_the_real_prior(tmp_path: Path, default_data_dir: Path
 
 
 def test_samples_of_a_trained_model_are_probabilities_of_ink(loaded: experiment.Experiment):
-    images = pictures.samples(loaded, loaded.modules, 50)
+    images = drawn.samples(loaded, loaded.modules, 50)
     assert images.shape == (50, 784)
     assert 0 <= images.min() <= images.max() <= 1
     assert images.std(0).max() > 0.2
@@ -138,11 +140,11 @@ def test_samples_of_a_trained_model_are_probabilities_of_ink(loaded: experiment.
 
 def test_a_straight_way(loaded: experiment.Experiment):
     z = torch.randn(3, 2, 8)
-    images = pictures.interpolations(loaded.modules, z[:, 0], z[:, 1], 5)
+    images = drawn.interpolations(loaded.modules, z[:, 0], z[:, 1], 5)
     assert images.shape == (3, 5, 784)
     for step, place in ((0, z[:, 0]), (2, z.mean(1)), (4, z[:, 1])):
-        torch.testing.assert_close(images[:, step], pictures.decoded(loaded.modules, place))
-    turned = pictures.interpolations(loaded.modules, z[:, 0], z[:, 1], 5, "spherical")
+        torch.testing.assert_close(images[:, step], drawn.decoded(loaded.modules, place))
+    turned = drawn.interpolations(loaded.modules, z[:, 0], z[:, 1], 5, "spherical")
     torch.testing.assert_close(turned[:, [0, 4]], images[:, [0, 4]], rtol=1e-4, atol=1e-4)
     assert (turned[:, 2] - images[:, 2]).abs().max() > 0.01
 
@@ -150,7 +152,7 @@ def test_a_straight_way(loaded: experiment.Experiment):
 def test_a_turned_way_keeps_its_pace():
     start, end = torch.randn(6, 9, dtype=torch.float64), torch.randn(6, 9, dtype=torch.float64)
     share = torch.linspace(0, 1, 11, dtype=torch.float64).view(-1, 1, 1)
-    way = pictures._turned(start, end, share)
+    way = drawn._turned(start, end, share)
     near, far = start.norm(dim=-1), end.norm(dim=-1)
     torch.testing.assert_close(way.norm(dim=-1), torch.lerp(near, far, share[..., 0]))
     direction = way / way.norm(dim=-1, keepdim=True)
@@ -164,15 +166,15 @@ def test_a_turned_way_keeps_its_pace():
 def test_a_turned_way_where_there_is_nothing_to_turn(end: float):
     start = torch.randn(4, 5, dtype=torch.float64)
     share = torch.linspace(0, 1, 3, dtype=torch.float64).view(-1, 1, 1)
-    way = pictures._turned(start, end * start, share)
+    way = drawn._turned(start, end * start, share)
     torch.testing.assert_close(way, torch.lerp(start, end * start, share))
 
 
 def test_the_most_active_coordinates_come_first(loaded: experiment.Experiment):
-    spread = pictures.spread(loaded, loaded.modules, loaded.data.test)
+    spread = drawn.spread(loaded, loaded.modules, loaded.data.test)
     assert ((spread.activity >= 0) & (spread.activity <= 1)).all()
     # What the posterior's own width says: the closer to the prior's, the less a coordinate knows.
-    x = pictures.observed(loaded, loaded.data.test[:500])
+    x = drawn.observed(loaded, loaded.data.test[:500])
     posterior = loaded.encoder.exact_posterior(x)
     assert posterior is not None
     within, between = posterior.variance.mean(0), posterior.mean.var(0)
@@ -197,7 +199,7 @@ def test_every_choice_can_be_drawn(choice: str, tmp_path: Path, default_data_dir
         Interpolate(n=2, steps=3, scale=1, **LOOK),
         Traverse(n=2, steps=3, scale=1, **LOOK),
     ]
-    found = [experiment.draw(look, folder) for look in looks]
+    found = [draw(look, folder) for look in looks]
     assert [path.name for path in found] == [f"{command}.png" for command in COMMANDS]
     assert all(path.parent == folder / "pictures" for path in found)
     for path in found:
@@ -208,54 +210,54 @@ def test_every_choice_can_be_drawn(choice: str, tmp_path: Path, default_data_dir
 
 
 def test_the_picture_shows_what_python_returns(trained: Path, loaded: experiment.Experiment, tmp_path: Path):
-    path = experiment.draw(Sample(n=10, columns=4, scale=2, seed=3, **LOOK), trained, tmp_path / "s.png")
+    path = draw(Sample(n=10, columns=4, scale=2, seed=3, **LOOK), trained, tmp_path / "s.png")
     found = cells(path, 3, 4, 2)
-    assert numpy.array_equal(found[:10], as_bytes(pictures.samples(loaded, loaded.modules, 10, seed=3)))
+    assert numpy.array_equal(found[:10], as_bytes(drawn.samples(loaded, loaded.modules, 10, seed=3)))
     assert (found[10:] == WHITE).all()
 
 
 def test_pairs_stand_side_by_side_and_apart_from_others(trained: Path, loaded: experiment.Experiment, tmp_path: Path):
     look = Reconstruct(n=6, columns=3, scale=3, split="validation", **LOOK)
-    found = cells(experiment.draw(look, trained, tmp_path / "r.png"), 2, 6, 3, breaks=(2, 4))
-    expected = pictures.reconstructions(loaded, loaded.modules, loaded.data.validation[:6])
+    found = cells(draw(look, trained, tmp_path / "r.png"), 2, 6, 3, breaks=(2, 4))
+    expected = drawn.reconstructions(loaded, loaded.modules, loaded.data.validation[:6])
     assert numpy.array_equal(found, as_bytes(expected))
 
 
 def test_chosen_images(trained: Path, loaded: experiment.Experiment, tmp_path: Path):
     look = Reconstruct(images=(17, 3), columns=2, scale=1, **LOOK)
-    found = cells(experiment.draw(look, trained, tmp_path / "r.png"), 1, 4, 1, breaks=(2,))
-    expected = pictures.reconstructions(loaded, loaded.modules, loaded.data.test[[17, 3]])
+    found = cells(draw(look, trained, tmp_path / "r.png"), 1, 4, 1, breaks=(2,))
+    expected = drawn.reconstructions(loaded, loaded.modules, loaded.data.test[[17, 3]])
     assert numpy.array_equal(found, as_bytes(expected))
 
 
 def test_interpolations_stand_between_their_images(trained: Path, loaded: experiment.Experiment, tmp_path: Path):
     look = Interpolate(images=(5, 9, 2, 11), steps=4, scale=2, path="spherical", **LOOK)
-    found = cells(experiment.draw(look, trained, tmp_path / "i.png"), 2, 6, 2, breaks=(1, 5)).reshape(2, 6, 28, 28)
-    x = pictures.observed(loaded, loaded.data.test[[5, 9, 2, 11]])
+    found = cells(draw(look, trained, tmp_path / "i.png"), 2, 6, 2, breaks=(1, 5)).reshape(2, 6, 28, 28)
+    x = drawn.observed(loaded, loaded.data.test[[5, 9, 2, 11]])
     assert numpy.array_equal(found[:, 0], as_bytes(x[::2]))
     assert numpy.array_equal(found[:, 5], as_bytes(x[1::2]))
-    z, known = pictures.latents(loaded, loaded.modules, x)
+    z, known = drawn.latents(loaded, loaded.modules, x)
     assert known
-    way = pictures.interpolations(loaded.modules, z[::2], z[1::2], 4, "spherical")
+    way = drawn.interpolations(loaded.modules, z[::2], z[1::2], 4, "spherical")
     assert numpy.array_equal(found[:, 1:5].reshape(-1, 28, 28), as_bytes(way))
 
 
 def test_a_traversal_moves_one_coordinate(trained: Path, loaded: experiment.Experiment, tmp_path: Path):
     look = Traverse(coordinates=(2, 6), steps=3, reach=2.0, scale=1, image=8, **LOOK)
-    picture = pixels(experiment.draw(look, trained, tmp_path / "t.png"))
+    picture = pixels(draw(look, trained, tmp_path / "t.png"))
     # Labels stand halfway down a row: at its top the first dark pixel is the first image's.
     found = picture[-MARGIN - 57 : -MARGIN]
     found = found[:, int((found[0] < 128).argmax()) :]
-    x = pictures.observed(loaded, loaded.data.test[8:9])
-    z, _ = pictures.latents(loaded, loaded.modules, x)
-    std = pictures.spread(loaded, loaded.modules, loaded.data.test).std
+    x = drawn.observed(loaded, loaded.data.test[8:9])
+    z, _ = drawn.latents(loaded, loaded.modules, x)
+    std = drawn.spread(loaded, loaded.modules, loaded.data.test).std
     for row, coordinate in enumerate((2, 6)):
         for column, step in enumerate((-2.0, 0.0, 2.0)):
             moved = z.clone()
             moved[0, coordinate] += step * std[coordinate]
             cell = found[29 * row :, 29 * column :][:28, :28].astype(int)
             # A batch of another size may round otherwise.
-            assert abs(cell - as_bytes(pictures.decoded(loaded.modules, moved))[0]).max() <= 1
+            assert abs(cell - as_bytes(drawn.decoded(loaded.modules, moved))[0]).max() <= 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -264,10 +266,10 @@ def test_the_same_command_gives_the_same_file(command: str, trained: Path, tmp_p
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(trained, elsewhere)
     torch.manual_seed(11)
-    first = experiment.draw(look, trained, tmp_path / "first.png").read_bytes()
+    first = draw(look, trained, tmp_path / "first.png").read_bytes()
     torch.manual_seed(12)
-    assert experiment.draw(look, elsewhere).read_bytes() == first
-    other = experiment.draw(replace(look, seed=1), trained, tmp_path / "other.png").read_bytes()
+    assert draw(look, elsewhere).read_bytes() == first
+    other = draw(replace(look, seed=1), trained, tmp_path / "other.png").read_bytes()
     # The means of a Gaussian encoder know of no seed, and the images of mnist5k are binarised once.
     assert (other == first) == (command == "interpolate")
 
@@ -275,15 +277,15 @@ def test_the_same_command_gives_the_same_file(command: str, trained: Path, tmp_p
 def test_the_random_state_is_left_alone(loaded: experiment.Experiment):
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    pictures.samples(loaded, loaded.modules, 3)
-    pictures.reconstructions(loaded, loaded.modules, loaded.data.test[:3])
-    pictures.latents(loaded, loaded.modules, pictures.observed(loaded, loaded.data.test[:3]))
-    pictures.spread(loaded, loaded.modules, loaded.data.test)
+    drawn.samples(loaded, loaded.modules, 3)
+    drawn.reconstructions(loaded, loaded.modules, loaded.data.test[:3])
+    drawn.latents(loaded, loaded.modules, drawn.observed(loaded, loaded.data.test[:3]))
+    drawn.spread(loaded, loaded.modules, loaded.data.test)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_picture_says_what_it_shows(trained: Path, tmp_path: Path):
-    path = experiment.draw(Sample(n=2, **LOOK), trained, tmp_path / "s.png")
+    path = draw(Sample(n=2, **LOOK), trained, tmp_path / "s.png")
     with Image.open(path) as picture:
         about = picture.text["Description"]  # pyright: ignore[reportAttributeAccessIssue]
     assert "mnist5k gaussian elbo k=1, seed 0, epoch" in about
@@ -382,7 +384,7 @@ def test_output_may_be_a_file_in_a_new_folder(trained: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sample"], "which run? `vaebench sample RUN`"),
+        (["sample"], "missing RUN: give a run folder"),
         (["sample", "RUN", "n=0"], "n must be from 1 to 4096, not 0"),
         (["sample", "RUN", "n=many"], "n must be a whole number"),
         (["sample", "RUN", "colums=3"], "unknown key colums (did you mean 'columns'?)"),

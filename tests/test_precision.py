@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaebench import distributions, experiment
+from vaebench import distributions
 from vaebench.bounds import LogMeanExp
 from vaebench.config import compose, for_evaluation, identity, read
 from vaebench.errors import UserError
+from vaebench.evaluate.run import evaluate
 from vaebench.records import RunFolder, format_line, read_per_image, read_results
 from vaebench.report import compare
+from vaebench.train.session import train
 
 WORDS = ["device=cpu", "trainer.threads=1", "trainer.progress=false", "trainer.evaluate=false", "trainer.image_every=0"]
 SMALL = ["latent_dim=8", "encoder.hidden=[64]", "decoder.hidden=[64]", "trainer.epochs=4", "trainer.validation_k=5"]
@@ -30,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("runs")
     cases = {"gaussian": "bf16", "iwhvi": "float32", "iaf": "bf16"}
     return {
-        encoder: experiment.train(
+        encoder: train(
             compose([f"encoder={encoder}", f"trainer.precision={precision}", f"output_dir={place}", *WORDS, *SMALL])
         )
         for encoder, precision in cases.items()
@@ -42,7 +44,7 @@ def estimated(run: Path, precision: str, *words: str) -> Tensor:
     for file in run.glob("evaluations/*.npz"):
         file.unlink()
     given = [*words, *(word for word in EVALUATION if word.partition("=")[0] not in "".join(words))]
-    (record,) = experiment.evaluate(run, [*given, f"precision={precision}"])
+    (record,) = evaluate(run, [*given, f"precision={precision}"])
     assert record.precision == precision
     return torch.from_numpy(read_per_image(RunFolder.open(run), record).values)
 

@@ -13,15 +13,17 @@ from toys import AffineGaussian, Mean, gaussian, one_image
 
 from vaebench import bounds, experiment, noise
 from vaebench.distributions import Bernoulli, DiagonalNormal
-from vaebench.encoders import Encoder, FullGaussianEncoder, HierarchicalEncoder, Site
-from vaebench.encoders.base import frozen
+from vaebench.draw.images import samples
+from vaebench.encoders.base import BuildContext, Encoder, frozen
+from vaebench.encoders.full_gaussian import FullGaussianEncoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.errors import UserError
-from vaebench.evaluation import log_likelihood
-from vaebench.experiment.assembly import Modules
-from vaebench.experiment.pictures import samples
+from vaebench.estimators.importance import log_likelihood
+from vaebench.experiment import Modules
 from vaebench.gradients import GradientEstimator
 from vaebench.model import GenerativeModel
-from vaebench.nets import Networks, NormalLikelihood
+from vaebench.nets.heads import NormalLikelihood
+from vaebench.nets.networks import Networks
 from vaebench.objective import Objective, evidence
 from vaebench.priors import (
     ChainedPrior,
@@ -29,7 +31,7 @@ from vaebench.priors import (
     GaussianMixture,
     MixturePrior,
     Prior,
-    PriorSite,
+    PriorContext,
     StandardNormalPrior,
     VampPrior,
 )
@@ -40,8 +42,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 X = 3
 
 
-def site(latent_dim: int = 2) -> PriorSite:
-    return PriorSite(latent_dim, Networks("mlp", [4], "tanh"), torch.full((X,), 0.4))
+def site(latent_dim: int = 2) -> PriorContext:
+    return PriorContext(latent_dim, Networks("mlp", [4], "tanh"), torch.full((X,), 0.4))
 
 
 def mixture(encoder: Encoder) -> Prior:
@@ -58,7 +60,7 @@ def vamp(encoder: Encoder) -> Prior:
     prior = VampPrior.build(site(), components=4)
     with torch.no_grad():
         prior.pseudo_logits.add_(torch.randn(4, X))
-    prior.meet(encoder)
+    prior.attach_encoder(encoder)
     return prior
 
 
@@ -402,7 +404,7 @@ def test_what_does_not_go_together_is_refused(words: list[str], message: str, de
 
 
 def test_only_an_explicit_gaussian_can_be_mixed():
-    place = Site(Networks("mlp", [4], "tanh"), X, 2, made(standard)[0])
+    place = BuildContext(Networks("mlp", [4], "tanh"), X, 2, made(standard)[0])
     assert gaussian().exact_posterior(torch.randn(4, X)) is not None
     for encoder in (
         FullGaussianEncoder.build(place),

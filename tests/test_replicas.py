@@ -13,13 +13,15 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from vaebench import experiment, noise, replicas, runtime
+from vaebench import batch, experiment, noise, runtime
 from vaebench.config import compose, run_folder
-from vaebench.experiment.training import updates
 from vaebench.records import RunFolder, read_metrics, read_results
-from vaebench.replicas import Replicas
-from vaebench.training.checkpoint import Checkpoints
-from vaebench.training.update import Settings, Update
+from vaebench.records.checkpoint import Checkpoints
+from vaebench.train import replicas
+from vaebench.train.replicas import Replicas
+from vaebench.train.session import train
+from vaebench.train.update import Settings, Update
+from vaebench.train.updates import updates
 
 PROCESSES = 2
 IMAGES = 7  # shares of 3 and 4
@@ -37,8 +39,8 @@ CASES = {
     "sivi": ["encoder=sivi", "encoder.inner_k=3", "encoder.share_psi=true"],
     "coins": ["encoder=sivi", "encoder.sampler=bernoulli_noise", "encoder.inner_k=2"],
     "a step size that adapts to all": ["encoder=uivi"],
-    "players": ["encoder=avb"],
-    "players, adaptive contrast": ["encoder=avb_ac"],
+    "auxiliary_losses": ["encoder=avb"],
+    "auxiliary_losses, adaptive contrast": ["encoder=avb_ac"],
     "hvae": ["encoder=hvae"],
     "langevin": ["encoder=langevin"],
     "two layers": ["encoder=two_layer", "prior=chained"],
@@ -88,7 +90,7 @@ def work(rank: int, place: str, data: str) -> None:
     alone = gradients(run, Replicas())
     noise.own_part = careless
     apart["control: noise of one's own"] = distance(alone, gradients(run, together))
-    noise.own_part = replicas.own_part
+    noise.own_part = batch.own_part
     together.part = lambda total: slice(0, 3) if rank == 0 else slice(4, 7)
     apart["control: an image left out"] = distance(alone, gradients(run, together))
     Path(place, f"{rank}.json").write_text(json.dumps(apart))
@@ -179,7 +181,7 @@ def test_a_run_begun_by_one_process_and_finished_by_two(
 ):
     """It is the run of one process, but for rounding; only the first process writes."""
     words = [*RUN, f"data_dir={default_data_dir}"]
-    whole = experiment.train(compose([*words, f"output_dir={tmp_path / 'one'}"]))
+    whole = train(compose([*words, f"output_dir={tmp_path / 'one'}"]))
     words.append(f"output_dir={tmp_path / 'two'}")
     step, taken = Update.step, [0]
 
@@ -192,7 +194,7 @@ def test_a_run_begun_by_one_process_and_finished_by_two(
     with monkeypatch.context() as patch:
         patch.setattr(Update, "step", counting)
         with pytest.raises(SystemExit):
-            experiment.train(compose(words))
+            train(compose(words))
     done = torchrun(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("processes  2, which divide each batch among themselves") == 1

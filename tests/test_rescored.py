@@ -6,8 +6,9 @@ import pytest
 import torch
 from toys import Mean, exact_reverse, gaussian, hamiltonian, learned, linear_gaussian, one_image, sivi, unbiased
 
-from vaebench.encoders import Encoder, HierarchicalEncoder
-from vaebench.evaluation import log_likelihood
+from vaebench.encoders.base import Encoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
+from vaebench.estimators.importance import log_likelihood
 from vaebench.objective import evidence
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from vaebench import experiment, runtime
+from vaebench import runtime
 from vaebench.config import Config, compose, run_folder
 from vaebench.records import RunFolder, read_metrics, read_results
-from vaebench.training.checkpoint import Checkpoints
-from vaebench.training.update import Update
+from vaebench.records.checkpoint import Checkpoints
+from vaebench.train.session import resume, train
+from vaebench.train.update import Update
 
 # 8 steps an epoch; everything that has a state or a schedule is in use.
 OVERRIDES = [
@@ -74,7 +75,7 @@ def same(one: Any, other: Any) -> bool:
 def whole(tmp_path_factory: pytest.TempPathFactory, default_data_dir: Path) -> Path:
     """The run folder of the uninterrupted run."""
     torch.set_default_dtype(torch.float32)
-    return experiment.train(config(tmp_path_factory.mktemp("whole"), default_data_dir))
+    return train(config(tmp_path_factory.mktemp("whole"), default_data_dir))
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
@@ -119,11 +120,11 @@ def test_after_a_signal(
     with monkeypatch.context() as patch:
         stop_at(step, patch, lambda: os.kill(os.getpid(), number))
         with pytest.raises(SystemExit) as stopped:
-            experiment.train(mine)
+            train(mine)
     assert stopped.value.code == 128 + number
     assert RunFolder(run_folder(mine)).read_status().state == "interrupted"
     assert state(run_folder(mine))["progress"]["step"] == step
-    assert_same_run(experiment.train(mine), whole)
+    assert_same_run(train(mine), whole)
 
 
 KILLED = """
@@ -138,7 +139,7 @@ def counting(self, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, *args, **kwargs)
 Update.step = counting
-experiment.train(compose(sys.argv[2:]))
+train(compose(sys.argv[2:]))
 """
 
 
@@ -150,13 +151,13 @@ def test_after_a_kill_in_the_middle_of_an_epoch(whole: Path, tmp_path: Path, def
     folder = run_folder(mine)
     assert state(folder)["progress"]["step"] == 16  # the end of the last whole epoch
     assert RunFolder(folder).read_status().state == "interrupted"
-    assert_same_run(experiment.resume(folder), whole)
+    assert_same_run(resume(folder), whole)
 
 
 def test_after_an_interrupted_evaluation(
     whole: Path, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vaebench.experiment.estimators import importance
+    from vaebench.evaluate import importance
 
     mine = compose([*OVERRIDES, "estimator.batch=100", f"output_dir={tmp_path}", f"data_dir={default_data_dir}"])
     original, asked = importance.weighed, list[int]()
@@ -170,7 +171,7 @@ def test_after_an_interrupted_evaluation(
     with monkeypatch.context() as patch:
         patch.setattr(importance, "weighed", interrupted)
         with pytest.raises(SystemExit):
-            experiment.train(mine)
+            train(mine)
     assert asked == [0, 100, 200]
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -178,7 +179,7 @@ def test_after_an_interrupted_evaluation(
         return original(*args, **kwargs)
 
     monkeypatch.setattr(importance, "weighed", watched)
-    resumed = experiment.train(mine)
+    resumed = train(mine)
     assert asked == [0, 100, 200, 300, 400]
     # The batch size was another one here: it changes nothing but rounding.
     assert read_results(RunFolder(resumed))[0].mean == pytest.approx(read_results(RunFolder(whole))[0].mean, abs=1e-5)
@@ -191,22 +192,22 @@ def test_the_test_notices_a_generator_that_was_not_restored(
     with monkeypatch.context() as patch:
         stop_at(13, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(SystemExit):
-            experiment.train(mine)
+            train(mine)
     monkeypatch.setattr(runtime, "set_random_state", lambda state, device: None)
-    resumed = experiment.train(mine)
+    resumed = train(mine)
     assert not same(state(resumed)["modules"], state(whole)["modules"])
 
 
 def test_a_finished_run_is_not_trained_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (whole / "metrics.jsonl").read_bytes(), (whole / "checkpoints" / "last.pt").read_bytes()
-    experiment.resume(whole)
+    resume(whole)
     assert "this run is finished" in capsys.readouterr().out
     assert ((whole / "metrics.jsonl").read_bytes(), (whole / "checkpoints" / "last.pt").read_bytes()) == before
 
 
 def test_evaluation_and_pictures_leave_the_training_alone(whole: Path, tmp_path: Path, default_data_dir: Path) -> None:
     plain = [*OVERRIDES, "trainer.image_every=0", "trainer.log_every=7", f"data_dir={default_data_dir}"]
-    other = experiment.train(compose([*plain, f"output_dir={tmp_path}"]))
+    other = train(compose([*plain, f"output_dir={tmp_path}"]))
     assert same(state(other), state(whole))
 
 

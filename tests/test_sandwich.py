@@ -26,14 +26,9 @@ from toys import (
     wide_hierarchy,
 )
 
-from vaebench.encoders import Direction, Encoder, HierarchicalEncoder
-from vaebench.evaluation.sandwich import (
-    Between,
-    SandwichResult,
-    Side,
-    information_about_images,
-    sandwich,
-)
+from vaebench.encoders.base import Direction, Encoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
+from vaebench.estimators.sandwich import Between, SandwichResult, Side, information_about_images, sandwich
 from vaebench.objective import weigh
 from vaebench.selftest.oracles import finite
 from vaebench.selftest.oracles.finite import ELBO, REVERSE, SIVI, Enumeration, Reverse, encoder_for

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from test_every_config import ONE_STEP
 
-from vaebench import experiment
 from vaebench.config import compose
 from vaebench.errors import UserError
+from vaebench.evaluate.run import evaluate
 from vaebench.records import ResultRecord, RunFolder, read_results
+from vaebench.train.session import train
 
 QUIET = ["progress=false", "device=cpu"]
 FEW = ["estimator.images=6", "estimator.k=4", "estimator.inner_k=3", *QUIET]
@@ -20,7 +21,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, default_data_dir: Path) -> di
     """Return run folders of models that have seen one batch, by encoder."""
     common = [*ONE_STEP, f"output_dir={tmp_path_factory.mktemp('runs')}", f"data_dir={default_data_dir}"]
     return {
-        encoder: experiment.train(compose([f"encoder={encoder}", *common, "trainer.evaluate=false"]))
+        encoder: train(compose([f"encoder={encoder}", *common, "trainer.evaluate=false"]))
         for encoder in ("gaussian", "iwhvi", "avb_ac")
     }
 
@@ -36,7 +37,7 @@ def sided(records: list[ResultRecord]) -> Sided:
 
 
 def sandwiched(run: Path, *words: str) -> Sided:
-    return sided(experiment.evaluate(run, ["estimator=sandwich", *FEW, *words]))
+    return sided(evaluate(run, ["estimator=sandwich", *FEW, *words]))
 
 
 BOTH = ("lower_bound", "upper_bound")
@@ -102,7 +103,7 @@ def test_simulated_images_have_both_sides_of_the_evidence(runs: dict[str, Path],
 
 def test_annealing_takes_the_place_of_the_weights(runs: dict[str, Path]):
     found = sandwiched(runs["gaussian"], *SHORT)
-    (ais,) = experiment.evaluate(
+    (ais,) = evaluate(
         runs["gaussian"], ["estimator=ais", "estimator.images=6", *SHORT, *QUIET, "estimator.initial=encoder"]
     )
     assert found["log p(x)", "lower_bound"].mean == pytest.approx(ais.mean, abs=1e-3)
@@ -141,12 +142,12 @@ def test_wrong_settings(runs: dict[str, Path], words: list[str], message: str):
 
 def test_other_estimators_have_no_simulated_split(runs: dict[str, Path]):
     with pytest.raises(UserError, match="unknown split=simulated"):
-        experiment.evaluate(runs["gaussian"], ["estimator=iwae", "estimator.split=simulated", *QUIET])
+        evaluate(runs["gaussian"], ["estimator=iwae", "estimator.split=simulated", *QUIET])
 
 
 def test_bidirectional_monte_carlo_certifies_annealing(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]):
     words = ["estimator=ais", "estimator.images=6", *SHORT, *QUIET]
-    (record,) = experiment.evaluate(runs["gaussian"], [*words, "estimator.bdmc=4", "estimator.batch=3"])
+    (record,) = evaluate(runs["gaussian"], [*words, "estimator.bdmc=4", "estimator.batch=3"])
     assert record.n_images == 6
     assert record.extra["bdmc_images"] == 4
     line, note = capsys.readouterr().out.splitlines()[-2:]
@@ -156,11 +157,11 @@ def test_bidirectional_monte_carlo_certifies_annealing(runs: dict[str, Path], ca
     # step of a chain is taken or not, so that rounding can tell.)
     words.append("estimator.batch=3")
     own = ["estimator=bdmc", "estimator.images=4", "estimator.batch=3", *SHORT, *QUIET]
-    lower, upper = experiment.evaluate(runs["gaussian"], own)
+    lower, upper = evaluate(runs["gaussian"], own)
     assert record.extra["bdmc_gap"] == pytest.approx(upper.mean - lower.mean, abs=1e-3)
-    (bare,) = experiment.evaluate(runs["gaussian"], [*words, "estimator.bdmc=null"])
+    (bare,) = evaluate(runs["gaussian"], [*words, "estimator.bdmc=null"])
     assert bare.mean == pytest.approx(record.mean, abs=1e-3)
     assert "bdmc_gap" not in bare.extra
     assert bare.note == ""
     with pytest.raises(UserError, match=r"estimator\.bdmc"):
-        experiment.evaluate(runs["gaussian"], [*words, "estimator.bdmc=1"])
+        evaluate(runs["gaussian"], [*words, "estimator.bdmc=1"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vaebench.training import schedules
+from vaebench.train import schedules
 
 
 def test_burda_has_eight_stages_of_3_to_the_i_epochs():

@@ -13,15 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaebench import cli, flows, noise, objective, runtime
-from vaebench.encoders import AdversarialEncoder, hierarchical
-from vaebench.evaluation import annealing
+from vaebench import cli, noise, objective, runtime
+from vaebench.encoders import hierarchical
+from vaebench.encoders.adversarial import AdversarialEncoder
+from vaebench.estimators import annealing
+from vaebench.flows.flow import Conditioned, Moved
+from vaebench.flows.radial import RadialFlow
+from vaebench.records import checkpoint
+from vaebench.registry import FLOWS
 from vaebench.selftest import CHECKS, chosen
 from vaebench.selftest.oracles.families import FLOW_SETTINGS
 from vaebench.selftest.rows import CAUGHT, ERRORS, Mean, Row, differs, exact, near
 from vaebench.selftest.running import Outcome, run
 from vaebench.selftest.table import HEADER, as_json, lines, summary
-from vaebench.training import checkpoint
 
 CPU = torch.device("cpu")
 
@@ -48,7 +52,7 @@ def test_every_check_is_a_module_and_every_module_a_check():
 
 
 def test_every_flow_is_checked():
-    assert {name.partition("-")[0] for name in FLOW_SETTINGS} == set(flows.FLOWS)
+    assert {name.partition("-")[0] for name in FLOW_SETTINGS} == set(FLOWS)
 
 
 def test_another_seed_draws_other_numbers_and_passes():
@@ -91,13 +95,13 @@ def no_rescaling(patch: pytest.MonkeyPatch) -> None:
 
 
 def sign_turned(patch: pytest.MonkeyPatch) -> None:
-    original = flows.RadialFlow.forward
+    original = RadialFlow.forward
 
-    def forward(self: flows.RadialFlow, z: Tensor, conditioned: flows.Conditioned) -> flows.Moved:
+    def forward(self: RadialFlow, z: Tensor, conditioned: Conditioned) -> Moved:
         moved = original(self, z, conditioned)
         return moved._replace(log_det=-moved.log_det)
 
-    patch.setattr(flows.RadialFlow, "forward", forward)
+    patch.setattr(RadialFlow, "forward", forward)
 
 
 def moves_that_accept_everything(patch: pytest.MonkeyPatch) -> None:

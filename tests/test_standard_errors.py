@@ -12,9 +12,9 @@ from scipy.stats import t as student
 from torch import Tensor
 from toys import exact_gaussian, expected_iwae, gaussian, learned, linear_gaussian, normal_nodes, one_image, sivi
 
-from vaebench.encoders import Encoder
-from vaebench.evaluation import PerImage, log_likelihood
-from vaebench.experiment.evaluating import over_repeats
+from vaebench.encoders.base import Encoder
+from vaebench.estimators.importance import PerImage, log_likelihood
+from vaebench.evaluate.run import over_repeats
 from vaebench.objective import weigh
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -16,14 +16,17 @@ import torch
 from omegaconf import OmegaConf
 
 from vaebench import runtime
-from vaebench.cli import main, sweep
-from vaebench.cli.sweep_job import SweepJob
-from vaebench.cli.sweep_record import JobRecord, Records
-from vaebench.cli.sweep_table import table
+from vaebench.cli import main
+from vaebench.cli.sweep import run as sweep
+from vaebench.cli.sweep.job import SweepJob
+from vaebench.cli.sweep.records import JobRecord, Records
+from vaebench.cli.sweep.table import table
 from vaebench.config import Config, compose, from_yaml, identity, run_folder, to_yaml
 from vaebench.errors import RunFailed
+from vaebench.isolation import isolated
 from vaebench.records import ResultRecord, RunFolder, append_result, read_results
-from vaebench.training.checkpoint import Checkpoints
+from vaebench.records.checkpoint import Checkpoints
+from vaebench.train.session import train
 
 TINY = [
     "latent_dim=2",
@@ -37,11 +40,10 @@ TINY = [
 ]
 
 
-class FakeCore(types.ModuleType):
-    """Trains in no time: leaves a run folder as training does. ``acts`` does something in a seed's run first."""
+class FakeCore:
+    """Takes the place of training: makes a run folder at once. ``acts`` does something in a seed's run first."""
 
     def __init__(self) -> None:
-        super().__init__("fake core")
         self.trained: list[int] = []
         self.acts: dict[int, Callable[[], Any]] = {}
 
@@ -89,7 +91,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def core(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCore:
     fake = FakeCore()
-    monkeypatch.setattr("vaebench.cli.core.core", lambda: fake)
+    monkeypatch.setattr("vaebench.train.session.train", fake.train)
     return fake
 
 
@@ -98,8 +100,8 @@ def run(*words: str) -> int:
 
 
 def written() -> dict[str, Any]:
-    """Return the latest sweep.json."""
-    return json.loads(max(Path("outputs/.sweeps").glob("*/sweep.json")).read_text())
+    """Return the latest run.json."""
+    return json.loads(max(Path("outputs/.sweeps").glob("*/run.json")).read_text())
 
 
 def statuses() -> list[str]:
@@ -341,17 +343,16 @@ def meddle() -> None:
 
 def sweep_over(seeds: str, data: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Sweep over ``seeds``, of which 0 leaves a mess behind; return the run folder of seed 1."""
-    from vaebench import experiment
 
     def messy(config: Config) -> Path:
-        path = experiment.train(config)
+        path = train(config)
         if config.seed == 0:
             meddle()
         return path
 
     place.mkdir()
     monkeypatch.chdir(place)
-    monkeypatch.setattr("vaebench.cli.core.core", lambda: types.SimpleNamespace(train=messy))
+    monkeypatch.setattr("vaebench.train.session.train", messy)
     words = [*TINY, "encoder=iwhvi", "objective=iwae", "k=2", f"data_dir={data}", f"output_dir={place}"]
     run(f"seed={seeds}", *words)
     return run_folder(compose([*words, "seed=1"]))
@@ -365,7 +366,7 @@ def same_run(one: Path, other: Path) -> bool:
 
 @pytest.fixture
 def clean() -> Iterator[None]:
-    with runtime.isolated():
+    with isolated():
         torch.set_default_dtype(torch.float32)
         yield
 
@@ -400,7 +401,7 @@ def test_the_settings_of_a_sweep_define_no_run():
     assert from_yaml(older) == plain
 
 
-def test_results_of_several_kinds_are_told_apart(folder: Path):
+def test_results_of_several_kinds_are_split_paths(folder: Path):
     config = compose([])
     lines = [
         f"test log p(x) >= {-90 - n}.00 +- 1.50 ({how}, k=5, mnist5k/dynamic-v1, 500 images)"

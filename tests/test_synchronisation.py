@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaebench.config import compose
 from vaebench.errors import UserError
-from vaebench.experiment.assembly import Experiment, build
-from vaebench.experiment.training import updates
-from vaebench.training.trainer import _averaged, _Window
-from vaebench.training.update import Settings
+from vaebench.experiment import Experiment, build
+from vaebench.train.trainer import _averaged, _Window
+from vaebench.train.update import Settings
+from vaebench.train.updates import updates
 
 ENCODERS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs" / "encoder").glob("*.yaml"))
 SMALL = ["encoder.hidden=[8,7]", "decoder.hidden=[8,7]", "latent_dim=4", "device=cpu", "trainer.progress=false"]

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from vaebench import bounds, experiment
 from vaebench.config import compose, run_folder
 from vaebench.distributions import standard_normal
-from vaebench.encoders import Direction, Draw, Encoder, Player, Site
+from vaebench.encoders.base import AuxiliaryLoss, BuildContext, Direction, Draw, Encoder
 from vaebench.errors import RunFailed
-from vaebench.experiment import assembly
-from vaebench.experiment.losses import BoundLoss
 from vaebench.objective import evidence
 from vaebench.records import RunFolder, read_metrics, read_results
-from vaebench.training import update
-from vaebench.training.checkpoint import Checkpoints
-from vaebench.training.update import Loss, Settings, Update
+from vaebench.records.checkpoint import Checkpoints
+from vaebench.registry import ENCODERS
+from vaebench.train import session, update, validation
+from vaebench.train.losses import BoundLoss
+from vaebench.train.session import train
+from vaebench.train.update import Loss, Settings, Update
 
 SMALL = [
     "latent_dim=2",
@@ -75,7 +76,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(overrides: list[str], monkeypat
 
     monkeypatch.setattr(BoundLoss, "__call__", poisoned)
     with pytest.raises(RunFailed, match=r"not finite at step 6 \(epoch 2\).*last\.pt.*optimizer\.lr"):
-        experiment.train(config)
+        train(config)
     folder = run_folder(config)
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "failed"
@@ -85,20 +86,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(overrides: list[str], monkeypat
     assert all(value.isfinite().all() for value in kept["modules"].values())
     # Nothing restarts by itself, and once the cause is gone the same command goes on.
     monkeypatch.setattr(BoundLoss, "__call__", original)
-    experiment.train(config)
+    train(config)
     assert RunFolder(folder).read_status().state == "finished"
 
 
 def validations(values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    from vaebench.experiment import training
 
     left: Iterator[float] = iter(values)
-    monkeypatch.setattr(training, "_validate", lambda *_: next(left))
+    monkeypatch.setattr(session, "validate", lambda *_: next(left))
 
 
 def test_the_best_weights_are_those_of_the_best_validation(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
     validations([-3.0, -1.0, -2.0], monkeypatch)
-    folder = experiment.train(compose([*overrides, "trainer.epochs=3"]))
+    folder = train(compose([*overrides, "trainer.epochs=3"]))
     best = Checkpoints(folder / "checkpoints").load("best").state
     assert (best["epoch"], best["validation_log_likelihood"]) == (2, -1.0)
     assert read_results(RunFolder(folder))[0].epoch == 2
@@ -106,24 +106,22 @@ def test_the_best_weights_are_those_of_the_best_validation(overrides: list[str],
 
 def test_early_stopping_counts_validations_without_gain(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
     validations([-3.0, -1.0, -2.0, -2.0, 0.0], monkeypatch)
-    folder = experiment.train(compose([*overrides, "trainer.epochs=9", "trainer.patience=2"]))
+    folder = train(compose([*overrides, "trainer.epochs=9", "trainer.patience=2"]))
     assert metrics(folder, "validation/log_likelihood") == [-3.0, -1.0, -2.0, -2.0]
     assert Checkpoints(folder / "checkpoints").load().state["progress"]["stopped"]
 
 
 def test_validation_does_not_follow_the_schedule_of_k(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
-    from vaebench.experiment import training
-
     asked: list[tuple[int, int]] = []
-    original = training.log_likelihoods
+    original = validation.log_likelihoods
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         asked.append((kwargs["k"], kwargs["inner_k"]))
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(training, "log_likelihoods", watched)
+    monkeypatch.setattr(validation, "log_likelihoods", watched)
     schedules = ["trainer.k_schedule={0:1,1:3}", "trainer.inner_k_schedule={0:0,1:4}"]
-    experiment.train(compose([*overrides, "encoder=iwhvi", *schedules]))
+    train(compose([*overrides, "encoder=iwhvi", *schedules]))
     assert asked == [(2, 4), (2, 4)]
 
 
@@ -162,7 +160,7 @@ class WithRival(Encoder):
         self.rival = nn.Parameter(torch.ones(latent_dim))
 
     @classmethod
-    def build(cls, site: Site) -> "WithRival":
+    def build(cls, site: BuildContext) -> "WithRival":
         return cls(site.latent_dim)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -182,18 +180,18 @@ class WithRival(Encoder):
         # The rival takes part in the value; the main loss must leave its parameters alone all the same.
         return Draw(z + self.mean, q.log_prob(z) + 0 * self.rival.sum())
 
-    def players(self) -> dict[str, Player]:
+    def auxiliary_losses(self) -> dict[str, AuxiliaryLoss]:
         def loss(x: Tensor) -> Tensor:
             self.calls.append(len(x))
             return self.rival.square().sum()
 
-        return {"rival": Player([self.rival], loss, repeats=3)}
+        return {"rival": AuxiliaryLoss([self.rival], loss, repeats=3)}
 
 
 def test_players_have_their_own_optimiser_and_repeats(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(assembly.ENCODERS, "gaussian", WithRival.build)
+    monkeypatch.setitem(ENCODERS, "gaussian", WithRival.build)
     WithRival.calls.clear()
-    folder = experiment.train(compose(overrides))
+    folder = train(compose(overrides))
     assert len(WithRival.calls) == 2 * 4 * 3
     state = Checkpoints(folder / "checkpoints").load().state
     assert set(state["optimizers"]) == {"main", "rival"}
@@ -204,7 +202,7 @@ def test_players_have_their_own_optimiser_and_repeats(overrides: list[str], monk
 
 
 def test_averaged_weights_are_the_ones_validated_and_kept(overrides: list[str]):
-    folder = experiment.train(compose([*overrides, "trainer.ema=0.5"]))
+    folder = train(compose([*overrides, "trainer.ema=0.5"]))
     checkpoints = Checkpoints(folder / "checkpoints")
     last, best = checkpoints.load().state, checkpoints.load("best").state
     name = "model.decoder.affine.bias"

@@ -7,21 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from vaebench import bounds
-from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder, Site
+from vaebench.encoders.base import BuildContext, Encoder
+from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.errors import UserError
 from vaebench.model import GenerativeModel
-from vaebench.nets import (
-    TRUNKS,
-    GatedMLP,
-    GatedPainter,
-    GatedReader,
-    Networks,
-    PaintedBernoulli,
-    ResidualPainter,
-    ResidualReader,
-    Trunk,
-)
-from vaebench.nets.gated import GatedDense
+from vaebench.nets.convolutional import GatedPainter, GatedReader, ResidualPainter, ResidualReader
+from vaebench.nets.gated import GatedDense, GatedMLP
+from vaebench.nets.heads import PaintedBernoulli
+from vaebench.nets.networks import TRUNKS, Networks
+from vaebench.nets.trunks import Trunk
 from vaebench.objective import Objective
 from vaebench.priors import StandardNormalPrior
 
@@ -164,7 +159,7 @@ def model_of(networks: Networks) -> GenerativeModel:
 
 
 def encoders(networks: Networks) -> list[Encoder]:
-    site = Site(networks, X, Z, model_of(networks))
+    site = BuildContext(networks, X, Z, model_of(networks))
     return [GaussianEncoder.build(site), HierarchicalEncoder.build(site, psi_dim=2, learned_reverse=True)]
 
 

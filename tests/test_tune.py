@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from vaebench import experiment
+from vaebench import tune as tuning
 from vaebench.cli import main
-from vaebench.config.search import told_apart
-from vaebench.errors import RunFailed, UserError
-from vaebench.experiment import tuning
+from vaebench.config.search import split_paths
+from vaebench.errors import GivenUp, RunFailed, UserError
 from vaebench.records import RunFolder, read_results
-from vaebench.training.trainer import GivenUp
+from vaebench.train.session import resume, train
 
 pytest.importorskip("optuna")
 
@@ -38,14 +37,14 @@ def folders(folder: Path) -> list[RunFolder]:
 # Words ----------------------------------------------------------------------------------------------------
 
 
-def test_words_are_told_apart():
-    fixed, spaces = told_apart(["encoder=hvm", "k=1,5", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "seed=range(2)"])
+def test_words_are_split_paths():
+    fixed, spaces = split_paths(["encoder=hvm", "k=1,5", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "seed=range(2)"])
     assert fixed == ["encoder=hvm"]
     k, lr, seed = spaces
     assert (k.key, k.choices) == ("k", ("1", "5"))
     assert (lr.low, lr.high, lr.log, lr.whole) == (1e-4, 1e-2, True, False)
     assert seed.choices == ("0", "1")
-    (dim,) = told_apart(["latent_dim=int(interval(2,8))"])[1]
+    (dim,) = split_paths(["latent_dim=int(interval(2,8))"])[1]
     assert dim.whole
     assert dim.example() == "latent_dim=2"
 
@@ -89,7 +88,7 @@ def test_it_finds_the_better_learning_rate_and_goes_on(tmp_path: Path, capsys: p
 
 def test_a_trial_below_the_median_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tuning, "TRIALS_BEFORE_PRUNING", 1)
-    fixed, spaces = told_apart([*TINY, f"output_dir={tmp_path}", "trainer.epochs=3", "optimizer.lr=1e-2,1e-7"])
+    fixed, spaces = split_paths([*TINY, f"output_dir={tmp_path}", "trainer.epochs=3", "optimizer.lr=1e-2,1e-7"])
     search = tuning.Search(fixed, spaces, prune=True, seed=0)
     with search.opened() as study:
         for rate in spaces[0].choices:
@@ -103,7 +102,7 @@ def test_a_trial_below_the_median_is_given_up(tmp_path: Path, monkeypatch: pytes
     status = RunFolder(Path(bad.folder)).read_status()
     assert (status.state, "given up" in (status.error or "")) == ("interrupted", True)
     # By itself the run goes on to its end.
-    experiment.resume(bad.folder)
+    resume(bad.folder)
     assert RunFolder(Path(bad.folder)).read_status().state == "finished"
 
 
@@ -111,8 +110,8 @@ def test_a_run_that_nobody_ends_is_watched_to_its_end(tmp_path: Path):
     seen = []
     config = tuning.compose([*TINY, f"output_dir={tmp_path}", "trainer.epochs=3", "trainer.evaluate=false"])
     with pytest.raises(GivenUp):
-        experiment.train(config, watch=lambda epoch, value: seen.append(epoch) or epoch == 2)
-    experiment.train(config, watch=lambda epoch, value: seen.append(epoch) or False)
+        train(config, watch=lambda epoch, value: seen.append(epoch) or epoch == 2)
+    train(config, watch=lambda epoch, value: seen.append(epoch) or False)
     assert seen == [1, 2, 3]
 
 
@@ -150,7 +149,7 @@ def test_failures_are_told_and_counted(
 
 
 def test_two_processes_never_share_a_search(tmp_path: Path):
-    fixed, spaces = told_apart([*TINY, f"output_dir={tmp_path}", "k=1,2"])
+    fixed, spaces = split_paths([*TINY, f"output_dir={tmp_path}", "k=1,2"])
     one, other = (tuning.Search(fixed, spaces, prune=False, seed=0) for _ in range(2))
     with one.opened(), pytest.raises(UserError, match="another process is at this search"), other.opened():
         pass

@@ -12,18 +12,19 @@ from toys import AffineGaussian, Mean
 from vaebench import bounds, experiment
 from vaebench.config import compose
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders import Draw, Encoder, LadderEncoder, Site, TwoLayerEncoder
-from vaebench.encoders.base import frozen
-from vaebench.encoders.layered import Layers, combined
+from vaebench.encoders.base import BuildContext, Draw, Encoder, frozen
+from vaebench.encoders.layered import LadderEncoder, Layers, TwoLayerEncoder, combined
 from vaebench.errors import UserError
-from vaebench.evaluation import log_likelihood
-from vaebench.evaluation.ais import has_density
-from vaebench.experiment.assembly import Modules
+from vaebench.estimators.ais import has_density
+from vaebench.estimators.importance import log_likelihood
+from vaebench.experiment import Modules
 from vaebench.gradients import GradientEstimator, rescale_paths
 from vaebench.model import GenerativeModel
-from vaebench.nets import MLP, BernoulliHead, Networks, NormalLikelihood
+from vaebench.nets.heads import BernoulliHead, NormalLikelihood
+from vaebench.nets.networks import Networks
+from vaebench.nets.trunks import MLP
 from vaebench.objective import Objective, evidence, weigh
-from vaebench.priors import ChainedPrior, PriorSite, StandardNormalPrior
+from vaebench.priors import ChainedPrior, PriorContext, StandardNormalPrior
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -355,9 +356,9 @@ def test_at_the_optimum_path_gradients_are_zero_for_every_draw():
 
 def networked(kind: type[TwoLayerEncoder] | type[LadderEncoder]) -> tuple[GenerativeModel, Encoder]:
     networks = Networks("mlp", [5, 4], "tanh")
-    prior = ChainedPrior.build(PriorSite(5, networks, torch.full((X,), 0.5)), top_dim=2, hidden=[4])
+    prior = ChainedPrior.build(PriorContext(5, networks, torch.full((X,), 0.5)), top_dim=2, hidden=[4])
     toy = GenerativeModel(prior, BernoulliHead(MLP(3, [4], "tanh"), X), seen=3)
-    return toy, kind.build(Site(networks, X, 5, toy), top_hidden=[4, 3])
+    return toy, kind.build(BuildContext(networks, X, 5, toy), top_hidden=[4, 3])
 
 
 @pytest.mark.parametrize("gradient", list(GradientEstimator))
@@ -428,7 +429,7 @@ def test_the_iwae_papers_model():
     config = compose(["experiment=iwae_paper/mnist_l2_k50"])
     assert (config.encoder.name, config.prior.name, config.decoder.name) == ("two_layer", "chained", "iwae")
     assert (config.latent_dim, config.prior.top_dim, config.k) == (150, None, 50)
-    site = PriorSite(150, Networks("iwae", [200, 200], "tanh"), torch.full((784,), 0.5))
+    site = PriorContext(150, Networks("iwae", [200, 200], "tanh"), torch.full((784,), 0.5))
     assert ChainedPrior.build(site, top_dim=None, hidden=config.prior.hidden).layers == (100, 50)
     assert (config.decoder.hidden, config.encoder.top_hidden) == ((200, 200), [100, 100])
     assert (config.trainer.epochs, config.trainer.batch_size, config.dataset.split) == (3280, 20, "iwae")

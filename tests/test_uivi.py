@@ -11,8 +11,8 @@ from toys import Hierarchy, Mean, linear_gaussian, one_image, sivi, wide_hierarc
 import vaebench
 from vaebench import bounds, noise
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders import HierarchicalEncoder, UnbiasedEncoder
-from vaebench.encoders.hierarchical import Joint
+from vaebench.encoders.hierarchical import HierarchicalEncoder, Joint
+from vaebench.encoders.unbiased import UnbiasedEncoder
 from vaebench.errors import UserError
 from vaebench.objective import Objective, evidence
 from vaebench.selftest.oracles.scalar import IMAGE, SIVI, Replicated, model

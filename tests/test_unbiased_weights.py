@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from toys import CELLS, Family, Mean, Miscounted, WithoutOwnPsi, learned, linear_gaussian, name, one_image, sivi
 
-from vaebench.encoders import Encoder, HierarchicalEncoder
-from vaebench.evaluation import log_likelihood
+from vaebench.encoders.base import Encoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
+from vaebench.estimators.importance import log_likelihood
 from vaebench.objective import evidence
 
 pytestmark = pytest.mark.usefixtures("float64")

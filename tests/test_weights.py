@@ -8,9 +8,9 @@ from torch import Tensor
 from toys import exact_gaussian, gaussian, learned, linear_gaussian
 
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders import GaussianEncoder
-from vaebench.evaluation.importance import Chunks, log_likelihood, weighed
-from vaebench.evaluation.weights import RELIABLE, WAITING, WeightSummary, pareto_k, tail_length
+from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.estimators.importance import Chunks, log_likelihood, weighed
+from vaebench.estimators.weights import RELIABLE, WAITING, WeightSummary, pareto_k, tail_length
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -7,9 +7,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vaebench import bounds
-    from vaebench.evaluation.ais import ais
-    from vaebench.evaluation.bdmc import bdmc
-    from vaebench.evaluation.importance import log_likelihood
+    from vaebench.estimators.ais import ais
+    from vaebench.estimators.bdmc import bdmc
+    from vaebench.estimators.importance import log_likelihood
     from vaebench.experiment import Experiment, build, load
     from vaebench.objective import Evidence, evidence
 
@@ -20,9 +20,9 @@ _HOMES = {
     "Experiment": "vaebench.experiment",
     "evidence": "vaebench.objective",
     "Evidence": "vaebench.objective",
-    "log_likelihood": "vaebench.evaluation.importance",
-    "ais": "vaebench.evaluation.ais",
-    "bdmc": "vaebench.evaluation.bdmc",
+    "log_likelihood": "vaebench.estimators.importance",
+    "ais": "vaebench.estimators.ais",
+    "bdmc": "vaebench.estimators.bdmc",
 }
 
 __all__ = [

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["Busy", "RunFailed", "UserError", "did_you_mean"]
+__all__ = ["Busy", "GivenUp", "Interrupted", "RunFailed", "UserError", "did_you_mean"]
 
 
 class UserError(Exception):
@@ -16,6 +16,14 @@ class Busy(UserError):
 
 class RunFailed(Exception):
     """The request was sound but the work failed, as with a non-finite loss. Exit code 1."""
+
+
+class Interrupted(Exception):
+    """A signal stopped the work; everything up to that point is saved."""
+
+
+class GivenUp(Exception):
+    """The caller's callback ended a training early; everything up to that point is saved."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

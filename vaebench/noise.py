@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vaebench.replicas import own_part
+from vaebench.batch import own_part
 
 __all__ = ["inner_samples", "keyed", "shared_over_samples", "standard_normal", "uniform"]
 

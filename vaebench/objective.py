@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from vaebench.batch import batch_mean
 from vaebench.bounds import Bound
-from vaebench.encoders import Draw, Encoder
+from vaebench.encoders.base import Draw, Encoder
 from vaebench.gradients import GradientEstimator, rescale_inner_paths, rescale_paths
 from vaebench.model import GenerativeModel
-from vaebench.replicas import batch_mean
 
 __all__ = ["Evidence", "Objective", "evidence", "weigh"]
 
@@ -21,7 +21,7 @@ class Evidence(NamedTuple):
     log_prior: Tensor
     log_q: Tensor
     paths: tuple[Tensor, ...]
-    """See :class:`vaebench.encoders.Draw`."""
+    """See :class:`vaebench.encoders.base.Draw`."""
     inner_paths: tuple[Tensor, ...] = ()
 
     def log_weights(self, beta: float = 1.0) -> Tensor:
@@ -40,7 +40,7 @@ def evidence(
         x: images, (B, X), in [0, 1].
         k: number of draws K.
         inner_k: number of inner samples of a hierarchical encoder.
-        path_only: see :meth:`vaebench.encoders.Encoder.sample`.
+        path_only: see :meth:`vaebench.encoders.base.Encoder.sample`.
     """
     return weigh(model, x, encoder.draw(x, k, inner_k=inner_k, path_only=path_only))
 

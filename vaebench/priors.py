@@ -17,9 +17,11 @@ from torch.func import functional_call
 from vaebench import noise
 from vaebench.distributions import DiagonalNormal, standard_normal
 from vaebench.errors import UserError
-from vaebench.flows import Conditioned, Flow, Place, RealNVPFlow
-from vaebench.nets import Networks, weights_of
+from vaebench.flows.flow import Conditioned, Flow, FlowContext
+from vaebench.flows.realnvp import RealNVPFlow
 from vaebench.nets.heads import LOG_SCALE_RANGE
+from vaebench.nets.networks import Networks
+from vaebench.nets.trunks import weights_of
 
 __all__ = [
     "ChainedNormal",
@@ -29,7 +31,7 @@ __all__ = [
     "MixturePrior",
     "Posterior",
     "Prior",
-    "PriorSite",
+    "PriorContext",
     "PushedNormal",
     "StandardNormalPrior",
     "VampPrior",
@@ -45,7 +47,7 @@ class Posterior(Protocol):
 
 
 @dataclass(frozen=True)
-class PriorSite:
+class PriorContext:
     """What a prior is built for: a family's ``build`` takes it, and the keys of its own yaml."""
 
     latent_dim: int
@@ -70,7 +72,7 @@ class Prior(nn.Module, ABC):
         """Return z2, (..., D2) -> p(z1|z2), a DiagonalNormal, where there are two layers."""
         return None
 
-    def meet(self, encoder: Posterior) -> None:
+    def attach_encoder(self, encoder: Posterior) -> None:
         """Take note of the encoder, once it is built; a prior that needs nothing of it lets it pass."""
 
 
@@ -97,7 +99,7 @@ class StandardNormalPrior(Prior):
         self.origin: Tensor
 
     @classmethod
-    def build(cls, site: PriorSite) -> "StandardNormalPrior":
+    def build(cls, site: PriorContext) -> "StandardNormalPrior":
         """Make one of the model's width."""
         return cls(site.latent_dim)
 
@@ -181,7 +183,7 @@ class MixturePrior(Prior):
         self.raw_log_weights = nn.Parameter(torch.zeros(components))
 
     @classmethod
-    def build(cls, site: PriorSite, *, components: int) -> "MixturePrior":
+    def build(cls, site: PriorContext, *, components: int) -> "MixturePrior":
         """Make one of the model's width."""
         return cls(site.latent_dim, components)
 
@@ -214,7 +216,7 @@ class VampPrior(Prior):
         self._encoder: tuple[Posterior, ...] = ()
 
     @classmethod
-    def build(cls, site: PriorSite, *, components: int) -> "VampPrior":
+    def build(cls, site: PriorContext, *, components: int) -> "VampPrior":
         """Make one that still has to meet its encoder."""
         return cls(site.latent_dim, site.pixel_mean, components)
 
@@ -222,7 +224,7 @@ class VampPrior(Prior):
         """Return z2, (..., D2) -> p(z1|z2), a DiagonalNormal, where there are two layers."""
         return None
 
-    def meet(self, encoder: Posterior) -> None:
+    def attach_encoder(self, encoder: Posterior) -> None:
         """Borrow the encoder.
 
         Raises:
@@ -309,7 +311,7 @@ class FlowPrior(Prior):
         self.origin: Tensor
 
     @classmethod
-    def build(cls, site: PriorSite, *, steps: int, width: int, depth: int) -> "FlowPrior":
+    def build(cls, site: PriorContext, *, steps: int, width: int, depth: int) -> "FlowPrior":
         """Make one of affine coupling steps.
 
         Raises:
@@ -317,7 +319,7 @@ class FlowPrior(Prior):
         """
         if site.latent_dim < 2:
             raise UserError("prior=realnvp needs latent_dim=2 or more: it moves one half of z given the other")
-        places = [Place(1, site.latent_dim, index, site.networks.activation) for index in range(steps)]
+        places = [FlowContext(1, site.latent_dim, index, site.networks.activation) for index in range(steps)]
         return cls(site.latent_dim, [RealNVPFlow.build(place, width=width, depth=depth) for place in places])
 
     def forward(self) -> PushedNormal:
@@ -381,7 +383,7 @@ class ChainedPrior(Prior):
         self.origin: Tensor
 
     @classmethod
-    def build(cls, site: PriorSite, *, top_dim: int | None, hidden: Sequence[int]) -> "ChainedPrior":
+    def build(cls, site: PriorContext, *, top_dim: int | None, hidden: Sequence[int]) -> "ChainedPrior":
         """Make one of dense layers.
 
         Args:

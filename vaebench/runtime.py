@@ -1,7 +1,6 @@
 """The machine: device, memory, seeds, precision, threads, signals."""
 
 import contextlib
-import gc
 import hashlib
 import os
 import random
@@ -10,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -28,7 +26,6 @@ __all__ = [
     "describe",
     "forked_randomness",
     "free_memory",
-    "isolated",
     "notice",
     "out_of_memory",
     "random_state",
@@ -192,91 +189,6 @@ def forked_randomness(device: torch.device, seed: int) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-@contextlib.contextmanager
-def isolated() -> Iterator[None]:
-    """Put back, after the block, every global setting that one job could leave behind for the next.
-
-    That is: torch's default dtype and device, threads, gradient mode, determinism and precision switches, argument
-    checks of distributions, all random states, numpy's error handling, warning filters, matplotlib's settings, the
-    environment and the working folder. What the block kept on a GPU is given back.
-    """
-    put_back = [*_torch_settings(), *_other_settings()]
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        for restore in put_back:
-            restore()
-        if torch.cuda.is_initialized():
-            gc.collect()
-            torch.cuda.empty_cache()
-
-
-def _torch_settings() -> list[Callable[[], Any]]:
-    """Return what puts back torch's global settings as they are now."""
-    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
-    gradients, checks = torch.is_grad_enabled(), torch.distributions.Distribution._validate_args
-    strict = torch.are_deterministic_algorithms_enabled()
-    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
-    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
-    benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
-    state = torch.get_rng_state()
-    return [
-        lambda: torch.set_default_dtype(dtype),
-        # torch keeps a mode on a stack for any device that was set, the CPU too: None takes it away.
-        lambda: torch.set_default_device(None if device.type == "cpu" else device),
-        lambda: torch.set_num_threads(threads),
-        lambda: torch.set_grad_enabled(gradients),
-        lambda: torch.distributions.Distribution.set_default_validate_args(checks),
-        lambda: torch.use_deterministic_algorithms(strict, warn_only=lenient),
-        lambda: torch.set_float32_matmul_precision(precision),
-        lambda: setattr(cudnn, "benchmark", benchmark),
-        lambda: setattr(cudnn, "deterministic", deterministic),
-        lambda: torch.set_rng_state(state),
-    ]
-
-
-def _other_settings() -> list[Callable[[], Any]]:
-    """Return what puts back the global settings of Python, numpy and matplotlib as they are now."""
-    python, drawn, errors = random.getstate(), numpy.random.get_state(), numpy.geterr()
-    environment, folder = dict(os.environ), os.getcwd()
-    return [
-        lambda: random.setstate(python),
-        lambda: numpy.random.set_state(drawn),
-        lambda: numpy.seterr(**errors),
-        lambda: _restore_environment(environment),
-        lambda: os.chdir(folder),
-        _plotting_settings(),
-    ]
-
-
-def _restore_environment(environment: dict[str, str]) -> None:
-    """Make the environment what it was, touching only what differs."""
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    for name, value in environment.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
-
-
-def _plotting_settings() -> Callable[[], None]:
-    """Return what puts back matplotlib's settings, where it is in use: those of now, or else its defaults."""
-    before = sys.modules.get("matplotlib")
-    settings: dict[str, Any] | None = None if before is None else dict(before.rcParams)
-
-    def restore() -> None:
-        matplotlib = sys.modules.get("matplotlib")
-        if matplotlib is None:
-            return
-        if "matplotlib.pyplot" in sys.modules:
-            sys.modules["matplotlib.pyplot"].close("all")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated settings are read and written, not used
-            matplotlib.rcParams.update(matplotlib.rcParamsOrig if settings is None else settings)
-
-    return restore
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

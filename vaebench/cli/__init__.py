@@ -28,7 +28,6 @@ COMMANDS = {
     "interpolate": ("interpolate", "draw ways between images through latent space"),
     "traverse": ("traverse", "draw an image with one latent coordinate moved"),
     "selftest": ("selftest", "compare exact answers with what this machine computes"),
-    "bench": ("bench", "measure how fast this machine trains and evaluates"),
 }
 
 HELP = """usage: vaebench <command> [...]

@@ -1,15 +1,12 @@
 """`vaebench diagnose`: run folders -> what their posteriors and gradients are like."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vaebench.cli.evaluate import told_apart
-from vaebench.cli.failure import expected, tell
+from vaebench.cli.each_run import RunJob, each_run
+from vaebench.cli.evaluate import split_paths
 from vaebench.cli.flags import DIAGNOSE, parse, settings
-from vaebench.errors import RunFailed, UserError
-
-if TYPE_CHECKING:
-    from vaebench.config.diagnosis import Diagnosis
+from vaebench.errors import UserError
 
 __all__ = ["run"]
 
@@ -36,39 +33,18 @@ def run(words: list[str]) -> int:
     if parsed.flags:
         print(HELP, end="")
         return 0
-    paths, words = told_apart(parsed.rest)
+    paths, words = split_paths(parsed.rest)
     if not paths:
-        raise UserError("which run? `vaebench diagnose RUN`, RUN being a run folder or a folder of runs")
+        raise UserError("missing RUN: give a run folder or a folder of runs")
     from vaebench.config.diagnosis import Diagnosis
     from vaebench.records import RunFolder
 
     folders = [folder.path for folder in RunFolder.find(paths)]
-    return diagnose_all(folders, settings(words, Diagnosis))
+    given = settings(words, Diagnosis)
 
+    def work(folder: Path) -> None:
+        from vaebench.diagnose import diagnose
 
-def diagnose_all(folders: list[Path], given: "Diagnosis") -> int:
-    """Diagnose each run; one that fails does not keep the others from it."""
-    from vaebench.cli.core import core
+        diagnose(folder, given)
 
-    if len(folders) == 1:
-        core().diagnose(folders[0], given)
-        return 0
-    failed = sum(not went_well(folder, given) for folder in folders)
-    if failed:
-        raise RunFailed(f"{failed} of {len(folders)} diagnoses failed; the lines above say which and why")
-    return 0
-
-
-def went_well(folder: Path, given: "Diagnosis") -> bool:
-    """Diagnose one run of several; tell why, if it fails."""
-    from vaebench.cli.core import core
-
-    try:
-        core().diagnose(folder, given)
-    except Exception as error:
-        # A broken pipe: nobody reads the tables any more.
-        if isinstance(error, OSError) and not expected(error):
-            raise
-        tell(error, [str(folder)])
-        return False
-    return True
+    return each_run([RunJob(folder, [], partial(work, folder)) for folder in folders], "diagnoses")

@@ -1,12 +1,13 @@
 """`vaebench evaluate`: run folders -> estimates of log p(x)."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from vaebench.cli.failure import expected, tell
+from vaebench.cli.each_run import RunJob, each_run
 from vaebench.cli.flags import EVALUATE, parse
-from vaebench.errors import RunFailed, UserError
+from vaebench.errors import UserError
 
 __all__ = ["run"]
 
@@ -45,16 +46,18 @@ def run(words: list[str]) -> int:
     if "--help" in parsed.flags:
         print(HELP, end="")
         return 0
-    paths, overrides = told_apart(parsed.rest)
+    paths, overrides = split_paths(parsed.rest)
     if not paths:
-        raise UserError("which run? `vaebench evaluate RUN`, RUN being a run folder or a folder of runs")
+        raise UserError("missing RUN: give a run folder or a folder of runs")
     from vaebench.records import RunFolder
 
     folders = [folder.path for folder in RunFolder.find(paths)]
-    return evaluate_all([one for folder in folders for one in asked_for(folder, overrides)])
+    asked = [one for folder in folders for one in asked_for(folder, overrides)]
+    jobs = [RunJob(one.folder, one.overrides, partial(carry_out, one)) for one in asked]
+    return each_run(jobs, "evaluations", headings=True)
 
 
-def told_apart(words: list[str]) -> tuple[list[Path], list[str]]:
+def split_paths(words: list[str]) -> tuple[list[Path], list[str]]:
     """Return (paths, overrides): a word with a = is a setting, unless it is a path that exists."""
     paths = [word for word in words if "=" not in word or Path(word).exists()]
     return [Path(path) for path in paths], [word for word in words if word not in paths]
@@ -77,38 +80,10 @@ def asked_for(folder: Path, overrides: list[str]) -> Iterator[Evaluation]:
         yield Evaluation(folder, words)
 
 
-def evaluate_all(asked: list[Evaluation]) -> int:
-    """Carry out each evaluation; one that fails does not keep the others from it."""
-    if len(asked) == 1:
-        carry_out(asked[0])
-        return 0
-    failed = 0
-    for before, one in zip([None, *asked], asked, strict=False):
-        if before is None or before.folder != one.folder:
-            print(one.folder, flush=True)
-        failed += not went_well(one)
-    if failed:
-        raise RunFailed(f"{failed} of {len(asked)} evaluations failed; the lines above say which and why")
-    return 0
-
-
-def went_well(one: Evaluation) -> bool:
-    """Carry out one evaluation of several; tell why, if it fails."""
-    try:
-        carry_out(one)
-    except Exception as error:
-        # A broken pipe: nobody reads the results any more.
-        if isinstance(error, OSError) and not expected(error):
-            raise
-        tell(error, [str(one.folder), *one.overrides])
-        return False
-    return True
-
-
 def carry_out(one: Evaluation) -> None:
     """Carry out one evaluation."""
-    from vaebench.cli.core import core
+    from vaebench.evaluate.run import evaluate
 
     if one.refusal is not None:
         raise one.refusal
-    core().evaluate(one.folder, one.overrides)
+    evaluate(one.folder, one.overrides)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vaebench.errors import RunFailed, UserError
 
-__all__ = ["describe", "exit_code", "expected", "message", "tell"]
+__all__ = ["describe", "exit_code", "expected", "message", "report_failure"]
 
 INTERRUPTED = 130
 
@@ -34,7 +34,7 @@ def message(error: Exception) -> str:
     return describe(error) if expected(error) else f"{type(error).__name__}: {error}"
 
 
-def tell(error: Exception, words: Sequence[str]) -> None:
+def report_failure(error: Exception, words: Sequence[str]) -> None:
     """Print why one of several jobs failed, and with a traceback where that is a defect; ``words`` name the job."""
     if not expected(error):
         traceback.print_exception(error)

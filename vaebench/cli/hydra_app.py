@@ -1,7 +1,6 @@
 """hydra, started from inside a command: it composes, sweeps and completes; messages are ours."""
 
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,11 +9,12 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from vaebench.cli.argv import command_line
 from vaebench.config import config_dir
 from vaebench.config.compose import HYDRA_VERSION
 from vaebench.config.explain import explain
 
-__all__ = ["command_line", "start"]
+__all__ = ["start"]
 
 # Our launcher presets have the names of the plugins' own settings, and are checked against these: that is wanted.
 # Said at import, because launchers' workers compose configurations, too.
@@ -33,7 +33,7 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
 
     # hydra runs the modules of its own plugins anew as it looks for them: what derives from one has to come after.
     plugins = Plugins.instance()
-    from vaebench.cli.sweeper import register
+    from vaebench.cli.sweep.hydra_plugin import register
 
     register(plugins)
     app = hydra.main(version_base=HYDRA_VERSION, config_path=str(config_dir()), config_name=config_name)(job)
@@ -47,16 +47,6 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
             if not str(error).startswith("Config group override"):
                 raise
             raise explain(error, config_name, []) from error
-
-
-@contextmanager
-def command_line(words: Sequence[str]) -> Iterator[None]:
-    """Make ``sys.argv`` read ``words``: hydra takes its input, and a run its recorded command, from there."""
-    before, sys.argv = sys.argv, list(words)
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """What the commands have in common that draw pictures of runs."""
 
+from functools import partial
 from pathlib import Path
 
-from vaebench.cli.evaluate import told_apart
-from vaebench.cli.failure import expected, tell
+from vaebench.cli.each_run import RunJob, each_run
+from vaebench.cli.evaluate import split_paths
 from vaebench.cli.flags import PICTURE, parse, settings
 from vaebench.config.pictures import Look
-from vaebench.errors import RunFailed, UserError
+from vaebench.errors import UserError
 
 __all__ = ["COMMON", "run_picture"]
 
@@ -30,15 +31,21 @@ def run_picture(words: list[str], schema: type[Look], help_text: str) -> int:
     if "--help" in parsed.flags:
         print(help_text, end="")
         return 0
-    paths, given = told_apart(parsed.rest)
+    paths, given = split_paths(parsed.rest)
     look = settings(given, schema)
     if not paths:
-        command = schema.__name__.lower()
-        raise UserError(f"which run? `vaebench {command} RUN`, RUN being a run folder or a folder of runs")
+        raise UserError("missing RUN: give a run folder or a folder of runs")
     from vaebench.records import RunFolder
 
     folders = [folder.path for folder in RunFolder.find(paths)]
-    return draw_all(folders, look, target(parsed.flags.get("--output"), len(folders)))
+    output = target(parsed.flags.get("--output"), len(folders))
+
+    def work(folder: Path) -> None:
+        from vaebench.draw.sheets import draw
+
+        print(draw(look, folder, output), flush=True)
+
+    return each_run([RunJob(folder, [], partial(work, folder)) for folder in folders], "pictures")
 
 
 def target(output: str | None, runs: int) -> Path | None:
@@ -53,30 +60,3 @@ def target(output: str | None, runs: int) -> Path | None:
     if path.is_dir():
         raise UserError(f"-o {output}: that is a folder")
     return path
-
-
-def draw_all(folders: list[Path], look: Look, output: Path | None) -> int:
-    """Draw each run; one that fails does not keep the others from it."""
-    from vaebench.cli.core import core
-
-    if len(folders) == 1:
-        print(core().draw(look, folders[0], output), flush=True)
-        return 0
-    failed = sum(not drawn(folder, look) for folder in folders)
-    if failed:
-        raise RunFailed(f"{failed} of {len(folders)} pictures failed; the lines above say which and why")
-    return 0
-
-
-def drawn(folder: Path, look: Look) -> bool:
-    """Draw one run of several and return whether that went well."""
-    from vaebench.cli.core import core
-
-    try:
-        print(core().draw(look, folder), flush=True)
-    except Exception as error:
-        if not expected(error):
-            raise
-        tell(error, [str(folder)])
-        return False
-    return True

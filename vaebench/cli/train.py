@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vaebench.cli.flags import TRAIN, Parsed, parse
-from vaebench.cli.launchers import require_launcher
+from vaebench.cli.sweep.launchers import require_launcher
 from vaebench.config.catalog import config_dir, default_choices, described, groups
 from vaebench.errors import UserError
 
@@ -47,7 +47,7 @@ def run(words: list[str]) -> int:
         if not folder.is_dir():
             raise UserError(f"--config-dir: there is no folder {folder}")
     if "--resume" in parsed.flags:
-        return resume(parsed)
+        return resume_run(parsed)
     return through_hydra(parsed)
 
 
@@ -60,7 +60,7 @@ def group_lines(folders: list[Path]) -> Iterator[str]:
         yield f"  {group:<10} {' '.join(marked)}"
 
 
-def resume(parsed: Parsed) -> int:
+def resume_run(parsed: Parsed) -> int:
     """Go on with a run folder."""
     others = parsed.rest + [flag for flag in parsed.flags if flag != "--resume"]
     if others:
@@ -68,14 +68,14 @@ def resume(parsed: Parsed) -> int:
             f"--resume takes every setting from the run folder, so {' '.join(others)} cannot go with it; "
             "to change the device or data_dir, repeat the run's own command with the new value"
         )
-    from vaebench.cli.core import core
+    from vaebench.train.session import resume
 
-    core().resume(Path(parsed.flags["--resume"]))
+    resume(Path(parsed.flags["--resume"]))
     return 0
 
 
 def through_hydra(parsed: Parsed) -> int:
-    """Let hydra compose the job and run it, or hand the jobs of a sweep to `vaebench.cli.sweep`."""
+    """Let hydra compose the job and run it, or hand the jobs of a sweep to `vaebench.cli.sweep.run`."""
     from omegaconf import DictConfig
 
     from vaebench.cli.hydra_app import start
@@ -102,14 +102,14 @@ def run_job(cfg: object) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    from vaebench.cli.hydra_app import command_line
+    from vaebench.cli.argv import command_line
     from vaebench.config import from_hydra
 
     assert isinstance(cfg, DictConfig)
     # Unresolved: an override may hold a reference, and a wrong one is for from_hydra to report.
     overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     config = from_hydra(cfg)
-    from vaebench.cli.core import core
+    from vaebench.train.session import train
 
     with command_line(["vaebench", "train", *overrides]):
-        core().train(config)
+        train(config)

@@ -8,7 +8,7 @@ from vaebench.cli.flags import TUNE, parse
 from vaebench.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
-    from vaebench.experiment.tuning import Outcome, Search
+    from vaebench.tune import Outcome, Search
 
 __all__ = ["run"]
 
@@ -40,13 +40,13 @@ def run(words: list[str]) -> int:
         print(HELP, end="")
         return 0
     trials, seed = (whole(parsed.flags, flag, least) for flag, least in (("--trials", 1), ("--seed", 0)))
-    from vaebench.config.search import told_apart
+    from vaebench.config.search import split_paths
 
-    fixed, spaces = told_apart(parsed.rest)
+    fixed, spaces = split_paths(parsed.rest)
     if not spaces:
         raise UserError("nothing to search: give a setting several values, as in k=1,5,16 (--help shows intervals)")
-    from vaebench.experiment.tuning import Search
-    from vaebench.replicas import started_by_torchrun
+    from vaebench.train.replicas import started_by_torchrun
+    from vaebench.tune import Search
 
     if started_by_torchrun():
         raise UserError("vaebench tune and torchrun exclude each other: a trial is a run of one process")
@@ -66,7 +66,7 @@ def whole(flags: dict[str, str], flag: str, least: int) -> int:
 
 def carry_out(search: "Search", trials: int) -> int:
     """Run the trials that are missing, and print the table, also when a signal ends them."""
-    from vaebench.experiment.tuning import outcomes
+    from vaebench.tune import outcomes
 
     with search.opened() as study:
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vaebench.config.explain import explain
 from vaebench.errors import UserError
 
-__all__ = ["Space", "told_apart"]
+__all__ = ["Space", "split_paths"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Space:
         return f"{self.key}={self.choices[0] if self.choices else low}"
 
 
-def told_apart(words: Sequence[str]) -> tuple[list[str], list[Space]]:
+def split_paths(words: Sequence[str]) -> tuple[list[str], list[Space]]:
     """Return the settings that are fixed, and the spaces.
 
     Raises:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
-from vaebench.encoders.base import Direction, Draw, Encoder, Player, Scored, Site, frozen
+from vaebench.batch import batch_max
+from vaebench.encoders.base import AuxiliaryLoss, BuildContext, Direction, Draw, Encoder, Scored, frozen
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.errors import UserError
 from vaebench.nets.adversarial import (
@@ -33,7 +34,6 @@ from vaebench.nets.adversarial import (
     Sampler,
     matched,
 )
-from vaebench.replicas import batch_max
 
 __all__ = ["AdversarialEncoder"]
 
@@ -84,7 +84,7 @@ class AdversarialEncoder(Encoder):
     @classmethod
     def build(
         cls,
-        site: Site,
+        site: BuildContext,
         *,
         adaptive_contrast: bool,
         noise_dim: int,
@@ -144,10 +144,10 @@ class AdversarialEncoder(Encoder):
         """Return the Gaussian encoder with q's moments."""
         return GaussianEncoder(MomentMatched(self.sampler))
 
-    def players(self) -> dict[str, Player]:
+    def auxiliary_losses(self) -> dict[str, AuxiliaryLoss]:
         """Return the discriminator."""
         parameters = list(self.discriminator.parameters())
-        return {"discriminator": Player(parameters, self.discriminator_loss, **self._playing)}
+        return {"discriminator": AuxiliaryLoss(parameters, self.discriminator_loss, **self._playing)}
 
     def discriminator_loss(self, x: Tensor) -> Scored:
         """Cross-entropy of T as the logit of "drawn from q, not from r", one draw of each per image.

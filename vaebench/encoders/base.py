@@ -23,17 +23,18 @@ from torch.func import functional_call
 
 from vaebench.distributions import DiagonalNormal
 from vaebench.model import GenerativeModel
-from vaebench.nets import Networks, weights_of
+from vaebench.nets.networks import Networks
+from vaebench.nets.trunks import weights_of
 
 __all__ = [
+    "AuxiliaryLoss",
+    "BuildContext",
     "Density",
     "Direction",
     "Draw",
-    "Enclosed",
     "Encoder",
-    "Player",
+    "LogQBounds",
     "Scored",
-    "Site",
     "Tau",
     "detached",
     "enclosed",
@@ -74,7 +75,7 @@ class Draw(NamedTuple):
     them by :func:`vaebench.gradients.rescale_inner_paths`."""
 
 
-class Enclosed(NamedTuple):
+class LogQBounds(NamedTuple):
     """K draws for each of B images, each with numbers on both sides of its log density."""
 
     z: Tensor
@@ -106,7 +107,7 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Player:
+class AuxiliaryLoss:
     """A further loss with its own optimiser: AVB's discriminator, extra steps for tau."""
 
     parameters: Iterable[nn.Parameter]
@@ -120,14 +121,14 @@ class Player:
     """Learning rate, on the main one's schedule; None takes the main one."""
     betas: tuple[float, float] | None = None
     """Of Adam; None takes the main ones."""
-    alone: int = 0
+    warmup_epochs: int = 0
     """Epochs at the start of the training in which the main loss rests and this player learns alone."""
-    until: float = math.inf
+    stop_epoch: float = math.inf
     """The epoch at which it stops."""
 
 
 @dataclass(frozen=True)
-class Site:
+class BuildContext:
     """What an encoder is built for: a family's ``build`` takes it, and the keys of its own yaml."""
 
     networks: Networks
@@ -195,7 +196,7 @@ class Encoder(nn.Module, ABC):
         del samples, chunk
         return context.log_prob(z) if self.direction is Direction.EXACT and isinstance(context, Density) else None
 
-    def log_q_bounds(self, context: Any, k: int, *, inner_k: int = 0, inner_chunk: int | None = None) -> Enclosed:
+    def log_q_bounds(self, context: Any, k: int, *, inner_k: int = 0, inner_chunk: int | None = None) -> LogQBounds:
         """Draw K latents per image with bounds on log q(z|x) from both sides.
 
         With r_0 the ratio of the psi_0 that made z, which ``sample`` reports without inner samples, and r_1..L those of
@@ -213,7 +214,7 @@ class Encoder(nn.Module, ABC):
         """
         draw = self.sample(context, k)
         if self.direction is not Direction.UPPER_BOUND:
-            return Enclosed(draw.z, draw.log_q, draw.log_q)
+            return LogQBounds(draw.z, draw.log_q, draw.log_q)
         fresh = self.log_q_at(context, draw.z, samples=inner_k, chunk=inner_chunk) if inner_k else None
         return enclosed(draw.z, draw.log_q, fresh, inner_k)
 
@@ -249,12 +250,14 @@ class Encoder(nn.Module, ABC):
         del x
         return None
 
-    def players(self) -> dict[str, Player]:
+    def auxiliary_losses(self) -> dict[str, AuxiliaryLoss]:
         """Return further losses with optimisers of their own, by name."""
         return {}
 
 
-def enclosed(z: Tensor, own: Tensor, fresh: Tensor | None, inner_k: int, conditional: Tensor | None = None) -> Enclosed:
+def enclosed(
+    z: Tensor, own: Tensor, fresh: Tensor | None, inner_k: int, conditional: Tensor | None = None
+) -> LogQBounds:
     """Put the ratio of the psi_0 that made z beside those of L fresh ones: a bound from above with it, below without.
 
     Args:
@@ -265,9 +268,9 @@ def enclosed(z: Tensor, own: Tensor, fresh: Tensor | None, inner_k: int, conditi
         conditional: log q(z|psi_0, x), (K, B).
     """
     if fresh is None:
-        return Enclosed(z, None, own, conditional)
+        return LogQBounds(z, None, own, conditional)
     total = torch.logaddexp(own, fresh + math.log(inner_k))
-    return Enclosed(z, fresh, total - math.log(inner_k + 1), conditional)
+    return LogQBounds(z, fresh, total - math.log(inner_k + 1), conditional)
 
 
 def frozen(module: nn.Module) -> Callable[..., Any]:

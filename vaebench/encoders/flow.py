@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders.base import Direction, Draw, Encoder, Site
-from vaebench.flows import Conditioned, Flow, Place
-from vaebench.nets import TrunkGaussian
+from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
+from vaebench.flows.flow import Conditioned, Flow, FlowContext
+from vaebench.nets.heads import TrunkGaussian
 
 __all__ = ["FlowEncoder", "FlowPosterior"]
 
@@ -98,11 +98,11 @@ class FlowEncoder(Encoder):
         self.steps = nn.ModuleList(steps)
 
     @classmethod
-    def build(cls, site: Site, *, step: Callable[..., Flow], steps: int, **settings: Any) -> "FlowEncoder":
+    def build(cls, site: BuildContext, *, step: Callable[..., Flow], steps: int, **settings: Any) -> "FlowEncoder":
         """Make one with the configured trunk and ``steps`` steps, each ``step(place, **settings)``."""
         posterior = site.networks.gaussian(site.x_dim, site.latent_dim)
         width, activation = posterior.trunk.width, site.networks.activation
-        places = [Place(width, site.latent_dim, index, activation) for index in range(steps)]
+        places = [FlowContext(width, site.latent_dim, index, activation) for index in range(steps)]
         return cls(posterior, [step(place, **settings) for place in places])
 
     def encode(self, x: Tensor) -> FlowPosterior:

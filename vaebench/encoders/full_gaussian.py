@@ -7,9 +7,9 @@ from torch import Tensor
 
 from vaebench import noise
 from vaebench.distributions import DiagonalNormal, at_least_float32
-from vaebench.encoders.base import Direction, Draw, Encoder, Site
+from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
 from vaebench.flows.flow import small_linear
-from vaebench.nets import TrunkGaussian
+from vaebench.nets.heads import TrunkGaussian
 
 __all__ = ["FullGaussianEncoder", "FullNormal"]
 
@@ -70,7 +70,7 @@ class FullGaussianEncoder(Encoder):
         self.mixing = small_linear(posterior.trunk.width, self.below.shape[1]) if dim > 1 else None
 
     @classmethod
-    def build(cls, site: Site) -> "FullGaussianEncoder":
+    def build(cls, site: BuildContext) -> "FullGaussianEncoder":
         """Make one with the configured networks."""
         return cls(site.networks.gaussian(site.x_dim, site.latent_dim), site.latent_dim)
 

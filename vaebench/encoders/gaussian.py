@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders.base import Direction, Draw, Encoder, Site
+from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
 
 __all__ = ["GaussianEncoder"]
 
@@ -24,7 +24,7 @@ class GaussianEncoder(Encoder):
         self.posterior = posterior
 
     @classmethod
-    def build(cls, site: Site) -> "GaussianEncoder":
+    def build(cls, site: BuildContext) -> "GaussianEncoder":
         """Make one with the configured networks."""
         return cls(site.networks.gaussian(site.x_dim, site.latent_dim))
 

@@ -10,10 +10,10 @@ from torch.distributions import Distribution
 from vaebench import hmc, noise
 from vaebench.bounds import LogMeanExp
 from vaebench.distributions import standard_normal
-from vaebench.encoders.base import Direction, Draw, Encoder, Site
+from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
 from vaebench.errors import UserError, did_you_mean
 from vaebench.model import GenerativeModel
-from vaebench.nets import Conditional
+from vaebench.nets.heads import Conditional
 
 __all__ = ["HamiltonianEncoder", "StepSizes", "Tempering", "log_joint_at"]
 
@@ -138,7 +138,7 @@ class HamiltonianEncoder(Encoder):
     @classmethod
     def build(
         cls,
-        site: Site,
+        site: BuildContext,
         *,
         leapfrog_steps: int,
         step_size: float,

@@ -22,11 +22,22 @@ from torch.distributions import Distribution
 from vaebench import noise
 from vaebench.bounds import LogMeanExp
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders.base import Direction, Draw, Enclosed, Encoder, Player, Site, Tau, detached, enclosed, frozen
+from vaebench.encoders.base import (
+    AuxiliaryLoss,
+    BuildContext,
+    Direction,
+    Draw,
+    Encoder,
+    LogQBounds,
+    Tau,
+    detached,
+    enclosed,
+    frozen,
+)
 from vaebench.encoders.implicit import MeanGiven, StochasticLayers
 from vaebench.encoders.reverse import GatedReverse
 from vaebench.errors import UserError, did_you_mean
-from vaebench.nets import Conditional
+from vaebench.nets.heads import Conditional
 
 __all__ = ["Context", "HierarchicalEncoder", "Joint"]
 
@@ -126,7 +137,7 @@ class HierarchicalEncoder(Encoder):
     @classmethod
     def build(
         cls,
-        site: Site,
+        site: BuildContext,
         *,
         psi_dim: int,
         learned_reverse: bool,
@@ -174,7 +185,9 @@ class HierarchicalEncoder(Encoder):
         )
 
     @classmethod
-    def _implicit(cls, site: Site, psi_dim: int, noise_dims: Sequence[int], share_psi: bool) -> "HierarchicalEncoder":
+    def _implicit(
+        cls, site: BuildContext, psi_dim: int, noise_dims: Sequence[int], share_psi: bool
+    ) -> "HierarchicalEncoder":
         """Make SIVI's encoder with the paper's implicit mixing distribution."""
         if psi_dim != site.latent_dim:
             raise UserError(
@@ -242,7 +255,7 @@ class HierarchicalEncoder(Encoder):
         """Return log 1/L sum_{l=1..L} r_l, (K, B), at z of (K, B, D), with L = ``samples`` fresh psi for each."""
         return self._fresh(self._ratio(context, self._tau(context, z)), z, samples, chunk)
 
-    def log_q_bounds(self, context: Context, k: int, *, inner_k: int = 0, inner_chunk: int | None = None) -> Enclosed:
+    def log_q_bounds(self, context: Context, k: int, *, inner_k: int = 0, inner_chunk: int | None = None) -> LogQBounds:
         """Draw z of (K, B, D) with bounds on its log q(z|x) from both sides, and with log q(z|psi_0,x).
 
         Each z has its own psi_1..L, also where training shares them: errors of the draws are then independent.
@@ -308,18 +321,18 @@ class HierarchicalEncoder(Encoder):
             return self
         return HierarchicalEncoder(self.mixing, self.conditional, reverse, share_psi=shared)
 
-    def players(self) -> dict[str, Player]:
+    def auxiliary_losses(self) -> dict[str, AuxiliaryLoss]:
         """Return tau's warm-up and extra steps, if there are any."""
         if self.reverse is None or not (self.tau_steps or self.tau_warmup):
             return {}
         return {
-            "tau": Player(
+            "tau": AuxiliaryLoss(
                 list(self.reverse.parameters()),
                 self.tau_loss,
                 max(1, self.tau_steps),
                 exclusive=False,
-                alone=self.tau_warmup,
-                until=math.inf if self.tau_steps else self.tau_warmup,
+                warmup_epochs=self.tau_warmup,
+                stop_epoch=math.inf if self.tau_steps else self.tau_warmup,
             )
         }
 

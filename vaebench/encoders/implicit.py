@@ -10,9 +10,9 @@ from torch.distributions import Distribution
 
 from vaebench import noise
 from vaebench.distributions import DiagonalNormal, at_least_float32
-from vaebench.nets import ACTIVATIONS, MLP, Conditional, linear
-from vaebench.nets.activations import positive
-from vaebench.nets.heads import SCALE_FLOOR
+from vaebench.nets.activations import ACTIVATIONS, positive
+from vaebench.nets.heads import SCALE_FLOOR, Conditional
+from vaebench.nets.trunks import MLP, linear
 
 __all__ = ["ImplicitMixing", "MeanGiven", "StochasticLayers"]
 

@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 from vaebench import hmc, noise
 from vaebench.bounds import LogMeanExp
 from vaebench.distributions import standard_normal
-from vaebench.encoders.base import Direction, Draw, Encoder, Site
+from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
 from vaebench.encoders.hamiltonian import StepSizes, log_joint_at
 from vaebench.model import GenerativeModel
 
@@ -53,7 +53,7 @@ class LangevinEncoder(Encoder):
         self._model = (model,)
 
     @classmethod
-    def build(cls, site: Site, *, steps: int, step_size: float, max_step_size: float) -> "LangevinEncoder":
+    def build(cls, site: BuildContext, *, steps: int, step_size: float, max_step_size: float) -> "LangevinEncoder":
         """Make one with the configured networks."""
         start = site.networks.gaussian(site.x_dim, site.latent_dim)
         return cls(start, site.model, StepSizes(site.latent_dim, step_size, max_step_size), steps=steps)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders.base import Direction, Draw, Encoder, Site, frozen
+from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder, frozen
 from vaebench.errors import UserError
-from vaebench.nets import GaussianHead, Trunk, TrunkGaussian
+from vaebench.nets.heads import GaussianHead, TrunkGaussian
+from vaebench.nets.trunks import Trunk
 from vaebench.priors import Prior
 
 __all__ = ["BottomUp", "LadderEncoder", "Layers", "LayersFromTrunk", "TopDown", "TwoLayerEncoder", "combined"]
@@ -78,7 +79,7 @@ class TwoLayerEncoder(Encoder):
         self.upper = upper
 
     @classmethod
-    def build(cls, site: Site, *, top_hidden: Sequence[int]) -> "TwoLayerEncoder":
+    def build(cls, site: BuildContext, *, top_hidden: Sequence[int]) -> "TwoLayerEncoder":
         """Make one with the configured networks; ``top_hidden`` holds the widths of the layers from z1 to z2."""
         (first, second), networks = _two_layers(site)[0], site.networks
         return cls(networks.gaussian(site.x_dim, first), networks.dense_gaussian(first, top_hidden, second))
@@ -130,7 +131,7 @@ class LadderEncoder(Encoder):
         self._top_down = (top_down,)
 
     @classmethod
-    def build(cls, site: Site, *, top_hidden: Sequence[int]) -> "LadderEncoder":
+    def build(cls, site: BuildContext, *, top_hidden: Sequence[int]) -> "LadderEncoder":
         """Make one with the configured networks; ``top_hidden`` holds the widths of the layers above the trunk."""
         ((first, second), top_down), networks = _two_layers(site), site.networks
         reader = networks.reader(site.x_dim)
@@ -190,7 +191,7 @@ def combined(first: DiagonalNormal, second: DiagonalNormal) -> DiagonalNormal:
     return DiagonalNormal(cosine.square() * first.mean + sine.square() * second.mean, first.scale * cosine)
 
 
-def _two_layers(site: Site) -> tuple[tuple[int, int], nn.Module]:
+def _two_layers(site: BuildContext) -> tuple[tuple[int, int], nn.Module]:
     """Return the widths of the model's layers, and its p(z1|z2)."""
     prior = site.model.latent_prior
     if not isinstance(prior, Prior) or (top_down := prior.top_down()) is None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.distributions import DiagonalNormal
-from vaebench.nets import AdditiveGaussian, Conditional, linear
+from vaebench.nets.heads import AdditiveGaussian, Conditional
+from vaebench.nets.trunks import linear
 
 __all__ = ["GatedReverse"]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from vaebench import hmc
-from vaebench.encoders.base import Direction, Draw, Enclosed, Encoder, Site, Tau, detached, frozen
+from vaebench.batch import batch_mean
+from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder, LogQBounds, Tau, detached, frozen
 from vaebench.encoders.hierarchical import Context, HierarchicalEncoder, Joint
-from vaebench.replicas import batch_mean
 
 __all__ = ["UnbiasedEncoder"]
 
@@ -66,7 +66,7 @@ class UnbiasedEncoder(Encoder):
     @classmethod
     def build(
         cls,
-        site: Site,
+        site: BuildContext,
         *,
         psi_dim: int,
         hmc_burn_in: int,
@@ -119,7 +119,7 @@ class UnbiasedEncoder(Encoder):
         """Return the mean of q(z|psi,x) over ``samples`` fresh psi for each z, as a logarithm, (K, B)."""
         return self.marginal.log_q_at(context, z, samples=samples, chunk=chunk)
 
-    def log_q_bounds(self, context: Context, k: int, *, inner_k: int = 0, inner_chunk: int | None = None) -> Enclosed:
+    def log_q_bounds(self, context: Context, k: int, *, inner_k: int = 0, inner_chunk: int | None = None) -> LogQBounds:
         """Draw z of (K, B, D) with SIVI's bounds on its log q(z|x) from both sides."""
         return self.marginal.log_q_bounds(context, k, inner_k=inner_k, inner_chunk=inner_chunk)
 

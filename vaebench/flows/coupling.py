@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vaebench.distributions import at_least_float32
 from vaebench.errors import UserError
-from vaebench.flows.flow import Conditioned, Flow, Moved, Place, gradient_of, small_linear
-from vaebench.nets import AdditiveMLP
+from vaebench.flows.flow import Conditioned, Flow, FlowContext, Moved, gradient_of, small_linear
+from vaebench.nets.trunks import AdditiveMLP
 
 __all__ = ["Coupling"]
 
@@ -28,7 +28,7 @@ class Coupling(Flow):
         UserError: there are no two halves.
     """
 
-    def __init__(self, place: Place, settings_per_coordinate: int, width: int, depth: int) -> None:
+    def __init__(self, place: FlowContext, settings_per_coordinate: int, width: int, depth: int) -> None:
         super().__init__()
         if place.dim < 2:
             raise UserError(

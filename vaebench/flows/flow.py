@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaebench.nets import linear
+from vaebench.nets.trunks import linear
 
 __all__ = [
     "Conditioned",
     "Flow",
+    "FlowContext",
     "Moved",
-    "Place",
     "above_minus_one",
     "gradient_of",
     "increasing_root",
@@ -46,7 +46,7 @@ class Moved(NamedTuple):
     """log|det dz'/dz| at the input, (K, B), float32 or better."""
 
 
-class Place(NamedTuple):
+class FlowContext(NamedTuple):
     """Where in an encoder a step stands."""
 
     features: int

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vaebench.distributions import at_least_float32
-from vaebench.flows.flow import Conditioned, Flow, Moved, Place, small_linear
+from vaebench.flows.flow import Conditioned, Flow, FlowContext, Moved, small_linear
 
 __all__ = ["HouseholderFlow"]
 
@@ -19,14 +19,14 @@ class HouseholderFlow(Flow):
     Source: Tomczak and Welling 2016, https://arxiv.org/abs/1611.09630
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: FlowContext) -> None:
         super().__init__()
         start = torch.zeros(place.dim)
         start[place.index // 2 % place.dim] = 1
         self.head = small_linear(place.features, place.dim, start)
 
     @classmethod
-    def build(cls, place: Place) -> "HouseholderFlow":
+    def build(cls, place: FlowContext) -> "HouseholderFlow":
         """Make one."""
         return cls(place)
 

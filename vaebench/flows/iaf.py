@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vaebench.flows.flow import Conditioned, Flow, Moved, Place, gradient_of
+from vaebench.flows.flow import Conditioned, Flow, FlowContext, Moved, gradient_of
 from vaebench.flows.masked import MaskedNetwork
 
 __all__ = ["IAFFlow"]
@@ -28,7 +28,7 @@ class IAFFlow(Flow):
         depth: hidden layers.
     """
 
-    def __init__(self, place: Place, width: int, depth: int) -> None:
+    def __init__(self, place: FlowContext, width: int, depth: int) -> None:
         super().__init__()
         self.network = MaskedNetwork(
             place.features,
@@ -41,7 +41,7 @@ class IAFFlow(Flow):
         )
 
     @classmethod
-    def build(cls, place: Place, *, width: int, depth: int) -> "IAFFlow":
+    def build(cls, place: FlowContext, *, width: int, depth: int) -> "IAFFlow":
         """Make one whose network has ``depth`` hidden layers of ``width`` units."""
         return cls(place, width, depth)
 

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from vaebench.distributions import at_least_float32
 from vaebench.flows.flow import small_linear
-from vaebench.nets import ACTIVATIONS, linear
+from vaebench.nets.activations import ACTIVATIONS
+from vaebench.nets.trunks import linear
 
 __all__ = ["MaskedNetwork"]
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from vaebench.errors import UserError
 from vaebench.flows.coupling import Coupling
-from vaebench.flows.flow import Place
+from vaebench.flows.flow import FlowContext
 from vaebench.flows.spline import RationalQuadraticSpline, settings_count
 
 __all__ = ["SplineFlow"]
@@ -19,14 +19,14 @@ class SplineFlow(Coupling):
     Source: Durkan, Bekasov, Murray and Papamakarios 2019, https://arxiv.org/abs/1906.04032
     """
 
-    def __init__(self, place: Place, width: int, depth: int, bins: int, bound: float) -> None:
+    def __init__(self, place: FlowContext, width: int, depth: int, bins: int, bound: float) -> None:
         if not 2 <= bins <= _MOST_BINS:
             raise UserError(f"encoder.bins must be from 2 to {_MOST_BINS}, not {bins}")
         super().__init__(place, settings_count(bins), width, depth)
         self.bins, self.bound = bins, bound
 
     @classmethod
-    def build(cls, place: Place, *, width: int, depth: int, bins: int, bound: float) -> "SplineFlow":
+    def build(cls, place: FlowContext, *, width: int, depth: int, bins: int, bound: float) -> "SplineFlow":
         """Make one whose network has ``depth`` hidden layers of ``width`` units."""
         return cls(place, width, depth, bins, bound)
 

@@ -4,15 +4,7 @@ import torch
 from torch import Tensor
 
 from vaebench.distributions import at_least_float32
-from vaebench.flows.flow import (
-    Conditioned,
-    Flow,
-    Moved,
-    Place,
-    above_minus_one,
-    increasing_root,
-    small_linear,
-)
+from vaebench.flows.flow import Conditioned, Flow, FlowContext, Moved, above_minus_one, increasing_root, small_linear
 
 __all__ = ["PlanarFlow", "invertible_direction"]
 
@@ -35,7 +27,7 @@ class PlanarFlow(Flow):
     Source: Rezende and Mohamed 2015, https://arxiv.org/abs/1505.05770
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: FlowContext) -> None:
         super().__init__()
         self.dim = place.dim
         # u about 0 is the identity; a w of length 1 lets it learn.
@@ -44,7 +36,7 @@ class PlanarFlow(Flow):
         self.head = small_linear(place.features, 2 * place.dim + 1, start)
 
     @classmethod
-    def build(cls, place: Place) -> "PlanarFlow":
+    def build(cls, place: FlowContext) -> "PlanarFlow":
         """Make one."""
         return cls(place)
 

@@ -7,14 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vaebench.distributions import at_least_float32
-from vaebench.flows.flow import (
-    Conditioned,
-    Flow,
-    Moved,
-    Place,
-    above_minus_one,
-    small_linear,
-)
+from vaebench.flows.flow import Conditioned, Flow, FlowContext, Moved, above_minus_one, small_linear
 
 __all__ = ["RadialFlow"]
 
@@ -30,7 +23,7 @@ class RadialFlow(Flow):
     Source: Rezende and Mohamed 2015, https://arxiv.org/abs/1505.05770
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: FlowContext) -> None:
         super().__init__()
         self.dim = place.dim
         # The typical distance of a draw from the centre, at which the step can do most.
@@ -38,7 +31,7 @@ class RadialFlow(Flow):
         self.head = small_linear(place.features, place.dim + 2, start)
 
     @classmethod
-    def build(cls, place: Place) -> "RadialFlow":
+    def build(cls, place: FlowContext) -> "RadialFlow":
         """Make one."""
         return cls(place)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vaebench.flows.coupling import Coupling
-from vaebench.flows.flow import Place
+from vaebench.flows.flow import FlowContext
 
 __all__ = ["RealNVPFlow"]
 
@@ -19,7 +19,7 @@ class RealNVPFlow(Coupling):
     """
 
     @classmethod
-    def build(cls, place: Place, *, width: int, depth: int) -> "RealNVPFlow":
+    def build(cls, place: FlowContext, *, width: int, depth: int) -> "RealNVPFlow":
         """Make one whose network has ``depth`` hidden layers of ``width`` units."""
         return cls(place, 2, width, depth)
 

@@ -6,14 +6,7 @@ from torch.nn import functional as F
 
 from vaebench.distributions import at_least_float32
 from vaebench.errors import UserError, did_you_mean
-from vaebench.flows.flow import (
-    Conditioned,
-    Flow,
-    Moved,
-    Place,
-    increasing_root,
-    small_linear,
-)
+from vaebench.flows.flow import Conditioned, Flow, FlowContext, Moved, increasing_root, small_linear
 
 __all__ = ["SylvesterFlow"]
 
@@ -28,7 +21,7 @@ class Orthonormal(nn.Module):
     and so is the density.
     """
 
-    def __init__(self, place: Place, rank: int) -> None:
+    def __init__(self, place: FlowContext, rank: int) -> None:
         super().__init__()
         # Successive steps start with different coordinates.
         start = torch.eye(place.dim).roll(place.index * rank, 0)[:, :rank]
@@ -43,7 +36,7 @@ class Orthonormal(nn.Module):
 class Reflections(nn.Module):
     """Features -> Q, (B, D, D), a product of reflections; they start in pairs that undo one another."""
 
-    def __init__(self, place: Place, count: int) -> None:
+    def __init__(self, place: FlowContext, count: int) -> None:
         super().__init__()
         start = torch.eye(place.dim)[torch.arange(count) // 2 % place.dim]
         self.head = small_linear(place.features, start.numel(), start.flatten())
@@ -61,7 +54,7 @@ class Reflections(nn.Module):
 class Order(nn.Module):
     """Q, (1, D, D): the coordinates in their order, and in reverse for every other step."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: FlowContext) -> None:
         super().__init__()
         basis = torch.eye(place.dim)
         self.register_buffer("basis", basis.flip(0) if place.index % 2 else basis, persistent=False)
@@ -86,7 +79,7 @@ class SylvesterFlow(Flow):
         rank: M.
     """
 
-    def __init__(self, place: Place, basis: nn.Module, rank: int) -> None:
+    def __init__(self, place: FlowContext, basis: nn.Module, rank: int) -> None:
         super().__init__()
         self.basis, self.rank = basis, rank
         self.register_buffer("above", torch.triu_indices(rank, rank, 1), persistent=False)
@@ -98,7 +91,7 @@ class SylvesterFlow(Flow):
         self.head = small_linear(place.features, len(start), start)
 
     @classmethod
-    def build(cls, place: Place, *, variant: str, rank: int, reflections: int) -> "SylvesterFlow":
+    def build(cls, place: FlowContext, *, variant: str, rank: int, reflections: int) -> "SylvesterFlow":
         """Make one.
 
         Args:

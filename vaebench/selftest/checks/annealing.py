@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from vaebench.evaluation.ais import ais
-from vaebench.evaluation.annealing import Walk, anneal, linear
-from vaebench.evaluation.bdmc import bdmc, simulated
+from vaebench.estimators.ais import ais
+from vaebench.estimators.annealing import Walk, anneal, linear
+from vaebench.estimators.bdmc import bdmc, simulated
 from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.annealing import bridge, exact_move, expected_log_weight, shared
 from vaebench.selftest.oracles.gaussian import LinearGaussian, linear_gaussian, one_image

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from vaebench import bounds
-from vaebench.encoders import Encoder
+from vaebench.encoders.base import Encoder
 from vaebench.objective import Objective
 from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.scalar import (

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from vaebench.errors import UserError
+from vaebench.records.checkpoint import Checkpoints
 from vaebench.selftest.bench import Bench
 from vaebench.selftest.rows import Row, exact
-from vaebench.training.checkpoint import Checkpoints
 
 __all__ = ["check"]
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaebench.encoders import Encoder
-from vaebench.evaluation import log_likelihood, log_likelihoods
+from vaebench.encoders.base import Encoder
+from vaebench.estimators.importance import log_likelihood, log_likelihoods
 from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.families import network_gaussian, network_hierarchy
 from vaebench.selftest.oracles.gaussian import X, linear_gaussian

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders import AdversarialEncoder
+from vaebench.encoders.adversarial import AdversarialEncoder
 from vaebench.model import GenerativeModel
 from vaebench.objective import evidence
 from vaebench.priors import StandardNormalPrior

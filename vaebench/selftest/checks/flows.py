@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders import FlowEncoder, GaussianEncoder
-from vaebench.encoders.flow import FlowPosterior
-from vaebench.flows import Conditioned, Flow, Place
-from vaebench.nets import MLP, TrunkGaussian
+from vaebench.encoders.flow import FlowEncoder, FlowPosterior
+from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.flows.flow import Conditioned, Flow, FlowContext
+from vaebench.nets.heads import TrunkGaussian
+from vaebench.nets.trunks import MLP
 from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.families import FLOW_SETTINGS, flow_step
 from vaebench.selftest.rows import Row, differs, exact
@@ -25,7 +26,7 @@ def check(bench: Bench) -> Iterator[Row]:
     """Compare every step, away from where it starts, with its own Jacobian, nats."""
     for name in FLOW_SETTINGS:
         with bench.device:
-            steps = [_rough(flow_step(name, Place(FEATURES, DIM, index, "tanh"))) for index in (0, 1)]
+            steps = [_rough(flow_step(name, FlowContext(FEATURES, DIM, index, "tanh"))) for index in (0, 1)]
             features, z = torch.randn(IMAGES, FEATURES), 1.5 * torch.randn(DRAWS, IMAGES, DIM)
             base = DiagonalNormal(0.3 * torch.randn(IMAGES, DIM), 0.6 + 0.4 * torch.rand(IMAGES, DIM))
         yield from _one_family(name, steps, features, z, base)

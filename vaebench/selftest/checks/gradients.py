@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vaebench import bounds
-from vaebench.encoders import Encoder
+from vaebench.encoders.base import Encoder
 from vaebench.gradients import GradientEstimator
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective

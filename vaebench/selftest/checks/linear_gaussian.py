@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from vaebench import bounds
-from vaebench.encoders import GaussianEncoder
-from vaebench.evaluation import log_likelihood
+from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.estimators.importance import log_likelihood
 from vaebench.objective import evidence
 from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.gaussian import (

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vaebench.nets import MLP, BernoulliHead, TrunkGaussian
+from vaebench.nets.heads import BernoulliHead, TrunkGaussian
+from vaebench.nets.trunks import MLP
 from vaebench.objective import evidence
 from vaebench.runtime import autocast
 from vaebench.selftest.bench import Bench, default_dtype

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vaebench.errors import Interrupted
 from vaebench.experiment import Experiment, build
-from vaebench.experiment.training import updates
 from vaebench.records import Recorder, RunFolder
+from vaebench.records.checkpoint import Checkpoints
 from vaebench.runtime import Interruption, seed_everything
 from vaebench.selftest.bench import Bench, default_dtype
 from vaebench.selftest.rows import Row, differs, exact
-from vaebench.training.batches import Batches
-from vaebench.training.checkpoint import Checkpoints
-from vaebench.training.display import Display
-from vaebench.training.trainer import Interrupted, Plan, Trainer
+from vaebench.train.batches import Batches
+from vaebench.train.display import Display
+from vaebench.train.trainer import Plan, Trainer
+from vaebench.train.updates import updates
 
 __all__ = ["check"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from vaebench.encoders import HierarchicalEncoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.gaussian import Hierarchy, X, mixing_as_reverse, one_image, sivi, wide_hierarchy
 from vaebench.selftest.rows import Mean, Row, differs, exact, near

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from vaebench.encoders import Encoder
+from vaebench.encoders.base import Encoder
 from vaebench.objective import evidence
 from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.families import CELLS

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from vaebench import noise
-from vaebench.encoders import AdversarialEncoder
-from vaebench.experiment.losses import PlayerLoss
+from vaebench.encoders.adversarial import AdversarialEncoder
 from vaebench.nets.adversarial import LogRatio, Sampler
 from vaebench.selftest.oracles.finite import PRIOR, Scripted
-from vaebench.training.update import Settings, Update
+from vaebench.train.losses import AuxiliaryUpdateLoss
+from vaebench.train.update import Settings, Update
 
 __all__ = [
     "DUAL_LOSS",
@@ -32,13 +32,13 @@ def train_discriminator(
     encoder: AdversarialEncoder, x: Tensor, steps: int, lr: float, *, sgd: bool = False, momentum: float = 0.0
 ) -> float:
     """Let the encoder's player play alone, through the real losses and updates; return its last loss."""
-    player = encoder.players()["discriminator"]
+    player = encoder.auxiliary_losses()["discriminator"]
     optimizer = (
         torch.optim.SGD(player.parameters, lr, momentum=momentum) if sgd else torch.optim.Adam(player.parameters, lr)
     )
     # Down to nothing at the end, so that what is left of the sampling noise averages out.
     rate = (lambda epoch: lr) if sgd else (lambda epoch: lr * (1 - epoch) ** 2)
-    update = Update("discriminator", PlayerLoss(player), optimizer, rate)
+    update = Update("discriminator", AuxiliaryUpdateLoss(player), optimizer, rate)
     loss = torch.nan
     for step in range(steps):
         loss = update.step(x, SETTINGS, step / steps, with_norm=False).value.item()

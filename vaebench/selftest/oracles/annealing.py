@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from vaebench.evaluation.annealing import Ends, Hamiltonian, Move, Path
+from vaebench.estimators.annealing import Ends, Hamiltonian, Move, Path
 from vaebench.selftest.oracles.gaussian import LinearGaussian
 
 __all__ = ["bridge", "exact_move", "expected_log_weight", "hmc_move", "shared"]

@@ -7,25 +7,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vaebench.encoders import (
-    Encoder,
-    FlowEncoder,
-    FullGaussianEncoder,
-    GaussianEncoder,
-    HamiltonianEncoder,
-    HierarchicalEncoder,
-    LadderEncoder,
-    LangevinEncoder,
-    TwoLayerEncoder,
-    UnbiasedEncoder,
-)
-from vaebench.encoders.hamiltonian import StepSizes, Tempering
+from vaebench.encoders.base import Encoder
+from vaebench.encoders.flow import FlowEncoder
+from vaebench.encoders.full_gaussian import FullGaussianEncoder
+from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.encoders.hamiltonian import HamiltonianEncoder, StepSizes, Tempering
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.encoders.implicit import MeanGiven, StochasticLayers
-from vaebench.encoders.layered import Layers, combined
+from vaebench.encoders.langevin import LangevinEncoder
+from vaebench.encoders.layered import LadderEncoder, Layers, TwoLayerEncoder, combined
 from vaebench.encoders.reverse import GatedReverse
-from vaebench.flows import FLOWS, Flow, Place
+from vaebench.encoders.unbiased import UnbiasedEncoder
+from vaebench.flows.flow import Flow, FlowContext
 from vaebench.gradients import GradientEstimator
-from vaebench.nets import MLP, AdditiveGaussian, AdditiveMLP, TrunkGaussian
+from vaebench.nets.heads import AdditiveGaussian, TrunkGaussian
+from vaebench.nets.trunks import MLP, AdditiveMLP
+from vaebench.registry import FLOWS
 from vaebench.selftest.oracles.gaussian import (
     PSI,
     AffineConditional,
@@ -139,7 +136,7 @@ def flow(name: str) -> FlowEncoder:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         posterior = _widened(TrunkGaussian(MLP(X, [4], "tanh"), Z), 0.8)
-        steps = [flow_step(name, Place(4, Z, index, "tanh")) for index in (0, 1)]
+        steps = [flow_step(name, FlowContext(4, Z, index, "tanh")) for index in (0, 1)]
         with torch.no_grad():
             for step in steps:
                 for parameter in step.parameters():
@@ -173,7 +170,7 @@ FLOW_SETTINGS: dict[str, dict[str, Any]] = {
 """Small settings for every step; what follows a dash only tells settings apart."""
 
 
-def flow_step(name: str, place: Place) -> Flow:
+def flow_step(name: str, place: FlowContext) -> Flow:
     """Make a step by a name in ``FLOW_SETTINGS``."""
     return FLOWS[name.partition("-")[0]](place, **FLOW_SETTINGS[name])
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaebench import bounds
-from vaebench.encoders import Encoder, HierarchicalEncoder
+from vaebench.encoders.base import Encoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.model import GenerativeModel
-from vaebench.nets import Conditional
+from vaebench.nets.heads import Conditional
 from vaebench.objective import Objective, evidence
 
 __all__ = [

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from vaebench.distributions import Bernoulli, DiagonalNormal
-from vaebench.encoders import GaussianEncoder, HierarchicalEncoder
+from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.model import GenerativeModel
-from vaebench.nets import Conditional, NormalLikelihood
+from vaebench.nets.heads import Conditional, NormalLikelihood
 from vaebench.priors import StandardNormalPrior
 
 __all__ = [

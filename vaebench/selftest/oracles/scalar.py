@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from vaebench import bounds
 from vaebench.bounds import Bound, log_mean_exp
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders import Encoder, GaussianEncoder, HierarchicalEncoder
-from vaebench.nets import Conditional
+from vaebench.encoders.base import Encoder
+from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
+from vaebench.nets.heads import Conditional
 from vaebench.selftest.oracles.gaussian import AffineConditional, AffineGaussian, LinearGaussian
 
 __all__ = [

@@ -5,7 +5,8 @@ import math
 from torch import Tensor
 
 from vaebench.bounds import log_mean_exp
-from vaebench.encoders import Direction, Draw, Encoder, HierarchicalEncoder
+from vaebench.encoders.base import Direction, Draw, Encoder
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 
 __all__ = ["Miscounted", "WithoutOwnPsi"]
 

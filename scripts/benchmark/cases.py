@@ -1,0 +1,221 @@
+"""What is measured: each case pairs vaebench's own trainer or evaluator with a loop written by hand."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from benchmark.baselines import (
+    AdversarialFloor,
+    Floor,
+    GaussianFloor,
+    HandWritten,
+    HierarchicalFloor,
+    InverseAutoregressiveFloor,
+    binary,
+)
+from benchmark.counting import count
+from benchmark.measure import seconds_of
+from vaebench import runtime
+from vaebench.config import compose, for_evaluation, to_yaml
+from vaebench.errors import UserError
+from vaebench.estimators.importance import ROWS
+from vaebench.evaluate.loop import Numbers, Task
+from vaebench.experiment import Experiment, build
+from vaebench.records import Recorder, RunFolder
+from vaebench.records.checkpoint import Checkpoints
+from vaebench.train.session import trainer_for
+
+__all__ = ["CASES", "Bench", "Case", "Work"]
+
+Candidates = dict[str, Callable[[], float]]
+HAND, OURS, PYTHAE = "hand-written", "vaebench", "pythae"
+COMPILED = ", compiled"
+EVALUATED_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How to measure."""
+
+    device: torch.device
+    threads: int
+    batch: int = 256
+    seconds: float = 1.0
+    """About as long a candidate works in a round."""
+    rounds: int = 5
+    compiled: bool = False
+    """Whether losses are compiled too, ours and those written by hand."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One case, ready to be timed."""
+
+    candidates: Candidates
+    """By name; each does some work and returns how much."""
+    flops: float
+    """Of the matrix products behind one unit of work."""
+    rows: int
+    """Rows of its matrix products."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A piece of work."""
+
+    name: str
+    unit: str
+    words: Sequence[str]
+    """What follows ``vaebench train``."""
+    floor: Callable[[], Floor]
+    k: int = 1
+    evaluates: bool = False
+    in_pythae: bool = False
+    """Whether pythae has this model too, and is timed where it is installed."""
+
+    def prepare(self, bench: Bench, folder: Path, stack: ExitStack) -> Work:
+        """Make the models and the data; what has to be closed goes on ``stack``."""
+        runtime.seed_everything(0)
+        return self._evaluation(bench) if self.evaluates else self._training(bench, folder, stack)
+
+    def _experiment(self, bench: Bench, images: int, precision: str, compiled: bool = False) -> Experiment:
+        words = [*self.words, f"k={self.k}", f"device={bench.device}", f"trainer.threads={bench.threads}"]
+        words += [f"trainer.batch_size={bench.batch}", "trainer.progress=false", f"trainer.precision={precision}"]
+        words.append(f"trainer.compile={str(compiled).lower()}")
+        # Epochs without end: it is the benchmark that stops. A checkpoint is written every 215 steps, as on MNIST.
+        every = max(1, round(55_000 / images))
+        words += ["trainer.epochs=1000000", "trainer.validate_every=1000000", f"trainer.checkpoint_every={every}"]
+        built = build(compose([*words, "trainer.image_every=0"]))
+        return replace(built, data=replace(built.data, train=grey_images(images)))
+
+    def _training(self, bench: Bench, folder: Path, stack: ExitStack) -> Work:
+        steps = self._steps_in_a_round(bench)
+        images = steps * bench.batch
+        data = grey_images(images).to(bench.device)
+        candidates: Candidates = {}
+        for precision, suffix in PRECISIONS.items():
+            for compiled, way in ((False, ""), (True, COMPILED)) if bench.compiled else ((False, ""),):
+                loop = HandWritten(self.floor(), data, self.k, bench.batch, precision, compiled)
+                candidates[HAND + way + suffix] = returning(images, loop.epoch)
+                own = folder / f"{self.name}{way}{suffix}".replace(" ", "-")
+                epoch = self._trainer(self._experiment(bench, images, precision, compiled), own, stack)
+                candidates[OURS + way + suffix] = returning(images, epoch)
+        if self.in_pythae and pythae_is_installed():
+            epoch = _pythae().training(binary(data.float() / 255), self.k, bench.batch, folder)
+            candidates[PYTHAE] = returning(images, epoch)
+        x = torch.zeros(bench.batch, data.shape[1], device=bench.device)
+        flops = counted(lambda: HandWritten(self.floor(), data, self.k, bench.batch).step(x))
+        return Work(candidates, flops / bench.batch, bench.batch * self.k)
+
+    def _trainer(self, experiment: Experiment, folder: Path, stack: ExitStack) -> Callable[[], None]:
+        run = RunFolder(folder).create(to_yaml(experiment.config))
+        recorder = stack.enter_context(Recorder(run))
+        trainer = trainer_for(
+            experiment, recorder, Checkpoints(run.checkpoints), runtime.Interruption(), validate=lambda modules: 0.0
+        )
+        return trainer.epoch
+
+    def _steps_in_a_round(self, bench: Bench) -> int:
+        """Return how many steps the loop written by hand takes in the time of a round."""
+        few = 3
+        loop = HandWritten(self.floor(), grey_images(few * bench.batch).to(bench.device), self.k, bench.batch)
+        loop.epoch()
+        return max(few, round(few * bench.seconds / seconds_of(loop.epoch, bench.device)))
+
+    def _evaluation(self, bench: Bench) -> Work:
+        data = grey_images(EVALUATED_IMAGES).to(bench.device)
+        rows = ROWS["cuda" if bench.device.type == "cuda" else "cpu"]
+        loops = {p: HandWritten(self.floor(), data, 1, bench.batch, p) for p in PRECISIONS}
+        hand = loops["float32"]
+        hand.evaluate(100, rows)
+        k = max(100, round(100 * bench.seconds / seconds_of(lambda: hand.evaluate(100, rows), bench.device)))
+        amount = len(data) * k
+        candidates: Candidates = {}
+        for precision, suffix in PRECISIONS.items():
+            for compiled, way in ((False, ""), (True, COMPILED)) if bench.compiled else ((False, ""),):
+                loop = HandWritten(loops[precision].floor, data, 1, bench.batch, precision, compiled)
+                candidates[HAND + way + suffix] = returning(amount, lambda loop=loop: loop.evaluate(k, rows))
+                words = [f"estimator.k={k}", f"precision={precision}", f"compile={str(compiled).lower()}"]
+                work = evaluation(self._experiment(bench, bench.batch, precision), data, words)
+                candidates[OURS + way + suffix] = returning(amount, work)
+        if self.in_pythae and pythae_is_installed():
+            candidates[PYTHAE] = returning(*_pythae().evaluation(binary(hand.probabilities), k))
+        flops = counted(lambda: hand.evaluate(100, rows)) / (100 * len(data))
+        return Work(candidates, flops, rows)
+
+
+def pythae_is_installed() -> bool:
+    """Whether there is a pythae to measure against."""
+    return importlib.util.find_spec("pythae") is not None
+
+
+def _pythae() -> ModuleType:
+    """Return the room that runs pythae; UserError where pythae is there and cannot be imported."""
+    try:
+        return importlib.import_module("benchmark.pythae")
+    except ImportError as error:
+        raise UserError(
+            f"pythae is installed and cannot be imported ({error}): repair it with `pip install pythae`, or remove it"
+        ) from error
+
+
+PRECISIONS = {"float32": "", "bf16": ", bf16"}
+
+
+def evaluation(experiment: Experiment, data: Tensor, words: Sequence[str]) -> Callable[[], Tensor]:
+    """Return what ``vaebench evaluate RUN <words>`` does with the images ``data``: their numbers."""
+    config = for_evaluation(experiment.config, [*words, f"device={experiment.device}", "progress=false"])
+    numbers = Numbers(replace(experiment, config=config, data=replace(experiment.data, test=data)))
+    return lambda: numbers.of(Task(0, 0, len(data)))
+
+
+def returning(amount: float, work: Callable[[], object]) -> Callable[[], float]:
+    """Return ``work`` as a function that says how much it did."""
+
+    def timed() -> float:
+        work()
+        return amount
+
+    return timed
+
+
+def grey_images(count: int) -> Tensor:
+    """Make pixel bytes, (count, 784), a fifth of them grey or white, as in MNIST."""
+    generator = torch.Generator().manual_seed(0)
+    bright = torch.rand(count, 784, generator=generator) < 0.2
+    return torch.randint(0, 256, (count, 784), generator=generator).mul(bright).to(torch.uint8)
+
+
+def counted(work: Callable[[], object]) -> float:
+    """Return the floating-point operations of the matrix products in ``work``."""
+    return count(work).flops
+
+
+INNER = 5
+CASES = [
+    Case("train gaussian", "images/s", ["encoder=gaussian"], GaussianFloor, in_pythae=True),
+    Case(
+        "train gaussian, iwae-16",
+        "images/s",
+        ["encoder=gaussian", "objective=iwae"],
+        GaussianFloor,
+        k=16,
+        in_pythae=True,
+    ),
+    Case("evaluate gaussian", "image-samples/s", ["encoder=gaussian"], GaussianFloor, evaluates=True, in_pythae=True),
+    Case(
+        "train iwhvi",
+        "images/s",
+        ["encoder=iwhvi", f"encoder.inner_k={INNER}"],
+        lambda: HierarchicalFloor(INNER),
+    ),
+    Case("train iaf", "images/s", ["encoder=iaf"], lambda: InverseAutoregressiveFloor(4, 128, 2)),
+    Case("train avb", "images/s", ["encoder=avb"], lambda: AdversarialFloor(64, (512, 512), 3)),
+]

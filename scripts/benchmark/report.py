@@ -1,0 +1,152 @@
+"""Runs the cases and shows what they say."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmark.cases import COMPILED, HAND, OURS, PRECISIONS, PYTHAE, Bench, Case, pythae_is_installed
+from benchmark.measure import Timing, seconds_of, side_by_side
+from vaebench import runtime
+from vaebench.records.manifest import versions
+
+__all__ = ["Report", "Row", "run"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case, measured."""
+
+    name: str
+    unit: str
+    rates: dict[str, float]
+    """Median units per second of each candidate."""
+    ratios: dict[str, float]
+    """Median over rounds of our rate to another's, named ``ours : theirs``."""
+    limits: dict[str, float]
+    """Units per second if the matrix products were all there is, by precision."""
+    flops: float
+    """Of the matrix products, for each unit."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows, with the machine that they are of."""
+
+    machine: dict[str, Any]
+    rows: list[Row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for json."""
+        return {"machine": self.machine, "rows": [asdict(row) for row in self.rows]}
+
+    def text(self) -> str:
+        """Return the table for a terminal or a markdown page."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row.rates))
+        rates = [[row.rates.get(name) for name in names] for row in self.rows]
+        limits = [" / ".join(shown(limit) for limit in row.limits.values()) for row in self.rows]
+        works = [f"{row.name}, {row.unit}" for row in self.rows]
+        lines = table(
+            ["work", *names, "matrix limit float32 / bf16"],
+            [[work, *map(shown, some), limit] for work, some, limit in zip(works, rates, limits, strict=True)],
+        )
+        pairs = [pair for pair in PAIRS if any(pair in row.ratios for row in self.rows)]
+        ratios = [[f"{row.ratios[pair]:.2f}" if pair in row.ratios else "" for row in self.rows] for pair in pairs]
+        heads = ["times as fast", *(row.name for row in self.rows)]
+        return "\n".join([*lines, "", *table(heads, [[pair, *some] for pair, some in zip(pairs, ratios, strict=True)])])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a markdown table."""
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def compared() -> dict[str, tuple[str, str]]:
+    """Return which rates are compared, by name: ours with those of loops in the same precision, and with pythae's."""
+    found = [
+        (OURS + ours + suffix, HAND + theirs + suffix)
+        for ours, theirs in (("", ""), (COMPILED, ""), (COMPILED, COMPILED))
+        for suffix in PRECISIONS.values()
+    ]
+    found += [(OURS + way + suffix, PYTHAE) for way in ("", COMPILED) for suffix in PRECISIONS.values()]
+    return {f"{ours} : {theirs}": (ours, theirs) for ours, theirs in found}
+
+
+PAIRS = compared()
+
+
+def shown(rate: float | None) -> str:
+    """Return a rate with three digits that count."""
+    if rate is None:
+        return ""
+    digits = max(0, len(str(int(rate))) - 3)
+    return f"{round(rate, -digits):,.0f}"
+
+
+def run(cases: Sequence[Case], bench: Bench, tell: Callable[[str], None]) -> Report:
+    """Measure ``cases`` one after the other; ``tell`` hears which one is under way."""
+    runtime.set_threads(bench.threads)
+    rows = []
+    for case in cases:
+        tell(case.name)
+        rows.append(measured(case, bench))
+    return Report(machine(bench), rows)
+
+
+def measured(case: Case, bench: Bench) -> Row:
+    """Measure one case."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        work = case.prepare(bench, Path(folder), stack)
+        timing = side_by_side(work.candidates, bench.rounds, bench.device)
+        limits = {name: rate / work.flops for name, rate in matrix_rates(work.rows, bench.device).items()}
+    return row_of(case, timing, limits, work.flops)
+
+
+def row_of(case: Case, timing: Timing, limits: dict[str, float], flops: float) -> Row:
+    rates = {name: timing.rate(name) for name in timing.rates}
+    ratios = {name: timing.ratio(*pair) for name, pair in PAIRS.items() if set(pair) <= timing.rates.keys()}
+    return Row(case.name, case.unit, rates, ratios, limits, flops)
+
+
+def matrix_rates(rows: int, device: torch.device) -> dict[str, float]:
+    """Return floating-point operations per second in products of the networks' shapes, by precision."""
+    return {
+        name: matrix_rate(rows, device, dtype) for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16))
+    }
+
+
+# Inputs and outputs of the layers that cost most.
+SHAPES = [(784, 300), (300, 300), (300, 784)]
+
+
+def matrix_rate(rows: int, device: torch.device, dtype: torch.dtype, tries: int = 5) -> float:
+    """Return the median rate over ``tries`` of (rows, 784) x (784, 300), (rows, 300) x (300, 300) and back."""
+    pairs = [(torch.randn(rows, a, device=device, dtype=dtype), torch.randn(a, b, device=device, dtype=dtype))
+             for a, b in SHAPES]  # fmt: skip
+    flops = 2 * rows * sum(a * b for a, b in SHAPES)
+    repeats = max(1, int(2e9 / flops))
+
+    def products() -> None:
+        for _ in range(repeats):
+            for left, right in pairs:
+                torch.mm(left, right)
+
+    products()
+    return flops * repeats / median(seconds_of(products, device) for _ in range(tries))
+
+
+def machine(bench: Bench) -> dict[str, Any]:
+    """Return what the numbers depend on."""
+    return {
+        "device": runtime.describe(bench.device),
+        "threads": bench.threads,
+        "batch": bench.batch,
+        "rounds": bench.rounds,
+        "versions": versions() | ({"pythae": version("pythae")} if pythae_is_installed() else {}),
+    }

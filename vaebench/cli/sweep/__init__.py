@@ -1,0 +1,1 @@
+"""Sweeps: `vaebench train -m ...`."""

@@ -1,0 +1,47 @@
+"""What hydra calls for -m; the sweep itself is `vaebench.cli.sweep.run`."""
+
+import importlib
+import sys
+from types import ModuleType
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+
+__all__ = ["VaebenchSweeper", "register"]
+
+ALIAS = "vaebench"
+
+
+class VaebenchSweeper(BasicSweeper):
+    """hydra's own way of combining values; the jobs can be stopped and started."""
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run every combination of ``arguments``."""
+        from vaebench.cli.sweep.run import sweep
+
+        assert self.hydra_context is not None
+        assert self.config is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        (jobs,) = self.split_arguments(overrides, None)
+        sweep(self.hydra_context, self.config, jobs, self.max_batch_size)
+
+
+def register(plugins: Plugins) -> None:
+    """Make the sweeper known to hydra, which takes plugins by names in the package ``hydra_plugins`` only.
+
+    Registered under such a name, ours needs no top-level package of that name, which every other program with hydra
+    would import at its start.
+    """
+    name = f"hydra_plugins.{ALIAS}"
+    if name in sys.modules:
+        return
+    try:
+        package = importlib.import_module("hydra_plugins")
+    except ImportError:  # no other plugin is installed
+        package = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+    sys.modules[name] = sys.modules[__name__]
+    setattr(package, ALIAS, sys.modules[__name__])
+    VaebenchSweeper.__module__ = name
+    plugins.register(VaebenchSweeper)

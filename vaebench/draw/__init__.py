@@ -1,0 +1,1 @@
+"""Pictures of trained models: labelled sheets of images, as PNG files and in TensorBoard."""

@@ -1,0 +1,204 @@
+"""A configuration to the objects of one run."""
+
+import itertools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vaebench import runtime
+from vaebench.config import Config, compose, identity, read
+from vaebench.datasets.dataset import Dataset
+from vaebench.datasets.dataset import load as load_dataset
+from vaebench.encoders.base import BuildContext, Encoder
+from vaebench.errors import UserError
+from vaebench.gradients import GradientEstimator, is_curved
+from vaebench.model import GenerativeModel
+from vaebench.nets.networks import Networks
+from vaebench.objective import Objective
+from vaebench.priors import PriorContext
+from vaebench.records import RunFolder
+from vaebench.records.checkpoint import Checkpoints
+from vaebench.registry import ENCODERS, OBJECTIVES, PRIORS, registered
+
+__all__ = ["Experiment", "Modules", "build", "load", "load_best"]
+
+
+class Modules(nn.Module):
+    """Everything with weights, as checkpoints name it."""
+
+    def __init__(self, model: GenerativeModel, encoder: Encoder) -> None:
+        super().__init__()
+        self.model = model
+        self.encoder = encoder
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The objects of one run."""
+
+    config: Config
+    data: Dataset
+    model: GenerativeModel
+    encoder: Encoder
+    objective: Objective
+    device: torch.device
+
+    @property
+    def modules(self) -> Modules:
+        """The model and the encoder as one module."""
+        return Modules(self.model, self.encoder)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers of learned parameters, of the model and of the encoder."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.modules.named_children()}
+
+    @property
+    def k(self) -> int:
+        """Weights of each image at the end of training."""
+        changes = self.config.trainer.k_schedule
+        return changes[max(changes)] if changes else self.config.k
+
+    @property
+    def inner_k(self) -> int:
+        """Inner samples at the end of training, with which the run is validated and evaluated by default."""
+        changes = self.config.trainer.inner_k_schedule
+        return changes[max(changes)] if changes else self.config.encoder.inner_k
+
+    @property
+    def gradient_note(self) -> str | None:
+        """What the chosen gradient estimator leaves out for this encoder, or None; a run says it at its start."""
+        target, reason = self.objective.for_encoder().maximised, self.encoder.no_total_gradient
+        total = not self.objective.gradient.path_only
+        if reason and total and any(is_curved(target, k) for k in _ks(self.config)):
+            return f"gradient reparam is biased here for k > 1, as {reason}; objective.gradient=dreg is not"
+        return None
+
+    def estimating(self, **changes: Any) -> "Experiment":
+        """Return the experiment with other settings of its estimator."""
+        return replace(self, config=replace(self.config, estimator=replace(self.config.estimator, **changes)))
+
+    def autocast(self, precision: str | None = None) -> AbstractContextManager[Any]:
+        """Return the precision of the networks, as a context: that of the training, unless another is given."""
+        return runtime.autocast(self.device, precision or self.config.trainer.precision)
+
+
+def build(config: Config | Sequence[str]) -> Experiment:
+    """Return the objects that ``vaebench train <overrides>`` trains, with fresh weights.
+
+    Args:
+        config: overrides such as ``["encoder=hvm", "objective=iwae", "k=16"]``, or a checked Config.
+
+    Raises:
+        UserError: a setting is wrong, or data or the device is missing.
+    """
+    if not isinstance(config, Config):
+        config = compose(list(config))
+    runtime.set_threads(config.trainer.threads)
+    device = runtime.resolve_device(config.device)
+    data = _load_data(config)
+    # Weights depend on the seed alone: not on what was drawn before, nor on how the data was prepared.
+    runtime.seed_everything(config.seed)
+    pixel_mean = data.train.double().mean(0).div(255).float()
+    decoding = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation)
+    prior = registered("prior", PRIORS, config.prior.name)(
+        PriorContext(config.latent_dim, decoding, pixel_mean), **config.prior.arguments
+    )
+    seen = prior.layers[0]
+    model = GenerativeModel(prior, decoding.bernoulli(seen, len(pixel_mean), pixel_mean), seen)
+    networks = Networks(config.encoder.trunk, config.encoder.hidden, config.encoder.activation)
+    site = BuildContext(networks, data.train.shape[1], config.latent_dim, model)
+    encoder = registered("encoder", ENCODERS, config.encoder.name)(site, **config.encoder.arguments)
+    prior.attach_encoder(encoder)
+    objective = _objective(config, encoder)
+    experiment = Experiment(config, data, model.to(device), encoder.to(device), objective, device)
+    _try_once(experiment)
+    return experiment
+
+
+def load(folder: str | Path, config: Config | None = None) -> Experiment:
+    """Return the objects of a run with its best weights (by validation log-likelihood).
+
+    Args:
+        folder: a run folder.
+        config: the run's configuration, where device or data_dir differ from what is stored.
+
+    Raises:
+        UserError: not a run folder, no usable checkpoint, or one of another configuration.
+    """
+    run = RunFolder.open(Path(folder))
+    experiment = build(read(run.path) if config is None else config)
+    load_best(experiment, run)
+    return experiment
+
+
+def load_best(experiment: Experiment, run: RunFolder) -> int:
+    """Put a run's best weights into the experiment's modules, and return the epoch that they are of."""
+    state = Checkpoints(run.checkpoints).load("best", identity=identity(experiment.config)).state
+    experiment.modules.load_state_dict(state["modules"])
+    return state["epoch"]
+
+
+def _ks(config: Config) -> set[int]:
+    """Return every number of samples that the training will take."""
+    return {config.k, *(config.trainer.k_schedule or {}).values()}
+
+
+def _objective(config: Config, encoder: Encoder) -> Objective:
+    """Return the objective, unless its gradient would be wrong for this encoder."""
+    gradient = GradientEstimator(config.objective.gradient)
+    make = registered("bound", OBJECTIVES, config.objective.bound)
+    try:
+        objective = make(gradient, **config.objective.arguments)
+        ks = _ks(config)
+        curved = any(is_curved(objective.for_encoder().maximised, k) for k in ks)
+    except ValueError as error:
+        raise UserError(f"objective={config.objective.name}: {error}") from error
+    if config.trainer.microbatch is not None and not objective.additive:
+        raise UserError(
+            f"trainer.microbatch does not go with objective={config.objective.name}, whose allowance is one for the "
+            "whole batch: set trainer.microbatch=null, or a smaller trainer.batch_size"
+        )
+    if gradient.path_only and encoder.no_path_gradient is not None:
+        raise UserError(
+            f"objective.gradient={gradient.value} is not valid for encoder={config.encoder.name}: "
+            f"{encoder.no_path_gradient}; use objective.gradient=reparam"
+        )
+    if encoder.only_elbo is not None and curved:
+        raise UserError(
+            f"objective={config.objective.name} with k={max(ks)} is not valid for encoder={config.encoder.name}: "
+            f"{encoder.only_elbo}; use objective=elbo"
+        )
+    return objective
+
+
+def _try_once(experiment: Experiment) -> None:
+    """Evaluate the objective on two images at every k and inner_k to come: what makes no sense says so here."""
+    config, objective = experiment.config, experiment.objective
+    x = torch.zeros(2, experiment.data.train.shape[1], device=experiment.device)
+    ks = _ks(config)
+    inner_ks = {config.encoder.inner_k, *(config.trainer.inner_k_schedule or {}).values()}
+    with runtime.forked_randomness(experiment.device, seed=0):
+        for k, inner_k in itertools.product(ks, inner_ks):
+            try:
+                for one in {objective, objective.for_encoder()}:
+                    one(experiment.model, experiment.encoder, x, k, inner_k=inner_k)
+            except ValueError as error:
+                raise UserError(f"k={k}, inner_k={inner_k}: {error}") from error
+
+
+def _load_data(config: Config) -> Dataset:
+    dataset = config.dataset
+    return load_dataset(
+        dataset.name,
+        Path(config.data_dir),
+        binarization=dataset.binarization,
+        split=dataset.split,
+        seed=dataset.seed,
+        progress=config.trainer.progress,
+    )

@@ -1,0 +1,121 @@
+"""The names of encoders, flows, priors, objectives and estimators: a yaml's ``name`` is a key of one of these tables.
+
+A yaml's other keys are keyword arguments of the entry. One line makes a new family known. An entry is imported when it
+is first called, so that a run loads its own family and no other.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+
+from vaebench import bounds
+from vaebench.encoders.base import Encoder
+from vaebench.errors import UserError, did_you_mean
+from vaebench.objective import Objective
+from vaebench.priors import Prior
+
+__all__ = ["ENCODERS", "ESTIMATORS", "FLOWS", "OBJECTIVES", "PRIORS", "Lazy", "registered"]
+
+
+class Lazy:
+    """A function of the package that is imported when it is first called.
+
+    Args:
+        place: its module and name, as in ``"vaebench.encoders.gaussian:GaussianEncoder.build"``.
+        arguments: keyword arguments that every call gets.
+    """
+
+    def __init__(self, place: str, **arguments: Any) -> None:
+        self.place = f"vaebench.{place}"
+        self.arguments = arguments
+
+    def __call__(self, *given: Any, **arguments: Any) -> Any:
+        """Call the function."""
+        return resolve_name(self.place)(*given, **self.arguments, **arguments)
+
+
+FLOWS: dict[str, Callable[..., Any]] = {
+    "householder": Lazy("flows.householder:HouseholderFlow.build"),
+    "iaf": Lazy("flows.iaf:IAFFlow.build"),
+    "nsf": Lazy("flows.nsf:SplineFlow.build"),
+    "planar": Lazy("flows.planar:PlanarFlow.build"),
+    "radial": Lazy("flows.radial:RadialFlow.build"),
+    "realnvp": Lazy("flows.realnvp:RealNVPFlow.build"),
+    "sylvester": Lazy("flows.sylvester:SylvesterFlow.build"),
+}
+"""(place, **settings) -> one step of a flow."""
+
+ENCODERS: dict[str, Callable[..., Encoder]] = {
+    "adgm": Lazy("encoders.hierarchical:HierarchicalEncoder.build", learned_reverse=True),
+    "avb": Lazy("encoders.adversarial:AdversarialEncoder.build", adaptive_contrast=False),
+    "avb_ac": Lazy("encoders.adversarial:AdversarialEncoder.build", adaptive_contrast=True),
+    "full_gaussian": Lazy("encoders.full_gaussian:FullGaussianEncoder.build"),
+    "gaussian": Lazy("encoders.gaussian:GaussianEncoder.build"),
+    "hvae": Lazy("encoders.hamiltonian:HamiltonianEncoder.build"),
+    "hvm": Lazy("encoders.hierarchical:HierarchicalEncoder.build", learned_reverse=True),
+    "iwhvi": Lazy("encoders.hierarchical:HierarchicalEncoder.build", learned_reverse=True),
+    "ladder": Lazy("encoders.layered:LadderEncoder.build"),
+    "langevin": Lazy("encoders.langevin:LangevinEncoder.build"),
+    "sivi": Lazy("encoders.hierarchical:HierarchicalEncoder.build", learned_reverse=False),
+    "two_layer": Lazy("encoders.layered:TwoLayerEncoder.build"),
+    "uivi": Lazy("encoders.unbiased:UnbiasedEncoder.build"),
+    **{name: Lazy("encoders.flow:FlowEncoder.build", step=step) for name, step in FLOWS.items()},
+}
+"""(site, **settings) -> the encoder."""
+
+PRIORS: dict[str, Callable[..., Prior]] = {
+    "chained": Lazy("priors:ChainedPrior.build"),
+    "mixture": Lazy("priors:MixturePrior.build"),
+    "realnvp": Lazy("priors:FlowPrior.build"),
+    "standard": Lazy("priors:StandardNormalPrior.build"),
+    "vamp": Lazy("priors:VampPrior.build"),
+}
+"""(site, **settings) -> the prior."""
+
+
+def _maximising(bound: Callable[..., torch.Tensor]) -> Callable[..., Objective]:
+    return lambda gradient, **arguments: Objective(partial(bound, **arguments), gradient)
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "elbo": _maximising(bounds.elbo),
+    "iwae": _maximising(bounds.iwae),
+    "ciwae": _maximising(bounds.ciwae),
+    "miwae": _maximising(bounds.miwae),
+    "piwae": lambda gradient, groups: Objective(
+        bounds.iwae, gradient, encoder_target=partial(bounds.miwae, groups=groups)
+    ),
+    "renyi": lambda gradient, alpha: Objective(bounds.iwae, gradient, target=partial(bounds.renyi, alpha=alpha)),
+    "vr_max": lambda gradient: Objective(bounds.iwae, gradient, target=partial(bounds.renyi, alpha=-math.inf)),
+    "tvo": lambda gradient, partitions, first: Objective(
+        bounds.iwae, gradient, target=partial(bounds.tvo, betas=bounds.tvo_schedule(partitions, first))
+    ),
+    "beta": lambda gradient, kl_weight: Objective(bounds.elbo, gradient, kl_weight=kl_weight),
+    "free_bits": lambda gradient, nats: Objective(bounds.elbo, gradient, free_bits=nats),
+}
+"""(gradient, **settings) -> the objective, by the yaml's ``bound``. If something other than a lower bound is maximised,
+the lower bound of the same samples is reported."""
+
+ESTIMATORS: dict[str, Callable[..., Any]] = {
+    "ais": Lazy("evaluate.annealing:annealed"),
+    "bdmc": Lazy("evaluate.annealing:bidirectional"),
+    "gaps": Lazy("evaluate.gaps:inference_gaps"),
+    "iwae": Lazy("evaluate.importance:importance_weighted"),
+    "sandwich": Lazy("evaluate.sandwich:sandwiched"),
+}
+"""experiment -> what the estimator does for it."""
+
+
+def registered(group: str, registry: dict[str, Any], name: str) -> Any:
+    """Return the registry's entry of that name.
+
+    Raises:
+        UserError: the registry has no such name.
+    """
+    if name not in registry:
+        raise UserError(f"unknown {group} '{name}'{did_you_mean(name, registry)}; valid: {', '.join(registry)}")
+    return registry[name]

@@ -1,0 +1,46 @@
+"""What a run says about itself before it starts."""
+
+from pathlib import Path
+
+from vaebench import runtime
+from vaebench.encoders.base import Direction
+from vaebench.experiment import Experiment
+
+__all__ = ["header"]
+
+_LOG_Q = {
+    Direction.EXACT: "log q(z|x) exact",
+    Direction.UPPER_BOUND: "log q(z|x) by an upper bound",
+    Direction.ESTIMATE: "log q(z|x) by a learned estimate: the training bound is none",
+}
+
+
+def header(experiment: Experiment, folder: Path) -> str:
+    """Return the lines that open a run."""
+    config, data = experiment.config, experiment.data
+    height, width = data.image_shape[1:]
+    sizes = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
+    encoder = f"{config.encoder.name}, {_LOG_Q[experiment.encoder.direction]}"
+    if experiment.encoder.has_inner_samples:
+        encoder += f", inner_k={config.encoder.inner_k}"
+    proposal = experiment.encoder.proposal()
+    if proposal is not experiment.encoder:
+        encoder += f"; likelihoods by {type(proposal).__name__}, {_LOG_Q[proposal.direction]}"
+    lines = {
+        "dataset": f"{data.protocol}: {sizes} images of {height}x{width}",
+        "": data.note,
+        "encoder": encoder,
+        "decoder": f"{config.decoder.name} {_shape(config.decoder.hidden)} {config.decoder.activation}, "
+        f"latent_dim={config.latent_dim}, prior {config.prior.name}",
+        "objective": f"{config.objective.name}, k={config.k}, gradient {config.objective.gradient}",
+        "note": experiment.gradient_note or "",
+        "parameters": " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items()),
+        "training": f"{config.trainer.epochs} epochs, batches of {config.trainer.batch_size}, seed {config.seed}",
+        "device": f"{runtime.describe(experiment.device)}, {config.trainer.precision}",
+        "folder": str(folder),
+    }
+    return "\n".join(f"{name:<11}{text}" for name, text in lines.items() if text)
+
+
+def _shape(hidden: tuple[int, ...]) -> str:
+    return "-".join(map(str, hidden))

@@ -1,0 +1,75 @@
+"""The fixed estimate and the pictures that a training records at each validation."""
+
+from collections.abc import Iterator
+
+import torch
+
+from vaebench import runtime
+from vaebench.draw.images import reconstructions, samples
+from vaebench.estimators.diagnostics import Activity, Spread, spread
+from vaebench.estimators.importance import log_likelihoods
+from vaebench.experiment import Experiment, Modules
+from vaebench.records import Manifest, Recorder
+from vaebench.train.replicas import Replicas
+
+__all__ = ["diagnose", "record_pictures", "validate"]
+
+DIAGNOSED_IMAGES, DIAGNOSED_DRAWS = 500, 20
+
+
+def validate(experiment: Experiment, processes: Replicas, manifest: Manifest | None, modules: Modules) -> float:
+    """The one fixed estimate by which weights are chosen: same images, k and noise at every epoch."""
+    images = experiment.data.validation
+    own = processes.part(len(images))
+    settings = experiment.config.trainer
+    inner_k = experiment.inner_k if settings.validation_inner_k is None else settings.validation_inner_k
+    if manifest is not None:
+        manifest.save()
+    modules.eval()
+    with experiment.autocast():
+        parts = log_likelihoods(
+            modules.model,
+            modules.encoder.proposal(),
+            experiment.data.observe,
+            images[: own.stop].to(experiment.device),
+            k=settings.validation_k,
+            inner_k=inner_k,
+            first=own.start,
+        )
+        values = processes.joined_up(torch.cat([values for _, values in parts]), len(images))
+    modules.train()
+    return values.mean().item()
+
+
+@torch.no_grad()
+def diagnose(experiment: Experiment, modules: Modules) -> dict[str, float]:
+    """What draws show of the posterior, by name: no decoder runs for it, so that it costs little beside a validation.
+
+    ``active_units`` is the count of ``vaebench diagnose``, from few draws: weak units may not be counted yet.
+    ``posterior_std`` is the root of the mean variance of q(z_d|x): near the prior's, q has collapsed.
+    """
+    found = Spread.joined(list(_spreads(experiment, modules)))
+    return {
+        "active_units": float(Activity.of(found).active().sum()),
+        "posterior_std": found.variances.mean().sqrt().item(),
+    }
+
+
+def _spreads(experiment: Experiment, modules: Modules) -> Iterator[Spread]:
+    """Yield the posterior's moments for the same random validation images, with the same noise at every epoch."""
+    data, device = experiment.data, experiment.device
+    order = torch.Generator().manual_seed(runtime.derived_seed(0, "validation diagnostics"))
+    numbers = torch.randperm(len(data.validation), generator=order)[:DIAGNOSED_IMAGES]
+    modules.eval()
+    with experiment.autocast(), runtime.forked_randomness(device, seed=0):
+        for some in numbers.split(100):
+            x = data.observe(data.validation[some].to(device))
+            yield spread(modules.encoder, x, DIAGNOSED_DRAWS, images=some)
+    modules.train()
+
+
+def record_pictures(experiment: Experiment, recorder: Recorder | None, modules: Modules, step: int) -> None:
+    if recorder is None:
+        return
+    recorder.image("samples", samples(experiment, modules), step)
+    recorder.image("reconstructions", reconstructions(experiment, modules), step)
