@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from vaebench import experiment
 from vaebench.compiler import Compiler, difference
 from vaebench.config import compose, identity
-from vaebench.datasets.sources import user_cache
 from vaebench.errors import UserError
 from vaebench.experiment import build, compiling
 from vaebench.experiment.compiling import compiled_where_it_pays, planned_steps
 from vaebench.experiment.training import plan_of, updates
+from vaebench.files import user_cache
 from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.training.checkpoint import Checkpoints
 from vaebench.training.compiled import Compiled, LossFunction

@@ -26,8 +26,8 @@ from vaebench.datasets.protocol import protocol_for
 from vaebench.datasets.recipes import RECIPES
 from vaebench.datasets.sources import SOURCES
 from vaebench.datasets.splits import shuffled_tail, stratified, stream
-from vaebench.datasets.whole_files import first_writable, replacing
 from vaebench.errors import UserError
+from vaebench.files import first_writable, replacing, user_cache
 
 MNIST5K_FINGERPRINT = "104206d0d278edc0"
 LOCAL = {"download": False, "progress": False}
@@ -449,7 +449,7 @@ def test_the_second_time_reads_one_file_and_no_source(small_mnist: Path):
     assert second.fingerprint == first.fingerprint
     assert all(np.array_equal(second.arrays.parts()[name], array) for name, array in first.arrays.parts().items())
     assert said == said_again == []
-    assert not list(small_mnist.rglob("*.part"))
+    assert not list(small_mnist.rglob("*.tmp"))
 
 
 def rewrite_header(path: Path, protocol_name: str) -> None:
@@ -535,11 +535,30 @@ def test_processes_that_prepare_at_once_leave_a_sound_cache(tmp_path: Path):
 
 def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path: Path):
     path = written(tmp_path / "f", b"old")
-    with pytest.raises(UnicodeEncodeError), replacing(path) as part:
-        part.write_text("half\udc80", encoding="utf-8")
+    with pytest.raises(UnicodeEncodeError), replacing(path) as temporary:
+        temporary.write_text("half\udc80", encoding="utf-8")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
     assert first_writable([path / "below a file", tmp_path / "new"]) == tmp_path / "new"
+
+
+def test_replacing_moves_the_old_file_only_for_a_complete_new_one(tmp_path: Path):
+    path, old = written(tmp_path / "f", b"old"), tmp_path / "f.old"
+    with pytest.raises(FileNotFoundError), replacing(path, keep_old_as=old):
+        pass  # nothing was written
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    with replacing(path, keep_old_as=old) as temporary:
+        temporary.write_bytes(b"new")
+    assert (path.read_bytes(), old.read_bytes()) == (b"new", b"old")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other cache folders")
+def test_the_user_cache_is_where_the_documentation_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache() == tmp_path / "vaebench"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_cache() == tmp_path / ".cache/vaebench"
 
 
 # Finding and downloading

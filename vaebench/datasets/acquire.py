@@ -3,14 +3,16 @@
 import http.client
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from vaebench.datasets.checked import Damaged
-from vaebench.datasets.sources import SOURCES, Content, Source, user_cache
-from vaebench.datasets.whole_files import first_writable, replacing
+from vaebench.datasets.sources import SOURCES, Content, Source
 from vaebench.errors import UserError
+from vaebench.files import first_writable, replacing, user_cache
 
 __all__ = ["acquire"]
 
@@ -71,7 +73,7 @@ def _downloaded(source: Source, data_dir: Path, progress: bool) -> tuple[Content
 def _fetch(source: Source, url: str, path: Path, progress: bool) -> Content:
     """Download to a temporary file, verify it, and only then give it its name."""
     request = urllib.request.Request(url, headers={"User-Agent": "vaebench"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer, replacing(path) as part:
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer, _new_file(path) as part:
         size = int(answer.headers.get("Content-Length") or 0) or None
         # disable=None shows the bar on a terminal only
         hidden = None if progress else True
@@ -81,6 +83,13 @@ def _fetch(source: Source, url: str, path: Path, progress: bool) -> Content:
                 file.write(block)
                 bar.update(len(block))
         return source.read(part, source.digest, progress)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        yield temporary
 
 
 def _short(error: Exception) -> str:

@@ -10,8 +10,7 @@ import numpy as np
 from vaebench.datasets.arrays import Arrays
 from vaebench.datasets.checked import Damaged
 from vaebench.datasets.protocol import Protocol
-from vaebench.datasets.sources import user_cache
-from vaebench.datasets.whole_files import replacing
+from vaebench.files import replacing, user_cache
 
 __all__ = ["cached_files", "places", "read", "write"]
 
@@ -38,6 +37,7 @@ def write(path: Path, protocol: Protocol, arrays: Arrays) -> None:
     """
     header = json.dumps({"protocol": str(protocol), "fingerprint": arrays.fingerprint()})
     members = {"header": np.array(header), **arrays.parts()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with (
         replacing(path) as part,
         zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive,

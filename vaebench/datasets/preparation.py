@@ -14,8 +14,8 @@ from vaebench.datasets.checked import Damaged
 from vaebench.datasets.protocol import Protocol, protocol_for
 from vaebench.datasets.recipes import RECIPES, Splits
 from vaebench.datasets.sources import SOURCES
-from vaebench.datasets.whole_files import first_writable
 from vaebench.errors import UserError
+from vaebench.files import first_writable
 
 __all__ = ["Availability", "Prepared", "Say", "available", "prepare", "to_stderr"]
 

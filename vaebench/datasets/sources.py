@@ -1,7 +1,6 @@
 """The published files behind each dataset: where they may lie, where they come from, their checksums."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from vaebench.datasets.chardata import read_chardata
 from vaebench.datasets.drawings import read_drawings
 from vaebench.datasets.embedded import package_folder, read_digits
 from vaebench.datasets.idx import read_images
+from vaebench.files import user_cache
 
-__all__ = ["SOURCES", "Content", "Source", "user_cache"]
+__all__ = ["SOURCES", "Content", "Source"]
 
 Content = dict[str, np.ndarray]
 """The arrays of one file, by name; see its reader."""
@@ -58,17 +58,6 @@ class Source:
             return [data_dir, user_cache()]
         folder = package_folder(self.package)
         return [] if folder is None else [folder]
-
-
-def user_cache() -> Path:
-    """The folder for files that ``data_dir`` cannot take, by the habits of the platform."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "vaebench"
 
 
 def _idx(name: str, digest: str, folders: tuple[str, ...], mirrors: tuple[str, ...]) -> Source:

@@ -12,9 +12,9 @@ import torch
 from vaebench import runtime
 from vaebench.compiler import Compiler
 from vaebench.config import Config
-from vaebench.datasets.sources import user_cache
 from vaebench.errors import UserError
 from vaebench.experiment.assembly import Experiment
+from vaebench.files import user_cache
 from vaebench.gradients import GradientEstimator
 from vaebench.training.compiled import Compiled
 from vaebench.training.trainer import Plan

@@ -7,11 +7,11 @@ import torch
 
 from vaebench import runtime
 from vaebench.compiler import Compiler
-from vaebench.datasets.sources import user_cache
 from vaebench.evaluation.compiled import CompiledModel
 from vaebench.experiment.assembly import Experiment
 from vaebench.experiment.compiling import brings_in
 from vaebench.experiment.estimators.plan import at_a_time
+from vaebench.files import user_cache
 from vaebench.model import GenerativeModel
 
 if TYPE_CHECKING:
