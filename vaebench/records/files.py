@@ -49,12 +49,7 @@ def write_failed(path: Path, error: OSError) -> UserError:
 
 
 def write_whole(path: Path, data: bytes, *, keep_old_as: Path | None = None) -> None:
-    """Put ``data`` at ``path`` so that a kill at any moment leaves the old file or the new one.
-
-    With ``keep_old_as`` the old file moves there first; a kill between the two moves leaves no file at
-    ``path``. Raises what `write_failed` says; the old file is then untouched and nothing else is left
-    behind.
-    """
+    """Replace the file ``path`` by ``data`` as `vaebench.files.replacing` does, with the errors of `write_failed`."""
     try:
         # Unbuffered: a buffer that could not be written is written again, and fails again, on close.
         with replacing(path, keep_old_as=keep_old_as) as temporary, open(temporary, "wb", buffering=0) as file:
