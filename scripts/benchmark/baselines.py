@@ -1,7 +1,7 @@
 """Loops written by hand for one model each, in plain torch: what vaebench's generality is measured against.
 
 They compute what the package computes for the same settings (784-300-300-32, SiLU, one Adam step for each batch, pixels
-binarised at each visit) and do nothing else: no log, no checkpoint, no check that a loss is finite.
+binarized at each visit) and do nothing else: no log, no checkpoint, no check that a loss is finite.
 """
 
 import math
@@ -246,7 +246,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 class HandWritten:
-    """The training loop: shuffle, binarise, step.
+    """The training loop: shuffle, binarize, step.
 
     Args:
         baseline: the model.
