@@ -129,7 +129,7 @@ def test_after_a_signal(
 
 KILLED = """
 import os, signal, sys
-from vaebench import experiment
+from vaebench.train.session import train
 from vaebench.config import compose
 from vaebench.train.update import Update
 step, taken = Update.step, [0]
