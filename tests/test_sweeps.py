@@ -21,6 +21,7 @@ from vaebench.cli.sweep_job import SweepJob
 from vaebench.cli.sweep_record import JobRecord, Records
 from vaebench.cli.sweep_table import table
 from vaebench.config import Config, compose, from_yaml, identity, run_folder, to_yaml
+from vaebench.direction import Direction
 from vaebench.errors import RunFailed
 from vaebench.records import ResultRecord, RunFolder, append_result, read_results
 from vaebench.training.checkpoint import Checkpoints
@@ -73,7 +74,7 @@ def result(config: Config, estimator: str = "IWAE") -> ResultRecord:
         mean=-100.0 - config.seed,
         stderr=1.5,
         n_images=500,
-        direction="lower_bound",
+        direction=Direction.LOWER_BOUND,
         epoch=1,
         seconds=1.0,
     )

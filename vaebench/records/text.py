@@ -199,10 +199,10 @@ def shows_unicode(stream: TextIO | None = None) -> bool:
 
 def encodable(text: str, stream: TextIO | None = None) -> str:
     """Return ``text`` in letters that ``stream`` (default: stdout) can show: ``>=`` for ``≥``, for example."""
-    stream = stream or sys.stdout
-    if shows_unicode(stream):
+    output = stream or sys.stdout
+    if shows_unicode(output):
         return text
     for letter, ascii_letters in _ASCII.items():
         text = text.replace(letter, ascii_letters)
-    encoding = stream.encoding or "ascii"
+    encoding = output.encoding or "ascii"
     return text.encode(encoding, errors="replace").decode(encoding)

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaebench import runtime
+from vaebench.direction import Direction
 from vaebench.encoders import Encoder
 from vaebench.errors import UserError, did_you_mean
 from vaebench.evaluation.ais import AISResult, Settings, ais, batch_size, has_density, moment_matched, refuse_unmixed
@@ -103,7 +104,7 @@ def annealed(experiment: Experiment) -> Plan:
         return torch.cat([result.rows().cpu(), certificate.rows_beside(part)])
 
     def conclude(rows: Tensor) -> list[Finding]:
-        finding = annealing_found("AIS", "lower_bound", AISResult.from_rows(rows[:OWN_ROWS]), annealing.shown())
+        finding = annealing_found("AIS", Direction.LOWER_BOUND, AISResult.from_rows(rows[:OWN_ROWS]), annealing.shown())
         extra, note = certificate.conclude(rows[OWN_ROWS:])
         return [replace(finding, extra=finding.extra | extra, note=note)]
 
@@ -211,8 +212,8 @@ def bidirectional(experiment: Experiment) -> Plan:
         # The error that the settings make at most, beside each of the two numbers.
         gap = {"gap": both.gap, "gap_stderr": both.gap_stderr} if count > 1 else {"gap": both.gap}
         return [
-            annealing_found("BDMC", "lower_bound", both.forward, annealing.shown(), **gap),
-            annealing_found("BDMC", "upper_bound", both.reverse, annealing.shown(), **gap),
+            annealing_found("BDMC", Direction.LOWER_BOUND, both.forward, annealing.shown(), **gap),
+            annealing_found("BDMC", Direction.UPPER_BOUND, both.reverse, annealing.shown(), **gap),
         ]
 
     return Plan(
@@ -231,7 +232,7 @@ def bidirectional(experiment: Experiment) -> Plan:
 
 def annealing_found(
     estimator: str,
-    direction: Literal["lower_bound", "upper_bound"],
+    direction: Direction,
     result: AISResult,
     settings: dict[str, Any],
     **extra: float,

@@ -4,6 +4,7 @@ from functools import cache, partial
 
 from torch import Tensor
 
+from vaebench.direction import Direction
 from vaebench.errors import RunFailed, UserError
 from vaebench.evaluation.ais import LEAST_ACCEPTANCE, MOST_ACCEPTANCE, UNMIXED_SHARE
 from vaebench.evaluation.harmonic import HarmonicResult, harmonic_mean_likelihood
@@ -41,7 +42,7 @@ def harmonic(experiment: Experiment) -> Plan:
         share = result.largest_share.mean().item()
         finding = Finding(
             estimator="harmonic mean",
-            direction="estimate",
+            direction=Direction.ESTIMATE,
             values=result.log_likelihood,
             settings=own | annealing.shown(),
             extra={
