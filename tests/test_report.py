@@ -17,8 +17,8 @@ from vaebench.direction import Direction
 from vaebench.records import Diagnostics, Measure, Recorder, RunFolder, write_diagnostics
 from vaebench.report.charts import ticks
 from vaebench.report.curves import Curve
+from vaebench.report.groups import mean_curve
 from vaebench.report.markup import Markup, element
-from vaebench.report.methods import mean_curve
 
 METHODS = [("gaussian", "elbo", 1), ("gaussian", "iwae", 5), ("hvm", "iwae", 5), ("avb", "elbo", 1)]
 
@@ -163,7 +163,7 @@ def test_filters_and_refusals(runs: Path, tmp_path: Path, capsys: pytest.Capture
     assert "gaussian" not in output.read_text(encoding="utf-8")
     assert main(["report", str(runs), "--filter", "encoder=hvm,k=7", "-o", str(output)]) == 2
     assert main(["report", str(runs), "-o", str(tmp_path)]) == 2
-    assert "is a folder: name a file" in capsys.readouterr().err
+    assert "is a folder: give a file name" in capsys.readouterr().err
 
 
 def test_runs_without_a_result_or_a_curve_make_a_page(tmp_path: Path):

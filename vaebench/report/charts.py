@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vaebench.direction import Direction
-from vaebench.report.curves import curves_span
+from vaebench.report.curves import shown_range
 from vaebench.report.markup import Markup, element
 
 __all__ = ["STYLES", "Line", "Point", "Series", "bars", "chart", "mark", "scale", "series_class", "ticks"]
@@ -121,7 +121,7 @@ def _axes(series: Sequence[Series], *, spread: bool) -> _Axes:
     xs += [point.x for one in series for point in one.points]
     ys = [y for one in series for line in (one.main, *one.seeds) for y in line[1]]
     tips = [point.y + sign * point.error for one in series for point in one.points for sign in (-1, 1)]
-    low, high = curves_span(ys) if ys else (min(tips), max(tips))
+    low, high = shown_range(ys) if ys else (min(tips), max(tips))
     room = 0.04 * (high - low) or 0.5
     logarithmic = spread and min(xs) > 0 and max(xs) / min(xs) > 20
     return _Axes(_x_range(xs, logarithmic=logarithmic, points=not ys), (low - room, high + room), logarithmic)

@@ -17,12 +17,12 @@ from vaebench.records import format_line
 from vaebench.report import sections
 from vaebench.report.charts import STYLES
 from vaebench.report.comparison import Comparison
-from vaebench.report.differences import label, telling, usual
+from vaebench.report.differences import common_values, distinguishing_settings, label
 from vaebench.report.formats import duration
+from vaebench.report.groups import RunGroup
 from vaebench.report.markup import Markup, element, joined
-from vaebench.report.methods import Method
+from vaebench.report.run_summary import command_of, facts_of
 from vaebench.report.runs import Run
-from vaebench.report.story import command_of, facts_of
 from vaebench.report.tables import Table
 
 __all__ = ["page"]
@@ -67,13 +67,13 @@ class _Section:
 
     name: str
     number: int
-    methods: Sequence[Method]
+    methods: Sequence[RunGroup]
     tables: Sequence[Table]
 
     @cached_property
     def keys(self) -> list[str]:
         """The settings that name the methods."""
-        return telling([method.settings for method in self.methods])
+        return distinguishing_settings([method.settings for method in self.methods])
 
     @property
     def place(self) -> str:
@@ -119,13 +119,13 @@ def _by_data(runs: Sequence[Run], comparison: Comparison) -> list[_Section]:
     return found
 
 
-def _methods(groups: Sequence[Sequence[Run]], first: int) -> list[Method]:
+def _methods(groups: Sequence[Sequence[Run]], first: int) -> list[RunGroup]:
     """Return a method for each group of runs, numbered from ``first``."""
     every = [group[0].settings for group in groups]
-    keys = telling(every)
-    common = usual(every, keys)
+    keys = distinguishing_settings(every)
+    common = common_values(every, keys)
     return [
-        Method(number, label(settings, keys, common), settings, sorted(group, key=lambda run: run.seed))
+        RunGroup(number, label(settings, keys, common), settings, sorted(group, key=lambda run: run.seed))
         for number, (settings, group) in enumerate(zip(every, groups, strict=True), start=first)
     ]
 
@@ -153,7 +153,7 @@ def _runs(protocols: Sequence[_Section]) -> Markup:
     return element("section", element("h2", "Every run", id="runs"), [_method(*one) for one in methods])
 
 
-def _method(section: _Section, method: Method) -> Markup:
+def _method(section: _Section, method: RunGroup) -> Markup:
     seeds = ", ".join(str(run.seed) for run in method.runs)
     words = f", {section.name}, seed{'s' * (len(method.runs) != 1)} {seeds}"
     summary = element("summary", element("strong", method.label), words)

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from vaebench.records import Diagnostics, Measure, last_metrics, read_diagnostics
+from vaebench.records.text import number
 from vaebench.report.charts import Point, Series, bars, chart, mark, scale, series_class, ticks
 from vaebench.report.curves import VALIDATION, Curve
-from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings, number
+from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings
+from vaebench.report.groups import RunGroup, mean_curve
 from vaebench.report.markup import Markup, element
-from vaebench.report.methods import Method, mean_curve
 from vaebench.report.pictures import Picture, pictures
 from vaebench.report.runs import Run
 from vaebench.report.tables import Row, Table
@@ -18,7 +19,7 @@ _MOST_PICTURED = 24  # methods
 _SMALL = 300  # pixels
 
 
-def switches(methods: Sequence[Method]) -> Markup:
+def switches(methods: Sequence[RunGroup]) -> Markup:
     """Return a box for each method that shows and hides it in every chart and picture."""
     labels = [
         element(
@@ -33,7 +34,7 @@ def switches(methods: Sequence[Method]) -> Markup:
     return element("fieldset", element("legend", "Methods (uncheck to hide)"), element("div", labels))
 
 
-def _key(method: Method) -> Markup:
+def _key(method: RunGroup) -> Markup:
     line = element("line", x1=0, x2=26, y1=4, y2=4)
     return element("svg", line, class_="key " + series_class(method.number).split(" ", 1)[1], aria_hidden="true")
 
@@ -41,7 +42,7 @@ def _key(method: Method) -> Markup:
 # Results --------------------------------------------------------------------------------------------------
 
 
-def results(table: Table, methods: Mapping[str, Method], keys: Sequence[str]) -> Iterator[Markup]:
+def results(table: Table, methods: Mapping[str, RunGroup], keys: Sequence[str]) -> Iterator[Markup]:
     """Yield the results of one table as marks on one scale, and as numbers."""
     yield element("h3", f"{table.conditions.split} {table.conditions.quantity}")
     protocol = [] if table.conditions.protocol in (None, "") else [table.conditions.protocol]
@@ -53,7 +54,7 @@ def results(table: Table, methods: Mapping[str, Method], keys: Sequence[str]) ->
     yield _numbers(table, keys)
 
 
-def _forest(table: Table, methods: Mapping[str, Method]) -> Markup:
+def _forest(table: Table, methods: Mapping[str, RunGroup]) -> Markup:
     low, high = _range(table.rows)
     items = [_strip(row, methods[row.method], low, high) for row in table.rows]
     items.append(element("li", element("span", class_="blank"), _scale(low, high), element("span", class_="blank")))
@@ -67,7 +68,7 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
     return min(tips) - room, max(tips) + room
 
 
-def _strip(row: Row, method: Method, low: float, high: float) -> Markup:
+def _strip(row: Row, method: RunGroup, low: float, high: float) -> Markup:
     digits = (row.sd, row.stderr)
     sign, star = TYPOGRAPHIC[row.record.direction], "*" if row.unfinished else ""
     spread = f"sd {number(row.sd, *digits)} (n={row.n})" if row.sd is not None else "n=1"
@@ -153,7 +154,7 @@ _TAGS = {
 }
 
 
-def curves(place: str, methods: Sequence[Method], tables: Sequence[Table]) -> Iterator[Markup]:
+def curves(place: str, methods: Sequence[RunGroup], tables: Sequence[Table]) -> Iterator[Markup]:
     """Yield the learning curves, by epoch and by time, the parts of the bound, and results against time."""
     figures = []
     samples = sorted({method.runs[0].config.trainer.validation_k for method in methods})
@@ -181,7 +182,7 @@ def _about_curves(runs: Sequence[Run]) -> str:
 
 
 def _curves(
-    name: str, title: str, x_label: str, found: Sequence[tuple[Method, Sequence[Curve]]], *, by_time: bool
+    name: str, title: str, x_label: str, found: Sequence[tuple[RunGroup, Sequence[Curve]]], *, by_time: bool
 ) -> Markup | None:
     """Return one chart, None where no run has such a curve."""
 
@@ -203,7 +204,7 @@ def _curves(
 # Compute --------------------------------------------------------------------------------------------------
 
 
-def _compute(name: str, table: Table, methods: Mapping[str, Method]) -> Markup | None:
+def _compute(name: str, table: Table, methods: Mapping[str, RunGroup]) -> Markup | None:
     """Return results against seconds of training, None where no run recorded its time."""
     series = []
     for row in table.rows:
@@ -219,7 +220,7 @@ def _compute(name: str, table: Table, methods: Mapping[str, Method]) -> Markup |
     )
 
 
-def _points(row: Row, method: Method) -> list[Point]:
+def _points(row: Row, method: RunGroup) -> list[Point]:
     """Return a point for the mean over seeds, and one for each seed where there are several."""
     timed = [(run, record, seconds) for run, record in row.results if (seconds := _training_seconds(run)) is not None]
     if not timed:
@@ -249,7 +250,7 @@ def _training_seconds(run: Run) -> float | None:
 # Diagnostics ----------------------------------------------------------------------------------------------
 
 
-def diagnostics(methods: Sequence[Method]) -> Iterator[Markup]:
+def diagnostics(methods: Sequence[RunGroup]) -> Iterator[Markup]:
     """Yield what diagnostics.json says: a table of measures, and KL by latent coordinate."""
     found = [
         (method, run, values) for method in methods for run in method.runs if (values := read_diagnostics(run.folder))
@@ -278,7 +279,7 @@ def diagnostics(methods: Sequence[Method]) -> Iterator[Markup]:
 _KL_NAMES = {"kl": "KL, nats", "kl_gaussian_approximation": "KL of the moment-matched Gaussian, nats"}
 
 
-Found = Sequence[tuple[Method, Run, Diagnostics]]
+Found = Sequence[tuple[RunGroup, Run, Diagnostics]]
 
 
 def _measures(found: Found) -> Markup:
@@ -326,7 +327,7 @@ def _definitions(found: Found) -> Iterator[Markup]:
 # Pictures -------------------------------------------------------------------------------------------------
 
 
-def shown_pictures(methods: Sequence[Method]) -> Iterator[Markup]:
+def shown_pictures(methods: Sequence[RunGroup]) -> Iterator[Markup]:
     """Yield the pictures, those of one kind side by side."""
     kinds: dict[tuple[str, bool], list[Markup]] = {}
     for method in methods[:_MOST_PICTURED]:
@@ -342,7 +343,7 @@ def shown_pictures(methods: Sequence[Method]) -> Iterator[Markup]:
         yield element("p", f"pictures of the first {_MOST_PICTURED} of {len(methods)} methods", class_="note")
 
 
-def _picture(picture: Picture, method: Method, run: Run) -> Markup:
+def _picture(picture: Picture, method: RunGroup, run: Run) -> Markup:
     text = f"{method.title}, seed {run.seed}, {picture.detail}"
     width, height = picture.size
     image = element("img", src=picture.uri, alt=f"{picture.title}: {text}", width=width, height=height)
