@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vaebench.report.charts import colour_class
 from vaebench.report.curves import Curve, curve, thinned
 from vaebench.report.runs import Run, Scalar
 
@@ -25,7 +26,18 @@ class RunGroup:
 
     @property
     def name(self) -> str:
+        """The hash that all runs of the group share."""
         return self.runs[0].method
+
+    @property
+    def colour(self) -> str:
+        """The classes of its colour and dashes."""
+        return colour_class(self.number)
+
+    @property
+    def classes(self) -> str:
+        """The classes of everything that belongs to the group: its check box hides them."""
+        return f"s{self.number} {self.colour}"
 
     @property
     def label(self) -> str:
