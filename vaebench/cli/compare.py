@@ -16,7 +16,8 @@ HELP = """usage: vaebench compare [RUN ...] [FLAGS]
 
 Compare results, best first. Runs that differ only in the seed share a row. RUN is a run folder or a folder of runs
 (default: outputs). A table holds results with the same protocol, split, estimator, k, number of images and
-trainer.epochs. The signs: >= lower bound, <= upper bound, ~ estimate that is not a bound and has no rank.
+trainer.epochs. The signs: >= lower bound, <= upper bound, ~ estimate that is not a bound and has no rank. The marks:
+* some runs did not finish, ^ some runs stopped early.
 
 flags:
   --format FORMAT      table, md, csv, json or latex
