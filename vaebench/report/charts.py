@@ -13,14 +13,13 @@ from vaebench.direction import Direction
 from vaebench.report.curves import shown_range
 
 __all__ = [
+    "FRAME",
     "STYLES",
     "BarChart",
     "Chart",
-    "Line",
     "Point",
     "Series",
-    "bar_chart",
-    "chart",
+    "axes_of",
     "colour_class",
     "percent",
     "tick_text",
@@ -33,7 +32,6 @@ STYLES = COLOURS * DASHES
 """The number of different looks of a series: every colour with every kind of dashes."""
 
 Line = tuple[Sequence[float], Sequence[float]]
-Tick = tuple[float, str]
 
 
 class _Frame(NamedTuple):
@@ -74,66 +72,20 @@ class Series:
     """The lines of single seeds, behind the main line."""
     points: Sequence[Point] = field(default=())
 
-
-class _PlacedPoint(NamedTuple):
-    """A point in the coordinates of the SVG; ``low`` and ``high`` are the ends of its error bar."""
-
-    x: float
-    low: float
-    high: float
-    place: str
-    direction: Direction
-    title: str
-    main: bool
-
-
-class _PlacedSeries(NamedTuple):
-    """A series in the coordinates of the SVG."""
-
-    classes: str
-    title: str
-    seed_paths: list[str]
-    main_path: str | None
-    dot: tuple[float, float] | None
-    """The only point of a line that has one."""
-    points: list[_PlacedPoint]
-
-
-class Chart(NamedTuple):
-    """A figure with axes, in the coordinates of the SVG."""
-
-    name: str
-    title: str
-    x_label: str
-    y_label: str
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    series: list[_PlacedSeries]
-    frame: _Frame = FRAME
-
-
-class _Bar(NamedTuple):
-    x: float
-    y: float
-    width: float
-    height: float
-    title: str
+    @property
+    def classes(self) -> str:
+        """The classes of everything that the series draws: ``s<N>`` is hidden by the check box of the group."""
+        return f"s{self.number} {colour_class(self.number)}"
 
 
 class BarChart(NamedTuple):
-    """A figure with a bar for each latent coordinate."""
+    """A figure with a bar for each latent coordinate, the largest first."""
 
-    number: int
-    classes: str
     caption: str
     title: str
-    highest: str
-    bars: list[_Bar]
-    width: int = 320
-    height: int = 130
-    left: int = 34
-    top: int = 8
-    base: int = 110
+    values: Sequence[float]
+    number: int
+    unit: str
 
 
 def colour_class(number: int) -> str:
@@ -170,6 +122,14 @@ class _Axes:
     y: tuple[float, float]
     logarithmic: bool
 
+    @property
+    def x_ticks(self) -> list[float]:
+        return _decades(*self.x) if self.logarithmic else ticks(*self.x)
+
+    @property
+    def y_ticks(self) -> list[float]:
+        return ticks(*self.y)
+
     def across(self, x: float) -> float:
         low, high = self.x
         part = math.log(x / low) / math.log(high / low) if self.logarithmic else (x - low) / (high - low)
@@ -183,33 +143,20 @@ class _Axes:
         return "M" + "L".join(f"{self.across(x):.1f} {self.down(y):.1f}" for x, y in zip(*line, strict=True))
 
 
-def chart(
-    name: str, title: str, x_label: str, y_label: str, series: Sequence[Series], *, spread: bool = False
-) -> Chart:
-    """Return a figure with axes.
+class Chart(NamedTuple):
+    """A figure with axes; ``name`` is unique in the page."""
 
-    Args:
-        name: unique in the page.
-        title: the caption.
-        x_label: the label of the horizontal axis, with its unit.
-        y_label: the label of the vertical axis, with its unit.
-        series: the first one is drawn on top.
-        spread: whether the horizontal axis may be logarithmic, if the values span more than a factor of 20.
-    """
-    axes = _axes(series, spread=spread)
-    x_values = _decades(*axes.x) if axes.logarithmic else ticks(*axes.x)
-    return Chart(
-        name,
-        title,
-        x_label,
-        y_label,
-        [(axes.across(value), tick_text(value)) for value in x_values],
-        [(axes.down(value), tick_text(value)) for value in ticks(*axes.y)],
-        [_placed(one, axes) for one in series],
-    )
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    axes: _Axes
+    series: Sequence[Series]
+    """The first one is drawn on top."""
 
 
-def _axes(series: Sequence[Series], *, spread: bool) -> _Axes:
+def axes_of(series: Sequence[Series], *, spread: bool = False) -> _Axes:
+    """Return axes that fit the series; with ``spread`` x is logarithmic if it spans more than a factor of 20."""
     xs = [x for one in series for line in (one.main, *one.seeds) for x in line[0]]
     xs += [point.x for one in series for point in one.points]
     ys = [y for one in series for line in (one.main, *one.seeds) for y in line[1]]
@@ -229,25 +176,6 @@ def _x_range(xs: Sequence[float], *, logarithmic: bool, points: bool) -> tuple[f
     return (min(0.0, low), high) if high > min(0.0, low) else (0.0, 1.0)
 
 
-def _placed(series: Series, axes: _Axes) -> _PlacedSeries:
-    xs, ys = series.main
-    return _PlacedSeries(
-        f"s{series.number} {colour_class(series.number)}",
-        series.title,
-        [axes.path(line) for line in series.seeds],
-        axes.path(series.main) if xs else None,
-        (axes.across(xs[0]), axes.down(ys[0])) if len(xs) == 1 else None,
-        [_placed_point(point, axes) for point in series.points],
-    )
-
-
-def _placed_point(point: Point, axes: _Axes) -> _PlacedPoint:
-    x = axes.across(point.x)
-    low, high = (axes.down(point.y + sign * point.error) for sign in (-1, 1))
-    place = f"{x:.1f} {axes.down(point.y):.1f}"
-    return _PlacedPoint(x, low, high, place, point.direction, point.title, point.main)
-
-
 def triangle(direction: Direction, size: float, *, up: bool = False) -> str:
     """Return the path of a triangle around the origin that points from the bound to the true value.
 
@@ -262,16 +190,3 @@ def triangle(direction: Direction, size: float, *, up: bool = False) -> str:
 def percent(low: float, high: float, value: float) -> str:
     """Return the place of ``value`` in a range, in percent."""
     return f"{100 * (value - low) / (high - low):.2f}%"
-
-
-def bar_chart(caption: str, title: str, values: Sequence[float], number: int, unit: str) -> BarChart:
-    """Return one bar for each latent coordinate, the largest first."""
-    ordered = sorted(values, reverse=True)
-    high = max(ordered[0], 1e-9)
-    found = BarChart(number, f"s{number} {colour_class(number)}", caption, title, f"{high:.2g}", [])
-    step = (found.width - found.left) / len(ordered)
-    for index, value in enumerate(ordered):
-        height = max(value, 0.0) / high * (found.base - found.top)
-        place = found.left + index * step
-        found.bars.append(_Bar(place, found.base - height, max(step - 1, 0.5 * step), height, f"{value:.3g} {unit}"))
-    return found

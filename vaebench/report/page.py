@@ -17,7 +17,7 @@ from vaebench import __version__
 from vaebench.records import format_line
 from vaebench.records.text import counted
 from vaebench.report import sections
-from vaebench.report.charts import STYLES, Chart, triangle
+from vaebench.report.charts import FRAME, STYLES, Chart, colour_class, tick_text, triangle
 from vaebench.report.comparison import Comparison
 from vaebench.report.differences import common_values, distinguishing_settings, label
 from vaebench.report.formats import duration
@@ -64,12 +64,15 @@ def _environment() -> "Environment":
         finalize=_shown,
     )
     environment.globals.update(
+        colour_class=colour_class,
         command_of=command_of,
         counted=counted,
         duration=duration,
         facts_of=facts_of,
         format_line=format_line,
+        frame=FRAME,
         most_pictured=sections.MOST_PICTURED,
+        tick_text=tick_text,
         triangle=triangle,
     )
     return environment

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from vaebench.direction import Direction
 from vaebench.records import Diagnostics, Measure, last_metrics, read_diagnostics
 from vaebench.records.text import number, with_error
-from vaebench.report.charts import BarChart, Chart, Point, Series, bar_chart, chart, percent, ticks
+from vaebench.report.charts import BarChart, Chart, Point, Series, axes_of, percent, ticks
 from vaebench.report.curves import VALIDATION, Curve
 from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings
 from vaebench.report.groups import RunGroup, mean_curve
@@ -167,7 +167,7 @@ def _curves(name: str, title: str, x_label: str, found: Sequence[_CurvesOfGroup]
             last = f": {mean.values[-1]:.2f} at epoch {mean.epochs[-1]:g}" if mean.values else ""
             seeds = [line(curve) for curve in own] if len(own) > 1 else []
             series.append(Series(group.number, group.title + last, line(mean), seeds))
-    return chart(name, title, x_label, "nats per image", series) if series else None
+    return Chart(name, title, x_label, "nats per image", axes_of(series), series) if series else None
 
 
 def _compute(name: str, table: Table, groups: Mapping[str, RunGroup]) -> Chart | None:
@@ -176,11 +176,10 @@ def _compute(name: str, table: Table, groups: Mapping[str, RunGroup]) -> Chart |
     series = [Series(group.number, group.title, points=points) for group, points in found if points]
     effort = "" if table.conditions.k is None else f" k={table.conditions.k},"
     title = f"{table.conditions.split} {table.conditions.quantity},{effort} against compute"
-    return (
-        chart(f"compute-{name}", title, "seconds of training", "nats per image", series, spread=True)
-        if series
-        else None
-    )
+    if not series:
+        return None
+    axes = axes_of(series, spread=True)
+    return Chart(f"compute-{name}", title, "seconds of training", "nats per image", axes, series)
 
 
 def _points(row: Row, group: RunGroup) -> list[Point]:
@@ -239,7 +238,7 @@ def _kl_figures(group: RunGroup, run: Run, values: Diagnostics) -> Iterator[BarC
     for name, title in _KL_NAMES.items():
         if numbers := values.coordinates.get(name):
             caption = f"{group.title}, seed {run.seed}: {title}"
-            yield bar_chart(caption, f"{title}, {group.title}", numbers, group.number, "nats")
+            yield BarChart(caption, f"{title}, {group.title}", numbers, group.number, "nats")
 
 
 def _measure(measure: Measure | None) -> str:
