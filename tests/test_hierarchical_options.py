@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles.scalar import HIERARCHICAL, IMAGE, Named, Replicated, exact_gradient, model
 from torch import Tensor
 from toys import (
     Mean,
@@ -31,7 +32,6 @@ from vaebench.errors import UserError
 from vaebench.experiment.training import updates
 from vaebench.nets import Networks
 from vaebench.objective import Objective, evidence
-from vaebench.selftest.oracles.scalar import HIERARCHICAL, IMAGE, Named, Replicated, exact_gradient, model
 from vaebench.training.update import Settings
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from oracles import finite
+from oracles.finite import ELBO, REVERSE, SIVI, Enumeration, Reverse, encoder_for
 from test_closed_form import STRENGTH
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
@@ -35,8 +37,6 @@ from vaebench.evaluation.sandwich import (
     sandwich,
 )
 from vaebench.objective import weigh
-from vaebench.selftest.oracles import finite
-from vaebench.selftest.oracles.finite import ELBO, REVERSE, SIVI, Enumeration, Reverse, encoder_for
 
 pytestmark = pytest.mark.usefixtures("float64")
 

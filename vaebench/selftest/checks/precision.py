@@ -1,4 +1,4 @@
-"""Log densities are summed in float32 or better, whatever the networks compute in."""
+"""Log densities are summed in float32 or better, also if the networks run in bf16."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ __all__ = ["check"]
 
 PIXELS, LATENTS = 784, 20
 FLOAT32 = 1e-3
-"""Nats by which a sum over 784 pixels in float32 may err."""
+"""Tolerance for a sum over 784 pixels in float32, nats."""
 
 
 def check(bench: Bench) -> Iterator[Row]:
