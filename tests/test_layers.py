@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1] / "vaebench"
 
 LEVELS = {
     "errors": 0,
+    "direction": 0,
     "bounds": 0,
     "noise": 0,
     "distributions": 0,
