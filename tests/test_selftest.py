@@ -26,7 +26,7 @@ from vaebench.selftest.oracles.families import FAMILIES, FLOW_SETTINGS, Affine, 
 from vaebench.selftest.oracles.gaussian import exact_hierarchical, one_image
 from vaebench.selftest.rows import CAUGHT, ERRORS, Mean, Row, differs, exact, near
 from vaebench.selftest.running import Outcome, run
-from vaebench.selftest.table import HEADER, as_json, lines, summary
+from vaebench.selftest.table import as_json, as_text, summary, title
 from vaebench.training import checkpoint
 
 CPU = torch.device("cpu")
@@ -199,7 +199,7 @@ def test_a_broken_formula_fails_its_check(
     out, err = capsys.readouterr()
     assert err.strip() == f"vaebench: self-test failed: {check}"
     assert " NO" in out or "ended early" in out
-    assert "1 checks failed" in out
+    assert "1 check failed" in out
 
 
 def test_a_check_that_raises_fails_and_the_others_run(
@@ -244,32 +244,39 @@ def test_what_is_not_finite_never_passes(bad: float, control: bool):
 # The command ----------------------------------------------------------------------------------------------
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]):
+def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["selftest", "--only", "checkpoints,flows", "device=cpu", "seed=3"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("vaebench ")
     assert "cpu" in printed[0]
     assert printed[0].endswith("seed 3")
-    assert printed[1].split() == ["check", "expected", "got", "tolerance", "rule", "pass"]
-    # In the catalog's order, whatever the words' order.
-    assert [line[:6] for line in printed if line.startswith("[")] == ["[1/2] ", "[2/2] "]
-    assert printed[2].startswith("[1/2] flows: ")
-    table = [line for line in printed if line.startswith("  ")][1:]
-    assert all(line.endswith("yes") for line in table)
-    assert all(line.index(" yes") <= len(HEADER) for line in table)
-    assert printed[-1].startswith(f"{len(table)} rows of 2 checks, ")
-    assert "all passed" in printed[-1]
+    assert max(map(len, printed[1:])) <= 80
+    # In the order of the catalog, not of the words.
+    titles = [index for index, line in enumerate(printed) if line.startswith("[")]
+    assert [printed[index].split(":")[0] for index in titles] == ["[1/2] flows", "[2/2] checkpoints"]
+    for index in titles:
+        assert printed[index + 1].split() == ["expected", "got", "tolerance", "passed"]
+    rows = sum(line.split()[-1] in ("yes", "caught") for line in printed)
+    assert printed[-1].startswith(f"2 checks, {rows} rows, 8 controls; all passed")
 
 
-def test_numbers_can_be_read():
-    rows = (exact("x", -2.3895286242, math.nan), differs("a name that goes on and on" * 4, 0, 1e-15))
-    first, second = lines(Outcome("flows", rows, 1.0))
-    assert "-2.3895286242" in first
-    assert " nan " in first
-    assert first.endswith("NO")
-    assert "1.000e-15" in second
-    assert "not, exact" in second
-    assert "1 checks failed" in summary([Outcome("flows", rows, 1.0)], 2.0)
+@pytest.mark.parametrize("check", CHECKS)
+def test_titles_fit_a_narrow_terminal(check: str):
+    assert len(f"[7/7] {title(check)}") <= 80
+
+
+def test_numbers_can_be_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = (exact("x", -2.3895286242, math.nan), differs("long " * 20, 0, 1e-15), differs("y", 0, 1.0))
+    failed = Outcome("flows", rows, 1.0, "ZeroDivisionError: of course")
+    printed = as_text(failed).splitlines()
+    assert printed[1].split() == ["x", "-2.38953", "nan", "1e-09", "NO"]
+    assert printed[2].split()[-4:] == ["0", "1e-15", "1e-09", "MISSED"]
+    assert printed[-2].split() == ["y", "0", "1", "1e-09", "caught"]
+    assert printed[-1].strip() == "the check ended early: ZeroDivisionError: of course"
+    assert max(map(len, printed)) <= 80
+    assert summary([failed], 2.0) == "1 check, 3 rows, 2 controls; 1 check failed; 2 s"
 
 
 def test_the_json(tmp_path: Path):

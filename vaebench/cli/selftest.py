@@ -18,8 +18,8 @@ HELP = """usage: vaebench selftest [--only CHECK,...] [KEY=VALUE ...] [-o FILE.j
 Compare precision, noise, gradients, flows, weights and resuming with exact answers, on this machine and device.
 Takes about ten seconds. Exit code 0: all checks passed; 1: the last line names the checks that failed.
 
-A row passes if `got` differs from `expected` by at most `tolerance`. A row whose rule starts with `not` is a control,
-a wrong formula: it passes if it differs by more. `s.e.` is the standard error of a Monte Carlo mean.
+A row passes if `got` differs from `expected` by at most `tolerance`. A control is a wrong formula: it passes if it
+differs by more, and is then `caught`.
 
 keys: device (auto|cpu|cuda|cuda:N), threads, seed
 
@@ -78,14 +78,13 @@ def carry_out(checks: list[str], given: Settings, output: Path | None) -> int:
     from vaebench.records import write_json
     from vaebench.selftest.running import Outcome
     from vaebench.selftest.running import run as run_checks
-    from vaebench.selftest.table import HEADER, as_json, failures, lines, summary, title
+    from vaebench.selftest.table import as_json, as_text, failures, summary, title
 
     runtime.set_threads(given.threads)
     device = runtime.resolve_device(given.device)
     about = {"vaebench": __version__, "torch": torch.__version__, "python": platform.python_version()}
     about |= {"device": runtime.describe(device), "seed": given.seed}
-    print("  ".join(f"{key} {value}" for key, value in about.items()))
-    print(f"{HEADER}", flush=True)
+    print("  ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     outcomes: list[Outcome] = []
     started = time.monotonic()
     for number, event in enumerate(run_checks(checks, device, given.seed)):
@@ -93,7 +92,7 @@ def carry_out(checks: list[str], given: Settings, output: Path | None) -> int:
             print(f"[{number // 2 + 1}/{len(checks)}] {title(event)}", flush=True)
             continue
         outcomes.append(event)
-        print("\n".join(lines(event)), flush=True)
+        print(as_text(event), flush=True)
     print(summary(outcomes, time.monotonic() - started), flush=True)
     if output is not None:
         write_json(output, as_json(outcomes, about))

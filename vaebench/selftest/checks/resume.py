@@ -52,10 +52,10 @@ def check(bench: Bench) -> Iterator[Row]:
         saved = interrupted.checkpoints.load().state
         resumed = _resumed(bench, saved, "resumed")
         yield exact("steps after resuming", STEPS, resumed.progress.step, 0)
-        yield exact("numbers that differ after resuming", 0, _different(whole.state_dict(), resumed.state_dict()), 0)
+        yield exact("differing numbers, resumed", 0, _different(whole.state_dict(), resumed.state_dict()), 0)
         careless = _resumed(bench, {**saved, "random": whole.state_dict()["random"]}, "careless")
         different = _different(whole.state_dict(), careless.state_dict())
-        yield differs("numbers that differ, resumed without its random state", 0, different, 0)
+        yield differs("differing numbers, random state lost", 0, different, 0)
 
 
 def _resumed(bench: Bench, state: dict[str, Any], name: str) -> Trainer:

@@ -28,7 +28,7 @@ def check(bench: Bench) -> Iterator[Row]:
         level = f" L={inner_k}" if inner_k else ""
         yield near(f"E[w]/p(x), {name}{level}", 1, _mean_weight(bench, encoder, inner_k))
     with bench.device:
-        controls = {"hierarchical": hierarchical(), "sivi": sivi()}
+        controls = {"iwhvi": hierarchical(), "sivi": sivi()}
     for name, right in controls.items():
         wrong = _mean_weight(bench, WithoutOwnPsi(right), 3, 5 * REPLICATES)
         yield differs(f"E[w]/p(x), {name} L=3, psi_0 left out", 1, wrong)

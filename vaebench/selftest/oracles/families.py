@@ -215,7 +215,7 @@ FAMILIES: dict[str, tuple[Callable[[], Encoder], int]] = {
     "gaussian": (gaussian, 0),
     "full_gaussian": (full_gaussian, 0),
     "iaf": (lambda: flow("iaf"), 0),
-    "hierarchical": (hierarchical, 4),
+    "iwhvi": (hierarchical, 4),
     "sivi": (sivi, 4),
     "uivi": (unbiased, 3),
     "hvae": (lambda: hamiltonian("free", False), 0),
