@@ -10,18 +10,17 @@ from torch import Tensor, nn
 from vaebench.encoders.base import Encoder
 from vaebench.encoders.flow import FlowEncoder
 from vaebench.encoders.full_gaussian import FullGaussianEncoder
+from vaebench.encoders.gated_reverse import GatedReverse
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.encoders.hamiltonian import HamiltonianEncoder, StepSizes, Tempering
 from vaebench.encoders.hierarchical import HierarchicalEncoder
-from vaebench.encoders.implicit import MeanGiven, StochasticLayers
+from vaebench.encoders.implicit_mixing import MeanGiven, StochasticLayers
 from vaebench.encoders.langevin import LangevinEncoder
-from vaebench.encoders.layered import LadderEncoder, Layers, TwoLayerEncoder, combined
-from vaebench.encoders.reverse import GatedReverse
-from vaebench.encoders.unbiased import UnbiasedEncoder
+from vaebench.encoders.two_layers import LadderEncoder, Layers, TwoLayerEncoder, gaussian_product
+from vaebench.encoders.uivi import UnbiasedEncoder
 from vaebench.flows.flow import Flow, FlowContext
 from vaebench.gradients import GradientEstimator
-from vaebench.nets.heads import AdditiveGaussian, TrunkGaussian
-from vaebench.nets.trunks import MLP, AdditiveMLP
+from vaebench.nets.dense import MLP, AdditiveGaussian, AdditiveMLP, TrunkGaussian
 from vaebench.registry import FLOWS
 from vaebench.selftest.oracles.gaussian import (
     PSI,
@@ -85,7 +84,7 @@ def gated_hierarchy() -> HierarchicalEncoder:
     assert isinstance(encoder.reverse, AdditiveGaussian)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        reverse = GatedReverse(encoder.reverse, encoder.mixing, PSI, bias=0.3)
+        reverse = GatedReverse(encoder.reverse, encoder.mixing, PSI, tau_gate=0.3)
     return HierarchicalEncoder(encoder.mixing, encoder.conditional, reverse)
 
 
@@ -223,7 +222,7 @@ def _two_layer_density(z: Tensor, x: Tensor) -> Tensor:
 
 def _ladder_density(z: Tensor, x: Tensor) -> Tensor:
     layers, (first, second) = TwoCoordinates()(x), z.split(1, -1)
-    return layers.upper.log_prob(second) + combined(layers.lower, _top_down()(second)).log_prob(first)
+    return layers.upper.log_prob(second) + gaussian_product(layers.lower, _top_down()(second)).log_prob(first)
 
 
 def _widened(module: _Head, raw_scale: float = 0.7) -> _Head:
