@@ -233,5 +233,5 @@ def test_valid_arguments_pass(check: Callable[[], None]):
     ],
 )
 def test_every_argument_is_checked(check: Callable[[], None]):
-    with pytest.raises(ValueError, match="^b must be"):
+    with pytest.raises(ValueError, match=r"^b must be"):
         check()

@@ -279,14 +279,14 @@ def test_the_image_matters(name: str):
 
 @pytest.mark.parametrize("name", ["realnvp", "nsf"])
 def test_coupling_needs_two_halves(name: str):
-    with pytest.raises(ValueError, match="^latent_dim must be >= 2 for coupling flows, got 1$"):
+    with pytest.raises(ValueError, match=r"^latent_dim must be >= 2 for coupling flows, got 1$"):
         step(name, 1)
 
 
 def test_unknown_variant_is_refused():
     with pytest.raises(ValueError, match="did you mean 'householder'"):
         FLOWS["sylvester"](FlowContext(3, 3, 0, "tanh"), variant="housholder", rank=2, reflections=2)
-    with pytest.raises(ValueError, match="^bins must be >= 2 and <= 100, got 1$"):
+    with pytest.raises(ValueError, match=r"^bins must be >= 2 and <= 100, got 1$"):
         FLOWS["nsf"](FlowContext(3, 3, 0, "tanh"), width=4, depth=1, bins=1, bound=3.0)
 
 

@@ -420,7 +420,7 @@ def test_a_prior_of_one_layer_has_nothing_to_share():
 
 def test_wrong_widths_are_refused(default_data_dir: Path):
     torch.set_default_dtype(torch.float32)
-    with pytest.raises(UserError, match="encoder.top_hidden must be a list of widths"):
+    with pytest.raises(UserError, match=r"encoder.top_hidden must be a list of widths"):
         experiment.build(["encoder=two_layer", "encoder.top_hidden=[0]", f"data_dir={default_data_dir}"])
 
 
