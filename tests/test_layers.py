@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "vaebench"
 
 ROOMS = [
-    {"errors", "arguments", "bounds", "direction", "whole_files", "__version__"},
+    {"errors", "arguments", "bounds", "direction", "files", "__version__"},
     {"noise", "batch"},
     {"distributions", "hmc", "nets", "flows", "config", "datasets", "runtime", "isolation", "compiler"},
     {"model", "priors", "encoders", "gradients", "objective", "estimators", "records"},
