@@ -40,7 +40,7 @@ from vaebench.evaluate.run import evaluate
 from vaebench.gradients import GradientEstimator, is_curved
 from vaebench.model import GenerativeModel
 from vaebench.nets.adversarial import BasisSampler, LogRatio, NoiseFedSampler, RatioNetwork, Sampler
-from vaebench.nets.trunks import MLP, AdditiveMLP
+from vaebench.nets.dense import MLP, AdditiveMLP
 from vaebench.objective import Objective, evidence, weigh
 from vaebench.priors import StandardNormalPrior
 from vaebench.records import RunFolder, read_metrics, read_results
@@ -505,7 +505,7 @@ def test_a_copy_of_model_and_encoder_uses_the_copied_prior():
     prior = StandardNormalPrior(2)
     pair = nn.ModuleDict({"prior": prior, "encoder": AdversarialEncoder(noise_fed_sampler(), Quadratic(2), prior)})
     copied = copy.deepcopy(pair)
-    assert copied["encoder"]._borrowed[0] is copied["prior"]  # pyright: ignore
+    assert copied["encoder"]._prior[0] is copied["prior"]  # pyright: ignore
     assert copied["prior"] is not prior
 
 
@@ -625,7 +625,7 @@ def test_the_discriminator_follows_the_main_schedule(configure: Callable[..., Co
     [
         (["encoder.discriminator_betas=[0.5]"], "discriminator_betas must be two numbers"),
         (["encoder.discriminator_betas=[0.5,1.0]"], "discriminator_betas must be two numbers"),
-        (["encoder.discriminator_hidden=[]"], "discriminator_hidden must hold"),
+        (["encoder.discriminator_hidden=[]"], "encoder.discriminator_hidden must be a list of widths"),
     ],
 )
 def test_refused(overrides: list[str], message: str, configure: Callable[..., Config]):

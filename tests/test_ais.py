@@ -279,8 +279,8 @@ def test_moments_are_those_of_the_draws_and_a_little_of_the_prior():
 class NoInnerSample(WithoutOwnPsi):
     """Scores its draws by one fresh psi where it is asked for none."""
 
-    def sample(self, context, k, *, inner_k=0, path_only=False, inner_chunk=None):  # noqa: ANN001
-        return super().sample(context, k, inner_k=max(1, inner_k))
+    def sample(self, encoded, k, *, inner_k=0, path_only=False, inner_chunk=None):  # noqa: ANN001
+        return super().sample(encoded, k, inner_k=max(1, inner_k))
 
 
 @pytest.mark.parametrize("make", [gaussian, learned, lambda: NoInnerSample(sivi())])

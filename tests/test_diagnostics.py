@@ -40,7 +40,7 @@ from vaebench.estimators.diagnostics import (
 )
 from vaebench.estimators.weights import effective_sample_size
 from vaebench.model import GenerativeModel
-from vaebench.nets.heads import NormalLikelihood
+from vaebench.nets.dense import NormalLikelihood
 from vaebench.priors import StandardNormalPrior
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -59,9 +59,9 @@ class Sampler(Encoder):
         return x * self.slope
 
     def sample(
-        self, context: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
+        self, encoded: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
-        z = context + math.sqrt(12) * (noise.uniform((k, *context.shape), context) - 0.5)
+        z = encoded + math.sqrt(12) * (noise.uniform((k, *encoded.shape), encoded) - 0.5)
         return Draw(z, z.new_full(z.shape[:-1], math.nan))
 
 

@@ -1,17 +1,20 @@
 """docs/extending.md does what it says."""
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import toys
 
 from vaebench import noise
 from vaebench.cli import main
 from vaebench.encoders.base import Encoder
 from vaebench.gradients import GradientEstimator
 from vaebench.records import RunFolder, read_results
-from vaebench.registry import ENCODERS
+from vaebench.registry import ENCODERS, Lazy
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 
@@ -20,13 +23,26 @@ PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 def laplace(monkeypatch: pytest.MonkeyPatch) -> type[Encoder]:
     """The page's encoder, registered as the page says."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(code.splitlines()) <= 45
+    assert len(code.splitlines()) <= 50
     namespace: dict = {}
     exec(compile(code, str(PAGE), "exec"), namespace)
     family = namespace["LaplaceEncoder"]
-    assert '"laplace": LaplaceEncoder.build,' in PAGE.read_text()
-    monkeypatch.setitem(ENCODERS, "laplace", family.build)
+    (line,) = re.findall(r'^    "laplace": (.*),$', PAGE.read_text(), re.MULTILINE)
+    monkeypatch.setitem(sys.modules, "vaebench.encoders.laplace", SimpleNamespace(**namespace))
+    monkeypatch.setitem(ENCODERS, "laplace", eval(line, {"Lazy": Lazy}))
     return family
+
+
+def test_the_page_names_a_list_that_exists():
+    assert "`FAMILIES`, the list that `tests/toys.py` imports" in PAGE.read_text()
+    assert all(isinstance(family, toys.Family) for family in toys.FAMILIES)
+
+
+@pytest.mark.usefixtures("laplace")
+def test_the_page_s_message(configs: Path, capsys: pytest.CaptureFixture[str], default_data_dir: Path):
+    words = ["encoder=laplace", "encoder.width=0.0", "device=cpu", f"data_dir={default_data_dir}"]
+    assert main(["train", "--config-dir", str(configs), *words]) == 2
+    assert "encoder.width must be" in capsys.readouterr().err
 
 
 @pytest.fixture

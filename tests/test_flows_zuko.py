@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Normal
 
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.flow import FlowPosterior
-from vaebench.flows.flow import Conditioned, Flow, FlowContext
+from vaebench.flows.flow import Flow, FlowContext, StepParameters
 from vaebench.flows.iaf import IAFFlow
 from vaebench.flows.nsf import SplineFlow
 from vaebench.flows.realnvp import RealNVPFlow
@@ -77,7 +77,7 @@ def summed(zuko: ModuleType, transform: torch.distributions.Transform) -> torch.
     return zuko.transforms.DependentTransform(transform, 1)
 
 
-def iaf(zuko: ModuleType, step: IAFFlow, conditioned: Conditioned) -> torch.distributions.Transform:
+def iaf(zuko: ModuleType, step: IAFFlow, conditioned: StepParameters) -> torch.distributions.Transform:
     def meta(z: Tensor) -> torch.distributions.Transform:
         gate, target = step._gate_and_target(z, conditioned)
         return affine(zuko, (1 - gate) * target, gate.log())
@@ -85,7 +85,7 @@ def iaf(zuko: ModuleType, step: IAFFlow, conditioned: Conditioned) -> torch.dist
     return zuko.transforms.AutoregressiveTransform(meta, passes=DIM)
 
 
-def realnvp(zuko: ModuleType, step: RealNVPFlow, conditioned: Conditioned) -> torch.distributions.Transform:
+def realnvp(zuko: ModuleType, step: RealNVPFlow, conditioned: StepParameters) -> torch.distributions.Transform:
     def meta(kept: Tensor) -> torch.distributions.Transform:
         log_scale, shift = step._bounded(step._settings(kept, conditioned))
         return affine(zuko, shift, log_scale)
@@ -93,7 +93,7 @@ def realnvp(zuko: ModuleType, step: RealNVPFlow, conditioned: Conditioned) -> to
     return zuko.transforms.CouplingTransform(meta, kept_coordinates(step))
 
 
-def spline(zuko: ModuleType, step: SplineFlow, conditioned: Conditioned) -> torch.distributions.Transform:
+def spline(zuko: ModuleType, step: SplineFlow, conditioned: StepParameters) -> torch.distributions.Transform:
     def meta(kept: Tensor) -> torch.distributions.Transform:
         ours = RationalQuadraticSpline(step._settings(kept, conditioned), step.bins, step.bound)
         widths, heights = (knots.diff(dim=-2).mT / (2 * step.bound) for knots in (ours.across, ours.up))
@@ -160,7 +160,7 @@ def test_control_a_log_det_with_the_wrong_sign_is_not_that_of_zuko(
     q = posterior(make)
     reference, forward = zukos(zuko, q, translate), Flow.__call__
 
-    def turned(self: Flow, z: Tensor, conditioned: Conditioned) -> object:
+    def turned(self: Flow, z: Tensor, conditioned: StepParameters) -> object:
         moved = forward(self, z, conditioned)
         return moved._replace(log_det=-moved.log_det)
 

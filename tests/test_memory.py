@@ -46,12 +46,12 @@ class Cramped(Encoder):
         self.encoded += 1
         return self.inside.encode(x), len(x)
 
-    def sample(self, context: Any, k: int, *, inner_k: int = 0, inner_chunk: int | None = None, **rest: Any) -> Draw:
-        context, images = context
+    def sample(self, encoded: Any, k: int, *, inner_k: int = 0, inner_chunk: int | None = None, **rest: Any) -> Draw:
+        encoded, images = encoded
         if images * k * (1 + min(inner_chunk or inner_k, inner_k)) > self.rows:
             self.failed += 1
             raise self.error
-        return self.inside.sample(context, k, inner_k=inner_k, inner_chunk=inner_chunk, **rest)
+        return self.inside.sample(encoded, k, inner_k=inner_k, inner_chunk=inner_chunk, **rest)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)

@@ -11,22 +11,24 @@ from torch.nn import functional as F
 from toys import linear_gaussian
 
 from vaebench import bounds
-from vaebench.distributions import DiagonalNormal
+from vaebench.distributions import DiagonalNormal, positive
 from vaebench.encoders.base import detached, frozen
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.model import GenerativeModel
-from vaebench.nets.activations import ACTIVATIONS, elu, positive, softplus, tanh
-from vaebench.nets.heads import (
+from vaebench.nets.activations import ACTIVATIONS, elu, softplus, tanh
+from vaebench.nets.dense import (
     LOG_SCALE_RANGE,
+    MLP,
     SCALE_FLOOR,
     AdditiveGaussian,
+    AdditiveMLP,
     BernoulliHead,
     GaussianHead,
     NormalLikelihood,
     TrunkGaussian,
+    linear,
 )
-from vaebench.nets.trunks import MLP, AdditiveMLP, linear
 from vaebench.objective import Objective
 from vaebench.priors import StandardNormalPrior
 

@@ -23,7 +23,7 @@ from vaebench.estimators.importance import log_likelihood
 from vaebench.experiment import Modules
 from vaebench.gradients import GradientEstimator
 from vaebench.model import GenerativeModel
-from vaebench.nets.heads import NormalLikelihood
+from vaebench.nets.dense import NormalLikelihood
 from vaebench.nets.networks import Networks
 from vaebench.objective import Objective, evidence
 from vaebench.priors import (
@@ -42,13 +42,13 @@ pytestmark = pytest.mark.usefixtures("float64")
 X = 3
 
 
-def site(latent_dim: int = 2) -> PriorContext:
+def context(latent_dim: int = 2) -> PriorContext:
     return PriorContext(latent_dim, Networks("mlp", [4], "tanh"), torch.full((X,), 0.4))
 
 
 def mixture(encoder: Encoder) -> Prior:
     del encoder
-    prior = MixturePrior.build(site(), components=3)
+    prior = MixturePrior.build(context(), components=3)
     with torch.no_grad():
         prior.raw_log_weights.copy_(torch.tensor([0.0, 1.0, -0.5]))
         prior.means.copy_(torch.randn(3, 2))
@@ -57,7 +57,7 @@ def mixture(encoder: Encoder) -> Prior:
 
 
 def vamp(encoder: Encoder) -> Prior:
-    prior = VampPrior.build(site(), components=4)
+    prior = VampPrior.build(context(), components=4)
     with torch.no_grad():
         prior.pseudo_logits.add_(torch.randn(4, X))
     prior.attach_encoder(encoder)
@@ -66,7 +66,7 @@ def vamp(encoder: Encoder) -> Prior:
 
 def realnvp(encoder: Encoder) -> Prior:
     del encoder
-    prior = FlowPrior.build(site(), steps=3, width=5, depth=1)
+    prior = FlowPrior.build(context(), steps=3, width=5, depth=1)
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -75,12 +75,12 @@ def realnvp(encoder: Encoder) -> Prior:
 
 def chained(encoder: Encoder) -> Prior:
     del encoder
-    return ChainedPrior.build(site(), top_dim=None, hidden=[5])
+    return ChainedPrior.build(context(), top_dim=None, hidden=[5])
 
 
 def standard(encoder: Encoder) -> Prior:
     del encoder
-    return StandardNormalPrior.build(site())
+    return StandardNormalPrior.build(context())
 
 
 LEARNED = [mixture, vamp, realnvp, chained]
@@ -198,7 +198,7 @@ def test_a_mixture_is_precise_in_float32():
 
 def test_a_flow_prior_starts_near_the_standard_normal():
     z = torch.randn(100, 2)
-    fresh = FlowPrior.build(site(), steps=6, width=8, depth=2)().log_prob(z)
+    fresh = FlowPrior.build(context(), steps=6, width=8, depth=2)().log_prob(z)
     assert (fresh - StandardNormalPrior(2)().log_prob(z)).abs().max() < 0.5
 
 
@@ -383,15 +383,18 @@ def test_pictures_draw_from_the_learned_prior(default_data_dir: Path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["prior=vamp", "encoder=hvm"], "prior=vamp .* use encoder=gaussian"),
+        (["prior=vamp", "encoder=hvm"], "prior=vamp: .* use encoder=gaussian"),
         (["prior=vamp", "encoder=planar"], "prior=vamp"),
         (["prior=vamp", "encoder=avb"], "prior=vamp"),
-        (["prior=realnvp", "latent_dim=1"], "prior=realnvp needs latent_dim=2"),
-        (["prior=chained", "latent_dim=1"], "prior=chained needs latent_dim=2"),
-        (["prior=chained", "prior.top_dim=32"], "prior.top_dim must be a whole number from 1 to 31"),
+        (["prior=realnvp", "latent_dim=1"], "prior=realnvp: latent_dim must be >= 2"),
+        (["prior=chained", "latent_dim=1"], "prior=chained: latent_dim must be >= 2"),
+        (["prior=chained", "prior.top_dim=32"], "prior.top_dim must be a whole number >= 1 and < latent"),
         (["prior=chained", "prior.top_dim=half"], "prior.top_dim must be a whole number"),
-        (["prior=chained", "prior.hidden=[0]"], "list such as"),
-        (["prior=chained", "prior.hidden=wide"], "list such as"),
+        (
+            ["prior=chained", "prior.hidden=[0]"],
+            r"prior.hidden must be a list of widths >= 1 such as \[100, 100\], got \[0\]",
+        ),
+        (["prior=chained", "prior.hidden=wide"], "prior.hidden must be a list of widths"),
         (["prior=mixture", "prior.components=0"], "prior.components must be more than 0"),
         (["prior=vamp", "prior.pseudo=3"], "prior.pseudo"),
     ],
@@ -411,7 +414,7 @@ def test_only_an_explicit_gaussian_can_be_mixed():
         HierarchicalEncoder.build(place, psi_dim=2, learned_reverse=True),
     ):
         assert encoder.exact_posterior(torch.randn(4, X)) is None
-        with pytest.raises(UserError, match="prior=vamp"):
+        with pytest.raises(ValueError, match="Gaussian in closed form"):
             vamp(encoder)
 
 

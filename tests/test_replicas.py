@@ -1,10 +1,12 @@
 """One run in several processes is the run of one process: gradients, numbers, checkpoints."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from vaebench import batch, experiment, noise, runtime
+from vaebench import experiment, noise, runtime
 from vaebench.config import compose, run_folder
 from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.records.checkpoint import Checkpoints
@@ -73,9 +75,10 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return max(float((one[key] - other[key]).norm() / (1e-3 + one[key].norm())) for key in one)
 
 
-def careless(draw: Any, shape: Any) -> torch.Tensor:
-    """Noise of one's own, as if the others' images were not there."""
-    return draw(shape)
+@contextlib.contextmanager
+def careless(images: slice, total: int) -> Iterator[None]:
+    """Draw noise for this process's images alone, as if the batch had no others."""
+    yield
 
 
 def work(rank: int, place: str, data: str) -> None:
@@ -88,9 +91,9 @@ def work(rank: int, place: str, data: str) -> None:
         run = experiment.build(compose([*words, *TINY, f"data_dir={data}"]))
         apart[name] = distance(gradients(run, Replicas()), gradients(run, together))
     alone = gradients(run, Replicas())
-    noise.own_part = careless
+    noise.part_of_batch, kept = careless, noise.part_of_batch
     apart["control: noise of one's own"] = distance(alone, gradients(run, together))
-    noise.own_part = batch.own_part
+    noise.part_of_batch = kept
     together.part = lambda total: slice(0, 3) if rank == 0 else slice(4, 7)
     apart["control: an image left out"] = distance(alone, gradients(run, together))
     Path(place, f"{rank}.json").write_text(json.dumps(apart))
@@ -141,7 +144,7 @@ def test_fewer_images_than_processes(size: int):
 def test_noise_of_another_shape_is_refused():
     with (
         Replicas(0, 2).share(torch.zeros(4, 1)) as (own, _),
-        pytest.raises(ValueError, match="noise for 2 images was asked for 4"),
+        pytest.raises(ValueError, match="this process has 2 images, but noise was requested for 4"),
     ):
         noise.standard_normal((3, 4, 2), own)
 

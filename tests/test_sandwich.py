@@ -58,11 +58,11 @@ def test_the_density_estimate_is_unbiased(family: Family, samples: int):
     """Weighed by it, draws of a wider Gaussian have the moments of the encoder's own draws."""
     encoder, x = family.make(), one_image(REPLICATES)
     with torch.no_grad():
-        context = encoder.encode(x)
-        own = encoder.sample(context, 1).z
+        encoded = encoder.encode(x)
+        own = encoder.sample(encoded, 1).z
         proposal = MultivariateNormal(own.mean((0, 1)), (1.5 * own.std()).square() * torch.eye(2))
         z = proposal.sample((1, REPLICATES))
-        log_q = encoder.log_q_at(context, z, samples=samples, chunk=5)
+        log_q = encoder.log_q_at(encoded, z, samples=samples, chunk=5)
     assert log_q is not None
     weight = (log_q - proposal.log_prob(z)).exp()
     assert abs(Mean.of(weight).errors_above(1)) < 4
@@ -78,9 +78,9 @@ BOUNDED = [family for family in FAMILIES if family.make().direction is Direction
 def test_the_sides_enclose_the_density_and_close_in_on_it(family: Family):
     encoder, x, gaps = family.make(), one_image(4000), []
     with torch.no_grad():
-        context = encoder.encode(x)
+        encoded = encoder.encode(x)
         for inner_k in (1, 4, 16):
-            drawn = encoder.log_q_bounds(context, 1, inner_k=inner_k, inner_chunk=3)
+            drawn = encoder.log_q_bounds(encoded, 1, inner_k=inner_k, inner_chunk=3)
             assert drawn.lower is not None
             gaps.append(Mean.of(drawn.upper - drawn.lower))
             assert gaps[-1].errors_above(0) > -4
@@ -116,8 +116,8 @@ def test_the_upper_side_is_what_the_encoder_reports(make):  # noqa: ANN001
     """The same number in the mean: psi_0 counted once, the sum divided by L + 1."""
     encoder, x = make(), one_image(REPLICATES)
     with torch.no_grad():
-        context = encoder.encode(x)
-        difference = encoder.log_q_bounds(context, 1, inner_k=2).upper - encoder.sample(context, 1, inner_k=2).log_q
+        encoded = encoder.encode(x)
+        difference = encoder.log_q_bounds(encoded, 1, inner_k=2).upper - encoder.sample(encoded, 1, inner_k=2).log_q
     assert abs(Mean.of(difference).errors_above(0)) < 4
 
 
@@ -126,10 +126,10 @@ def test_control_psi_0_is_what_keeps_the_sides_apart():
     toy, x, inner_k = wide_hierarchy(STRENGTH), one_image(REPLICATES), 1
     encoder = HierarchicalEncoder(toy.mixing, toy.conditional, None)
     with torch.no_grad():
-        context = encoder.encode(x)
-        joint = encoder.joint(context, 1)
+        encoded = encoder.encode(x)
+        joint = encoder.joint(encoded, 1)
         own, truth = joint.q_z.log_prob(joint.z), toy.marginal(x).log_prob(joint.z)
-        fresh = encoder.log_q_at(context, joint.z, samples=inner_k)
+        fresh = encoder.log_q_at(encoded, joint.z, samples=inner_k)
     right = torch.logaddexp(own, fresh) - math.log(2)
     assert Mean.of(right - truth).errors_above(0) > 20
     assert Mean.of(fresh - truth).errors_above(0) < -20
@@ -362,8 +362,8 @@ def test_encoders_without_a_density_anywhere_tell_nothing():
         def encode(self, x: Tensor) -> Tensor:
             return x
 
-        def sample(self, context, k, *, inner_k=0, path_only=False, inner_chunk=None):  # noqa: ANN001
-            return learned().draw(context, k)
+        def sample(self, encoded, k, *, inner_k=0, path_only=False, inner_chunk=None):  # noqa: ANN001
+            return learned().draw(encoded, k)
 
     x = torch.randn(4, 3)
     assert information_about_images(linear_gaussian(), Unscored(), x, slice(0, 2)) == Between(None, None)

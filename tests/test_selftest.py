@@ -21,7 +21,7 @@ from vaebench.distributions import Bernoulli
 from vaebench.encoders import hierarchical
 from vaebench.encoders.base import Encoder
 from vaebench.estimators import annealing
-from vaebench.flows.flow import Conditioned, Moved
+from vaebench.flows.flow import StepParameters, Transformed
 from vaebench.flows.radial import RadialFlow
 from vaebench.records import checkpoint
 from vaebench.registry import FLOWS
@@ -125,19 +125,19 @@ def test_nothing_global_changes():
 
 
 def without_psi_0(patch: pytest.MonkeyPatch) -> None:
-    def value(self: hierarchical._Gather) -> Tensor:
+    def value(self: hierarchical._Terms) -> Tensor:
         ratios = torch.cat(self.parts[1:] or self.parts)
         return torch.logsumexp(ratios, 0) - math.log(len(ratios))
 
-    patch.setattr(hierarchical._Gather, "value", value)
+    patch.setattr(hierarchical._Terms, "value", value)
 
 
 def divided_by_l(patch: pytest.MonkeyPatch) -> None:
-    def value(self: hierarchical._Gather) -> Tensor:
+    def value(self: hierarchical._Terms) -> Tensor:
         ratios = torch.cat(self.parts)
         return torch.logsumexp(ratios, 0) - math.log(max(1, len(ratios) - 1))
 
-    patch.setattr(hierarchical._Gather, "value", value)
+    patch.setattr(hierarchical._Terms, "value", value)
 
 
 def no_rescaling(patch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def no_rescaling(patch: pytest.MonkeyPatch) -> None:
 def sign_turned(patch: pytest.MonkeyPatch) -> None:
     original = RadialFlow.forward
 
-    def forward(self: RadialFlow, z: Tensor, conditioned: Conditioned) -> Moved:
+    def forward(self: RadialFlow, z: Tensor, conditioned: StepParameters) -> Transformed:
         moved = original(self, z, conditioned)
         return moved._replace(log_det=-moved.log_det)
 

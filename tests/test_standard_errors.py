@@ -105,7 +105,7 @@ def test_one_repetition_has_no_error():
         (learned, 0),
         (learned, 5),
         (sivi, 5),
-        (lambda: learned().rescored(tau="prior"), 5),
+        (lambda: learned().with_inner_samples(tau="prior"), 5),
     ],
     ids=["iwae", "diwhvi-0", "diwhvi-5", "sivi-5", "prior-5"],
 )

@@ -160,23 +160,23 @@ class WithRival(Encoder):
         self.rival = nn.Parameter(torch.ones(latent_dim))
 
     @classmethod
-    def build(cls, site: BuildContext) -> "WithRival":
-        return cls(site.latent_dim)
+    def build(cls, context: BuildContext) -> "WithRival":
+        return cls(context.latent_dim)
 
     def encode(self, x: Tensor) -> Tensor:
         return x
 
     def sample(
         self,
-        context: Tensor,
+        encoded: Tensor,
         k: int,
         *,
         inner_k: int = 0,
         path_only: bool = False,
         inner_chunk: int | None = None,
     ) -> Draw:
-        q = standard_normal(len(self.mean), context)
-        z = q.rsample((k, len(context)))
+        q = standard_normal(len(self.mean), encoded)
+        z = q.rsample((k, len(encoded)))
         # The rival takes part in the value; the main loss must leave its parameters alone all the same.
         return Draw(z + self.mean, q.log_prob(z) + 0 * self.rival.sum())
 

@@ -10,13 +10,11 @@ from vaebench import bounds
 from vaebench.encoders.base import BuildContext, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder
-from vaebench.errors import UserError
 from vaebench.model import GenerativeModel
-from vaebench.nets.convolutional import GatedPainter, GatedReader, ResidualPainter, ResidualReader
+from vaebench.nets.convolutional import GatedConvDecoder, GatedConvTrunk, ResNetDecoder, ResNetTrunk
+from vaebench.nets.dense import ConvolutionalBernoulli, Trunk
 from vaebench.nets.gated import GatedDense, GatedMLP
-from vaebench.nets.heads import PaintedBernoulli
 from vaebench.nets.networks import TRUNKS, Networks
-from vaebench.nets.trunks import Trunk
 from vaebench.objective import Objective
 from vaebench.priors import StandardNormalPrior
 
@@ -25,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 SIDE, Z = 8, 3
 X = SIDE * SIDE
 HIDDEN = [2, 3, 5]
-READERS = {"gated": GatedMLP, "gated_conv": GatedReader, "resnet": ResidualReader}
-PAINTERS = [GatedPainter, ResidualPainter]
+READERS = {"gated": GatedMLP, "gated_conv": GatedConvTrunk, "resnet": ResNetTrunk}
+DECODERS = [GatedConvDecoder, ResNetDecoder]
 LEADING = [(), (4,), (2, 4), (3, 2, 4)]
 
 
@@ -56,8 +54,8 @@ def test_readers_take_any_leading_axes(reader: str, leading: tuple[int, ...]):
 
 
 @pytest.mark.parametrize("leading", LEADING, ids=str)
-@pytest.mark.parametrize("painter", PAINTERS)
-def test_painters_take_any_leading_axes(painter: type[nn.Module], leading: tuple[int, ...]):
+@pytest.mark.parametrize("painter", DECODERS)
+def test_decoders_take_any_leading_axes(painter: type[nn.Module], leading: tuple[int, ...]):
     network, z = painter(Z, X, HIDDEN, "silu"), torch.randn(*leading, Z)
     pixels = network(z)
     assert pixels.shape == (*leading, X)
@@ -82,7 +80,7 @@ def weights(network: nn.Module) -> list[tuple[int, ...]]:
 
 def test_the_gated_networks_are_those_of_the_sylvester_paper():
     """5 x 5 at 28, 14 and 7 pixels a side, both halves of each gated layer in one kernel."""
-    reader, painter = GatedReader(784, [32, 64, 256], "silu"), GatedPainter(64, 784, [32, 64, 256], "silu")
+    reader, painter = GatedConvTrunk(784, [32, 64, 256], "silu"), GatedConvDecoder(64, 784, [32, 64, 256], "silu")
     kernels = [(64, 1), (64, 32), (128, 32), (128, 64), (128, 64)]
     assert weights(reader) == [*((*pair, 5, 5) for pair in kernels), (2 * 256, 64 * 7 * 7)]
     # Of a transposed convolution, the inputs come first.
@@ -90,9 +88,9 @@ def test_the_gated_networks_are_those_of_the_sylvester_paper():
     assert weights(painter) == [(2 * 64 * 7 * 7, 64), *((*pair, 5, 5) for pair in kernels), (1, 32, 1, 1)]
 
 
-def test_what_is_painted_on_one_side_stays_there():
+def test_a_decoder_keeps_left_and_right():
     """Maps keep the order of rows and columns: a corner of the map is a corner of the image."""
-    network = GatedPainter(Z, 28 * 28, [2, 5], "silu")
+    network = GatedConvDecoder(Z, 28 * 28, [2, 5], "silu")
     blank = torch.zeros(1, 2, 14, 14)
     touched = blank.clone()
     touched[0, :, 0, -1] = 1
@@ -105,9 +103,9 @@ def test_what_is_painted_on_one_side_stays_there():
 def test_a_decoder_starts_at_the_mean_image(kind: str):
     mean = torch.rand(X)
     head = Networks(kind, HIDDEN, "silu").bernoulli(Z, X, mean)
-    assert isinstance(head, PaintedBernoulli)
+    assert isinstance(head, ConvolutionalBernoulli)
     plain = Networks(kind, HIDDEN, "silu").bernoulli(Z, X, None)
-    assert isinstance(plain, PaintedBernoulli)
+    assert isinstance(plain, ConvolutionalBernoulli)
     assert plain.bias.abs().max() == 0
     brush = head.painter.brush
     with torch.no_grad():
@@ -141,7 +139,7 @@ def test_many_rows_without_gradient_are_taken_in_parts(kind: str):
     head, z = networks.bernoulli(Z, X, None), torch.randn(3, 250, Z)
     whole = head(z).logits
     rows: list[int] = []
-    assert isinstance(head, PaintedBernoulli)
+    assert isinstance(head, ConvolutionalBernoulli)
     head.painter.brush.register_forward_hook(  # pyright: ignore[reportAttributeAccessIssue]
         lambda module, inputs, output: rows.append(len(inputs[0]))
     )
@@ -159,8 +157,8 @@ def model_of(networks: Networks) -> GenerativeModel:
 
 
 def encoders(networks: Networks) -> list[Encoder]:
-    site = BuildContext(networks, X, Z, model_of(networks))
-    return [GaussianEncoder.build(site), HierarchicalEncoder.build(site, psi_dim=2, learned_reverse=True)]
+    context = BuildContext(networks, X, Z, model_of(networks))
+    return [GaussianEncoder.build(context), HierarchicalEncoder.build(context, psi_dim=2, learned_reverse=True)]
 
 
 @pytest.mark.parametrize("kind", TRUNKS)
@@ -218,12 +216,12 @@ def test_likelihoods_are_float32_under_bf16(kind: str):
 
 @pytest.mark.parametrize("kind", ["gated_conv", "resnet"])
 def test_what_cannot_be_convolved_is_refused(kind: str):
-    with pytest.raises(UserError, match="square images"):
+    with pytest.raises(ValueError, match="square images, got 65 pixels"):
         Networks(kind, HIDDEN, "silu").reader(X + 1)
-    with pytest.raises(UserError, match="too many"):
+    with pytest.raises(ValueError, match="hidden must have fewer stages for images of side 8"):
         Networks(kind, [2] * 6, "silu").reader(X)
 
 
 def test_an_unknown_trunk_is_refused():
-    with pytest.raises(UserError, match=r"encoder.trunk must be one of .*did you mean 'resnet'"):
+    with pytest.raises(ValueError, match=r"^trunk must be one of .*, got 'resnt' .did you mean 'resnet'"):
         Networks("resnt", HIDDEN, "silu")

@@ -13,16 +13,15 @@ from vaebench import bounds, experiment
 from vaebench.config import compose
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import BuildContext, Draw, Encoder, frozen
-from vaebench.encoders.layered import LadderEncoder, Layers, TwoLayerEncoder, combined
+from vaebench.encoders.two_layers import LadderEncoder, Layers, TwoLayerEncoder, gaussian_product
 from vaebench.errors import UserError
 from vaebench.estimators.ais import has_density
 from vaebench.estimators.importance import log_likelihood
 from vaebench.experiment import Modules
 from vaebench.gradients import GradientEstimator, rescale_paths
 from vaebench.model import GenerativeModel
-from vaebench.nets.heads import BernoulliHead, NormalLikelihood
+from vaebench.nets.dense import MLP, BernoulliHead, NormalLikelihood
 from vaebench.nets.networks import Networks
-from vaebench.nets.trunks import MLP
 from vaebench.objective import Objective, evidence, weigh
 from vaebench.priors import ChainedPrior, PriorContext, StandardNormalPrior
 
@@ -41,7 +40,7 @@ def model() -> GenerativeModel:
     """Return z2 ~ N(0, 1), z1 ~ N(slope z2 + offset, spread^2), x ~ N(W z1 + b, noise^2)."""
     top_down = AffineGaussian(SLOPE, OFFSET, SPREAD)
     decoder = NormalLikelihood(WEIGHT, BIAS, NOISE)
-    return GenerativeModel(ChainedPrior(top_down, (D1, D2)), decoder, seen=D1)
+    return GenerativeModel(ChainedPrior(top_down, (D1, D2)), decoder, decoder_inputs=D1)
 
 
 def joint() -> tuple[Tensor, Tensor]:
@@ -200,7 +199,7 @@ def test_the_top_layer_is_exact_given_the_one_below():
 
 def test_a_combination_is_the_normalised_product():
     first, second = (DiagonalNormal(torch.randn(4, 2), torch.rand(4, 2) + 0.1) for _ in range(2))
-    product, line = combined(first, second), torch.linspace(-20, 20, 8001).view(-1, 1, 1).expand(-1, 4, 2)
+    product, line = gaussian_product(first, second), torch.linspace(-20, 20, 8001).view(-1, 1, 1).expand(-1, 4, 2)
     density = torch.stack([(-0.5 * ((line - n.mean) / n.scale).square()).exp() for n in (first, second)]).prod(0)
     density = density / density.sum(0) / 0.005
     found = (-0.5 * ((line - product.mean) / product.scale).square()).exp() / product.scale / (2 * torch.pi) ** 0.5
@@ -210,7 +209,7 @@ def test_a_combination_is_the_normalised_product():
 def test_a_combination_of_the_extremes_is_finite():
     tiny, huge = torch.tensor([1e-6]), torch.tensor([1e6])
     for a, b in ((tiny, huge), (tiny, tiny), (huge, huge)):
-        product = combined(
+        product = gaussian_product(
             DiagonalNormal(torch.ones(1), a.float()), DiagonalNormal(torch.zeros(1, dtype=torch.float32), b.float())
         )
         assert product.mean.isfinite().all()
@@ -357,7 +356,7 @@ def test_at_the_optimum_path_gradients_are_zero_for_every_draw():
 def networked(kind: type[TwoLayerEncoder] | type[LadderEncoder]) -> tuple[GenerativeModel, Encoder]:
     networks = Networks("mlp", [5, 4], "tanh")
     prior = ChainedPrior.build(PriorContext(5, networks, torch.full((X,), 0.5)), top_dim=2, hidden=[4])
-    toy = GenerativeModel(prior, BernoulliHead(MLP(3, [4], "tanh"), X), seen=3)
+    toy = GenerativeModel(prior, BernoulliHead(MLP(3, [4], "tanh"), X), decoder_inputs=3)
     return toy, kind.build(BuildContext(networks, X, 5, toy), top_hidden=[4, 3])
 
 
@@ -403,14 +402,14 @@ def test_the_encoder_brings_its_prior(encoder: str, default_data_dir: Path):
     assert config.prior.name == "chained"
     built = experiment.build(config)
     # A third of 32 coordinates are on top.
-    assert (built.model.seen, built.encoder.draw(torch.zeros(3, 784), 2).z.shape) == (22, (2, 3, 32))
+    assert (built.model.decoder_inputs, built.encoder.draw(torch.zeros(3, 784), 2).z.shape) == (22, (2, 3, 32))
 
 
 @pytest.mark.parametrize("encoder", ["two_layer", "ladder"])
 @pytest.mark.parametrize("prior", ["standard", "mixture", "vamp"])
 def test_another_prior_is_refused(encoder: str, prior: str, default_data_dir: Path):
     torch.set_default_dtype(torch.float32)
-    with pytest.raises(UserError, match=r"need prior=chained.*: leave prior out") as caught:
+    with pytest.raises(UserError, match="needs a prior of two layers: leave prior out") as caught:
         experiment.build([f"encoder={encoder}", f"prior={prior}", f"data_dir={default_data_dir}", "device=cpu"])
     assert "\n" not in str(caught.value)
 
@@ -421,7 +420,7 @@ def test_a_prior_of_one_layer_has_nothing_to_share():
 
 def test_wrong_widths_are_refused(default_data_dir: Path):
     torch.set_default_dtype(torch.float32)
-    with pytest.raises(UserError, match="list such as"):
+    with pytest.raises(UserError, match=r"encoder.top_hidden must be a list of widths"):
         experiment.build(["encoder=two_layer", "encoder.top_hidden=[0]", f"data_dir={default_data_dir}"])
 
 
@@ -429,7 +428,7 @@ def test_the_iwae_papers_model():
     config = compose(["experiment=iwae_paper/mnist_l2_k50"])
     assert (config.encoder.name, config.prior.name, config.decoder.name) == ("two_layer", "chained", "iwae")
     assert (config.latent_dim, config.prior.top_dim, config.k) == (150, None, 50)
-    site = PriorContext(150, Networks("iwae", [200, 200], "tanh"), torch.full((784,), 0.5))
-    assert ChainedPrior.build(site, top_dim=None, hidden=config.prior.hidden).layers == (100, 50)
+    context = PriorContext(150, Networks("iwae", [200, 200], "tanh"), torch.full((784,), 0.5))
+    assert ChainedPrior.build(context, top_dim=None, hidden=config.prior.hidden).layers == (100, 50)
     assert (config.decoder.hidden, config.encoder.top_hidden) == ((200, 200), [100, 100])
     assert (config.trainer.epochs, config.trainer.batch_size, config.dataset.split) == (3280, 20, "iwae")

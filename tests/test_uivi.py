@@ -13,7 +13,7 @@ import vaebench
 from vaebench import bounds, noise
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.hierarchical import HierarchicalEncoder, Joint
-from vaebench.encoders.unbiased import UnbiasedEncoder
+from vaebench.encoders.uivi import UnbiasedEncoder
 from vaebench.errors import UserError
 from vaebench.objective import Objective, evidence
 
@@ -221,7 +221,7 @@ FAST = ["encoder=uivi", "encoder.hidden=[4]", "decoder.hidden=[4]", "latent_dim=
     [
         (["objective=iwae", "k=5"], "gradient is that of the ELBO"),
         (["objective=iwae", "trainer.k_schedule={0:1,10:5}"], "gradient is that of the ELBO"),
-        (["objective.gradient=stl"], "runs through z alone"),
+        (["objective.gradient=stl"], "flows through z alone"),
     ],
 )
 def test_other_objectives_are_refused_with_the_reason(overrides: list[str], words: str, default_data_dir: Path):

@@ -1,10 +1,10 @@
-"""The share of a batch that this process works on, where several processes divide one batch.
+"""Means and maxima over a whole batch that several processes share.
 
-A run in one process works on whole batches: then every function here acts on what it is given.
+In a run of one process every function here acts on its argument alone.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,23 +12,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["batch_max", "batch_mean", "own_part", "sharing"]
+from vaebench import noise
+
+__all__ = ["batch_max", "batch_mean", "sharing"]
 
 
 @dataclass(frozen=True)
 class _Share:
-    """This process's images of the current batch."""
+    """The part of the current batch that this process computes."""
 
-    own: slice
-    """Their places in the batch."""
-    total: int
-    """Images in the batch."""
     weight: float
-    """Part of the batch that counts: 0 if a process has no image of its own and repeats the first one."""
+    """Fraction of the batch; 0 if a process has no image and computes the first one, to draw the same noise."""
     sum: Callable[[Tensor], Tensor]
-    """Adds a tensor up over all processes."""
+    """Sums a tensor over all processes."""
     largest: Callable[[Tensor], Tensor]
-    """Takes the largest value of all processes."""
+    """Returns the largest value over all processes."""
 
 
 _SHARE: ContextVar[_Share | None] = ContextVar("share_of_a_batch", default=None)
@@ -38,29 +36,27 @@ _SHARE: ContextVar[_Share | None] = ContextVar("share_of_a_batch", default=None)
 def sharing(
     own: slice, total: int, weight: float, sum: Callable[[Tensor], Tensor], largest: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Let the functions of this module act on the images ``own`` of a batch of ``total`` images within the block."""
-    token = _SHARE.set(_Share(own, total, weight, sum, largest))
+    """Within the block, this process computes the images ``own`` of a batch of ``total`` images.
+
+    Args:
+        own: indices of this process's images in the batch.
+        total: images in the batch.
+        weight: fraction of the batch; 0 if this process has no image and computes the first one.
+        sum: sums a tensor over all processes.
+        largest: returns the largest value over all processes.
+    """
+    token = _SHARE.set(_Share(weight, sum, largest))
     try:
-        yield
+        with noise.part_of_batch(own, total):
+            yield
     finally:
         _SHARE.reset(token)
 
 
-def own_part(draw: Callable[[Sequence[int]], Tensor], shape: Sequence[int]) -> Tensor:
-    """Return noise of ``shape`` = (..., B, D): the part of this process's images in the noise for the whole batch."""
-    share = _SHARE.get()
-    if share is None:
-        return draw(shape)
-    *lead, batch, width = shape
-    if batch != share.own.stop - share.own.start:
-        raise ValueError(f"this process has {share.own.stop - share.own.start} images, but noise was asked for {batch}")
-    return draw((*lead, share.total, width))[..., share.own, :]
-
-
 def batch_mean(values: Tensor) -> Tensor:
-    """Return the mean of ``values`` over the whole batch; gradients reach this process's share alone.
+    """Return the mean of ``values`` over the whole batch; gradients reach this process's images alone.
 
-    Use it for every mean over images that enters a loss nonlinearly.
+    Use it for every mean over images on which a loss depends nonlinearly.
     """
     mean, share = values.mean(), _SHARE.get()
     if share is None:
@@ -69,7 +65,7 @@ def batch_mean(values: Tensor) -> Tensor:
 
 
 def batch_max(values: Tensor) -> Tensor:
-    """Return the largest of ``values`` in the whole batch, without a gradient."""
+    """Return the largest of ``values`` over the whole batch, without a gradient."""
     largest, share = values.detach().max(), _SHARE.get()
     if share is None:
         return largest

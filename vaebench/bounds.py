@@ -11,6 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vaebench.arguments import at_least, between
+
 __all__ = [
     "Bound",
     "LogMeanExp",
@@ -55,7 +57,7 @@ def ciwae(log_w: Tensor, beta: float) -> Tensor:
     Source: Rainforth et al. 2018, https://arxiv.org/abs/1802.04537
     """
     if not 0 <= beta <= 1:
-        raise ValueError(f"ciwae: beta must lie in [0, 1], got {beta}")
+        raise ValueError(f"beta must be >= 0 and <= 1, got {beta}")
     return beta * elbo(log_w) + (1 - beta) * iwae(log_w)
 
 
@@ -66,15 +68,15 @@ def miwae(log_w: Tensor, groups: int) -> Tensor:
     """
     k = log_w.shape[0]
     if groups < 1 or k % groups:
-        raise ValueError(f"miwae: {k} samples cannot be dealt into {groups} equal groups")
+        raise ValueError(f"groups must be >= 1 and divide the number of samples k={k}, got {groups}")
     return log_mean_exp(log_w.unflatten(0, (groups, k // groups)), dim=1).mean(0)
 
 
 def renyi(log_w: Tensor, alpha: float) -> Tensor:
     """Variational Rényi bound 1/(1-alpha) log (1/K) sum_k w_k^(1-alpha).
 
-    alpha = 1 is the ELBO, 0 is L_K and -inf takes the largest weight (VR-max). For alpha < 0 the exact
-    quantity lies above log p(x), so the value is not a lower bound; with K samples it is biased downward.
+    alpha = 1 is the ELBO, 0 is L_K and -inf is the largest weight (VR-max). For alpha < 0 the exact quantity is greater
+    than log p(x), so the value is not a lower bound; with K samples it is biased downward.
 
     Source: Li and Turner 2016, https://arxiv.org/abs/1602.02311
     """
@@ -88,9 +90,9 @@ def renyi(log_w: Tensor, alpha: float) -> Tensor:
 def harmonic_mean(log_r: Tensor) -> Tensor:
     """Variational harmonic mean bound on log q(z): -log (1/K) sum_k tau(psi_k|z) / q(z, psi_k), an upper bound.
 
-    For demonstration only. All K samples have to come from the posterior q(psi|z), of which only the one that made z
-    is free; and where tau is wider than that posterior its terms have infinite variance, so that more samples hardly
-    help. See docs/harmonic_mean.md.
+    For demonstration only. All K samples must come from the posterior q(psi|z), and only the sample that made z costs
+    nothing. If tau is wider than the posterior, the terms have infinite variance, so more samples hardly help.
+    See docs/harmonic_mean.md.
 
     Args:
         log_r: log q(z, psi_k) - log tau(psi_k|z), (K, B), psi_k ~ q(psi|z).
@@ -123,17 +125,17 @@ def tvo(log_w: Tensor, betas: Sequence[float], *, upper: bool = False) -> Tensor
 
 def tvo_schedule(partitions: int, first: float) -> list[float]:
     """Return 0 and ``partitions`` points from ``first`` to 1, evenly spaced in their logarithm."""
-    if partitions < 1 or not 0 < first < 1:
-        raise ValueError(f"tvo: partitions must be 1 or more and first in (0, 1), got {partitions} and {first}")
+    at_least(1, partitions=partitions)
+    between(0, 1, first=first)
     if partitions == 1:
         return [0.0, 1.0]
     return [0.0, *(first ** (1 - i / (partitions - 1)) for i in range(partitions - 1)), 1.0]
 
 
 class LogMeanExp:
-    """A running log-mean-exp over samples that arrive in chunks; memory does not depend on their number.
+    """A running log-mean-exp over chunks of samples; memory does not depend on their number.
 
-    The count travels with the sum, so that chunks of any sizes give the mean over what was really drawn.
+    It counts the samples, so that chunks of any sizes give the mean over all samples.
     """
 
     def __init__(self) -> None:
@@ -141,14 +143,14 @@ class LogMeanExp:
         self._log_sum: Tensor | None = None
 
     def add(self, log_w: Tensor) -> None:
-        """Take in ``log_w``, shape (K_chunk, ...)."""
-        # float64: thousands of float32 terms would lose the last digits of the estimate.
+        """Add ``log_w``, shape (K_chunk, ...)."""
+        # In float64, because the sum of thousands of float32 terms would lose the last digits.
         log_sum = torch.logsumexp(log_w.double(), 0)
         self._log_sum = log_sum if self._log_sum is None else torch.logaddexp(self._log_sum, log_sum)
         self.count += log_w.shape[0]
 
     def value(self) -> Tensor:
-        """Return the log-mean-exp of everything added so far, float64."""
+        """Return the log-mean-exp of all samples so far, float64."""
         if self._log_sum is None:
-            raise ValueError("LogMeanExp: nothing was added")
+            raise ValueError("LogMeanExp has no samples: call add first")
         return self._log_sum - math.log(self.count)

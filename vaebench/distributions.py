@@ -1,7 +1,7 @@
 """Distributions over the last axis, as torch.distributions: ``log_prob`` maps (..., D) to (...), in nats.
 
-They differ from torch's own in two ways: noise comes from :mod:`vaebench.noise`, and log-densities are
-summed over D in one pass, in float32 or better under any autocast.
+They differ from torch's distributions in two ways. Noise comes from :mod:`vaebench.noise`. Log-densities are summed
+over D in one pass, in float32 or better under any autocast.
 """
 
 import math
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.distributions import Distribution
+from torch.nn import functional as F
 
 from vaebench import noise
 
-__all__ = ["Bernoulli", "DiagonalNormal", "at_least_float32", "standard_normal"]
+__all__ = ["Bernoulli", "DiagonalNormal", "at_least_float32", "positive", "standard_normal"]
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -48,7 +49,7 @@ class DiagonalNormal(Distribution):
             return self.rsample(sample_shape)
 
     def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
-        """Draw and score at once: the density of a draw needs only its noise and the scale."""
+        """Return draws and their log density, which depends on the noise and the scale alone."""
         epsilon = noise.standard_normal((*sample_shape, *self.mean_parameter.shape), self.mean_parameter)
         draw = torch.addcmul(self.mean_parameter, self.scale, epsilon)
         log_prob = -0.5 * epsilon.square().sum(-1) - self._log_normaliser()
@@ -72,11 +73,38 @@ def standard_normal(dim: int, like: Tensor | None = None) -> DiagonalNormal:
     return DiagonalNormal(like.new_zeros(dim), like.new_ones(dim))
 
 
+def positive(value: Tensor) -> Tensor:
+    """Return log(1 + exp(value)), accurate in relative terms for any value: a scale, whose logarithm is taken."""
+    if value.device.type != "cpu":
+        return F.softplus(value)
+    return _Positive.apply(value)  # pyright: ignore[reportReturnType]
+
+
+class _Positive(torch.autograd.Function):
+    """max(v, 0) + log1p(u), u = exp(-|v|), by log alone: faster on CPUs, see :mod:`vaebench.nets.activations`.
+
+    log1p(u) = log(w) + (u - (w - 1)) / w with w = 1 + u, rounded. w - 1 is exact, so the second term is the rounding
+    error of w. That error matters only if w is near 1; the division by w changes nothing there, and is left out.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:
+        ctx.save_for_backward(value)
+        rest = value.abs().neg_().exp_()
+        rounded = rest + 1
+        rest.sub_(rounded - 1)
+        return rest.add_(rounded.log_()).add_(value.clamp(min=0))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (value,) = ctx.saved_tensors
+        return gradient * value.sigmoid()
+
+
 class Bernoulli(Distribution):
     """Independent Bernoulli pixels from logits, shape (..., D).
 
-    Grey values in [0, 1] are accepted as well and give the usual cross-entropy, which is then no
-    normalised likelihood.
+    Grey values in [0, 1] are accepted too. They give the usual cross-entropy, which is not a normalised likelihood.
     """
 
     arg_constraints = {}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] (torch's own declaration)
@@ -100,12 +128,12 @@ class Bernoulli(Distribution):
         return torch.bernoulli(probabilities.detach())
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return sum_d x_d l_d - softplus(l_d), from the logits alone: exact for any confident pixel."""
+        """Return sum_d x_d l_d - softplus(l_d), computed from the logits, so that it is exact for any logit."""
         return _BernoulliLogProb.apply(self._logits, at_least_float32(value))  # pyright: ignore[reportReturnType]
 
 
 class _BernoulliLogProb(torch.autograd.Function):
-    """Keeps only the logits for the backward pass, as they come; autograd would keep three tensors of (K, B, D)."""
+    """Saves only the logits for the backward pass, in their dtype; autograd would save three tensors of (K, B, D)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, logits: Tensor, value: Tensor) -> Tensor:
@@ -118,13 +146,13 @@ class _BernoulliLogProb(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # pyright: ignore
         kept, value = ctx.saved_tensors
         logits = at_least_float32(kept)
-        # Differentiable operations, so that second derivatives (samplers inside an encoder) exist.
+        # Differentiable operations, because encoders that use the model's gradient need second derivatives.
         gradient = gradient.unsqueeze(-1)
         to_value = (gradient * logits).sum_to_size(value.shape) if ctx.needs_input_grad[1] else None
         return (gradient * (value - logits.sigmoid())).to(kept.dtype), to_value
 
 
-# Numbers at a time on a CPU: what is made on the way stays in its caches.
+# Numbers computed at a time on a CPU, so that intermediate results fit into its caches.
 _BLOCK = 2**19
 
 
@@ -140,8 +168,8 @@ def _in_blocks(logits: Tensor, value: Tensor) -> Tensor:
 def _bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
     """Return sum_d x_d l_d - softplus(l_d), where softplus(l) = max(l, 0) - log sigmoid(|l|).
 
-    CPUs vectorise that, and neither softplus nor log1p: it is seven times faster. The sigmoids lie in [1/2, 1], so that
-    eight of them are multiplied before one logarithm is taken; each pixel errs by the rounding of a number near 1.
+    CPUs vectorise this form, but not softplus or log1p: it is seven times faster. The sigmoids lie in [1/2, 1], so one
+    logarithm of the product of eight is enough. The error per pixel is the rounding of a number near 1.
     """
     sigmoids = logits.abs().sigmoid_()
     for _ in range(3):
@@ -153,5 +181,5 @@ def _bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
 
 
 def at_least_float32(value: Tensor) -> Tensor:
-    """Undo autocast: what follows a network is computed in float32."""
+    """Return float16 and bfloat16 values as float32, for computations after a network under autocast."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -1,9 +1,9 @@
 """A configuration to the objects of one run."""
 
 import itertools
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class Experiment:
 
     def autocast(self, precision: str | None = None) -> AbstractContextManager[Any]:
         """Return the precision of the networks, as a context: that of the training, unless another is given."""
-        return runtime.autocast(self.device, precision or self.config.trainer.precision)
+        return runtime.autocast(self.device, precision or self.config.trainer.precision)()
 
 
 def build(config: Config | Sequence[str]) -> Experiment:
@@ -105,16 +105,23 @@ def build(config: Config | Sequence[str]) -> Experiment:
     # Weights depend on the seed alone: not on what was drawn before, nor on how the data was prepared.
     runtime.seed_everything(config.seed)
     pixel_mean = data.train.double().mean(0).div(255).float()
-    decoding = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation)
-    prior = registered("prior", PRIORS, config.prior.name)(
-        PriorContext(config.latent_dim, decoding, pixel_mean), **config.prior.arguments
-    )
-    seen = prior.layers[0]
-    model = GenerativeModel(prior, decoding.bernoulli(seen, len(pixel_mean), pixel_mean), seen)
-    networks = Networks(config.encoder.trunk, config.encoder.hidden, config.encoder.activation)
-    site = BuildContext(networks, data.train.shape[1], config.latent_dim, model)
-    encoder = registered("encoder", ENCODERS, config.encoder.name)(site, **config.encoder.arguments)
-    prior.attach_encoder(encoder)
+    with _naming("decoder", config.decoder):
+        decoding = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation)
+    with _naming("prior", config.prior):
+        prior = registered("prior", PRIORS, config.prior.name)(
+            PriorContext(config.latent_dim, decoding, pixel_mean), **config.prior.arguments
+        )
+    decoder_inputs = prior.layers[0]
+    with _naming("decoder", config.decoder):
+        decoder = decoding.bernoulli(decoder_inputs, len(pixel_mean), pixel_mean)
+    model = GenerativeModel(prior, decoder, decoder_inputs)
+    with _naming("encoder", config.encoder):
+        networks = Networks(config.encoder.trunk, config.encoder.hidden, config.encoder.activation)
+        context = BuildContext(networks, data.train.shape[1], config.latent_dim, model)
+        encoder = registered("encoder", ENCODERS, config.encoder.name)(context, **config.encoder.arguments)
+    with _naming("prior", config.prior):
+        prior.attach_encoder(encoder)
+    _check_inner_samples(config, encoder)
     objective = _objective(config, encoder)
     experiment = Experiment(config, data, model.to(device), encoder.to(device), objective, device)
     _try_once(experiment)
@@ -149,20 +156,56 @@ def _ks(config: Config) -> set[int]:
     return {config.k, *(config.trainer.k_schedule or {}).values()}
 
 
+@contextmanager
+def _naming(group: str, choice: Any) -> Iterator[None]:
+    """Turn a ValueError of a class into a UserError that names the key (``group.key``) or the choice."""
+    try:
+        yield
+    except ValueError as error:
+        argument = str(error).partition(" ")[0]
+        known = {field.name for field in fields(choice)} | choice.arguments.keys()
+        prefix = f"{group}." if argument in known else f"{group}={choice.name}: "
+        raise UserError(f"{prefix}{error}") from error
+
+
+_REQUIRED_TAU = {"hvm": None, "iwhvi": "learned", "sivi": "prior"}
+"""Objectives that name a way to compute log_q, and the distribution of inner samples that each needs; None for any."""
+
+
+def _check_inner_samples(config: Config, encoder: Encoder) -> None:
+    """Refuse settings of inner samples, and objectives that name a way to compute log_q, that the encoder lacks."""
+    objective, used = config.objective.name, f"not encoder={config.encoder.name}"
+    if config.trainer.inner_k_schedule and not encoder.has_inner_samples:
+        raise UserError(f"trainer.inner_k_schedule needs a hierarchical encoder, {used}")
+    if objective not in _REQUIRED_TAU:
+        return
+    if not encoder.has_inner_samples:
+        raise UserError(f"objective={objective} needs a hierarchical encoder, {used}: use encoder={objective}")
+    if _REQUIRED_TAU[objective] not in (None, encoder.trained_tau):
+        tau = {"learned": "from a learned tau(psi|z,x)", "prior": "from q(psi|x)"}[_REQUIRED_TAU[objective]]
+        raise UserError(f"objective={objective} trains with inner samples {tau}, {used}: use encoder={objective}")
+
+
 def _objective(config: Config, encoder: Encoder) -> Objective:
     """Return the objective, unless its gradient would be wrong for this encoder."""
-    gradient = GradientEstimator(config.objective.gradient)
-    make = registered("bound", OBJECTIVES, config.objective.bound)
-    try:
-        objective = make(gradient, **config.objective.arguments)
-        ks = _ks(config)
+    gradient, ks = GradientEstimator(config.objective.gradient), _ks(config)
+    with _naming("objective", config.objective):
+        objective = registered("bound", OBJECTIVES, config.objective.bound)(gradient, **config.objective.arguments)
         curved = any(is_curved(objective.for_encoder().maximised, k) for k in ks)
-    except ValueError as error:
-        raise UserError(f"objective={config.objective.name}: {error}") from error
+    if gradient is GradientEstimator.STL and not objective.linear and max(ks) > 1:
+        raise UserError(
+            f"objective.gradient=stl is biased for objective={config.objective.name} with k={max(ks)}: "
+            "use objective.gradient=dreg"
+        )
+    if gradient is GradientEstimator.DREG and objective.linear:
+        raise UserError(
+            "objective.gradient=dreg is for importance-weighted bounds, and "
+            f"objective={config.objective.name} maximises an ELBO: use objective.gradient=stl"
+        )
     if config.trainer.microbatch is not None and not objective.additive:
         raise UserError(
-            f"trainer.microbatch does not go with objective={config.objective.name}, whose allowance is one for the "
-            "whole batch: set trainer.microbatch=null, or a smaller trainer.batch_size"
+            f"trainer.microbatch is not valid for objective={config.objective.name}, whose free nats are those of the "
+            "whole batch: set trainer.microbatch=null or a smaller trainer.batch_size"
         )
     if gradient.path_only and encoder.no_path_gradient is not None:
         raise UserError(
@@ -178,7 +221,7 @@ def _objective(config: Config, encoder: Encoder) -> Objective:
 
 
 def _try_once(experiment: Experiment) -> None:
-    """Evaluate the objective on two images at every k and inner_k to come: what makes no sense says so here."""
+    """Evaluate the objective on two images at every k and inner_k, so that invalid settings fail before training."""
     config, objective = experiment.config, experiment.objective
     x = torch.zeros(2, experiment.data.train.shape[1], device=experiment.device)
     ks = _ks(config)

@@ -1,4 +1,4 @@
-"""Gradient estimators: how a bound is differentiated with respect to the encoder, independent of which bound."""
+"""Estimators of the gradient of a bound in the encoder's parameters, for any bound."""
 
 from enum import Enum
 from functools import lru_cache
@@ -12,24 +12,23 @@ __all__ = ["GradientEstimator", "is_curved", "rescale_inner_paths", "rescale_pat
 
 
 class GradientEstimator(Enum):
-    """The value of the bound is the same under all three; only the encoder's gradient differs.
+    """The value of the bound is the same for all three; only the encoder's gradient differs.
 
     REPARAM: the total derivative of the bound; unbiased, with a signal-to-noise ratio that falls with K.
         Kingma and Welling 2014, https://arxiv.org/abs/1312.6114
     STL: the derivative through the draws alone ("sticking the landing"): zero at the optimum. Unbiased for the
         ELBO; biased for a bound of several samples. Roeder, Wu and Duvenaud 2017, https://arxiv.org/abs/1703.09194
-    DREG: the derivative through the draws, each rescaled so that it is unbiased for any bound
-        ("doubly reparameterised") that is smooth. Tucker et al. 2019, https://arxiv.org/abs/1810.04152
+    DREG: the derivative through the draws, each rescaled so that it is unbiased for any smooth bound
+        ("doubly reparameterised"). Tucker et al. 2019, https://arxiv.org/abs/1810.04152
     """
 
     REPARAM = "reparam"
     STL = "stl"
     DREG = "dreg"
 
-    @property
-    def path_only(self) -> bool:
-        """Whether the encoder has to hold its parameters constant inside log_q."""
-        return self is not GradientEstimator.REPARAM
+    def __init__(self, value: str) -> None:
+        self.path_only = value != "reparam"
+        """Whether the encoder must hold its parameters constant inside log_q."""
 
 
 def rescale_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, beta: float) -> None:
@@ -41,12 +40,12 @@ def rescale_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, beta: 
 
     Args:
         paths: tensors of (K, B, *) through which the log weights reach the sampler's parameters.
-        log_w: log weights (K, B) as ``bound`` takes them.
+        log_w: log weights, (K, B), the argument of ``bound``.
         bound: maps (K, B) to (B,); twice differentiable and symmetric in the K weights of a group.
         beta: weight of the KL term inside ``log_w``.
 
     Raises:
-        ValueError: the bound picks weights out instead of weighing them (VR-max).
+        ValueError: the bound selects a weight and has no second derivatives (VR-max).
     """
     factor = 1 - beta * _relative_curvature(log_w.detach(), bound)
     for path in paths:
@@ -55,10 +54,10 @@ def rescale_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, beta: 
 
 
 def is_curved(bound: Bound, k: int) -> bool:
-    """Whether ``bound`` of K = ``k`` log weights is other than their mean: whether path derivatives are not all.
+    """Return whether ``bound`` of K = ``k`` log weights differs from their mean, so that it has a score term.
 
     Raises:
-        ValueError: the bound cannot take so many samples.
+        ValueError: the bound is not defined for ``k`` samples.
     """
     log_w = torch.linspace(-1.0, 1.0, k).unsqueeze(-1)
     return not torch.allclose(bound(log_w), log_w.mean(0), atol=1e-5)
@@ -67,29 +66,27 @@ def is_curved(bound: Bound, k: int) -> bool:
 def rescale_inner_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, beta: float) -> None:
     """Finish the doubly reparameterised gradient of the reverse model tau inside log_q.
 
-    With b_kl the share of inner sample l in log_q of draw k, the score of tau enters the gradient of the bound as
-    E[beta sum_k c_k sum_l b_kl dlog tau(psi_kl)/deta]. Its factor c_k b_kl depends on psi_kl, so that the term is
-    a path derivative of that factor; with the path term already there it leaves b_kl^2, for which the encoder has
-    a hook of its own, times 1 + beta (dc_k/dlog w_k) / c_k: 2 - c_k for the IWAE bound, and 1 for the ELBO.
+    With b_kl the share of inner sample l in log_q of draw k, the score term of tau in the gradient of the bound is
+    E[beta sum_k c_k sum_l b_kl dlog tau(psi_kl)/deta]. Its factor c_k b_kl depends on psi_kl, so the term equals a path
+    derivative of that factor. Together with the path term of the bound this gives b_kl^2, which a hook of the encoder
+    applies, times 1 + beta (dc_k/dlog w_k) / c_k: 2 - c_k for the IWAE bound, and 1 for the ELBO.
 
     Args:
         paths: tensors of (L, K, B, *).
-        log_w: log weights (K, B) as ``bound`` takes them.
+        log_w: log weights, (K, B), the argument of ``bound``.
         bound: as for :func:`rescale_paths`.
         beta: weight of the KL term inside ``log_w``.
     """
-    if not paths:
-        return
     factor = 1 + beta * _relative_curvature(log_w.detach(), bound)
     for path in paths:
         path.register_hook(lambda gradient: gradient * factor.unsqueeze(-1).to(gradient.dtype))
 
 
 @lru_cache(maxsize=64)
-def _picks(bound: Bound, k: int) -> bool:
-    """Whether a bound without second derivatives is other than the mean of K = ``k`` log weights.
+def _selects(bound: Bound, k: int) -> bool:
+    """Return whether a bound without second derivatives differs from the mean of K = ``k`` log weights.
 
-    Found once for each bound, from numbers on the CPU: a look at those of a step would have the host wait for it.
+    It is computed once per bound on the CPU, because a test of a step's values would make the host wait for a GPU.
     """
     log_w = torch.linspace(-1.0, 1.0, k, device="cpu").unsqueeze(-1).requires_grad_()
     (slope,) = torch.autograd.grad(bound(log_w).sum(), log_w)
@@ -102,10 +99,10 @@ def _relative_curvature(log_w: Tensor, bound: Bound) -> Tensor:
         log_w = log_w.requires_grad_()
         (slope,) = torch.autograd.grad(bound(log_w).sum(), log_w, create_graph=True)
         if not slope.requires_grad:  # the bound is linear in log w, as the ELBO is
-            if _picks(bound, len(log_w)):
-                raise ValueError("dreg needs a bound with second derivatives; that of the largest weight has none")
+            if _selects(bound, len(log_w)):
+                raise ValueError("dreg needs a bound with second derivatives; the largest weight has none")
             return torch.zeros_like(log_w)
-        # One row of the Hessian at a time: images do not interact, so a row sums over them at no loss.
+        # One row of the Hessian at a time; the sum over images is exact, because images do not interact.
         rows = [torch.autograd.grad(slope[k].sum(), log_w, retain_graph=True)[0][k] for k in range(len(log_w))]
     curvature = torch.stack(rows)
     return torch.where(slope != 0, curvature / slope, torch.zeros_like(slope)).detach()

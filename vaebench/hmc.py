@@ -1,7 +1,7 @@
-"""Hamiltonian Monte Carlo as pure functions of a log density; a chain's whole state is in its arguments.
+"""Hamiltonian Monte Carlo as pure functions of a log density; the arguments hold the complete state of a chain.
 
-Chains are vectorised over all leading axes: positions are (..., D), for instance (chains, B, D), and a log
-density maps them to (...), in nats, each chain's value depending on its own position alone.
+Chains are vectorised over all leading axes. Positions are (..., D), for example (chains, B, D). A log density maps
+them to (...), in nats; the value of each chain depends on its own position alone.
 
 Source: Neal 2011, https://arxiv.org/abs/1206.1901
 """
@@ -18,36 +18,35 @@ __all__ = ["Chains", "LogDensity", "State", "evaluate", "leapfrog", "run", "slop
 
 LogDensity = Callable[[Tensor], Tensor]
 StepSize = float | Tensor
-"""A number, or a tensor that broadcasts against (..., D): (..., 1) gives each chain its own, (D,) each axis."""
+"""A number, or a tensor that broadcasts against (..., D): (..., 1) has one number per chain, (D,) one per axis."""
 
 
 class State(NamedTuple):
-    """Where the chains are."""
+    """The state of the chains."""
 
     position: Tensor
     """(..., D)."""
     log_density: Tensor
     """(...)."""
     gradient: Tensor
-    """Of the log density, (..., D)."""
+    """Gradient of the log density, (..., D)."""
 
 
 class Chains(NamedTuple):
-    """What a run of several transitions visited."""
+    """The result of several transitions."""
 
     positions: Tensor
     """One entry per transition, (T, ..., D)."""
     acceptance: Tensor
-    """The probability with which each proposal was to be accepted, (T, ...)."""
+    """The acceptance probability of each proposal, (T, ...)."""
     state: State
-    """The last one."""
+    """The last state."""
 
 
 def slope(log_density: LogDensity, position: Tensor) -> Tensor:
-    """Return the gradient of ``log_density`` at ``position``, (..., D), also where gradients are switched off.
+    """Return the gradient of ``log_density`` at ``position``, (..., D), even under ``torch.no_grad``.
 
-    Where they are switched on, the result is itself differentiable, in ``position`` and in whatever the density
-    is made of.
+    Without ``no_grad`` the result is differentiable in ``position`` and in the parameters of the density.
     """
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -58,7 +57,7 @@ def slope(log_density: LogDensity, position: Tensor) -> Tensor:
 
 
 def evaluate(log_density: LogDensity, position: Tensor) -> State:
-    """Return the state at ``position``, without history."""
+    """Return the state at ``position``, without a graph."""
     with torch.enable_grad():
         position = position.detach().requires_grad_()
         value = log_density(position)
@@ -75,14 +74,14 @@ def leapfrog(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take one step of the dynamics with energy -log density + momentum^2 / 2: half kick, drift, half kick.
 
-    Each of the three is a shear, so that volume is preserved exactly, whatever ``slope_at`` returns; with the
-    momentum turned round the step leads back.
+    Each of the three is a shear, so volume is preserved exactly for any ``slope_at``. With the opposite momentum the
+    step leads back.
 
     Args:
         slope_at: the gradient of the log density as a function of the position.
         position: (..., D).
         momentum: (..., D).
-        gradient: ``slope_at(position)``, which the step before has computed already.
+        gradient: ``slope_at(position)``, which the step before has computed.
         step_size: see ``StepSize``.
 
     Returns:
@@ -96,13 +95,13 @@ def leapfrog(
 
 @torch.no_grad()
 def transition(log_density: LogDensity, state: State, step_size: StepSize, steps: int) -> tuple[State, Tensor]:
-    """Draw a momentum, follow it for ``steps`` leapfrog steps, and accept or reject where that leads.
+    """Draw a momentum, take ``steps`` leapfrog steps, and accept or reject their end.
 
-    The density exp(log_density) is left invariant, for any fixed step size. A proposal with a log density or a
-    gradient that is not finite is rejected, and leaves no trace.
+    The density exp(log_density) is invariant for any fixed step size. A proposal whose log density or gradient is not
+    finite is rejected.
 
     Returns:
-        The new state, and the probability of acceptance, (...), 0 where the proposal was not finite.
+        The new state, and the probability of acceptance, (...), which is 0 if the proposal was not finite.
     """
     start = state.position
     momentum = noise.standard_normal(start.shape, start)
@@ -136,7 +135,7 @@ def run(log_density: LogDensity, position: Tensor, step_size: StepSize, *, steps
 
 
 def _where(condition: Tensor, proposed: State, current: State) -> State:
-    """Choose chain by chain; unlike a weighted sum, this keeps a NaN on the side that is not taken."""
+    """Select the state of each chain; unlike in a weighted sum, a NaN of the other state has no effect."""
     wide = condition.unsqueeze(-1)
     return State(
         torch.where(wide, proposed.position, current.position),

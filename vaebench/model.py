@@ -19,19 +19,19 @@ class LogJoint(NamedTuple):
 
 
 class GenerativeModel(nn.Module):
-    """A prior and a decoder; either is any module that returns a torch distribution.
+    """A prior and a decoder; each is a module that returns a torch distribution.
 
     Args:
         prior: ``prior()`` is the distribution over z, event shape (D,).
         decoder: ``decoder(z)`` is the distribution over x given z, batch shape (K, B), event shape (X,).
-        seen: the decoder is given the first so many coordinates of z, its lowest layer; None for all.
+        decoder_inputs: the decoder takes this number of first coordinates of z, the lowest layer; None for all.
     """
 
-    def __init__(self, prior: nn.Module, decoder: nn.Module, seen: int | None = None) -> None:
+    def __init__(self, prior: nn.Module, decoder: nn.Module, decoder_inputs: int | None = None) -> None:
         super().__init__()
         self.latent_prior = prior
         self.decoder = decoder
-        self.seen = seen
+        self.decoder_inputs = decoder_inputs
 
     def prior(self) -> Distribution:
         """Return p(z)."""
@@ -39,7 +39,7 @@ class GenerativeModel(nn.Module):
 
     def likelihood(self, z: Tensor) -> Distribution:
         """Return p(x|z) for z of shape (K, B, D)."""
-        return self.decoder(z[..., : self.seen])
+        return self.decoder(z[..., : self.decoder_inputs])
 
     def log_joint(self, x: Tensor, z: Tensor) -> LogJoint:
         """Return log p(x|z) and log p(z), (K, B) each, for x (B, X) and z (K, B, D)."""

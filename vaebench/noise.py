@@ -1,25 +1,22 @@
-"""Where random numbers come from.
+"""The source of random numbers.
 
-Training draws from torch's global generator. Evaluation draws ``keyed`` noise: a number that depends only on
-(seed, image, sample, inner sample, coordinate), so that an estimate does not change with chunk sizes, batch
-sizes, the number of processes, or an interruption.
+Training draws from torch's global generator. Evaluation draws ``keyed`` noise: each number depends only on
+(seed, image, sample, inner sample, coordinate). An estimate therefore does not change with the chunk size, the batch
+size, the number of processes, or an interruption.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from vaebench.batch import own_part
-
-__all__ = ["inner_samples", "keyed", "shared_over_samples", "standard_normal", "uniform"]
+__all__ = ["inner_samples", "keyed", "part_of_batch", "shared_over_samples", "standard_normal", "uniform"]
 
 _MASK = (1 << 64) - 1
-# Inner samples have a stream of their own, so that chunks of them can be drawn one after another.
+# Inner samples have a separate stream, so that they can be drawn in chunks.
 _INNER_STREAM = 1 << 20
 
 
@@ -27,7 +24,7 @@ def standard_normal(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return N(0, 1) noise of ``shape`` = (..., K, B, D), with the dtype and device of ``like``."""
     source = _SOURCE.get()
     if source is None:
-        return own_part(partial(torch.randn, dtype=like.dtype, device=like.device), tuple(shape))
+        return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
     return source.normal(tuple(shape), like)
 
 
@@ -35,20 +32,36 @@ def uniform(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return uniform noise on (0, 1) of ``shape`` = (..., K, B, D), with the dtype and device of ``like``."""
     source = _SOURCE.get()
     if source is None:
-        return own_part(partial(torch.rand, dtype=like.dtype, device=like.device), tuple(shape))
+        return torch.rand(tuple(shape), dtype=like.dtype, device=like.device)
     return source.uniform(tuple(shape), like)
 
 
 @contextlib.contextmanager
 def keyed(seed: int, images: Tensor, first_sample: int = 0) -> Iterator[None]:
-    """Within the block, noise is a function of its key.
+    """Make noise a function of its key within the block.
 
     Args:
-        seed: names the whole table of random numbers.
-        images: the images' places in their data set, shape (B,), integer.
-        first_sample: the number of the first of the K samples about to be drawn.
+        seed: part of every key.
+        images: indices of the images in their data set, (B,), integer.
+        first_sample: index of the first of the K samples.
     """
-    token = _SOURCE.set(_Keyed(seed, images, first_sample))
+    with _drawing_from(_Keyed(seed, images, first_sample)):
+        yield
+
+
+@contextlib.contextmanager
+def part_of_batch(images: slice, total: int) -> Iterator[None]:
+    """Draw noise for ``images`` of a batch of ``total`` images within the block, as one process would draw it.
+
+    Several processes that share one batch thereby draw the same numbers as one process does for the whole batch.
+    """
+    with _drawing_from(_PartOfBatch(images, total)):
+        yield
+
+
+@contextlib.contextmanager
+def _drawing_from(source: "_Keyed | _PartOfBatch") -> Iterator[None]:
+    token = _SOURCE.set(source)
     try:
         yield
     finally:
@@ -57,9 +70,9 @@ def keyed(seed: int, images: Tensor, first_sample: int = 0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def inner_samples(first: int) -> Iterator[None]:
-    """Say that the leading axis of what is drawn in the block counts inner samples from ``first`` on."""
+    """Number inner samples from ``first``: the leading axis of all noise in the block counts them."""
     source = _SOURCE.get()
-    if source is None:
+    if not isinstance(source, _Keyed):
         yield
         return
     kept = source.stream, source.first_inner
@@ -72,9 +85,9 @@ def inner_samples(first: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_over_samples() -> Iterator[None]:
-    """Say that what is drawn in the block serves all K samples, also those of later chunks."""
+    """Draw the same noise for all K samples, later chunks included, within the block."""
     source = _SOURCE.get()
-    if source is None:
+    if not isinstance(source, _Keyed):
         yield
         return
     kept, source.first_sample = source.first_sample, 0
@@ -82,6 +95,26 @@ def shared_over_samples() -> Iterator[None]:
         yield
     finally:
         source.first_sample = kept
+
+
+class _PartOfBatch:
+    """Noise from torch's generator for a whole batch, of which some images are kept."""
+
+    def __init__(self, images: slice, total: int) -> None:
+        self.images, self.total = images, total
+
+    def normal(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return self._part(torch.randn, shape, like)
+
+    def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return self._part(torch.rand, shape, like)
+
+    def _part(self, draw: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
+        *lead, batch, width = shape
+        own = self.images.stop - self.images.start
+        if batch != own:
+            raise ValueError(f"this process has {own} images, but noise was requested for {batch}")
+        return draw((*lead, self.total, width), dtype=like.dtype, device=like.device)[..., self.images, :]
 
 
 class _Keyed:
@@ -99,7 +132,7 @@ class _Keyed:
 
     def normal(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         width = shape[-1]
-        # Box and Muller's transform makes two normals out of one 64-bit hash.
+        # The Box-Muller transform makes two normals of one 64-bit hash.
         bits = self._bits((*shape[:-1], (width + 1) // 2), like.device)
         radius = _unit(bits >> 32, like.dtype).log_().mul_(-2).sqrt_()
         angle = _unit(bits, like.dtype).mul_(2 * math.pi)
@@ -112,14 +145,14 @@ class _Keyed:
         """Return one 64-bit hash for each element of ``shape`` = (..., K, B, D)."""
         *lead, k, batch, width = shape
         if batch != len(self.images):
-            raise ValueError(f"keyed noise for {len(self.images)} images was asked for {batch}")
+            raise ValueError(f"keyed noise was made for {len(self.images)} images, but requested for {batch}")
         inner = torch.arange(math.prod(lead), device=device).view(*lead, 1, 1, 1) + self.first_inner
         sample = torch.arange(k, device=device).view(k, 1, 1) + self.first_sample
         image = self.images.to(device, torch.int64).view(batch, 1)
         coordinate = torch.arange(width, device=device)
         key = _mix(coordinate + _constant(self.seed, self.stream))
         self.stream += 1
-        # Axis by axis: only the last mix runs over the whole shape.
+        # One axis at a time, so that only the last mix runs over the whole shape.
         return _mix(_mix(_mix(inner + 1) + sample) + _mix(key + image))
 
 
@@ -127,7 +160,7 @@ def _mix(value: Tensor) -> Tensor:
     """SplitMix64's output function on int64 tensors; products wrap around."""
     value = value * _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
-        # In place: half of the passes over memory. The mask makes the shift one without sign.
+        # In-place operations halve the passes over memory. The mask turns the shift into an unsigned one.
         value.bitwise_xor_((value >> shift).bitwise_and_((1 << (64 - shift)) - 1))
         if factor is not None:
             value.mul_(_signed(factor))
@@ -149,9 +182,9 @@ def _signed(word: int) -> int:
 
 def _unit(bits: Tensor, dtype: torch.dtype) -> Tensor:
     """Map the low 32 bits to the open interval (0, 1)."""
-    # float32 rounds 1 - 2^-33 up to 1; a uniform of exactly 1 would be outside the interval.
+    # float32 rounds 1 - 2^-33 up to 1, which is outside the open interval.
     unit = (bits & 0xFFFFFFFF).to(dtype).add_(0.5).mul_(2.0**-32)
     return unit.clamp_(max=1 - torch.finfo(dtype).eps / 2)
 
 
-_SOURCE: ContextVar[_Keyed | None] = ContextVar("noise_source", default=None)
+_SOURCE: ContextVar[_Keyed | _PartOfBatch | None] = ContextVar("noise_source", default=None)

@@ -1,12 +1,13 @@
-"""The only maker of log importance weights, in training and in evaluation."""
+"""Log importance weights, for training and evaluation alike, and the objective that training maximises."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
+from vaebench.arguments import at_least
 from vaebench.batch import batch_mean
-from vaebench.bounds import Bound
+from vaebench.bounds import Bound, elbo
 from vaebench.encoders.base import Draw, Encoder
 from vaebench.gradients import GradientEstimator, rescale_inner_paths, rescale_paths
 from vaebench.model import GenerativeModel
@@ -15,7 +16,7 @@ __all__ = ["Evidence", "Objective", "evidence", "weigh"]
 
 
 class Evidence(NamedTuple):
-    """What K draws per image say about log p(x); each term has shape (K, B), in nats."""
+    """The terms of the log weights of K draws per image; each has shape (K, B), in nats."""
 
     log_likelihood: Tensor
     log_prior: Tensor
@@ -32,7 +33,7 @@ class Evidence(NamedTuple):
 def evidence(
     model: GenerativeModel, encoder: Encoder, x: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False
 ) -> Evidence:
-    """Draw K latents for each of the images x, (B, X), and weigh them: E[exp(log_weights())] = p(x).
+    """Draw K latents for each of the images x, (B, X), and compute their weights: E[exp(log_weights())] = p(x).
 
     Args:
         model: p(x, z).
@@ -42,48 +43,56 @@ def evidence(
         inner_k: number of inner samples of a hierarchical encoder.
         path_only: see :meth:`vaebench.encoders.base.Encoder.sample`.
     """
-    return weigh(model, x, encoder.draw(x, k, inner_k=inner_k, path_only=path_only))
+    return weigh(model, x, encoder.sample(encoder.encode(x), k, inner_k=inner_k, path_only=path_only))
 
 
 def weigh(model: GenerativeModel, x: Tensor, draw: Draw) -> Evidence:
-    """Put the model's log densities beside a draw's log_q."""
+    """Return the evidence of a draw: the model's log densities at z, and the draw's log_q."""
     log_likelihood, log_prior = model.log_joint(x, draw.z)
     return Evidence(log_likelihood, log_prior, draw.log_q, draw.paths, draw.inner_paths)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is maximised, how it is differentiated, and the bound that is reported beside it."""
+    """The quantity that training maximises, its gradient estimator, and the bound that is reported."""
 
     bound: Bound
     """The reported lower bound on log p(x), always with KL weight 1."""
     gradient: GradientEstimator = GradientEstimator.REPARAM
     target: Bound | None = None
-    """What is maximised in place of the bound, as a function of the log weights."""
+    """The maximised function of the log weights; None for the bound."""
     encoder_target: Bound | None = None
-    """What the encoder maximises where it differs from the model (PIWAE)."""
+    """The function that the encoder maximises; None for the same function as the model (other than in PIWAE)."""
     kl_weight: float = 1.0
-    """A constant factor of the KL term (beta-VAE)."""
+    """A constant factor of the KL term (beta-VAE), >= 0."""
     free_bits: float = 0.0
-    """Nats of KL, on average over the batch, that are not paid for."""
+    """Nats of KL, on average over the batch, that do not lower the objective, >= 0."""
+
+    def __post_init__(self) -> None:
+        at_least(0, kl_weight=self.kl_weight, nats=self.free_bits)
 
     @property
     def maximised(self) -> Bound:
-        """What is maximised, as a function of the log weights."""
+        """The maximised function of the log weights."""
         return self.target or self.bound
 
     @property
     def additive(self) -> bool:
-        """Whether what is maximised over a batch is the mean of what is maximised over its parts."""
+        """Whether the objective of a batch is the mean of the objectives of its parts."""
         return self.free_bits == 0
 
     @property
+    def linear(self) -> bool:
+        """Whether the maximised function is the mean of the log weights: STL is then unbiased, and DReG equals STL."""
+        return self.maximised is elbo and self.encoder_target is None
+
+    @property
     def maximises_its_bound(self) -> bool:
-        """Whether, without a warm-up, the maximised quantity is the reported bound."""
+        """Whether the objective, without a warm-up, equals the reported bound."""
         return self.target is None and self.kl_weight == 1 and self.free_bits == 0
 
     def for_encoder(self) -> "Objective":
-        """Return the encoder's own objective; this one where there is none."""
+        """Return the objective of the encoder."""
         return self if self.encoder_target is None else replace(self, target=self.encoder_target, encoder_target=None)
 
     def __call__(
@@ -96,16 +105,17 @@ class Objective:
         inner_k: int = 0,
         beta: float = 1.0,
     ) -> tuple[Tensor, Evidence]:
-        """Return what is maximised for each image, (B,), with its gradient attached, and the evidence behind it."""
+        """Return the objective of each image, (B,), with the chosen gradient, and the evidence."""
         drawn = evidence(model, encoder, x, k, inner_k=inner_k, path_only=self.gradient.path_only)
         weight, target = beta * self.kl_weight, self.maximised
         log_w = drawn.log_weights(weight)
         if self.gradient is GradientEstimator.DREG:
             rescale_paths(drawn.paths, log_w, target, weight)
-        rescale_inner_paths(drawn.inner_paths, log_w, target, weight)
+        if drawn.inner_paths:
+            rescale_inner_paths(drawn.inner_paths, log_w, target, weight)
         value = target(log_w)
         if self.free_bits:
-            # Below the allowance this takes the KL term out of the value; above it, it adds nothing.
+            # If the KL is below the free nats, this removes the KL term from the value; else it adds 0.
             kl = batch_mean(drawn.log_q - drawn.log_prior)
             value = value + weight * kl.clamp(min=self.free_bits).neg().add(kl)
         return value, drawn

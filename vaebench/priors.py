@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,13 @@ from torch.distributions import Distribution
 from torch.func import functional_call
 
 from vaebench import noise
+from vaebench.arguments import at_least, widths
 from vaebench.distributions import DiagonalNormal, standard_normal
-from vaebench.errors import UserError
-from vaebench.flows.flow import Conditioned, Flow, FlowContext
-from vaebench.flows.realnvp import RealNVPFlow
-from vaebench.nets.heads import LOG_SCALE_RANGE
+from vaebench.nets.dense import LOG_SCALE_RANGE, weights_by_name
 from vaebench.nets.networks import Networks
-from vaebench.nets.trunks import weights_of
+
+if TYPE_CHECKING:
+    from vaebench.flows.flow import Flow, StepParameters
 
 __all__ = [
     "ChainedNormal",
@@ -39,49 +39,49 @@ __all__ = [
 
 
 class Posterior(Protocol):
-    """What a prior may ask of an encoder."""
+    """The part of an encoder that a prior may use."""
 
     def exact_posterior(self, x: Tensor) -> DiagonalNormal | None:
-        """Return q(z|x), batch shape (B,), differentiable in its parameters; None where it is not a Gaussian."""
+        """Return q(z|x), batch shape (B,), differentiable in its parameters; None if it is not a Gaussian."""
         ...
 
 
 @dataclass(frozen=True)
 class PriorContext:
-    """What a prior is built for: a family's ``build`` takes it, and the keys of its own yaml."""
+    """The first argument of every prior's ``build``; the keys of the yaml follow as keyword arguments."""
 
     latent_dim: int
-    """D."""
+    """Latent coordinates D."""
     networks: Networks
-    """The decoder's."""
+    """Makes networks of the decoder's architecture."""
     pixel_mean: Tensor
     """The mean of the training images, (X,), in [0, 1]."""
 
 
 class Prior(nn.Module, ABC):
-    """p(z), learned or not. Abstract: the families are final classes."""
+    """p(z), learned or fixed. Abstract: each family is a final class."""
 
     layers: tuple[int, ...]
-    """Widths of the stochastic layers that z consists of, the one that the decoder sees first; they add up to D."""
+    """Widths of the stochastic layers of z; their sum is D. The first layer is the decoder's input."""
 
     @abstractmethod
     def forward(self) -> Distribution:
         """Return the distribution, event shape (D,)."""
 
     def top_down(self) -> nn.Module | None:
-        """Return z2, (..., D2) -> p(z1|z2), a DiagonalNormal, where there are two layers."""
+        """Return the network z2, (..., D2) -> p(z1|z2), a DiagonalNormal; None if z has one layer."""
         return None
 
     def attach_encoder(self, encoder: Posterior) -> None:
-        """Take note of the encoder, once it is built; a prior that needs nothing of it lets it pass."""
+        """Use the encoder, which is built after the prior. The default does nothing."""
 
 
-def as_of_now(module: nn.Module) -> Callable[..., Any]:
-    """Return ``module`` as a function of the weights that it holds at this moment.
+def with_current_weights(module: nn.Module) -> Callable[..., Any]:
+    """Return ``module`` as a function with its current weights.
 
-    A distribution outlives the call that made it, and that may have been one with other weights in their place.
+    A distribution may be used after the call that made it, for example after ``functional_call`` with other weights.
     """
-    weights = weights_of(module)
+    weights = weights_by_name(module)
     return lambda *inputs: functional_call(module, weights, inputs)
 
 
@@ -94,14 +94,14 @@ class StandardNormalPrior(Prior):
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
         self.layers = (latent_dim,)
-        # Follows the module to its device and dtype; there is nothing to learn or to save.
+        # A buffer has the device and dtype of the module; it is not learned or saved.
         self.register_buffer("origin", torch.zeros(latent_dim), persistent=False)
         self.origin: Tensor
 
     @classmethod
-    def build(cls, site: PriorContext) -> "StandardNormalPrior":
-        """Make one of the model's width."""
-        return cls(site.latent_dim)
+    def build(cls, context: PriorContext) -> "StandardNormalPrior":
+        """Build the prior of the model's width."""
+        return cls(context.latent_dim)
 
     def forward(self) -> DiagonalNormal:
         """Return the distribution over (D,)."""
@@ -136,10 +136,10 @@ class GaussianMixture(Distribution):
         return weights @ (self.components.variance + means.square()) - self.mean.square()
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw (*sample_shape, D): for each draw a component of its own, by the weights."""
+        """Draw (*sample_shape, D); the weights select the component of each draw."""
         means, scales = self.components.mean.detach(), self.components.scale.detach()
         uniform = noise.uniform((*sample_shape, 1), means)
-        # Rounding may leave the last sum below 1, and a draw above it.
+        # Rounding may make the last sum less than 1, and a uniform number may exceed it.
         edges = self.log_weights.detach().exp().cumsum(0)[:-1]
         chosen = torch.searchsorted(edges, uniform, right=True).squeeze(-1)
         return means[chosen] + scales[chosen] * noise.standard_normal((*sample_shape, means.shape[-1]), means)
@@ -147,7 +147,7 @@ class GaussianMixture(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p, (...), for values (..., D), in memory of (..., N).
 
-        The squared distances come from matrix products, whose terms cancel: float64 keeps what is left of them.
+        Matrix products give the squared distances. Their terms cancel, so they are computed in float64.
         """
         with torch.autocast(value.device.type, enabled=False):
             wide = value.double()
@@ -164,7 +164,7 @@ def _log_2pi(value: Tensor) -> float:
 
 
 class MixturePrior(Prior):
-    """p(z) = sum_n weight_n N(mean_n, diag(scale_n^2)), all of it learned.
+    """p(z) = sum_n weight_n N(mean_n, diag(scale_n^2)) with learned weights, means and scales.
 
     Source: the mixture of Gaussians of Tomczak and Welling 2018, https://arxiv.org/abs/1705.07120, there with equal
     weights
@@ -177,15 +177,16 @@ class MixturePrior(Prior):
     def __init__(self, latent_dim: int, components: int) -> None:
         super().__init__()
         self.layers = (latent_dim,)
-        # Together about N(0, I), but no two alike.
+        # The mixture is about N(0, I), and no two components are equal.
         self.means = nn.Parameter(0.1 * torch.randn(components, latent_dim))
         self.log_scales = nn.Parameter(torch.zeros(components, latent_dim))
         self.raw_log_weights = nn.Parameter(torch.zeros(components))
 
     @classmethod
-    def build(cls, site: PriorContext, *, components: int) -> "MixturePrior":
-        """Make one of the model's width."""
-        return cls(site.latent_dim, components)
+    def build(cls, context: PriorContext, *, components: int) -> "MixturePrior":
+        """Build the prior of the model's width."""
+        at_least(1, components=components)
+        return cls(context.latent_dim, components)
 
     def forward(self) -> GaussianMixture:
         """Return the mixture over (D,)."""
@@ -194,13 +195,13 @@ class MixturePrior(Prior):
 
 
 class VampPrior(Prior):
-    """p(z) = 1/N sum_n q(z|u_n), with the encoder's own q and learned pseudo-inputs u_n in (0, 1).
+    """p(z) = 1/N sum_n q(z|u_n), with the encoder's q and learned pseudo-inputs u_n in (0, 1).
 
-    The gradient of log p(z) goes to the pseudo-inputs and to the encoder's parameters; it is no path gradient of the
+    The gradient of log p(z) reaches the pseudo-inputs and the encoder's parameters. It is not a path gradient of the
     encoder's draws, and no gradient estimator rescales it.
 
-    Source: Tomczak and Welling 2018, https://arxiv.org/abs/1705.07120, where u_n is clipped to [0, 1]; here it is a
-    sigmoid, whose gradient does not die at the ends
+    Source: Tomczak and Welling 2018, https://arxiv.org/abs/1705.07120, where u_n is clipped to [0, 1]. Here u_n is a
+    sigmoid, whose gradient is not 0 at the ends
 
     Args:
         latent_dim: D.
@@ -216,28 +217,25 @@ class VampPrior(Prior):
         self._encoder: tuple[Posterior, ...] = ()
 
     @classmethod
-    def build(cls, site: PriorContext, *, components: int) -> "VampPrior":
-        """Make one that still has to meet its encoder."""
-        return cls(site.latent_dim, site.pixel_mean, components)
-
-    def top_down(self) -> nn.Module | None:
-        """Return z2, (..., D2) -> p(z1|z2), a DiagonalNormal, where there are two layers."""
-        return None
+    def build(cls, context: PriorContext, *, components: int) -> "VampPrior":
+        """Build the prior; ``attach_encoder`` must follow before its first use."""
+        at_least(1, components=components)
+        return cls(context.latent_dim, context.pixel_mean, components)
 
     def attach_encoder(self, encoder: Posterior) -> None:
-        """Borrow the encoder.
+        """Use the encoder's q(z|x) for the components.
 
         Raises:
-            UserError: the encoder has no explicit Gaussian density over all of z.
+            ValueError: the encoder's q(z|x) is not a Gaussian in closed form.
         """
         with torch.no_grad():
             found = encoder.exact_posterior(self.pseudo_inputs()[:1])
         if found is None:
-            raise UserError(
-                "prior=vamp is a mixture of the encoder's own densities q(z|u), and this encoder's is no Gaussian in "
-                "closed form: use encoder=gaussian, or prior=mixture or prior=realnvp with this one"
+            raise ValueError(
+                "the prior needs an encoder whose q(z|x) is a diagonal Gaussian in closed form: use encoder=gaussian, "
+                "or prior=mixture or prior=realnvp"
             )
-        # In a tuple, torch does not take it for a part of this module; copies of model and encoder keep the link.
+        # In a tuple, so that torch does not register it as a submodule; copies of model and encoder keep the link.
         self._encoder = (encoder,)
 
     def pseudo_inputs(self) -> Tensor:
@@ -256,18 +254,18 @@ class VampPrior(Prior):
 
 
 class PushedNormal(Distribution):
-    """The distribution of z where f(z) ~ N(0, I): log p(z) = log N(f(z); 0, I) + log|det df/dz|.
+    """The distribution of z for which f(z) ~ N(0, I): log p(z) = log N(f(z); 0, I) + log|det df/dz|.
 
     Args:
         steps: f, from z to the base.
-        conditioned: what each step knows beside its input, without a batch axis.
+        conditioned: the parameters of each step, without a batch axis.
         base: N(0, I) over (D,).
     """
 
     arg_constraints = {}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] (torch's own declaration)
 
-    def __init__(self, steps: Sequence[Flow], conditioned: Sequence[Conditioned], base: DiagonalNormal) -> None:
-        self.chain = [(step, as_of_now(step), known) for step, known in zip(steps, conditioned, strict=True)]
+    def __init__(self, steps: "Sequence[Flow]", conditioned: "Sequence[StepParameters]", base: DiagonalNormal) -> None:
+        self.chain = [(step, with_current_weights(step), known) for step, known in zip(steps, conditioned, strict=True)]
         self.base = base
         super().__init__(torch.Size(), base.event_shape, validate_args=False)
 
@@ -275,12 +273,12 @@ class PushedNormal(Distribution):
         """Return log p, (...), for values (..., D), in one pass."""
         log_det = value.new_zeros(value.shape[:-1])
         for _, forward, conditioned in self.chain:
-            moved = forward(value, conditioned)
-            value, log_det = moved.z, log_det + moved.log_det
+            transformed = forward(value, conditioned)
+            value, log_det = transformed.z, log_det + transformed.log_det
         return self.base.log_prob(value) + log_det
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw (*sample_shape, D), by the steps' inverses."""
+        """Draw (*sample_shape, D) by the inverses of the steps."""
         with torch.no_grad():
             value = self.base.sample(sample_shape)
             for step, _, conditioned in reversed(self.chain):
@@ -289,10 +287,10 @@ class PushedNormal(Distribution):
 
 
 class FlowPrior(Prior):
-    """N(0, I), pushed through invertible steps.
+    """N(0, I), transformed by invertible steps.
 
-    Training needs the density of given z, not draws, so the steps lead from z to the normal; sampling inverts them.
-    They start out near the identity.
+    Training needs the density of given z, not draws, so the steps map z to the normal, and sampling inverts them. They
+    are near the identity at first.
 
     Source: Dinh, Sohl-Dickstein and Bengio 2017, https://arxiv.org/abs/1605.08803; as a prior, Huang et al. 2017,
     "Learnable explicit density for continuous latent space and variational inference",
@@ -300,10 +298,10 @@ class FlowPrior(Prior):
 
     Args:
         latent_dim: D.
-        steps: in the order from z to the base; each takes a context of width 1, which is constant here.
+        steps: in the order from z to the base; each takes one feature, which is constant here.
     """
 
-    def __init__(self, latent_dim: int, steps: Sequence[Flow]) -> None:
+    def __init__(self, latent_dim: int, steps: "Sequence[Flow]") -> None:
         super().__init__()
         self.layers = (latent_dim,)
         self.steps = nn.ModuleList(steps)
@@ -311,23 +309,26 @@ class FlowPrior(Prior):
         self.origin: Tensor
 
     @classmethod
-    def build(cls, site: PriorContext, *, steps: int, width: int, depth: int) -> "FlowPrior":
-        """Make one of affine coupling steps.
+    def build(cls, context: PriorContext, *, steps: int, width: int, depth: int) -> "FlowPrior":
+        """Build the prior of affine coupling steps.
 
         Raises:
-            UserError: z has one coordinate, which has no half.
+            ValueError: an argument is out of range, or z has fewer than two coordinates.
         """
-        if site.latent_dim < 2:
-            raise UserError("prior=realnvp needs latent_dim=2 or more: it moves one half of z given the other")
-        places = [FlowContext(1, site.latent_dim, index, site.networks.activation) for index in range(steps)]
-        return cls(site.latent_dim, [RealNVPFlow.build(place, width=width, depth=depth) for place in places])
+        from vaebench.flows.flow import FlowContext
+        from vaebench.flows.realnvp import RealNVPFlow
+
+        at_least(0, steps=steps)
+        dim, activation = context.latent_dim, context.networks.activation
+        contexts = [FlowContext(1, dim, index, activation) for index in range(steps)]
+        return cls(dim, [RealNVPFlow.build(each, width=width, depth=depth) for each in contexts])
 
     def forward(self) -> PushedNormal:
         """Return the distribution over (D,)."""
         steps: Sequence[Flow] = list(self.steps)  # pyright: ignore[reportAssignmentType]
-        context = self.origin.new_ones(1)
+        features = self.origin.new_ones(1)
         base = standard_normal(self.layers[0], self.origin)
-        return PushedNormal(steps, [step.condition(context) for step in steps], base)
+        return PushedNormal(steps, [step.condition(features) for step in steps], base)
 
 
 # Two stochastic layers ------------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ class ChainedNormal(Distribution):
     has_rsample = True
 
     def __init__(self, top: DiagonalNormal, conditional: nn.Module, width: int) -> None:
-        self.top, self.conditional, self.width = top, as_of_now(conditional), width
+        self.top, self.conditional, self.width = top, with_current_weights(conditional), width
         super().__init__(torch.Size(), torch.Size([width + top.event_shape[0]]), validate_args=False)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -366,7 +367,7 @@ class ChainedNormal(Distribution):
 
 
 class ChainedPrior(Prior):
-    """p(z2) = N(0, I), p(z1|z2) = N(mean(z2), diag(scale(z2)^2)), learned; the decoder sees z1 alone.
+    """p(z2) = N(0, I), p(z1|z2) = N(mean(z2), diag(scale(z2)^2)), learned; the decoder's input is z1 alone.
 
     Source: the two-layer models of Burda, Grosse and Salakhutdinov 2016, https://arxiv.org/abs/1509.00519
 
@@ -383,27 +384,25 @@ class ChainedPrior(Prior):
         self.origin: Tensor
 
     @classmethod
-    def build(cls, site: PriorContext, *, top_dim: int | None, hidden: Sequence[int]) -> "ChainedPrior":
-        """Make one of dense layers.
+    def build(cls, context: PriorContext, *, top_dim: int | None, hidden: Sequence[int]) -> "ChainedPrior":
+        """Build the prior of dense layers.
 
         Args:
-            site: the networks and widths.
-            top_dim: D2, of the ``latent_dim`` coordinates in all; None takes a third of them.
+            context: the networks and widths.
+            top_dim: D2, a part of the ``latent_dim`` coordinates; None uses a third of them.
             hidden: widths of the layers from z2 to z1.
 
         Raises:
-            UserError: z does not divide into two layers.
+            ValueError: an argument is out of range, or z has fewer than two coordinates.
         """
-        if site.latent_dim < 2:
-            raise UserError("prior=chained needs latent_dim=2 or more: it divides z into two layers")
-        top = max(1, site.latent_dim // 3) if top_dim is None else top_dim
-        if type(top) is not int or not 0 < top < site.latent_dim:
-            raise UserError(
-                f"prior.top_dim must be a whole number from 1 to {site.latent_dim - 1}, so that something is left of "
-                f"latent_dim={site.latent_dim} for the layer that the decoder sees, not {top}"
-            )
-        lower = site.latent_dim - top
-        return cls(site.networks.dense_gaussian(top, hidden, lower), (lower, top))
+        if context.latent_dim < 2:
+            raise ValueError(f"latent_dim must be >= 2 for a prior of two layers, got {context.latent_dim}")
+        top = max(1, context.latent_dim // 3) if top_dim is None else top_dim
+        if type(top) is not int or not 0 < top < context.latent_dim:
+            raise ValueError(f"top_dim must be a whole number >= 1 and < latent_dim={context.latent_dim}, got {top}")
+        widths(hidden=hidden)
+        lower = context.latent_dim - top
+        return cls(context.networks.dense_gaussian(top, hidden, lower), (lower, top))
 
     def top_down(self) -> nn.Module:
         """Return the network of p(z1|z2)."""

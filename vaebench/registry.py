@@ -1,7 +1,7 @@
 """The names of encoders, flows, priors, objectives and estimators: a yaml's ``name`` is a key of one of these tables.
 
-A yaml's other keys are keyword arguments of the entry. One line makes a new family known. An entry is imported when it
-is first called, so that a run loads its own family and no other.
+The other keys of the yaml are keyword arguments of the entry. A new family needs one line here. The first call of an
+entry imports it, so that a run imports no other family.
 """
 
 import math
@@ -22,20 +22,20 @@ __all__ = ["ENCODERS", "ESTIMATORS", "FLOWS", "OBJECTIVES", "PRIORS", "Lazy", "r
 
 
 class Lazy:
-    """A function of the package that is imported when it is first called.
+    """A function of the package that its first call imports.
 
     Args:
-        place: its module and name, as in ``"vaebench.encoders.gaussian:GaussianEncoder.build"``.
-        arguments: keyword arguments that every call gets.
+        target: module and name without ``vaebench.``, as in ``"encoders.gaussian:GaussianEncoder.build"``.
+        arguments: keyword arguments of every call.
     """
 
-    def __init__(self, place: str, **arguments: Any) -> None:
-        self.place = f"vaebench.{place}"
+    def __init__(self, target: str, **arguments: Any) -> None:
+        self.target = f"vaebench.{target}"
         self.arguments = arguments
 
     def __call__(self, *given: Any, **arguments: Any) -> Any:
         """Call the function."""
-        return resolve_name(self.place)(*given, **self.arguments, **arguments)
+        return resolve_name(self.target)(*given, **self.arguments, **arguments)
 
 
 FLOWS: dict[str, Callable[..., Any]] = {
@@ -47,7 +47,7 @@ FLOWS: dict[str, Callable[..., Any]] = {
     "realnvp": Lazy("flows.realnvp:RealNVPFlow.build"),
     "sylvester": Lazy("flows.sylvester:SylvesterFlow.build"),
 }
-"""(place, **settings) -> one step of a flow."""
+"""(context, **settings) -> one step of a flow."""
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     "adgm": Lazy("encoders.hierarchical:HierarchicalEncoder.build", learned_reverse=True),
@@ -58,14 +58,14 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "hvae": Lazy("encoders.hamiltonian:HamiltonianEncoder.build"),
     "hvm": Lazy("encoders.hierarchical:HierarchicalEncoder.build", learned_reverse=True),
     "iwhvi": Lazy("encoders.hierarchical:HierarchicalEncoder.build", learned_reverse=True),
-    "ladder": Lazy("encoders.layered:LadderEncoder.build"),
+    "ladder": Lazy("encoders.two_layers:LadderEncoder.build"),
     "langevin": Lazy("encoders.langevin:LangevinEncoder.build"),
     "sivi": Lazy("encoders.hierarchical:HierarchicalEncoder.build", learned_reverse=False),
-    "two_layer": Lazy("encoders.layered:TwoLayerEncoder.build"),
-    "uivi": Lazy("encoders.unbiased:UnbiasedEncoder.build"),
+    "two_layer": Lazy("encoders.two_layers:TwoLayerEncoder.build"),
+    "uivi": Lazy("encoders.uivi:UnbiasedEncoder.build"),
     **{name: Lazy("encoders.flow:FlowEncoder.build", step=step) for name, step in FLOWS.items()},
 }
-"""(site, **settings) -> the encoder."""
+"""(context, **settings) -> the encoder."""
 
 PRIORS: dict[str, Callable[..., Prior]] = {
     "chained": Lazy("priors:ChainedPrior.build"),
@@ -74,11 +74,11 @@ PRIORS: dict[str, Callable[..., Prior]] = {
     "standard": Lazy("priors:StandardNormalPrior.build"),
     "vamp": Lazy("priors:VampPrior.build"),
 }
-"""(site, **settings) -> the prior."""
+"""(context, **settings) -> the prior."""
 
 
 def _maximising(bound: Callable[..., torch.Tensor]) -> Callable[..., Objective]:
-    return lambda gradient, **arguments: Objective(partial(bound, **arguments), gradient)
+    return lambda gradient, **arguments: Objective(partial(bound, **arguments) if arguments else bound, gradient)
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -97,8 +97,8 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "beta": lambda gradient, kl_weight: Objective(bounds.elbo, gradient, kl_weight=kl_weight),
     "free_bits": lambda gradient, nats: Objective(bounds.elbo, gradient, free_bits=nats),
 }
-"""(gradient, **settings) -> the objective, by the yaml's ``bound``. If something other than a lower bound is maximised,
-the lower bound of the same samples is reported."""
+"""(gradient, **settings) -> the objective, by the yaml's ``bound``. If the maximised quantity is not a lower bound, the
+lower bound of the same samples is reported."""
 
 ESTIMATORS: dict[str, Callable[..., Any]] = {
     "ais": Lazy("evaluate.annealing:annealed"),
@@ -107,7 +107,7 @@ ESTIMATORS: dict[str, Callable[..., Any]] = {
     "iwae": Lazy("evaluate.importance:importance_weighted"),
     "sandwich": Lazy("evaluate.sandwich:sandwiched"),
 }
-"""experiment -> what the estimator does for it."""
+"""experiment -> the job of the estimator."""
 
 
 def registered(group: str, registry: dict[str, Any], name: str) -> Any:

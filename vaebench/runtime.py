@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -191,11 +192,14 @@ def forked_randomness(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Run networks in bf16 where asked; log-densities stay in float32 (see :mod:`vaebench.distributions`)."""
+def autocast(device: torch.device, precision: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Return a maker of contexts in which networks run in ``precision``, float32 or bf16.
+
+    Log-densities stay in float32 (see :mod:`vaebench.distributions`).
+    """
     if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
+        return partial(torch.autocast, device.type, torch.bfloat16)
+    return contextlib.nullcontext
 
 
 # A terminal's Ctrl-C reaches a worker twice, as its own and passed on by the process that started it.

@@ -8,14 +8,13 @@ from torch import Tensor
 
 from oracles.gaussian import exact_reverse, learned, mixing_as_reverse, wide_hierarchy
 from vaebench.encoders.base import Encoder
+from vaebench.encoders.gated_reverse import GatedReverse
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder
-from vaebench.encoders.implicit import MeanGiven, StochasticLayers
-from vaebench.encoders.layered import combined
-from vaebench.encoders.reverse import GatedReverse
+from vaebench.encoders.implicit_mixing import MeanGiven, StochasticLayers
+from vaebench.encoders.two_layers import gaussian_product
 from vaebench.gradients import GradientEstimator
-from vaebench.nets.heads import AdditiveGaussian, TrunkGaussian
-from vaebench.nets.trunks import MLP, AdditiveMLP
+from vaebench.nets.dense import MLP, AdditiveGaussian, AdditiveMLP, TrunkGaussian
 from vaebench.selftest.oracles.families import (
     FLOW_SETTINGS,
     TwoCoordinates,
@@ -68,7 +67,7 @@ def gated_hierarchy() -> HierarchicalEncoder:
     assert isinstance(encoder.reverse, AdditiveGaussian)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        reverse = GatedReverse(encoder.reverse, encoder.mixing, PSI, bias=0.3)
+        reverse = GatedReverse(encoder.reverse, encoder.mixing, PSI, tau_gate=0.3)
     return HierarchicalEncoder(encoder.mixing, encoder.conditional, reverse)
 
 
@@ -106,7 +105,7 @@ def _two_layer_density(z: Tensor, x: Tensor) -> Tensor:
 
 def _ladder_density(z: Tensor, x: Tensor) -> Tensor:
     layers, (first, second) = TwoCoordinates()(x), z.split(1, -1)
-    return layers.upper.log_prob(second) + combined(layers.lower, top_down()(second)).log_prob(first)
+    return layers.upper.log_prob(second) + gaussian_product(layers.lower, top_down()(second)).log_prob(first)
 
 
 @dataclass(frozen=True)

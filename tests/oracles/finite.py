@@ -17,7 +17,7 @@ from vaebench import bounds
 from vaebench.encoders.base import Encoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.model import GenerativeModel
-from vaebench.nets.heads import Conditional
+from vaebench.nets.dense import Conditional
 from vaebench.objective import Objective, evidence
 
 __all__ = [

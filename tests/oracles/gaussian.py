@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.hierarchical import HierarchicalEncoder
-from vaebench.nets.heads import Conditional
+from vaebench.nets.dense import Conditional
 from vaebench.selftest.oracles.gaussian import AffineConditional, AffineGaussian, posterior_parts, wide_parts
 
 __all__ = [

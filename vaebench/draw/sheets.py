@@ -140,7 +140,7 @@ def _traverse(subject: _Subject, look: Traverse) -> Sheet:
 
 def _coordinates(subject: _Subject, look: Traverse, spread: drawn.Spread) -> list[int]:
     """Return the coordinates to move: those asked for, or the most active ones that the decoder sees."""
-    seen = len(spread.std[: subject.experiment.model.seen])
+    seen = len(spread.std[: subject.experiment.model.decoder_inputs])
     if look.coordinates is None:
         return spread.activity[:seen].argsort(descending=True, stable=True)[: look.n].tolist()
     if max(look.coordinates) >= seen:

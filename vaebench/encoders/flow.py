@@ -1,4 +1,4 @@
-"""Flow encoders: a diagonal Gaussian draw, carried through invertible steps that are scored as they go."""
+"""Flow encoders: invertible steps transform a diagonal Gaussian draw and its log density."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from vaebench.arguments import at_least
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
-from vaebench.flows.flow import Conditioned, Flow, FlowContext
-from vaebench.nets.heads import TrunkGaussian
+from vaebench.flows.flow import Flow, FlowContext, StepParameters
+from vaebench.nets.dense import TrunkGaussian
 
 __all__ = ["FlowEncoder", "FlowPosterior"]
 
@@ -25,26 +26,26 @@ class FlowPosterior:
     base: DiagonalNormal
     """Batch shape (B,)."""
     steps: tuple[Flow, ...]
-    conditioned: tuple[Conditioned, ...]
-    """What each step knows of the images."""
+    conditioned: tuple[StepParameters, ...]
+    """The parameters of each step, computed from the images."""
 
     def rsample_and_log_prob(self, shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Draw (*shape, B, D) and score it in one pass, both differentiable in all parameters."""
+        """Return draws, (*shape, B, D), and their log density, in one pass; both differentiable in all parameters."""
         z, log_q = self.base.rsample_and_log_prob(tuple(shape))
         trail, log_det = self._forward(z)
         return trail[-1], log_q - log_det
 
     def rsample_and_path_log_prob(self, shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Draw and score, but let the score's gradient flow through the draw alone, the parameters held constant."""
+        """Return draws and their log density, whose gradient flows through the draws alone (constant parameters)."""
         z, log_q = self.base.rsample_and_log_prob(tuple(shape))
         trail, log_det = self._forward(z)
         return trail[-1], self._follow(trail, log_q - log_det)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return log q(z|x), (K, B), for any z, (K, B, D), through the inverse of every step.
+        """Return log q(z|x), (K, B), for any z, (K, B, D), by the inverse of every step.
 
-        Differentiable in z, not in the parameters. The autoregressive step's inverse takes D passes; the planar
-        and the Sylvester step's is a root search.
+        Differentiable in z, not in the parameters. The inverse of an autoregressive step takes D passes. The inverse of
+        a planar or Sylvester step is a root search.
         """
         trail = [z]
         with torch.no_grad():
@@ -53,7 +54,7 @@ class FlowPosterior:
             log_q = self.base.log_prob(trail[0]) - self._forward(trail[0])[1]
         return self._follow(trail, log_q)
 
-    def _chain(self) -> list[tuple[Flow, Conditioned]]:
+    def _chain(self) -> list[tuple[Flow, StepParameters]]:
         return list(zip(self.steps, self.conditioned, strict=True))
 
     def _forward(self, z: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -66,7 +67,7 @@ class FlowPosterior:
         return trail, log_det
 
     def _follow(self, trail: list[Tensor], log_q: Tensor) -> Tensor:
-        """Return the number ``log_q`` with grad log q(z), parameters constant, as its gradient in z."""
+        """Return the value ``log_q`` with the gradient of log q(z) in z, for constant parameters."""
         z = trail[-1]
         if not (torch.is_grad_enabled() and z.requires_grad):
             return log_q.detach()
@@ -78,16 +79,16 @@ class FlowPosterior:
 
 
 class FlowEncoder(Encoder):
-    """q(z|x) of a diagonal Gaussian and invertible steps, whose density is exact.
+    """q(z|x) of a diagonal Gaussian and invertible steps; its density is exact.
 
-    Without steps it is the Gaussian encoder, number for number. Both the Gaussian and the steps are amortised:
-    one trunk reads x, and every step has a head of its own on the trunk's features, or takes them as context.
+    Without steps it equals the Gaussian encoder exactly. The Gaussian and the steps are amortised: one trunk computes
+    features of x, and every step computes its parameters from these features.
 
-    Source: Rezende and Mohamed 2015, https://arxiv.org/abs/1505.05770; each step names its own.
+    Source: Rezende and Mohamed 2015, https://arxiv.org/abs/1505.05770; each step names its source.
 
     Args:
-        posterior: maps x, (B, X), to the base, and its trunk to features.
-        steps: in the order in which a draw meets them.
+        posterior: maps x, (B, X), to the base; its trunk maps x to features.
+        steps: in the order in which they act on a draw.
     """
 
     direction = Direction.EXACT
@@ -98,12 +99,13 @@ class FlowEncoder(Encoder):
         self.steps = nn.ModuleList(steps)
 
     @classmethod
-    def build(cls, site: BuildContext, *, step: Callable[..., Flow], steps: int, **settings: Any) -> "FlowEncoder":
-        """Make one with the configured trunk and ``steps`` steps, each ``step(place, **settings)``."""
-        posterior = site.networks.gaussian(site.x_dim, site.latent_dim)
-        width, activation = posterior.trunk.width, site.networks.activation
-        places = [FlowContext(width, site.latent_dim, index, activation) for index in range(steps)]
-        return cls(posterior, [step(place, **settings) for place in places])
+    def build(cls, context: BuildContext, *, step: Callable[..., Flow], steps: int, **settings: Any) -> "FlowEncoder":
+        """Build the encoder with the configured trunk and ``steps`` steps, each ``step(context, **settings)``."""
+        at_least(0, steps=steps)
+        posterior = context.networks.gaussian(context.x_dim, context.latent_dim)
+        width, activation = posterior.trunk.width, context.networks.activation
+        contexts = [FlowContext(width, context.latent_dim, index, activation) for index in range(steps)]
+        return cls(posterior, [step(each, **settings) for each in contexts])
 
     def encode(self, x: Tensor) -> FlowPosterior:
         """Return q(z|x) for x of shape (B, X)."""
@@ -114,16 +116,16 @@ class FlowEncoder(Encoder):
 
     def sample(
         self,
-        context: FlowPosterior,
+        encoded: FlowPosterior,
         k: int,
         *,
         inner_k: int = 0,
         path_only: bool = False,
         inner_chunk: int | None = None,
     ) -> Draw:
-        """Draw (K, B, D) with the exact log density, in one pass through the steps."""
+        """Draw z, (K, B, D), with its exact log density, in one pass through the steps."""
         del inner_k, inner_chunk  # the density is known
         if not path_only:
-            return Draw(*context.rsample_and_log_prob((k,)))
-        z, log_q = context.rsample_and_path_log_prob((k,))
+            return Draw(*encoded.rsample_and_log_prob((k,)))
+        z, log_q = encoded.rsample_and_path_log_prob((k,))
         return Draw(z, log_q, (z,))

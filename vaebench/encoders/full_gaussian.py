@@ -9,7 +9,7 @@ from vaebench import noise
 from vaebench.distributions import DiagonalNormal, at_least_float32
 from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
 from vaebench.flows.flow import small_linear
-from vaebench.nets.heads import TrunkGaussian
+from vaebench.nets.dense import TrunkGaussian
 
 __all__ = ["FullGaussianEncoder", "FullNormal"]
 
@@ -24,7 +24,7 @@ class FullNormal:
     """The strictly lower triangle, (B, D, D)."""
 
     def rsample_and_log_prob(self, shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-        """Draw (*shape, B, D) and score it: its density needs only its noise and the scales."""
+        """Return draws, (*shape, B, D), and their log density, which depends on the noise and the scales alone."""
         mean, scale = self.diagonal.mean, self.diagonal.scale
         epsilon = noise.standard_normal((*shape, *mean.shape), mean)
         with torch.autocast(mean.device.type, enabled=False):
@@ -40,7 +40,7 @@ class FullNormal:
         return self._score(solved.movedim(-1, 0))
 
     def _score(self, epsilon: Tensor) -> Tensor:
-        """Return the density at mean + L epsilon; the volume of L is that of its diagonal."""
+        """Return the log density at mean + L epsilon; the determinant of L is that of its diagonal."""
         scale = self.diagonal.scale
         return DiagonalNormal(torch.zeros_like(scale), scale).log_prob(scale * epsilon)
 
@@ -51,12 +51,12 @@ class FullNormal:
 
 
 class FullGaussianEncoder(Encoder):
-    """q(z|x) = N(mean(x), L(x) L(x)^T), L the Cholesky factor of the covariance; it starts diagonal.
+    """q(z|x) = N(mean(x), L(x) L(x)^T) with L the Cholesky factor of the covariance, at first about diagonal.
 
     Source: Kingma and Welling 2019, "Full-covariance Gaussian posterior", https://arxiv.org/abs/1906.02691
 
     Args:
-        posterior: maps x, (B, X), to mean and diagonal, and its trunk to features.
+        posterior: maps x, (B, X), to the mean and the diagonal of L; its trunk maps x to features.
         dim: latent coordinates D.
     """
 
@@ -70,9 +70,9 @@ class FullGaussianEncoder(Encoder):
         self.mixing = small_linear(posterior.trunk.width, self.below.shape[1]) if dim > 1 else None
 
     @classmethod
-    def build(cls, site: BuildContext) -> "FullGaussianEncoder":
-        """Make one with the configured networks."""
-        return cls(site.networks.gaussian(site.x_dim, site.latent_dim), site.latent_dim)
+    def build(cls, context: BuildContext) -> "FullGaussianEncoder":
+        """Build the encoder with the configured networks."""
+        return cls(context.networks.gaussian(context.x_dim, context.latent_dim), context.latent_dim)
 
     def encode(self, x: Tensor) -> FullNormal:
         """Return q(z|x) for x of shape (B, X)."""
@@ -82,17 +82,17 @@ class FullGaussianEncoder(Encoder):
 
     def sample(
         self,
-        context: FullNormal,
+        encoded: FullNormal,
         k: int,
         *,
         inner_k: int = 0,
         path_only: bool = False,
         inner_chunk: int | None = None,
     ) -> Draw:
-        """Draw (K, B, D) with the exact log density."""
+        """Draw z, (K, B, D), with its exact log density."""
         del inner_k, inner_chunk  # the density is known
-        z, log_q = context.rsample_and_log_prob((k,))
-        return Draw(z, context.detached().log_prob(z), (z,)) if path_only else Draw(z, log_q)
+        z, log_q = encoded.rsample_and_log_prob((k,))
+        return Draw(z, encoded.detached().log_prob(z), (z,)) if path_only else Draw(z, log_q)
 
     def _strictly_lower(self, features: Tensor, mean: Tensor) -> Tensor:
         lower = mean.new_zeros(*mean.shape, mean.shape[-1])

@@ -24,9 +24,9 @@ class GaussianEncoder(Encoder):
         self.posterior = posterior
 
     @classmethod
-    def build(cls, site: BuildContext) -> "GaussianEncoder":
-        """Make one with the configured networks."""
-        return cls(site.networks.gaussian(site.x_dim, site.latent_dim))
+    def build(cls, context: BuildContext) -> "GaussianEncoder":
+        """Build the encoder with the configured networks."""
+        return cls(context.networks.gaussian(context.x_dim, context.latent_dim))
 
     def encode(self, x: Tensor) -> DiagonalNormal:
         """Return q(z|x) for x of shape (B, X)."""
@@ -38,17 +38,17 @@ class GaussianEncoder(Encoder):
 
     def sample(
         self,
-        context: DiagonalNormal,
+        encoded: DiagonalNormal,
         k: int,
         *,
         inner_k: int = 0,
         path_only: bool = False,
         inner_chunk: int | None = None,
     ) -> Draw:
-        """Draw (K, B, D) with the exact log density."""
+        """Draw z, (K, B, D), with its exact log density."""
         del inner_k, inner_chunk  # the density is known
         if not path_only:
-            return Draw(*context.rsample_and_log_prob((k,)))
-        z = context.rsample((k,))
-        density = DiagonalNormal(context.mean.detach(), context.scale.detach())
+            return Draw(*encoded.rsample_and_log_prob((k,)))
+        z = encoded.rsample((k,))
+        density = DiagonalNormal(encoded.mean.detach(), encoded.scale.detach())
         return Draw(z, density.log_prob(z), (z,))

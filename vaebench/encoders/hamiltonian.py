@@ -1,4 +1,4 @@
-"""Encoders refined by a few steps of Hamiltonian dynamics that follow the model's own gradient."""
+"""Encoders refined by a few steps of Hamiltonian dynamics on the model's log density."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaebench import hmc, noise
+from vaebench.arguments import at_least, between, one_of
 from vaebench.bounds import LogMeanExp
 from vaebench.distributions import standard_normal
 from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
-from vaebench.errors import UserError, did_you_mean
 from vaebench.model import GenerativeModel
-from vaebench.nets.heads import Conditional
+from vaebench.nets.dense import Conditional
 
 __all__ = ["HamiltonianEncoder", "StepSizes", "Tempering", "log_joint_at"]
 
 
-class _Context(NamedTuple):
+class _Encoded(NamedTuple):
     x: Tensor
     start: Distribution
     reverse: Any
@@ -35,22 +35,22 @@ def log_joint_at(model: GenerativeModel, x: Tensor) -> hmc.LogDensity:
 
 
 class StepSizes(nn.Module):
-    """One learned step size per latent coordinate, in (0, ``largest``)."""
+    """One learned step size per latent coordinate, in (0, ``max_step_size``), at first ``step_size``."""
 
-    def __init__(self, dim: int, initial: float, largest: float) -> None:
+    def __init__(self, dim: int, step_size: float, max_step_size: float) -> None:
         super().__init__()
-        if not 0 < initial < largest:
-            raise UserError(f"encoder.step_size={initial} must lie between 0 and encoder.max_step_size={largest}")
-        self.raw = nn.Parameter(torch.full((dim,), initial / largest).logit())
-        self.largest = largest
+        if not 0 < step_size < max_step_size:
+            raise ValueError(f"step_size must be > 0 and < max_step_size={max_step_size}, got {step_size}")
+        self.raw = nn.Parameter(torch.full((dim,), step_size / max_step_size).logit())
+        self.max_step_size = max_step_size
 
     def forward(self) -> Tensor:
         """Return the step sizes, (D,)."""
-        return self.largest * self.raw.sigmoid()
+        return self.max_step_size * self.raw.sigmoid()
 
 
 class Tempering(nn.Module):
-    """Factors, one per step, by which the momentum shrinks; it starts out larger by their product's inverse.
+    """Factors, one per step, that reduce the momentum; before the first step it is divided by their product.
 
     ``fixed`` sets the inverse temperatures beta_0 (learned), ..., beta_K = 1 by 1/sqrt(beta_k) = 1/sqrt(beta_0) +
     (1 - 1/sqrt(beta_0)) k^2/K^2, with factors sqrt(beta_{k-1}/beta_k); ``free`` learns each factor.
@@ -60,22 +60,19 @@ class Tempering(nn.Module):
 
     KINDS = ("none", "fixed", "free")
 
-    def __init__(self, kind: str, steps: int, initial_beta: float) -> None:
+    def __init__(self, tempering: str, steps: int, initial_beta: float) -> None:
         super().__init__()
-        if kind not in self.KINDS:
-            hint = did_you_mean(kind, self.KINDS)
-            raise UserError(f"encoder.tempering must be one of {', '.join(self.KINDS)}, not '{kind}'{hint}")
-        if not 0 < initial_beta < 1:
-            raise UserError(f"encoder.initial_beta must lie between 0 and 1, not {initial_beta}")
-        self.kind, self.steps = kind, steps
-        if kind == "fixed":
+        one_of(self.KINDS, tempering=tempering)
+        between(0, 1, initial_beta=initial_beta)
+        self.kind, self.steps = tempering, steps
+        if tempering == "fixed":
             self.raw = nn.Parameter(torch.tensor(initial_beta).logit())
-        elif kind == "free":
+        elif tempering == "free":
             factor = torch.tensor(initial_beta) ** (0.5 / max(1, steps))
             self.raw = nn.Parameter(factor.logit().repeat(steps))
 
     def forward(self) -> Tensor | None:
-        """Return the factors, (K,), or None where there are none."""
+        """Return the factors, (K,), or None if there are none."""
         if self.kind == "none" or self.steps == 0:
             return None
         if self.kind == "free":
@@ -87,29 +84,29 @@ class Tempering(nn.Module):
 
 
 class HamiltonianEncoder(Encoder):
-    """z_0 ~ q0(z|x) and a momentum rho_0 ~ N(0, I), moved together by K leapfrog steps to (z, rho):
+    """z_0 ~ q0(z|x) and a momentum rho_0 ~ N(0, I), which K leapfrog steps move together to (z, rho):
 
     log_q = log q0(z_0|x) + log N(rho_0; 0, I) - log r(rho|z,x)
 
-    The energy is -log p(x, z) + rho^2/2. Leapfrog steps preserve volume, and tempering takes away in the course of
-    the steps what it multiplied the momentum by before the first, so that the first two terms are the exact
-    density of the pair (z, rho): the momentum is scored where and as it was drawn. The reverse model r takes the
-    place of q(rho|z,x), hence E[exp(-log_q) | z] = 1/q(z|x): log_q is an upper bound, as in HVM. It is the exact
-    density where r = q(rho|z,x), and for K = 0, where r is N(0, I), that of q0.
+    The energy is -log p(x, z) + rho^2/2. Leapfrog steps preserve volume, and the factors of tempering over all steps
+    cancel its factor before the first step. So the first two terms are the exact density of the pair (z, rho): the
+    momentum has the density of its draw rho_0. The reverse model r approximates q(rho|z,x), hence
+    E[exp(-log_q) | z] = 1/q(z|x): log_q is an upper bound, as in HVM. It is exact if r = q(rho|z,x). For K = 0 and
+    r = N(0, I) it is the density of q0.
 
     ======================  ============  ==============================================================
     r learned               no tempering  HVI    Salimans, Kingma and Welling 2015, https://arxiv.org/abs/1410.6460
     r = N(0, I)             tempering     HVAE   Caterini et al. 2018, https://arxiv.org/abs/1805.11328
     ======================  ============  ==============================================================
 
-    The gradient of the bound passes through the steps, by second derivatives, to all parameters, the model's too.
+    The gradient of the bound flows through the steps, by second derivatives, to all parameters, the model's included.
 
     Args:
         start: ``start(x)`` is q0(z|x), batch shape (B,).
-        model: p(x, z); it is followed, and no part of this module.
+        model: p(x, z); it is not a submodule of the encoder.
         step_sizes: returns the step sizes, (D,).
         tempering: returns the factors on the momentum, (K,), or None.
-        reverse: ``reverse(z, reverse.condition(x))`` is r(rho|z,x), batch shape (K, B); None takes N(0, I).
+        reverse: ``reverse(z, reverse.condition(x))`` is r(rho|z,x), batch shape (K, B); None uses N(0, I).
         steps: number K of leapfrog steps.
     """
 
@@ -132,13 +129,13 @@ class HamiltonianEncoder(Encoder):
         self.tempering = tempering
         self.reverse = reverse
         self.steps = steps
-        # A tuple hides it from the module's parameters and states, and is copied along with the encoder.
+        # In a tuple, so that torch does not register it as a submodule; copies of the encoder copy it too.
         self._model = (model,)
 
     @classmethod
     def build(
         cls,
-        site: BuildContext,
+        context: BuildContext,
         *,
         leapfrog_steps: int,
         step_size: float,
@@ -147,24 +144,29 @@ class HamiltonianEncoder(Encoder):
         tempering: str,
         initial_beta: float,
     ) -> "HamiltonianEncoder":
-        """Make one with the configured networks."""
-        latent = site.latent_dim
+        """Build the encoder with the configured networks.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        at_least(0, leapfrog_steps=leapfrog_steps)
+        latent = context.latent_dim
         return cls(
-            site.networks.gaussian(site.x_dim, latent),
-            site.model,
+            context.networks.gaussian(context.x_dim, latent),
+            context.model,
             StepSizes(latent, step_size, max_step_size),
             Tempering(tempering, leapfrog_steps, initial_beta),
-            site.networks.conditional(site.x_dim, latent, latent) if learned_reverse else None,
+            context.networks.conditional(context.x_dim, latent, latent) if learned_reverse else None,
             steps=leapfrog_steps,
         )
 
-    def encode(self, x: Tensor) -> _Context:
-        """Return q0(z|x) and the reverse model's part of x, (B, X)."""
-        return _Context(x, self.start(x), None if self.reverse is None else self.reverse.condition(x))
+    def encode(self, x: Tensor) -> _Encoded:
+        """Return q0(z|x) and the part of the reverse model that depends on x, (B, X), alone."""
+        return _Encoded(x, self.start(x), None if self.reverse is None else self.reverse.condition(x))
 
     def sample(
         self,
-        context: _Context,
+        encoded: _Encoded,
         k: int,
         *,
         inner_k: int = 0,
@@ -173,21 +175,21 @@ class HamiltonianEncoder(Encoder):
     ) -> Draw:
         """Draw z of (K, B, D) and its log_q."""
         del inner_k, inner_chunk, path_only  # see no_path_gradient
-        z = context.start.rsample((k,))
+        z = encoded.start.rsample((k,))
         rest = standard_normal(z.shape[-1], z)
         rho = rest.rsample(z.shape[:-1])
-        log_joint = context.start.log_prob(z) + rest.log_prob(rho)
-        z, rho = self.move(context.x, z, rho)
-        reverse = rest if self.reverse is None else self.reverse(z, context.reverse)
+        log_joint = encoded.start.log_prob(z) + rest.log_prob(rho)
+        z, rho = self.move(encoded.x, z, rho)
+        reverse = rest if self.reverse is None else self.reverse(z, encoded.reverse)
         return Draw(z, log_joint - reverse.log_prob(rho))
 
-    def log_q_at(self, context: _Context, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor:
+    def log_q_at(self, encoded: _Encoded, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor:
         """Return log 1/L sum_l q(z, rho_l|x) / r(rho_l|z,x), (K, B), at z of (K, B, D), with L fresh rho ~ r.
 
-        The density of a pair is that of the start to which the steps lead back.
+        The density of a pair is the density of its start, which the reversed steps compute.
         """
         rest = standard_normal(z.shape[-1], z)
-        reverse = rest if self.reverse is None else self.reverse(z, context.reverse)
+        reverse = rest if self.reverse is None else self.reverse(z, encoded.reverse)
         missing = z.shape[: z.dim() - 1 - len(reverse.batch_shape)]
         ratios = LogMeanExp()
         for first in range(0, samples, chunk or samples):
@@ -195,15 +197,15 @@ class HamiltonianEncoder(Encoder):
             with noise.inner_samples(first):
                 rho = reverse.rsample((count, *missing))
             log_r = reverse.log_prob(rho)
-            # Inner samples join the K draws of an image, for models that take no further axis.
+            # Inner samples share an axis with the K draws, because some models take no further axis.
             ends = z.expand_as(rho).flatten(0, 1), rho.flatten(0, 1)
-            start, momentum = self.back(context.x, *ends)
-            log_pair = context.start.log_prob(start) + rest.log_prob(momentum)
+            start, momentum = self.back(encoded.x, *ends)
+            log_pair = encoded.start.log_prob(start) + rest.log_prob(momentum)
             ratios.add(log_pair.unflatten(0, (count, -1)) - log_r)
         return ratios.value().to(z.dtype)
 
     def back(self, x: Tensor, z: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`move` leads from to (z, rho), both (K, B, D)."""
+        """Return the start from which :meth:`move` leads to (z, rho), both (K, B, D)."""
         if self.steps == 0:
             return z, rho
         slope_at = partial(hmc.slope, log_joint_at(self._model[0], x))
@@ -212,12 +214,12 @@ class HamiltonianEncoder(Encoder):
         for step in reversed(range(self.steps)):
             if factors is not None:
                 rho = rho / factors[step]
-            # A step of the opposite size undoes one.
+            # A step of the opposite sign reverses a step.
             z, rho, gradient = hmc.leapfrog(slope_at, z, rho, gradient, -step_sizes)
         return z, rho if factors is None else rho * factors.prod()
 
     def move(self, x: Tensor, z: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where K leapfrog steps lead from (z, rho), both (K, B, D): a map of unit volume."""
+        """Return the end of K leapfrog steps from (z, rho), both (K, B, D); the map preserves volume."""
         if self.steps == 0:
             return z, rho
         slope_at = partial(hmc.slope, log_joint_at(self._model[0], x))

@@ -1,13 +1,13 @@
 """Hierarchical encoders: q(z|x) = integral of q(z|psi,x) q(psi|x) dpsi.
 
-One class holds the whole school of bounds; its cells differ in the reverse model and in L:
+One class computes these three bounds, which differ in the reverse model and in L:
 
     learned reverse, L = 0     HVM    Ranganath, Tran and Blei 2016, https://arxiv.org/abs/1511.02386
                                (= auxiliary deep generative models, https://arxiv.org/abs/1602.05473)
     reverse = q(psi|x), L > 0  SIVI   Yin and Zhou 2018, https://arxiv.org/abs/1805.11183
     learned reverse, L > 0     IWHVI  Sobolev and Vetrov 2019, https://arxiv.org/abs/1905.03290
 
-UIVI takes SIVI's cell and differentiates it otherwise: vaebench.encoders.unbiased.
+UIVI has SIVI's bound with another gradient: vaebench.encoders.uivi.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaebench import noise
+from vaebench.arguments import at_least, one_of, widths
 from vaebench.bounds import LogMeanExp
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import (
@@ -31,19 +32,18 @@ from vaebench.encoders.base import (
     LogQBounds,
     Tau,
     detached,
-    enclosed,
     frozen,
+    two_sided_bounds,
 )
-from vaebench.encoders.implicit import MeanGiven, StochasticLayers
-from vaebench.encoders.reverse import GatedReverse
-from vaebench.errors import UserError, did_you_mean
-from vaebench.nets.heads import Conditional
+from vaebench.encoders.gated_reverse import GatedReverse
+from vaebench.encoders.implicit_mixing import MeanGiven, StochasticLayers
+from vaebench.nets.dense import Conditional
 
-__all__ = ["Context", "HierarchicalEncoder", "Joint"]
+__all__ = ["Encoded", "HierarchicalEncoder", "Joint"]
 
 
-class Context(NamedTuple):
-    """What a hierarchical encoder knows of the images alone."""
+class Encoded(NamedTuple):
+    """The parts of a hierarchical encoder's computation that depend on the images alone."""
 
     x: Tensor
     mixing: Distribution
@@ -68,7 +68,7 @@ class _Ratio(NamedTuple):
     conditional: Callable[..., Distribution]
     conditioned: Any
     mixing: Distribution | None
-    """q(psi|x); None where tau is that same distribution and the two cancel."""
+    """q(psi|x); None if tau is the same distribution, so that the two cancel."""
     tau: Distribution
 
     def log_ratio(self, z: Tensor, psi: Tensor) -> Tensor:
@@ -87,24 +87,28 @@ TAU_GRADIENTS = ("reparam", "dreg")
 
 
 class HierarchicalEncoder(Encoder):
-    """Reports the multisample upper bound on log q(z|x)
+    """q(z|x) with the multisample upper bound on log q(z|x)
 
     log_q = log 1/(L+1) sum_{l=0..L} q(z, psi_l|x) / tau(psi_l|z, x)
 
-    where psi_0 is the one that made z, a free sample of q(psi|z,x), and psi_1..L ~ tau. Leaving psi_0 out, or
-    dividing by L, would turn the bound round and overstate log p(x).
+    psi_0 made z, so it is a sample of q(psi|z,x); psi_1..L ~ tau. Without psi_0, or divided by L, log_q would be a
+    lower bound, and log p(x) would be overestimated.
 
     Args:
         mixing: ``mixing(x)`` is q(psi|x), batch shape (B,).
         conditional: ``conditional(psi, conditional.condition(x))`` is q(z|psi,x).
-        reverse: ``reverse(z, reverse.condition(x))`` is tau(psi|z,x), batch shape (K, B); None takes q(psi|x)
-            for it (SIVI), and then no density of psi is needed.
-        share_psi: draw psi_1..L once for all K draws of z; only valid where tau ignores z. Cheaper, and still a
-            lower bound on log p(x), but one that does not converge in K alone: the shared psi sit in every weight.
-        tau_gradient: ``reparam``, or ``dreg`` for a gradient in tau's parameters of less variance and the same
-            mean; tau must then be a DiagonalNormal.
-        tau_steps: extra steps for tau's parameters alone, for each step of the main loss.
-        tau_warmup: epochs at the start of the training in which tau alone is trained.
+        reverse: ``reverse(z, reverse.condition(x))`` is tau(psi|z,x), batch shape (K, B). None uses q(psi|x) (SIVI);
+            psi then needs no density.
+        share_psi: draw psi_1..L once for all K draws of z; only valid if tau does not depend on z. It is cheaper, and
+            still gives a lower bound on log p(x), but a bound that does not converge in K alone, because all weights
+            share psi_1..L.
+        tau_gradient: ``reparam``, or ``dreg`` for a gradient in tau's parameters with the same mean and less variance;
+            tau must then be a DiagonalNormal.
+        tau_steps: extra steps on tau's parameters alone for each step of the main loss.
+        tau_warmup: epochs at the start of training in which only tau is trained.
+
+    Raises:
+        ValueError: an argument is out of range, or ``share_psi`` with a learned tau.
     """
 
     direction = Direction.UPPER_BOUND
@@ -123,21 +127,24 @@ class HierarchicalEncoder(Encoder):
     ) -> None:
         super().__init__()
         if share_psi and reverse is not None:
-            raise ValueError("share_psi needs reverse=None (SIVI): a learned tau(psi|z,x) has its own psi for each z")
+            raise ValueError("share_psi must be false for a learned tau(psi|z,x), whose psi depend on z")
+        one_of(TAU_GRADIENTS, tau_gradient=tau_gradient)
+        at_least(0, tau_steps=tau_steps, tau_warmup=tau_warmup)
         self.mixing = mixing
         self.conditional = conditional
         self.reverse = reverse
         self.share_psi = share_psi
-        self.tau_gradient = _one_of("tau_gradient", tau_gradient, TAU_GRADIENTS)
+        self.trained_tau = "prior" if reverse is None else "learned"
+        self.tau_gradient = tau_gradient
         self.tau_steps, self.tau_warmup = tau_steps, tau_warmup
         self._last_inner_k = 1
         if tau_gradient == "dreg":
-            self.no_path_gradient = "encoder.tau_gradient=dreg changes what flows back through z"
+            self.no_path_gradient = "tau_gradient=dreg changes the gradient that flows back through z"
 
     @classmethod
     def build(
         cls,
-        site: BuildContext,
+        context: BuildContext,
         *,
         psi_dim: int,
         learned_reverse: bool,
@@ -149,30 +156,32 @@ class HierarchicalEncoder(Encoder):
         sampler: str = "gaussian",
         noise_dims: Sequence[int] = (),
     ) -> "HierarchicalEncoder":
-        """Make one with the configured networks.
+        """Build the encoder with the configured networks.
 
         Args:
-            site: the networks and widths.
+            context: the networks and widths.
             psi_dim: width of psi.
-            learned_reverse: whether there is a tau(psi|z,x), or q(psi|x) stands in for it.
+            learned_reverse: whether tau(psi|z,x) is learned; if not, tau is q(psi|x).
             share_psi: see the class.
             tau_gate: initial bias of a gate between q(psi|x) and tau's own Gaussian; None for no gate.
             tau_gradient: see the class.
             tau_steps: see the class.
             tau_warmup: see the class.
             sampler: q(psi|x) is ``gaussian``, or the implicit ``bernoulli_noise`` of the SIVI paper.
-            noise_dims: coin flips fed to each of the layers of ``bernoulli_noise``.
+            noise_dims: number of coin flips that each layer of ``bernoulli_noise`` takes.
 
         Raises:
-            UserError: settings that do not go together.
+            ValueError: an argument is out of range or contradicts another argument.
         """
-        if _one_of("sampler", sampler, SAMPLERS) == "bernoulli_noise":
-            return cls._implicit(site, psi_dim, noise_dims, share_psi)
-        networks, x_dim, latent_dim = site.networks, site.x_dim, site.latent_dim
+        at_least(1, psi_dim=psi_dim)
+        one_of(SAMPLERS, sampler=sampler)
+        if sampler == "bernoulli_noise":
+            return cls._implicit(context, psi_dim, noise_dims, share_psi)
+        networks, x_dim, latent_dim = context.networks, context.x_dim, context.latent_dim
         mixing = networks.gaussian(x_dim, psi_dim)
         reverse = networks.conditional(x_dim, latent_dim, psi_dim) if learned_reverse else None
         if reverse is not None and tau_gate is not None:
-            reverse = GatedReverse(reverse, mixing, psi_dim, _number("tau_gate", tau_gate))
+            reverse = GatedReverse(reverse, mixing, psi_dim, tau_gate)
         conditional = networks.conditional(x_dim, psi_dim, latent_dim)
         return cls(
             mixing,
@@ -186,34 +195,33 @@ class HierarchicalEncoder(Encoder):
 
     @classmethod
     def _implicit(
-        cls, site: BuildContext, psi_dim: int, noise_dims: Sequence[int], share_psi: bool
+        cls, context: BuildContext, psi_dim: int, noise_dims: Sequence[int], share_psi: bool
     ) -> "HierarchicalEncoder":
-        """Make SIVI's encoder with the paper's implicit mixing distribution."""
-        if psi_dim != site.latent_dim:
-            raise UserError(
-                "encoder.sampler=bernoulli_noise draws the mean of z, so that encoder.psi_dim has to be "
-                f"latent_dim={site.latent_dim}, not {psi_dim}: leave it out"
+        """Build SIVI's encoder with the paper's implicit mixing distribution."""
+        if psi_dim != context.latent_dim:
+            raise ValueError(
+                f"psi_dim must be latent_dim={context.latent_dim} for sampler=bernoulli_noise, whose psi is the mean "
+                f"of z, got {psi_dim}: leave psi_dim out"
             )
-        if not noise_dims or not all(type(width) is int and width > 0 for width in noise_dims):
-            raise UserError(f"encoder.noise_dims must be a list of widths such as [150,100,50], not {noise_dims}")
-        hidden, activation = site.networks.hidden, site.networks.activation
+        widths(noise_dims=noise_dims)
+        hidden, activation = context.networks.hidden, context.networks.activation
         encoder = cls(
-            StochasticLayers(site.x_dim, site.latent_dim, noise_dims, hidden, activation),
-            MeanGiven(site.x_dim, site.latent_dim, hidden, activation),
+            StochasticLayers(context.x_dim, context.latent_dim, noise_dims, hidden, activation),
+            MeanGiven(context.x_dim, context.latent_dim, hidden, activation),
             None,
             share_psi=share_psi,
         )
-        encoder.no_path_gradient = "encoder.sampler=bernoulli_noise has no density of psi"
+        encoder.no_path_gradient = "sampler=bernoulli_noise has no density of psi"
         return encoder
 
-    def encode(self, x: Tensor) -> Context:
-        """Run the parts of all three networks that depend on x, (B, X), alone."""
+    def encode(self, x: Tensor) -> Encoded:
+        """Compute the parts of all three networks that depend on x, (B, X), alone."""
         reverse = None if self.reverse is None else self.reverse.condition(x)
-        return Context(x, self.mixing(x), self.conditional.condition(x), reverse)
+        return Encoded(x, self.mixing(x), self.conditional.condition(x), reverse)
 
     def sample(
         self,
-        context: Context,
+        encoded: Encoded,
         k: int,
         *,
         inner_k: int = 0,
@@ -222,77 +230,77 @@ class HierarchicalEncoder(Encoder):
     ) -> Draw:
         """Draw z of (K, B, D) and its log_q with L = ``inner_k`` further samples of psi."""
         if path_only and self.share_psi and inner_k and k > 1:
-            # The DReG identity exchanges psi_0 with psi_1..L within one weight; shared ones sit in all of them.
-            raise ValueError("share_psi=True biases STL and DReG for k > 1: use share_psi=False, or reparam")
+            # The DReG identity exchanges psi_0 with psi_1..L within one weight, but shared psi enter all weights.
+            raise ValueError("share_psi=true biases stl and dreg for k > 1: use share_psi=false or reparam")
         if torch.is_grad_enabled():
             self._last_inner_k = inner_k
-        joint = self.joint(context, k)
+        joint = self.joint(encoded, k)
         if path_only and self.no_path_gradient is None:
-            # Views: a hook on them scales what the log weights send back, and not what flows from z into psi.
+            # Views, so that a hook scales the gradient of the log weights, but not the gradient from z to psi.
             z, psi = joint.z.view_as(joint.z), joint.psi.view_as(joint.psi)
-            ratio = self._frozen_ratio(context, self._tau(context, z))
+            ratio = self._frozen_ratio(encoded, self._tau(encoded, z))
             log_ratio = ratio.log_ratio(z, psi)
             return Draw(z, self._log_q(ratio, z, log_ratio, inner_k, inner_chunk), (z, psi))
         if self.tau_gradient == "dreg" and inner_k and torch.is_grad_enabled():
-            tau = self._tau(context, joint.z)
-            log_q, inner = self._log_q_for_dreg(self._ratio(context, tau), joint, inner_k)
+            tau = self._tau(encoded, joint.z)
+            log_q, inner = self._log_q_for_dreg(self._ratio(encoded, tau), joint, inner_k)
             return Draw(joint.z, log_q, (), inner)
-        return Draw(joint.z, self.log_q(context, joint, inner_k, inner_chunk))
+        return Draw(joint.z, self.log_q(encoded, joint, inner_k, inner_chunk))
 
-    def joint(self, context: Context, k: int) -> Joint:
-        """Draw psi_0 and z, K for each image."""
-        psi = context.mixing.rsample((k,))
-        q_z = self.conditional(psi, context.conditional)
+    def joint(self, encoded: Encoded, k: int) -> Joint:
+        """Draw K pairs of psi_0 and z for each image."""
+        psi = encoded.mixing.rsample((k,))
+        q_z = self.conditional(psi, encoded.conditional)
         return Joint(psi, q_z, q_z.rsample())
 
-    def log_q(self, context: Context, joint: Joint, inner_k: int, inner_chunk: int | None = None) -> Tensor:
+    def log_q(self, encoded: Encoded, joint: Joint, inner_k: int, inner_chunk: int | None = None) -> Tensor:
         """Return the bound on log q(z|x), (K, B), from psi_0 and ``inner_k`` fresh samples."""
-        ratio = self._ratio(context, self._tau(context, joint.z))
+        ratio = self._ratio(encoded, self._tau(encoded, joint.z))
         log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
         return self._log_q(ratio, joint.z, log_ratio, inner_k, inner_chunk)
 
-    def log_q_at(self, context: Context, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor:
+    def log_q_at(self, encoded: Encoded, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor:
         """Return log 1/L sum_{l=1..L} r_l, (K, B), at z of (K, B, D), with L = ``samples`` fresh psi for each."""
-        return self._fresh(self._ratio(context, self._tau(context, z)), z, samples, chunk)
+        return self._fresh(self._ratio(encoded, self._tau(encoded, z)), z, samples, chunk)
 
-    def log_q_bounds(self, context: Context, k: int, *, inner_k: int = 0, inner_chunk: int | None = None) -> LogQBounds:
+    def log_q_bounds(self, encoded: Encoded, k: int, *, inner_k: int = 0, inner_chunk: int | None = None) -> LogQBounds:
         """Draw z of (K, B, D) with bounds on its log q(z|x) from both sides, and with log q(z|psi_0,x).
 
-        Each z has its own psi_1..L, also where training shares them: errors of the draws are then independent.
+        Each z has its own psi_1..L even if training shares them, so that the errors of the draws are independent.
         """
-        joint = self.joint(context, k)
-        ratio = self._ratio(context, self._tau(context, joint.z))
+        joint = self.joint(encoded, k)
+        ratio = self._ratio(encoded, self._tau(encoded, joint.z))
         conditional = joint.q_z.log_prob(joint.z)
         fresh = self._fresh(ratio, joint.z, inner_k, inner_chunk) if inner_k else None
-        return enclosed(joint.z, ratio.correction(joint.psi) + conditional, fresh, inner_k, conditional)
+        return two_sided_bounds(joint.z, ratio.correction(joint.psi) + conditional, fresh, inner_k, conditional)
 
     def _fresh(self, ratio: _Ratio, z: Tensor, samples: int, chunk: int | None) -> Tensor:
-        """Average the ratios of ``samples`` fresh psi for each z, (K, B), in the log domain."""
+        """Return the log-mean-exp of the ratios of ``samples`` fresh psi for each z, (K, B)."""
         ratios = LogMeanExp()
         for psi in self._inner(ratio.tau, z, samples, chunk or samples, share=False):
             ratios.add(ratio.log_ratio(z, psi))
         return ratios.value().to(z.dtype)
 
-    def _tau(self, context: Context, z: Tensor) -> Distribution:
-        return context.mixing if self.reverse is None else self.reverse(z, context.reverse)
+    def _tau(self, encoded: Encoded, z: Tensor) -> Distribution:
+        return encoded.mixing if self.reverse is None else self.reverse(z, encoded.reverse)
 
-    def _ratio(self, context: Context, tau: Distribution) -> _Ratio:
-        mixing = None if self.reverse is None else context.mixing
-        return _Ratio(self.conditional, context.conditional, mixing, tau)
+    def _ratio(self, encoded: Encoded, tau: Distribution) -> _Ratio:
+        mixing = None if self.reverse is None else encoded.mixing
+        return _Ratio(self.conditional, encoded.conditional, mixing, tau)
 
     def _log_q(self, ratio: _Ratio, z: Tensor, log_ratio: Tensor, inner_k: int, inner_chunk: int | None) -> Tensor:
-        """Average the ratio of psi_0, (K, B), with those of ``inner_k`` fresh samples."""
-        ratios = LogMeanExp() if inner_chunk else _Gather()
+        """Return the log-mean-exp of the ratio of psi_0, (K, B), and those of ``inner_k`` fresh samples."""
+        ratios = LogMeanExp() if inner_chunk else _Terms()
         ratios.add(log_ratio.unsqueeze(0))
         for psi in self._inner(ratio.tau, z, inner_k, inner_chunk or inner_k, share=self.share_psi):
             ratios.add(ratio.log_ratio(z, psi))
         return ratios.value().to(z.dtype)
 
     def _log_q_for_dreg(self, ratio: _Ratio, joint: Joint, inner_k: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The same number, with tau held constant where it scores its own samples.
+        """Return the value of :meth:`_log_q`, with a constant tau in the densities of tau's own samples.
 
-        b_l being the share of sample l in the mean, the path derivative of psi_l is weighted by b_l^2, in which
-        the score of tau is contained; the sample psi_0 keeps its score, -b_0 dlog tau(psi_0)/deta.
+        b_l is the share of sample l in the mean. The path derivative of psi_l is weighted by b_l^2, which accounts for
+        the score of tau. The sample psi_0 keeps its score, -b_0 dlog tau(psi_0)/deta.
         """
         log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
         (psi,) = self._inner(ratio.tau, joint.z, inner_k, inner_k, share=self.share_psi)
@@ -300,7 +308,7 @@ class HierarchicalEncoder(Encoder):
         if not isinstance(tau, DiagonalNormal):
             raise TypeError("tau_gradient='dreg' needs a reverse model that returns a DiagonalNormal")
         constant = ratio._replace(tau=DiagonalNormal(tau.mean.detach(), tau.scale.detach()))
-        ratios = _Gather()
+        ratios = _Terms()
         ratios.add(log_ratio.unsqueeze(0))
         ratios.add(constant.log_ratio(joint.z, psi))
         if not psi.requires_grad:
@@ -309,20 +317,20 @@ class HierarchicalEncoder(Encoder):
         psi.register_hook(lambda gradient: gradient * share.to(gradient.dtype))
         return ratios.value(), (psi,)
 
-    def rescored(self, *, tau: Tau | None = None, share_psi: bool | None = None) -> "HierarchicalEncoder":
+    def with_inner_samples(self, *, tau: Tau | None = None, share_psi: bool | None = None) -> "HierarchicalEncoder":
         """Return the same q(z|x) with another tau, or with inner samples that all draws of z share."""
         if tau == "learned" and self.reverse is None:
             raise ValueError("it has no learned tau(psi|z,x): its inner samples come from q(psi|x)")
         reverse = None if tau == "prior" else self.reverse
         shared = self.share_psi if share_psi is None else share_psi
         if shared and reverse is not None:
-            raise ValueError("the inner samples of a learned tau(psi|z,x) follow their z and cannot be shared")
+            raise ValueError("the inner samples of a learned tau(psi|z,x) depend on z and cannot be shared")
         if reverse is self.reverse and shared == self.share_psi:
             return self
         return HierarchicalEncoder(self.mixing, self.conditional, reverse, share_psi=shared)
 
     def auxiliary_losses(self) -> dict[str, AuxiliaryLoss]:
-        """Return tau's warm-up and extra steps, if there are any."""
+        """Return the loss of tau's warm-up and extra steps, if there are any."""
         if self.reverse is None or not (self.tau_steps or self.tau_warmup):
             return {}
         return {
@@ -337,23 +345,23 @@ class HierarchicalEncoder(Encoder):
         }
 
     def tau_loss(self, x: Tensor) -> Tensor:
-        """Return the mean of log_q over images x, (B, X), to be lowered in tau: it does no more than tighten it.
+        """Return the mean of log_q over images x, (B, X), whose minimum in tau is the tightest bound.
 
-        With as many inner samples as the main loss has just had.
+        It uses as many inner samples as the last step of the main loss.
         """
         assert self.reverse is not None
         with torch.no_grad():
-            context = self.encode(x)
-            joint = self.joint(context, 1)
+            encoded = self.encode(x)
+            joint = self.joint(encoded, 1)
         tau = self.reverse(joint.z, self.reverse.condition(x))
-        ratio = self._frozen_ratio(context, tau)
+        ratio = self._frozen_ratio(encoded, tau)
         if self.tau_gradient == "dreg" and self._last_inner_k:
             return self._log_q_for_dreg(ratio, joint, self._last_inner_k)[0].mean()
         log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
         return self._log_q(ratio, joint.z, log_ratio, self._last_inner_k, None).mean()
 
     def _inner(self, tau: Distribution, z: Tensor, inner_k: int, chunk: int, *, share: bool) -> Iterator[Tensor]:
-        """Yield psi_1..L ~ tau as (chunk, K, B, P), or (chunk, 1, B, P) where all z share them."""
+        """Yield psi_1..L ~ tau as (chunk, K, B, P), or (chunk, 1, B, P) if all z share them."""
         follows_z = len(tau.batch_shape) == z.dim() - 1
         k = () if follows_z else (1,) if share else (z.shape[0],)
         for first in range(0, inner_k, chunk or 1):
@@ -362,14 +370,14 @@ class HierarchicalEncoder(Encoder):
                 psi = tau.rsample((min(chunk, inner_k - first), *k))
             yield psi
 
-    def _frozen_ratio(self, context: Context, tau: Distribution) -> _Ratio:
-        """The ratio with the parameters of q held constant, and those of tau live."""
-        conditioned = detached(context.conditional)
-        return _Ratio(frozen(self.conditional), conditioned, frozen(self.mixing)(context.x), tau)
+    def _frozen_ratio(self, encoded: Encoded, tau: Distribution) -> _Ratio:
+        """Return the ratio with constant parameters of q; gradients reach the parameters of tau."""
+        conditioned = detached(encoded.conditional)
+        return _Ratio(frozen(self.conditional), conditioned, frozen(self.mixing)(encoded.x), tau)
 
 
-class _Gather:
-    """The plain form of :class:`LogMeanExp` for training: one differentiable log-sum-exp in the native dtype."""
+class _Terms:
+    """The form of :class:`LogMeanExp` for training: one differentiable log-sum-exp in the dtype of its terms."""
 
     def __init__(self) -> None:
         self.parts: list[Tensor] = []
@@ -380,16 +388,3 @@ class _Gather:
     def value(self) -> Tensor:
         log_ratios = torch.cat(self.parts)
         return torch.logsumexp(log_ratios, 0) - math.log(len(log_ratios))
-
-
-def _one_of(key: str, value: str, words: Sequence[str]) -> str:
-    if value not in words:
-        hint = did_you_mean(str(value), words)
-        raise UserError(f"encoder.{key} must be one of {', '.join(words)}, not {value!r}{hint}")
-    return value
-
-
-def _number(key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"encoder.{key} must be a number or null, not {value!r}")
-    return float(value)

@@ -76,7 +76,7 @@ class CompiledModel(GenerativeModel):
         shared = [nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()]
         memo: dict[int, Any] = {id(weight): own for weight, own in zip(model.parameters(), shared, strict=True)}
         frozen = copy.deepcopy(model, memo | {id(buffer): buffer for buffer in model.buffers()})
-        super().__init__(frozen.latent_prior, frozen.decoder, frozen.seen)
+        super().__init__(frozen.latent_prior, frozen.decoder, frozen.decoder_inputs)
         self.train(model.training)
         self._size = (samples, images)
         self._differentiated = differentiated

@@ -88,7 +88,7 @@ def proposal(experiment: Experiment) -> tuple[Encoder, dict[str, Any]]:
     asked = {"tau": settings.tau, "share_psi": settings.share_psi}
     asked = {key: value for key, value in asked.items() if value is not None}
     try:
-        rescored = encoder.rescored(**asked)
+        rescored = encoder.with_inner_samples(**asked)
     except ValueError as error:
         words = " ".join(f"estimator.{key}={str(value).lower()}" for key, value in asked.items())
         hint = "; with estimator.tau=prior they can" if settings.share_psi and encoder.has_inner_samples else ""

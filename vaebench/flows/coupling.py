@@ -1,4 +1,4 @@
-"""Coupling flows: one half of the coordinates is moved by what the other half and the image say."""
+"""Coupling flows: a function of one half of the coordinates and of the image transforms the other half."""
 
 from abc import abstractmethod
 
@@ -6,77 +6,74 @@ import torch
 from torch import Tensor
 
 from vaebench.distributions import at_least_float32
-from vaebench.errors import UserError
-from vaebench.flows.flow import Conditioned, Flow, FlowContext, Moved, gradient_of, small_linear
-from vaebench.nets.trunks import AdditiveMLP
+from vaebench.flows.flow import Flow, FlowContext, StepParameters, Transformed, gradient_of, small_linear
+from vaebench.nets.dense import AdditiveMLP
 
 __all__ = ["Coupling"]
 
 
 class Coupling(Flow):
-    """z'_i = t(z_i; network(kept half, x)) for each moved coordinate, t increasing. Abstract.
+    """z'_i = t(z_i; network(kept half, x)) for each coordinate of the other half, t increasing. Abstract.
 
     Source: Dinh, Krueger and Bengio 2015, https://arxiv.org/abs/1410.8516
 
     Args:
-        place: where the step stands; the halves change roles from step to step.
-        settings_per_coordinate: P, the numbers that ``transform`` takes for one coordinate.
+        context: the widths of the step; the halves swap roles from step to step.
+        settings_per_coordinate: P, the number of settings of ``transform`` for one coordinate.
         width: hidden units in a layer of the network.
         depth: hidden layers.
 
     Raises:
-        UserError: there are no two halves.
+        ValueError: there are fewer than two coordinates.
     """
 
-    def __init__(self, place: FlowContext, settings_per_coordinate: int, width: int, depth: int) -> None:
+    def __init__(self, context: FlowContext, settings_per_coordinate: int, width: int, depth: int) -> None:
         super().__init__()
-        if place.dim < 2:
-            raise UserError(
-                "a coupling flow (encoder=realnvp|nsf) moves one half of the latent coordinates given the other, "
-                f"so it needs latent_dim=2 or more, not {place.dim}; encoder=iaf takes any"
-            )
-        self.cut = place.dim // 2
-        self.moves_second = place.index % 2 == 0
-        kept = self.cut if self.moves_second else place.dim - self.cut
+        if context.latent_dim < 2:
+            raise ValueError(f"latent_dim must be >= 2 for coupling flows, got {context.latent_dim}")
+        self.cut = context.latent_dim // 2
+        self.moves_second = context.index % 2 == 0
+        kept = self.cut if self.moves_second else context.latent_dim - self.cut
         self.settings = settings_per_coordinate
-        self.network = AdditiveMLP(place.features, kept, [width] * depth, place.activation)
-        self.head = small_linear(width, (place.dim - kept) * settings_per_coordinate)
+        self.network = AdditiveMLP(context.features, kept, [width] * depth, context.activation)
+        self.head = small_linear(width, (context.latent_dim - kept) * settings_per_coordinate)
 
     @abstractmethod
     def transform(self, value: Tensor, settings: Tensor) -> tuple[Tensor, Tensor]:
-        """Return t(value) and log t'(value), (..., N) each, for settings (..., P, N), about 0 at the start."""
+        """Return t(value) and log t'(value), (..., N) each, for settings (..., P, N), which are about 0 at first."""
 
     @abstractmethod
     def restore(self, value: Tensor, settings: Tensor) -> Tensor:
         """Return the inverse of t at ``value``."""
 
-    def condition(self, features: Tensor) -> Conditioned:
-        """Return what the network's first layer makes of the features, (B, width)."""
+    def condition(self, features: Tensor) -> StepParameters:
+        """Return the features' share of the network's first layer, (B, width)."""
         return (self.network.condition(features),)
 
-    def forward(self, z: Tensor, conditioned: Conditioned) -> Moved:
-        """Map (K, B, D) forward."""
+    def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
+        """Return z' and the log-determinant."""
         kept, moved = self._halves(z)
         moved, log_slope = self.transform(moved, self._settings(kept, conditioned))
-        return Moved(self._joined(kept, moved), log_slope.sum(-1))
+        return Transformed(self._joined(kept, moved), log_slope.sum(-1))
 
-    def inverse(self, z: Tensor, conditioned: Conditioned) -> Tensor:
-        """Map (K, B, D) backward, as fast as forward."""
+    def inverse(self, z: Tensor, conditioned: StepParameters) -> Tensor:
+        """Return the input of ``forward``, in one pass."""
         kept, moved = self._halves(z)
         return self._joined(kept, self.restore(moved, self._settings(kept, conditioned)))
 
-    def solve_transposed(self, z: Tensor, moved: Tensor, conditioned: Conditioned, gradient: Tensor) -> Tensor:
-        """Solve the block triangular system: the moved half first, then what it sends back to the kept half."""
+    def solve_transposed(self, z: Tensor, transformed: Tensor, conditioned: StepParameters, gradient: Tensor) -> Tensor:
+        """Solve the block triangular system: first for the moved half, then for the kept half."""
         del conditioned
-        # Given the kept half each moved coordinate depends on itself alone: the gradient of the sum is t'.
-        slope = self._halves(gradient_of(self._halves(moved)[1].sum(), z))[1]
+        # Given the kept half, each moved coordinate depends on itself alone, so the gradient of the sum is t'.
+        moved = self._halves(transformed)[1]
+        slope = self._halves(gradient_of(moved.sum(), z))[1]
         kept_gradient, moved_gradient = self._halves(gradient)
         solved = moved_gradient / slope
-        sent_back = self._halves(gradient_of((self._halves(moved)[1] * solved).sum(), z))[0]
-        return self._joined(kept_gradient - sent_back, solved)
+        through_network = self._halves(gradient_of((moved * solved).sum(), z))[0]
+        return self._joined(kept_gradient - through_network, solved)
 
-    def _settings(self, kept: Tensor, conditioned: Conditioned) -> Tensor:
-        """Return (K, B, P, N): with N last, what runs over P is vectorised on CPUs."""
+    def _settings(self, kept: Tensor, conditioned: StepParameters) -> Tensor:
+        """Return (K, B, P, N); with N last, CPUs vectorise operations over P."""
         raw = self.head(self.network(kept, conditioned[0]))
         return at_least_float32(raw).unflatten(-1, (self.settings, -1))
 

@@ -1,7 +1,7 @@
-"""The contract of every invertible step, and what the families share.
+"""The contract of every invertible step, and the functions that several families use.
 
-A step maps z to z' given features of an image, and returns log|det dz'/dz| from the same pass: a flow posterior
-only ever needs the density of its own draws.
+A step maps z to z' given features of an image, and returns log|det dz'/dz| from the same pass, because a flow posterior
+needs only the density of its own draws.
 
 Shapes: K samples first, B images, D latent coordinates, F features; nats.
 """
@@ -13,32 +13,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaebench.nets.trunks import linear
+from vaebench.nets.dense import linear
 
 __all__ = [
-    "Conditioned",
     "Flow",
     "FlowContext",
-    "Moved",
+    "StepParameters",
+    "Transformed",
     "above_minus_one",
     "gradient_of",
     "increasing_root",
     "small_linear",
 ]
 
-Conditioned = tuple[Tensor, ...]
-"""What a step needs to know of the images: tensors of (B, *), computed once for any number of draws."""
+StepParameters = tuple[Tensor, ...]
+"""The parameters of a step: tensors of (B, *), computed from the images once for any number of draws."""
 
-# Steps start near the identity, but not at it: with every weight at zero some would be saddle points.
+# Steps are near the identity at first, but not equal to it: with all weights 0 some would be at a saddle point.
 _SMALL = 0.01
-# 1 + above_minus_one(.) >= this: one step never shrinks a volume by more than the factor.
+# 1 + above_minus_one(.) >= this: no step shrinks a volume by more than this factor.
 _MARGIN = 1e-3
-# Halvings of a bracket; enough for float64.
+# Halvings of a bracket, enough for float64.
 _HALVINGS = 70
 
 
-class Moved(NamedTuple):
-    """Where a step takes its input."""
+class Transformed(NamedTuple):
+    """The result of a step."""
 
     z: Tensor
     """z', (K, B, D)."""
@@ -47,60 +47,60 @@ class Moved(NamedTuple):
 
 
 class FlowContext(NamedTuple):
-    """Where in an encoder a step stands."""
+    """The first argument of every step's ``build``; the keys of the yaml follow as keyword arguments."""
 
     features: int
     """Width F of the features of x."""
-    dim: int
+    latent_dim: int
     """Latent coordinates D."""
     index: int
-    """Number of the step, from 0: steps that treat coordinates in an order or in halves alternate."""
+    """Number of the step, from 0; steps that order or halve the coordinates alternate."""
     activation: str
-    """Of the step's own network, where it has one."""
+    """Activation of the step's network, if it has one."""
 
 
 class Flow(nn.Module, ABC):
-    """One invertible step. Abstract: the families are final classes, built by ``build(place, **settings)``."""
+    """One invertible step. Abstract: each family is a final class, built by ``build(context, **settings)``."""
 
     @abstractmethod
-    def condition(self, features: Tensor) -> Conditioned:
-        """Do what depends on the images alone, for features (B, F)."""
+    def condition(self, features: Tensor) -> StepParameters:
+        """Compute the step's parameters from features, (B, F)."""
 
     @abstractmethod
-    def forward(self, z: Tensor, conditioned: Conditioned) -> Moved:
-        """Map z, (K, B, D), forward, and score the map."""
+    def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
+        """Return z' for z, (K, B, D), and the log-determinant."""
 
     @abstractmethod
-    def inverse(self, z: Tensor, conditioned: Conditioned) -> Tensor:
-        """Return the input that ``forward`` maps to z, (K, B, D); without gradient where it is iterative."""
+    def inverse(self, z: Tensor, conditioned: StepParameters) -> Tensor:
+        """Return the input that ``forward`` maps to z, (K, B, D); an iterative inverse has no gradient."""
 
     @abstractmethod
-    def solve_transposed(self, z: Tensor, moved: Tensor, conditioned: Conditioned, gradient: Tensor) -> Tensor:
-        """Return J^-T gradient, (K, B, D), with J = dz'/dz: how a gradient in z reads as one in z'.
+    def solve_transposed(self, z: Tensor, transformed: Tensor, conditioned: StepParameters, gradient: Tensor) -> Tensor:
+        """Return J^-T gradient, (K, B, D), with J = dz'/dz: the gradient in z' for a gradient in z.
 
         Args:
             z: the input of ``forward``, a leaf that requires gradients.
-            moved: z', with the graph that leads back to z.
+            transformed: z', with its graph.
             conditioned: as for ``forward``.
             gradient: (K, B, D).
         """
 
-    def push_score(self, z: Tensor, conditioned: Conditioned, score: Tensor) -> Tensor:
-        """Return grad log q'(z') from ``score`` = grad log q(z), both (K, B, D), as numbers without history.
+    def push_score(self, z: Tensor, conditioned: StepParameters, score: Tensor) -> Tensor:
+        """Return grad log q'(z') from ``score`` = grad log q(z), both (K, B, D), without a graph.
 
-        log q'(z') = log q(z) - log|det J(z)|, so grad log q'(z') = J^-T (score - grad log|det J(z)|): exact, and
-        no inverse is computed.
+        log q'(z') = log q(z) - log|det J(z)|, so grad log q'(z') = J^-T (score - grad log|det J(z)|). This is exact and
+        computes no inverse.
         """
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             conditioned = tuple(part.detach() for part in conditioned)
-            moved, log_det = self(z, conditioned)
+            transformed, log_det = self(z, conditioned)
             gradient = score - gradient_of(log_det.sum(), z)
-            return self.solve_transposed(z, moved, conditioned, gradient).detach()
+            return self.solve_transposed(z, transformed, conditioned, gradient).detach()
 
 
 def gradient_of(value: Tensor, z: Tensor) -> Tensor:
-    """Return d value / dz; zero where a scalar does not depend on z. The graph is kept."""
+    """Return d value / dz, zero if ``value`` does not depend on z; keep the graph."""
     if not value.requires_grad:
         return torch.zeros_like(z)
     (gradient,) = torch.autograd.grad(value, z, retain_graph=True, materialize_grads=True)
@@ -108,7 +108,7 @@ def gradient_of(value: Tensor, z: Tensor) -> Tensor:
 
 
 def small_linear(inputs: int, outputs: int, bias: Any = 0.0) -> nn.Linear:
-    """Make a last layer that returns about ``bias``, a number or (outputs,), whatever its input."""
+    """Make a last layer whose output is about ``bias``, a number or (outputs,), for any input."""
     layer = linear(inputs, outputs)
     with torch.no_grad():
         layer.weight.mul_(_SMALL)
@@ -124,7 +124,7 @@ def above_minus_one(value: Tensor) -> Tensor:
 
 
 def increasing_root(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
-    """Return where an increasing elementwise ``function`` is zero between ``low`` and ``high``, by bisection."""
+    """Return the root of an increasing elementwise ``function`` between ``low`` and ``high``, by bisection."""
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         beyond = function(middle) > 0

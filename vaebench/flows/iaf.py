@@ -3,59 +3,61 @@
 import torch
 from torch import Tensor
 
-from vaebench.flows.flow import Conditioned, Flow, FlowContext, Moved, gradient_of
+from vaebench.arguments import at_least
+from vaebench.flows.flow import Flow, FlowContext, StepParameters, Transformed, gradient_of
 from vaebench.flows.masked import MaskedNetwork
 
 __all__ = ["IAFFlow"]
 
-# The gate's start: each step keeps 0.95 of its input. (The paper's +1 to +2 keeps 0.73 to 0.88.)
+# The gate's initial bias: each step keeps 0.95 of its input. (The paper's +1 to +2 keeps 0.73 to 0.88.)
 _GATE_BIAS = 3.0
-# One step never shrinks a coordinate by more.
+# No step shrinks a coordinate by more than this factor.
 _SMALLEST_GATE = 1e-3
 
 
 class IAFFlow(Flow):
     """z'_i = g_i z_i + (1 - g_i) m_i, with the gate g_i in (0, 1) and m_i from z_1..z_{i-1} and x.
 
-    All coordinates move at once, in one pass of the network, and log|det J| = sum_i log g_i. The inverse takes D
-    passes, and sampling never needs it. The order of the coordinates is reversed from step to step.
+    One pass of the network transforms all coordinates, and log|det J| = sum_i log g_i. The inverse takes D passes;
+    sampling does not need it. The order of the coordinates is reversed from step to step.
 
     Source: Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling 2016, https://arxiv.org/abs/1606.04934
 
     Args:
-        place: where the step stands.
+        context: the widths of the step.
         width: hidden units in a layer of the network.
         depth: hidden layers.
     """
 
-    def __init__(self, place: FlowContext, width: int, depth: int) -> None:
+    def __init__(self, context: FlowContext, width: int, depth: int) -> None:
         super().__init__()
         self.network = MaskedNetwork(
-            place.features,
-            place.dim,
+            context.features,
+            context.latent_dim,
             2,
             hidden=[width] * depth,
-            activation=place.activation,
-            backward=place.index % 2 == 1,
+            activation=context.activation,
+            backward=context.index % 2 == 1,
             bias=torch.tensor([0.0, _GATE_BIAS]),
         )
 
     @classmethod
-    def build(cls, place: FlowContext, *, width: int, depth: int) -> "IAFFlow":
-        """Make one whose network has ``depth`` hidden layers of ``width`` units."""
-        return cls(place, width, depth)
+    def build(cls, context: FlowContext, *, width: int, depth: int) -> "IAFFlow":
+        """Build the step; its network has ``depth`` hidden layers of ``width`` units."""
+        at_least(1, width=width, depth=depth)
+        return cls(context, width, depth)
 
-    def condition(self, features: Tensor) -> Conditioned:
+    def condition(self, features: Tensor) -> StepParameters:
         """Return the features' share of the network's first layer, (B, width)."""
         return (self.network.condition(features),)
 
-    def forward(self, z: Tensor, conditioned: Conditioned) -> Moved:
-        """Map (K, B, D) forward in one pass."""
+    def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
+        """Return z' and the log-determinant, in one pass."""
         gate, target = self._gate_and_target(z, conditioned)
-        return Moved(gate * z + (1 - gate) * target, gate.log().sum(-1))
+        return Transformed(gate * z + (1 - gate) * target, gate.log().sum(-1))
 
-    def inverse(self, z: Tensor, conditioned: Conditioned) -> Tensor:
-        """Solve for z by D passes: after the i-th, the first i coordinates in the step's order are right."""
+    def inverse(self, z: Tensor, conditioned: StepParameters) -> Tensor:
+        """Solve for z by D passes; after pass i the first i coordinates in the step's order are exact."""
         before = z
         with torch.no_grad():
             for _ in range(z.shape[-1]):
@@ -63,15 +65,15 @@ class IAFFlow(Flow):
                 before = (z - (1 - gate) * target) / gate
         return before
 
-    def solve_transposed(self, z: Tensor, moved: Tensor, conditioned: Conditioned, gradient: Tensor) -> Tensor:
-        """Solve the triangular system by substitution in all coordinates at once.
+    def solve_transposed(self, z: Tensor, transformed: Tensor, conditioned: StepParameters, gradient: Tensor) -> Tensor:
+        """Solve the triangular system by fixed-point iteration in all coordinates.
 
-        After i rounds the last i coordinates in the step's order are what plain back-substitution makes them,
-        so D rounds are exact; where the step is gentle a few are, and the rest are saved.
+        After i rounds the last i coordinates in the step's order are exact, so D rounds are exact. If the step is near
+        the identity, a few rounds suffice, and the iteration stops.
         """
-        del moved
+        del transformed
         gate, target = self._gate_and_target(z, conditioned)
-        # What z does through the network alone: the gradient of coordinate i reaches only those before it.
+        # The dependence on z through the network alone: coordinate i depends on the coordinates before it.
         through_network = gate * z.detach() + (1 - gate) * target
         gate = gate.detach()
         solved = gradient / gate
@@ -82,6 +84,6 @@ class IAFFlow(Flow):
                 break
         return solved
 
-    def _gate_and_target(self, z: Tensor, conditioned: Conditioned) -> tuple[Tensor, Tensor]:
+    def _gate_and_target(self, z: Tensor, conditioned: StepParameters) -> tuple[Tensor, Tensor]:
         target, raw = self.network(z, conditioned[0]).unbind(-1)
         return _SMALLEST_GATE + (1 - _SMALLEST_GATE) * raw.sigmoid(), target

@@ -1,4 +1,4 @@
-"""A network whose outputs see only the inputs before them."""
+"""A network in which each output depends only on the inputs before it."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ from torch.nn import functional as F
 from vaebench.distributions import at_least_float32
 from vaebench.flows.flow import small_linear
 from vaebench.nets.activations import ACTIVATIONS
-from vaebench.nets.trunks import linear
+from vaebench.nets.dense import linear
 
 __all__ = ["MaskedNetwork"]
 
 
 class MaskedLinear(nn.Module):
-    """An affine layer in which a unit of rank r hears only the inputs that ``mask``, (outputs, inputs), lets by."""
+    """An affine layer whose weights are multiplied by ``mask``, (outputs, inputs)."""
 
     def __init__(self, layer: nn.Linear, mask: Tensor) -> None:
         super().__init__()
@@ -26,11 +26,11 @@ class MaskedLinear(nn.Module):
 
 
 class MaskedNetwork(nn.Module):
-    """(z, features) -> ``settings`` numbers per coordinate; those of the i-th see z_1..z_{i-1} and all features.
+    """(z, features) -> ``settings`` numbers per coordinate i, which depend on z_1..z_{i-1} and all features.
 
-    The masked autoencoder (MADE): coordinates have ranks 1..D, hidden units ranks 0..D-1; a hidden unit hears
-    inputs and hidden units of its rank or less, an output hears hidden units of less than its rank. Hidden units
-    of rank 0 hear the features alone.
+    The masked autoencoder (MADE): coordinates have ranks 1..D, hidden units have ranks 0..D-1. A hidden unit takes
+    inputs and hidden units of its rank or less; an output takes hidden units of less than its rank. Hidden units of
+    rank 0 take the features alone.
 
     Source: Germain, Gregor, Murray and Larochelle 2015, https://arxiv.org/abs/1502.03509
 
@@ -40,8 +40,8 @@ class MaskedNetwork(nn.Module):
         settings: numbers for each coordinate.
         hidden: widths of the hidden layers.
         activation: a key of ``ACTIVATIONS``.
-        backward: rank the coordinates from the last to the first.
-        bias: what to return at the start, (settings,).
+        backward: whether the last coordinate has rank 1.
+        bias: the initial output, (settings,).
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class MaskedNetwork(nn.Module):
         self.settings = settings
         self.activation = ACTIVATIONS[activation]
         self.features = linear(features, hidden[0])
-        layers, heard = [], inputs
+        layers, input_ranks = [], inputs
         for depth, width in enumerate(hidden):
             units = torch.arange(width) * dim // width
-            mask = heard <= units.unsqueeze(-1)
-            layers.append(MaskedLinear(linear(len(heard), width, bias=depth > 0), mask))
-            heard = units
+            mask = input_ranks <= units.unsqueeze(-1)
+            layers.append(MaskedLinear(linear(len(input_ranks), width, bias=depth > 0), mask))
+            input_ranks = units
         self.layers = nn.ModuleList(layers)
-        mask = (heard < inputs.unsqueeze(-1)).repeat_interleave(settings, 0)
-        self.last = MaskedLinear(small_linear(len(heard), dim * settings, bias.repeat(dim)), mask)
+        mask = (input_ranks < inputs.unsqueeze(-1)).repeat_interleave(settings, 0)
+        self.last = MaskedLinear(small_linear(len(input_ranks), dim * settings, bias.repeat(dim)), mask)
 
     def condition(self, features: Tensor) -> Tensor:
         """Return the features' share of the first layer, (B, hidden[0])."""

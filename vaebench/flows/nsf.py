@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from vaebench.errors import UserError
+from vaebench.arguments import above, at_least
 from vaebench.flows.coupling import Coupling
 from vaebench.flows.flow import FlowContext
 from vaebench.flows.spline import RationalQuadraticSpline, settings_count
 
 __all__ = ["SplineFlow"]
 
-# Bins have a smallest width of a thousandth of the interval.
+# The least width of a bin is a thousandth of the interval.
 _MOST_BINS = 100
 
 
@@ -19,21 +19,23 @@ class SplineFlow(Coupling):
     Source: Durkan, Bekasov, Murray and Papamakarios 2019, https://arxiv.org/abs/1906.04032
     """
 
-    def __init__(self, place: FlowContext, width: int, depth: int, bins: int, bound: float) -> None:
+    def __init__(self, context: FlowContext, width: int, depth: int, bins: int, bound: float) -> None:
         if not 2 <= bins <= _MOST_BINS:
-            raise UserError(f"encoder.bins must be from 2 to {_MOST_BINS}, not {bins}")
-        super().__init__(place, settings_count(bins), width, depth)
+            raise ValueError(f"bins must be >= 2 and <= {_MOST_BINS}, got {bins}")
+        above(0, bound=bound)
+        super().__init__(context, settings_count(bins), width, depth)
         self.bins, self.bound = bins, bound
 
     @classmethod
-    def build(cls, place: FlowContext, *, width: int, depth: int, bins: int, bound: float) -> "SplineFlow":
-        """Make one whose network has ``depth`` hidden layers of ``width`` units."""
-        return cls(place, width, depth, bins, bound)
+    def build(cls, context: FlowContext, *, width: int, depth: int, bins: int, bound: float) -> "SplineFlow":
+        """Build the step; its network has ``depth`` hidden layers of ``width`` units."""
+        at_least(1, width=width, depth=depth)
+        return cls(context, width, depth, bins, bound)
 
     def transform(self, value: Tensor, settings: Tensor) -> tuple[Tensor, Tensor]:
-        """Bend."""
+        """Apply the splines."""
         return RationalQuadraticSpline(settings, self.bins, self.bound).forward(value)
 
     def restore(self, value: Tensor, settings: Tensor) -> Tensor:
-        """Bend back."""
+        """Apply the inverse splines."""
         return RationalQuadraticSpline(settings, self.bins, self.bound).inverse(value)

@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vaebench.distributions import at_least_float32
-from vaebench.flows.flow import Conditioned, Flow, FlowContext, Moved, above_minus_one, small_linear
+from vaebench.flows.flow import Flow, FlowContext, StepParameters, Transformed, above_minus_one, small_linear
 
 __all__ = ["RadialFlow"]
 
-# alpha is a radius: below this the step would be a needle.
+# alpha is a radius; this is its least value.
 _ALPHA_FLOOR = 1e-3
 
 
@@ -23,33 +23,33 @@ class RadialFlow(Flow):
     Source: Rezende and Mohamed 2015, https://arxiv.org/abs/1505.05770
     """
 
-    def __init__(self, place: FlowContext) -> None:
+    def __init__(self, context: FlowContext) -> None:
         super().__init__()
-        self.dim = place.dim
-        # The typical distance of a draw from the centre, at which the step can do most.
-        start = [0.0] * place.dim + [math.log(math.expm1(math.sqrt(place.dim))), 0.0]
-        self.head = small_linear(place.features, place.dim + 2, start)
+        self.dim = context.latent_dim
+        # alpha starts at the typical distance of a draw from the centre, where the step has most effect.
+        start = [0.0] * context.latent_dim + [math.log(math.expm1(math.sqrt(context.latent_dim))), 0.0]
+        self.head = small_linear(context.features, context.latent_dim + 2, start)
 
     @classmethod
-    def build(cls, place: FlowContext) -> "RadialFlow":
-        """Make one."""
-        return cls(place)
+    def build(cls, context: FlowContext) -> "RadialFlow":
+        """Build the step."""
+        return cls(context)
 
-    def condition(self, features: Tensor) -> Conditioned:
+    def condition(self, features: Tensor) -> StepParameters:
         """Return c, alpha and beta/alpha > -1."""
         raw = at_least_float32(self.head(features))
         centre, alpha, ratio = raw.split([self.dim, 1, 1], -1)
         return centre, F.softplus(alpha) + _ALPHA_FLOOR, above_minus_one(ratio)
 
-    def forward(self, z: Tensor, conditioned: Conditioned) -> Moved:
-        """Map (K, B, D) forward."""
+    def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
+        """Return z' and the log-determinant."""
         centre, _, _ = conditioned
         offset = z - centre
         across, along = self._stretch(offset, conditioned)
         log_det = (self.dim - 1) * torch.log1p(across) + torch.log1p(along)
-        return Moved(z + across * offset, log_det.squeeze(-1))
+        return Transformed(z + across * offset, log_det.squeeze(-1))
 
-    def inverse(self, z: Tensor, conditioned: Conditioned) -> Tensor:
+    def inverse(self, z: Tensor, conditioned: StepParameters) -> Tensor:
         """Return the input: r solves the quadratic r^2 + (alpha + beta - r') r - alpha r' = 0."""
         centre, alpha, ratio = conditioned
         offset = z - centre
@@ -61,9 +61,9 @@ class RadialFlow(Flow):
         before = torch.where(half > 0, product / (half + root), root - half)
         return centre + offset / (1 + ratio * alpha / (alpha + before))
 
-    def solve_transposed(self, z: Tensor, moved: Tensor, conditioned: Conditioned, gradient: Tensor) -> Tensor:
+    def solve_transposed(self, z: Tensor, transformed: Tensor, conditioned: StepParameters, gradient: Tensor) -> Tensor:
         """J is symmetric: 1 + along in the direction of z - c, 1 + across in every other."""
-        del moved
+        del transformed
         offset = z - conditioned[0]
         across, along = self._stretch(offset, conditioned)
         outward = F.normalize(offset, dim=-1)
@@ -71,7 +71,7 @@ class RadialFlow(Flow):
         return radial / (1 + along) + (gradient - radial) / (1 + across)
 
     @staticmethod
-    def _stretch(offset: Tensor, conditioned: Conditioned) -> tuple[Tensor, Tensor]:
+    def _stretch(offset: Tensor, conditioned: StepParameters) -> tuple[Tensor, Tensor]:
         """Return the eigenvalues of J - I across the radius and along it, (K, B, 1) each."""
         _, alpha, ratio = conditioned
         share = alpha / (alpha + torch.linalg.vector_norm(offset, dim=-1, keepdim=True))

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from vaebench.arguments import at_least
 from vaebench.flows.coupling import Coupling
 from vaebench.flows.flow import FlowContext
 
 __all__ = ["RealNVPFlow"]
 
-# One step stretches a coordinate by at most exp(2).
+# One step scales a coordinate by at most exp(2).
 _LOG_SCALE_LIMIT = 2.0
 
 
@@ -19,17 +20,18 @@ class RealNVPFlow(Coupling):
     """
 
     @classmethod
-    def build(cls, place: FlowContext, *, width: int, depth: int) -> "RealNVPFlow":
-        """Make one whose network has ``depth`` hidden layers of ``width`` units."""
-        return cls(place, 2, width, depth)
+    def build(cls, context: FlowContext, *, width: int, depth: int) -> "RealNVPFlow":
+        """Build the step; its network has ``depth`` hidden layers of ``width`` units."""
+        at_least(1, width=width, depth=depth)
+        return cls(context, 2, width, depth)
 
     def transform(self, value: Tensor, settings: Tensor) -> tuple[Tensor, Tensor]:
-        """Stretch and shift."""
+        """Scale and shift."""
         log_scale, shift = self._bounded(settings)
         return value * log_scale.exp() + shift, log_scale
 
     def restore(self, value: Tensor, settings: Tensor) -> Tensor:
-        """Shift and stretch back."""
+        """Invert the shift and the scale."""
         log_scale, shift = self._bounded(settings)
         return (value - shift) * (-log_scale).exp()
 

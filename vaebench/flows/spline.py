@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 __all__ = ["RationalQuadraticSpline", "settings_count"]
 
-# A bin is never narrower, or flatter, than this share of the interval, and a slope at a knot never smaller.
+# Least width and height of a bin, as a share of the interval, and least slope at a knot.
 _SMALLEST_SHARE = 1e-3
 _SMALLEST_SLOPE = 1e-3
 
@@ -35,12 +35,12 @@ class _Bin(NamedTuple):
 
     @property
     def bend(self) -> Tensor:
-        """How far the knots' slopes exceed the mean slope, together."""
+        """The sum of the excesses of both knots' slopes over the mean slope."""
         return self.slope_left + self.slope_right - 2 * self.mean_slope
 
 
 class RationalQuadraticSpline:
-    """An increasing map of [-bound, bound] onto itself with a continuous slope, continued by the identity.
+    """An increasing map of [-bound, bound] to itself with a continuous slope; the identity outside the interval.
 
     Between two knots, with t = (x - x_l)/(x_r - x_l), mean slope s and slopes d_l, d_r at the knots,
 
@@ -49,8 +49,8 @@ class RationalQuadraticSpline:
     Source: Durkan, Bekasov, Murray and Papamakarios 2019, https://arxiv.org/abs/1906.04032
 
     Args:
-        settings: (..., 3 bins - 1, N), one spline for each of the values to come, (..., N): logits of widths and
-            heights, and raw slopes at the inner knots. All zero is the identity.
+        settings: (..., 3 bins - 1, N), one spline for each of the values, (..., N): logits of widths and heights, and
+            raw slopes at the inner knots. All zero is the identity.
         bins: number of bins.
         bound: half the length of the interval.
     """
@@ -59,13 +59,13 @@ class RationalQuadraticSpline:
         widths, heights, slopes = settings.split([bins, bins, bins - 1], -2)
         self.bound = bound
         self.across, self.up = _knots(widths, bound), _knots(heights, bound)
-        # The ends have slope 1, as the identity has.
+        # The ends have the slope of the identity, 1.
         self.raw_slopes = F.pad(slopes, (0, 0, 1, 1))
 
     def forward(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return y and log dy/dx, (..., N) each."""
         inside = value.abs() < self.bound
-        # Values in the tails take a place inside, so that what is computed for them and dropped stays finite.
+        # Values outside the interval are replaced, so that their unused results are finite.
         x = torch.where(inside, value, 0.0)
         part = self._bin(x, self.across)
         t = (x - part.left) / part.width
@@ -86,7 +86,7 @@ class RationalQuadraticSpline:
         a = part.height * (s - part.slope_left) + rise * part.bend
         b = part.height * part.slope_left - rise * part.bend
         c = -s * rise
-        # The form without cancellation; the root is real, and rounding must not say otherwise.
+        # The form without cancellation; the clamp removes negative rounding errors under the root.
         t = 2 * c / (-b - (b.square() - 4 * a * c).clamp_min(0).sqrt())
         return torch.where(inside, part.left + t * part.width, value)
 
@@ -94,8 +94,8 @@ class RationalQuadraticSpline:
         """Find each value, (..., N), between ``knots``, (..., bins + 1, N)."""
         index = (value.unsqueeze(-2) >= knots[..., 1:-1, :]).sum(-2, keepdim=True)
 
-        def at(table: Tensor, place: Tensor) -> Tensor:
-            return table.gather(-2, place).squeeze(-2)
+        def at(table: Tensor, index: Tensor) -> Tensor:
+            return table.gather(-2, index).squeeze(-2)
 
         left, bottom = at(self.across, index), at(self.up, index)
         return _Bin(

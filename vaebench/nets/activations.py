@@ -1,8 +1,8 @@
-"""Elementwise activations by name, and the maps that make scales positive.
+"""Elementwise activations by name.
 
-On CPUs torch's softplus, elu and tanh can cost more than the matrix product before them, for the log1p, expm1 and tanh
-inside; log, exp and sigmoid run at the speed of memory. Here they are made of these, which pays from a few thousand
-numbers on. Other devices take torch's.
+On CPUs torch's softplus, elu and tanh can cost more than the matrix product before them, because of log1p, expm1 and
+tanh. log, exp and sigmoid run at the speed of memory. So the functions here use log, exp and sigmoid on CPUs, which is
+faster for a few thousand numbers or more. Other devices use torch's functions.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from vaebench.distributions import at_least_float32
 
-__all__ = ["ACTIVATIONS", "elu", "positive", "softplus", "tanh"]
+__all__ = ["ACTIVATIONS", "elu", "softplus", "tanh"]
 
 
 class _Softplus(torch.autograd.Function):
-    """max(v, 0) - log sigmoid(|v|), in float32 or better. The error is the rounding of a number near 1, absolute."""
+    """max(v, 0) - log sigmoid(|v|), in float32 or better. The absolute error is the rounding of a number near 1."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:
@@ -33,24 +33,8 @@ class _Softplus(torch.autograd.Function):
         return gradient * value.sigmoid()
 
 
-class _Positive(_Softplus):
-    """max(v, 0) + log1p(u) with u = exp(-|v|), and log1p(u) = log(w) + (u - (w - 1)) / w with w = 1 + u, rounded.
-
-    w - 1 is exact, so that the second term is what rounding took from u; it matters where w is near 1 alone, and there
-    its division by w does not.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:
-        ctx.save_for_backward(value)
-        rest = value.abs().neg_().exp_()
-        rounded = rest + 1
-        rest.sub_(rounded - 1)
-        return rest.add_(rounded.log_()).add_(value.clamp(min=0))
-
-
 class _Elu(torch.autograd.Function):
-    """max(v, exp(min(v, 0)) - 1), in float32 or better. The error is absolute, as that of softplus."""
+    """max(v, exp(min(v, 0)) - 1), in float32 or better. The error is absolute, as for softplus."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:
@@ -65,7 +49,7 @@ class _Elu(torch.autograd.Function):
 
 
 class _Tanh(torch.autograd.Function):
-    """2 sigmoid(2 v) - 1, in float32 or better. The error is absolute, as that of softplus."""
+    """2 sigmoid(2 v) - 1, in float32 or better. The error is absolute, as for softplus."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:
@@ -79,22 +63,17 @@ class _Tanh(torch.autograd.Function):
         return torch.ops.aten.tanh_backward(gradient, result)
 
 
-def _on_cpu(own: type[torch.autograd.Function], torchs: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    return own.apply(value) if value.device.type == "cpu" else torchs(value)  # pyright: ignore[reportReturnType]
+def _on_cpu(fast: type[torch.autograd.Function], plain: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    return fast.apply(value) if value.device.type == "cpu" else plain(value)  # pyright: ignore[reportReturnType]
 
 
 def softplus(value: Tensor) -> Tensor:
-    """Return log(1 + exp(value)), accurate in absolute terms; :func:`positive` is where tiny values matter."""
+    """Return log(1 + exp(value)), accurate in absolute terms; for scales see ``positive``."""
     return _on_cpu(_Softplus, F.softplus, value)
 
 
-def positive(value: Tensor) -> Tensor:
-    """Return log(1 + exp(value)), accurate in relative terms however small: a scale, whose logarithm is taken."""
-    return _on_cpu(_Positive, F.softplus, value)
-
-
 def elu(value: Tensor) -> Tensor:
-    """Return ``value`` where it is positive, and exp(value) - 1 elsewhere, accurate in absolute terms."""
+    """Return ``value`` if it is positive, else exp(value) - 1, accurate in absolute terms."""
     return _on_cpu(_Elu, F.elu, value)
 
 

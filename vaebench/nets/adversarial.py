@@ -13,24 +13,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaebench import noise
-from vaebench.distributions import DiagonalNormal, at_least_float32
-from vaebench.nets.activations import elu, positive
-from vaebench.nets.trunks import MLP, AdditiveMLP, Trunk, linear
+from vaebench.distributions import DiagonalNormal, at_least_float32, positive
+from vaebench.nets.activations import elu
+from vaebench.nets.dense import MLP, AdditiveMLP, Trunk, linear
 
-__all__ = ["BasisSampler", "LogRatio", "MomentMatched", "NoiseFedSampler", "RatioNetwork", "Sampler", "matched"]
+__all__ = [
+    "BasisSampler",
+    "LogRatio",
+    "MomentMatched",
+    "NoiseFedSampler",
+    "RatioNetwork",
+    "Sampler",
+    "matched_gaussian",
+]
 
-# Added to the variance of a moment-matched Gaussian: a coordinate that has collapsed still has a density.
+# Added to the variance of a moment-matched Gaussian, so that a collapsed coordinate still has a density.
 VARIANCE_FLOOR = 1e-4
-# Beyond about this many nats a learned log-ratio grows like a logarithm.
+# Above about this many nats a learned log-ratio grows like a logarithm.
 RATIO_SCALE = 100.0
 
 
 class Sampler(nn.Module, ABC):
-    """z = f(x, noise): an approximate posterior that can be drawn from and not evaluated."""
+    """z = f(x, noise): an approximate posterior that has draws and no density."""
 
     @abstractmethod
     def condition(self, x: Tensor) -> Any:
-        """Do the work that depends on the images x, (B, X), alone."""
+        """Compute the part that depends on the images x, (B, X), alone."""
 
     @abstractmethod
     def forward(self, conditioned: Any, k: int) -> Tensor:
@@ -44,7 +52,7 @@ class Sampler(nn.Module, ABC):
 class MomentMatched(nn.Module):
     """x -> N(E z, Var z + 1e-4): the diagonal Gaussian with a sampler's moments, a density for importance weights.
 
-    The sampler's parameters are constants here.
+    The sampler's parameters are constants.
     """
 
     def __init__(self, sampler: Sampler) -> None:
@@ -54,24 +62,24 @@ class MomentMatched(nn.Module):
     def forward(self, x: Tensor) -> DiagonalNormal:
         """Return the distribution over (B, D) for x of shape (B, X)."""
         with torch.no_grad():
-            return matched(self.sampler, self.sampler.condition(x))
+            return matched_gaussian(self.sampler, self.sampler.condition(x))
 
 
 @torch.no_grad()
-def matched(sampler: Sampler, conditioned: Any) -> DiagonalNormal:
-    """Return the Gaussian with the sampler's moments. Its one scale serves both sampling and density."""
+def matched_gaussian(sampler: Sampler, conditioned: Any) -> DiagonalNormal:
+    """Return the Gaussian with the sampler's moments; draws and density use the same scale."""
     mean, variance = sampler.moments(conditioned)
     return DiagonalNormal(mean, (variance + VARIANCE_FLOOR).sqrt())
 
 
 class NoiseFedSampler(Sampler):
-    """A network over x to each layer of which Gaussian noise is added linearly.
+    """A network over x; Gaussian noise is added linearly to each layer.
 
     Args:
         network: maps noise (..., B, E) and x to features.
         noise_dim: E.
         dim: D.
-        moment_draws: draws from which the moments of z are estimated, at least 2.
+        moment_draws: number of draws that estimate the moments of z, at least 2.
     """
 
     def __init__(self, network: AdditiveMLP, noise_dim: int, dim: int, moment_draws: int = 128) -> None:
@@ -89,7 +97,7 @@ class NoiseFedSampler(Sampler):
         return _in_full_precision(self.head, self.network(epsilon, conditioned))
 
     def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate the moments from ``moment_draws`` draws of each image's own."""
+        """Estimate the moments from ``moment_draws`` draws for each image."""
         variance, mean = torch.var_mean(self(conditioned, self.moment_draws), 0)
         return mean, variance
 
@@ -106,14 +114,14 @@ class BasisSampler(Sampler):
 
     E z = z0 + sum_i a_i E v_i,  Var z = sum_i a_i^2 Var v_i
 
-    The moments of v_i are its batch moments over one fixed bank of noise, drawn when the sampler is made: so the
-    Gaussian of an image depends on no other image and on no later draw. Whatever a finite bank gets wrong, the
-    log-ratio to that Gaussian makes good.
+    The moments of v_i are its batch moments over one fixed bank of noise, drawn when the sampler is built. So the
+    Gaussian of an image does not depend on other images or later draws. The log-ratio to that Gaussian corrects the
+    error of the finite bank.
 
     Source: the authors' code of https://arxiv.org/abs/1701.04722
 
     Args:
-        trunk: features of x, for z0 and the a_i.
+        trunk: maps x to features, from which z0 and the a_i are computed.
         dim: D.
         noise_dim: E, the width of each epsilon_i.
         count: M.
@@ -136,7 +144,7 @@ class BasisSampler(Sampler):
     def condition(self, x: Tensor) -> _BasisContext:
         features = self.trunk(x)
         raw = _in_full_precision(self.coefficients, features).unflatten(-1, (self.count, self.dim))
-        # Divided so that Var z does not grow with the number of basis functions.
+        # The division keeps Var z independent of the number of basis functions.
         coefficients = positive(raw) / self.count**0.5
         return _BasisContext(_in_full_precision(self.offset, features), coefficients)
 
@@ -156,7 +164,7 @@ class BasisSampler(Sampler):
 
 
 class _Basis(nn.Module):
-    """M separate networks side by side: noise (M, N, E) -> (M, N, D)."""
+    """M separate networks in one batch of matrices: noise (M, N, E) -> (M, N, D)."""
 
     def __init__(self, count: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -180,7 +188,7 @@ class LogRatio(nn.Module, ABC):
     """T(x, z), the discriminator: an estimate of the log-ratio of two densities of z given x."""
 
     def condition(self, x: Tensor) -> Any:
-        """Do the work that depends on the images x, (B, X), alone. The default hands on x itself."""
+        """Compute the part that depends on the images x, (B, X), alone. The default returns x itself."""
         return x
 
     @abstractmethod
@@ -191,15 +199,15 @@ class LogRatio(nn.Module, ABC):
 class RatioNetwork(LogRatio):
     """T(x, z) = g(theta(x) . s(z) + t(x) + u(z)) + 1/2 ||z||^2: the log-ratio of two densities of z given x.
 
-    The last term, where it is asked for, is -log N(z; 0, I) up to a constant: it need not be learned that a
-    log-ratio to the prior grows without bound. g(t) = c asinh(t / c) is the identity up to about c = 100 nats and
-    a logarithm beyond: a guard against the runaway that users of the method report, whose slope never vanishes.
+    The optional last term is -log N(z; 0, I) up to a constant, so that the network need not learn that a log-ratio to
+    the prior grows without bound. g(t) = c asinh(t / c) is the identity up to about c = 100 nats and a logarithm above.
+    It prevents the divergence that users of the method report, and its slope is never 0.
 
     Source: the authors' code of https://arxiv.org/abs/1701.04722
 
     Args:
         x_dim, z_dim: widths of the inputs.
-        hidden: widths of the layers of the two networks, over x and over z.
+        hidden: widths of the layers of both networks, over x and over z.
         activation: a key of ``ACTIVATIONS``.
         quadratic: whether to add 1/2 ||z||^2.
     """
@@ -208,19 +216,19 @@ class RatioNetwork(LogRatio):
         super().__init__()
         self.x_trunk = MLP(x_dim, hidden, activation)
         self.z_trunk = MLP(z_dim, hidden, activation)
-        # theta(x) is the last hidden layer of x; s(z) a linear map of that of z. u and t are further outputs.
+        # theta(x) is the last hidden layer over x, s(z) a linear map of the last hidden layer over z.
         self.x_term = linear(self.x_trunk.width, 1)
         self.z_terms = linear(self.z_trunk.width, self.x_trunk.width + 1)
         self.quadratic = quadratic
 
     def condition(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what multiplies the last hidden layer of z, (B, H), and what does not, (B,), for x of shape (B, X).
+        """Return the factor of the last hidden layer of z, (B, H), and the other terms, (B,), for x of shape (B, X).
 
-        theta . s(z) + u(z) + t(x), with s(z) = S h(z) + s_0, is h(z) . (S^T theta + ...) + ...: so the product with S
-        is made once for each image, and not for each z.
+        theta . s(z) + u(z) + t(x), with s(z) = S h(z) + s_0, equals h(z) . (S^T theta + ...) + .... So the product with
+        S is computed once per image, and not for each z.
         """
         theta = self.x_trunk(x)
-        share = self.x_trunk.width**-0.5  # T starts near 0 whatever the width
+        share = self.x_trunk.width**-0.5  # so that T is near 0 at first for any width
         s, u = self.z_terms.weight.split([self.x_trunk.width, 1])
         s_0, u_0 = self.z_terms.bias.split([self.x_trunk.width, 1])
         slope = u + share * at_least_float32(theta @ s)
@@ -236,6 +244,6 @@ class RatioNetwork(LogRatio):
 
 
 def _in_full_precision(layer: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    """Apply the last layer outside any autocast: latents in bf16 lie on a grid, which has no density."""
+    """Apply the last layer without autocast: latents in bf16 lie on a grid, which has no density."""
     with torch.autocast(value.device.type, enabled=False):
         return layer(at_least_float32(value))

@@ -1,11 +1,11 @@
-"""Gated dense layers: one linear map of the input opens or closes the units of another."""
+"""Gated dense layers: the sigmoid of one linear map multiplies another linear map."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-from vaebench.nets.trunks import Trunk, linear
+from vaebench.nets.dense import Trunk, linear
 
 __all__ = ["GatedDense", "GatedMLP"]
 
@@ -28,7 +28,7 @@ class GatedDense(nn.Module):
 class GatedMLP(Trunk):
     """Gated dense layers: (..., inputs) -> (..., hidden[-1]).
 
-    The gates are the only nonlinearity; ``activation`` is that of dense layers elsewhere in the run.
+    The gates are the only nonlinearity; ``activation`` is ignored.
 
     Source: Tomczak and Welling 2018, https://arxiv.org/abs/1705.07120
     """

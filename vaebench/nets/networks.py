@@ -1,46 +1,55 @@
-"""The networks of one run: every family asks here for its parts, so that all use the same architecture."""
+"""The networks of one run: every family takes its parts from here, so that all parts share one architecture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from vaebench.errors import UserError, did_you_mean
-from vaebench.nets.convolutional import GatedPainter, GatedReader, ResidualPainter, ResidualReader
-from vaebench.nets.gated import GatedMLP
-from vaebench.nets.heads import AdditiveGaussian, BernoulliHead, PaintedBernoulli, TrunkGaussian
-from vaebench.nets.trunks import MLP, AdditiveMLP, Trunk
+from vaebench.arguments import one_of
+from vaebench.nets.dense import (
+    MLP,
+    AdditiveGaussian,
+    AdditiveMLP,
+    BernoulliHead,
+    ConvolutionalBernoulli,
+    Trunk,
+    TrunkGaussian,
+)
 
-__all__ = ["PAINTERS", "TRUNKS", "Networks"]
+__all__ = ["DECODERS", "TRUNKS", "Networks"]
 
-TRUNKS: dict[str, Callable[[int, Sequence[int], str], Trunk]] = {
-    "mlp": MLP,
-    "iwae": MLP,
-    "iwhvi": MLP,
-    "gated": GatedMLP,
-    "gated_conv": GatedReader,
-    "resnet": ResidualReader,
+TRUNKS = {
+    "mlp": "dense:MLP",
+    "iwae": "dense:MLP",
+    "iwhvi": "dense:MLP",
+    "gated": "gated:GatedMLP",
+    "gated_conv": "convolutional:GatedConvTrunk",
+    "resnet": "convolutional:ResNetTrunk",
 }
-"""From (inputs, hidden, activation) to a network over x; those of dense layers take any input."""
+"""(inputs, hidden, activation) -> a network over x. A file is imported when a run uses its network. Dense trunks take
+any input, so that they serve as networks over z too."""
 
-PAINTERS: dict[str, Callable[[int, int, Sequence[int], str], nn.Module]] = {
-    "gated_conv": GatedPainter,
-    "resnet": ResidualPainter,
-}
-"""From (inputs, pixels, hidden, activation) to a network over z, where it is another kind than that over x."""
+DECODERS = {"gated_conv": "convolutional:GatedConvDecoder", "resnet": "convolutional:ResNetDecoder"}
+"""(inputs, pixels, hidden, activation) -> a network over z, if it differs from the network over x."""
+
+
+def _network(place: str) -> Any:
+    return resolve_name(f"vaebench.nets.{place}")
 
 
 @dataclass(frozen=True)
 class Networks:
-    """An architecture by name, from which encoders and decoders are made.
+    """An architecture by name; encoders and decoders are made of its networks.
 
     Args:
         trunk: a key of ``TRUNKS``.
-        hidden: widths of the hidden layers; with convolutions, of their channels, and of the features at the end.
+        hidden: widths of the hidden layers. For convolutional networks: the channels, then the width of the features.
         activation: a key of ``ACTIVATIONS``.
 
     Raises:
-        UserError: there is no such trunk.
+        ValueError: ``trunk`` is unknown.
     """
 
     trunk: str
@@ -48,9 +57,7 @@ class Networks:
     activation: str
 
     def __post_init__(self) -> None:
-        if self.trunk not in TRUNKS:
-            hint = did_you_mean(self.trunk, TRUNKS)
-            raise UserError(f"encoder.trunk must be one of {', '.join(TRUNKS)}, not '{self.trunk}'{hint}")
+        one_of(TRUNKS, trunk=self.trunk)
 
     @property
     def scale(self) -> str:
@@ -59,7 +66,7 @@ class Networks:
 
     def reader(self, inputs: int) -> Trunk:
         """Make x, (B, inputs) -> features."""
-        return TRUNKS[self.trunk](inputs, self.hidden, self.activation)
+        return _network(TRUNKS[self.trunk])(inputs, self.hidden, self.activation)
 
     def gaussian(self, inputs: int, dim: int) -> TrunkGaussian:
         """Make x, (B, inputs) -> DiagonalNormal over (B, dim)."""
@@ -68,9 +75,9 @@ class Networks:
     def additive(self, inputs: int, given: int) -> AdditiveMLP:
         """Make (u, x) -> features, with u of width ``given``.
 
-        Where the trunk is more than dense layers, it reads x by itself, and two dense layers follow that see u.
+        If the trunk has other than plain dense layers, it reads x alone, and two dense layers that take u follow.
         """
-        if TRUNKS[self.trunk] is MLP:
+        if TRUNKS[self.trunk] == "dense:MLP":
             return AdditiveMLP(inputs, given, self.hidden, self.activation)
         return AdditiveMLP(inputs, given, [self.hidden[-1]] * 2, self.activation, self.reader(inputs))
 
@@ -79,18 +86,14 @@ class Networks:
         return AdditiveGaussian(self.additive(inputs, given), dim, self.scale)
 
     def dense_gaussian(self, inputs: int, hidden: Sequence[int], dim: int) -> TrunkGaussian:
-        """Make (..., inputs) -> DiagonalNormal over (..., dim): dense layers between latents.
-
-        Raises:
-            UserError: ``hidden`` is no list of widths.
-        """
-        if not isinstance(hidden, list | tuple) or not all(type(width) is int and width > 0 for width in hidden):
-            raise UserError(f"the widths of the layers between latents must be a list such as [100,100], not {hidden}")
+        """Make (..., inputs) -> DiagonalNormal over (..., dim), by dense layers of the widths ``hidden``."""
         return TrunkGaussian(MLP(inputs, hidden, self.activation), dim, self.scale)
 
-    def bernoulli(self, latent_dim: int, pixels: int, pixel_mean: Tensor | None) -> BernoulliHead | PaintedBernoulli:
+    def bernoulli(
+        self, latent_dim: int, pixels: int, pixel_mean: Tensor | None
+    ) -> BernoulliHead | ConvolutionalBernoulli:
         """Make z, (..., latent_dim) -> Bernoulli pixels."""
-        if self.trunk in PAINTERS:
-            painter = PAINTERS[self.trunk](latent_dim, pixels, self.hidden, self.activation)
-            return PaintedBernoulli(painter, pixels, pixel_mean)
+        if self.trunk in DECODERS:
+            network = _network(DECODERS[self.trunk])(latent_dim, pixels, self.hidden, self.activation)
+            return ConvolutionalBernoulli(network, pixels, pixel_mean)
         return BernoulliHead(self.reader(latent_dim), pixels, pixel_mean)

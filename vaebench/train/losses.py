@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaebench.encoders.base import AuxiliaryLoss, Direction, Encoder, Scored
+from vaebench.encoders.base import AuxiliaryLoss, Direction, Encoder, LossWithMetrics
 from vaebench.estimators.weights import effective_sample_size
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective
@@ -30,7 +30,7 @@ class BoundLoss:
     model: GenerativeModel
     encoder: Encoder
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """Precision of the networks; made anew for each step."""
+    """Makes the context that sets the precision of the networks."""
 
     def __call__(self, x: Tensor, settings: Settings) -> Loss:
         """Return the loss for images x, (B, X)."""
@@ -66,5 +66,5 @@ class AuxiliaryUpdateLoss:
         del settings
         with self.autocast():
             scored = self.auxiliary.loss(x)
-        value, metrics = scored if isinstance(scored, Scored) else (scored, {})
+        value, metrics = scored if isinstance(scored, LossWithMetrics) else (scored, {})
         return Loss(value, {"loss": value, **metrics})

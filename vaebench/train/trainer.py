@@ -125,6 +125,7 @@ class Trainer:
         self.progress = Progress()
         self.averaged = _averaged(modules, plan.ema)
         self._window = _Window(device)
+        self._batches_per_epoch = len(batches)
         # What does not change needs no curve.
         self._scheduled = [
             name
@@ -175,7 +176,7 @@ class Trainer:
 
     def _step(self, x: Tensor) -> None:
         progress = self.progress
-        epoch = progress.epoch + progress.position / len(self.batches)
+        epoch = progress.epoch + progress.position / self._batches_per_epoch
         settings = self.plan.settings(epoch)
         progress.step += 1
         progress.position += 1
@@ -191,7 +192,7 @@ class Trainer:
 
     def _log(self) -> None:
         self._check_finite()
-        progress, epoch = self.progress, self.progress.epoch + self.progress.position / len(self.batches)
+        progress, epoch = self.progress, self.progress.epoch + self.progress.position / self._batches_per_epoch
         values = self._window.take()
         values["train/learning_rate"] = self.updates[0].optimizer.param_groups[0]["lr"]
         values |= {f"train/{name}": getattr(self.plan, name)(epoch) for name in self._scheduled}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -75,13 +76,14 @@ class Update:
     def _backward(self, x: Tensor, settings: Settings) -> Loss:
         """Add the gradient of the mean loss over ``x`` to the parameters', and return the loss without its history."""
         value, metrics = x.new_zeros(()), {}
+        alone = self.replicas.count == 1
         for part in x.split(self.microbatch or len(x)):
-            with self.replicas.share(part) as (own, weight):
+            with nullcontext((part, 1.0)) if alone else self.replicas.share(part) as (own, weight):
                 share, loss = weight * len(part) / len(x), self.loss(own, settings)
                 (loss.value * share).backward()
             value = value + share * loss.value.detach()
             metrics = {key: metrics.get(key, 0) + share * number.detach() for key, number in loss.metrics.items()}
-        return Loss(*self.replicas.add_up(self.parameters, value, metrics))
+        return Loss(value, metrics) if alone else Loss(*self.replicas.add_up(self.parameters, value, metrics))
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from vaebench import runtime
 from vaebench.config import Config
 from vaebench.encoders.base import AuxiliaryLoss
 from vaebench.errors import UserError
@@ -45,17 +46,18 @@ def updates(experiment: Experiment, processes: Replicas = ALONE) -> list[Update]
     if objective.encoder_target is not None:
         shares = [("main", objective, model), ("encoder", objective.for_encoder(), encoder)]
     updates = []
+    precision = runtime.autocast(experiment.device, experiment.config.trainer.precision)
     alone = _epochs_alone(experiment, auxiliary_losses)
     for name, share, module in shares:
         parameters = [p for p in module.parameters() if id(p) not in theirs]
-        loss = BoundLoss(share, model, encoder, experiment.autocast)
+        loss = BoundLoss(share, model, encoder, precision)
         updates.append(_update(experiment, name, loss, parameters, starts=alone))
     for name, auxiliary in auxiliary_losses.items():
         updates.append(
             _update(
                 experiment,
                 name,
-                AuxiliaryUpdateLoss(auxiliary, experiment.autocast),
+                AuxiliaryUpdateLoss(auxiliary, precision),
                 list(auxiliary.parameters),
                 repeats=auxiliary.repeats,
                 lr=auxiliary.lr,

@@ -9,9 +9,8 @@ from torch.autograd.functional import jacobian
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.flow import FlowEncoder, FlowPosterior
 from vaebench.encoders.gaussian import GaussianEncoder
-from vaebench.flows.flow import Conditioned, Flow, FlowContext
-from vaebench.nets.heads import TrunkGaussian
-from vaebench.nets.trunks import MLP
+from vaebench.flows.flow import Flow, FlowContext, StepParameters
+from vaebench.nets.dense import MLP, TrunkGaussian
 from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.families import FLOW_SETTINGS, flow_step
 from vaebench.selftest.rows import Row, differs, exact
@@ -56,7 +55,7 @@ def _one_family(name: str, steps: list[Flow], features: Tensor, z: Tensor, base:
     yield exact(f"log q error, {name}", 0, worst, 1e-7)
 
 
-def _log_det(step: Flow, z: Tensor, conditioned: Conditioned) -> Tensor:
+def _log_det(step: Flow, z: Tensor, conditioned: StepParameters) -> Tensor:
     """Return log |det dz'/dz| of each draw, (K, B), by autograd."""
     whole = jacobian(lambda value: step(value, conditioned).z.sum((0, 1)), z)
     assert isinstance(whole, Tensor)  # (D, K, B, D); draws are independent: the sum has all entries

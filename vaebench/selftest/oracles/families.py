@@ -13,12 +13,11 @@ from vaebench.encoders.flow import FlowEncoder
 from vaebench.encoders.full_gaussian import FullGaussianEncoder
 from vaebench.encoders.hamiltonian import HamiltonianEncoder, StepSizes, Tempering
 from vaebench.encoders.langevin import LangevinEncoder
-from vaebench.encoders.layered import LadderEncoder, Layers, TwoLayerEncoder
-from vaebench.encoders.unbiased import UnbiasedEncoder
+from vaebench.encoders.two_layers import LadderEncoder, Layers, TwoLayerEncoder
+from vaebench.encoders.uivi import UnbiasedEncoder
 from vaebench.flows.flow import Flow, FlowContext
 from vaebench.nets.adversarial import LogRatio, Sampler
-from vaebench.nets.heads import AdditiveGaussian, TrunkGaussian
-from vaebench.nets.trunks import MLP
+from vaebench.nets.dense import MLP, AdditiveGaussian, TrunkGaussian
 from vaebench.priors import StandardNormalPrior
 from vaebench.registry import FLOWS
 from vaebench.selftest.oracles.gaussian import (

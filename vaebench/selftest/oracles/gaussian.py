@@ -14,7 +14,7 @@ from vaebench.distributions import Bernoulli, DiagonalNormal
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.model import GenerativeModel
-from vaebench.nets.heads import Conditional, NormalLikelihood
+from vaebench.nets.dense import Conditional, NormalLikelihood
 from vaebench.priors import StandardNormalPrior
 
 __all__ = [

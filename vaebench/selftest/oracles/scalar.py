@@ -15,7 +15,7 @@ from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder
-from vaebench.nets.heads import Conditional
+from vaebench.nets.dense import Conditional
 from vaebench.selftest.oracles.gaussian import LinearGaussian
 
 __all__ = ["GAUSSIAN", "HIERARCHICAL", "IMAGE", "Replicated", "model"]

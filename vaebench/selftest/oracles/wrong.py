@@ -25,14 +25,14 @@ class Miscounted(Encoder):
 
     def sample(
         self,
-        context: object,
+        encoded: object,
         k: int,
         *,
         inner_k: int = 0,
         path_only: bool = False,
         inner_chunk: int | None = None,
     ) -> Draw:
-        draw = self.right.sample(context, k, inner_k=inner_k)  # pyright: ignore[reportArgumentType]
+        draw = self.right.sample(encoded, k, inner_k=inner_k)  # pyright: ignore[reportArgumentType]
         return Draw(draw.z, draw.log_q + math.log((inner_k + 1) / inner_k))
 
 
@@ -49,12 +49,12 @@ class WithoutOwnPsi(Encoder):
         return x
 
     def sample(
-        self, context: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
+        self, encoded: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
-        mixing, conditional, reverse = self.right.mixing(context), self.right.conditional, self.right.reverse
-        conditioned = conditional.condition(context)
+        mixing, conditional, reverse = self.right.mixing(encoded), self.right.conditional, self.right.reverse
+        conditioned = conditional.condition(encoded)
         z = conditional(mixing.rsample((k,)), conditioned).rsample()
-        tau = mixing if reverse is None else reverse(z, reverse.condition(context))
+        tau = mixing if reverse is None else reverse(z, reverse.condition(encoded))
         psi = tau.rsample((inner_k, k) if len(tau.batch_shape) < z.dim() - 1 else (inner_k,))
         log_joint = mixing.log_prob(psi) + conditional(psi, conditioned).log_prob(z)
         return Draw(z, log_mean_exp(log_joint - tau.log_prob(psi)))

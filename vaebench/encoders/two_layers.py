@@ -1,6 +1,6 @@
 """Encoders of models with two stochastic layers, z = (z1, z2) under a prior p(z2) p(z1|z2).
 
-Shapes: z1 is (K, B, D1) and z2 is (K, B, D2); they lie side by side in z, (K, B, D1 + D2).
+Shapes: z1 is (K, B, D1) and z2 is (K, B, D2); z, (K, B, D1 + D2), is their concatenation.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,18 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vaebench.arguments import widths
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder, frozen
-from vaebench.errors import UserError
-from vaebench.nets.heads import GaussianHead, TrunkGaussian
-from vaebench.nets.trunks import Trunk
+from vaebench.nets.dense import GaussianHead, Trunk, TrunkGaussian
 from vaebench.priors import Prior
 
-__all__ = ["BottomUp", "LadderEncoder", "Layers", "LayersFromTrunk", "TopDown", "TwoLayerEncoder", "combined"]
+__all__ = ["BottomUp", "LadderEncoder", "Layers", "LayersFromTrunk", "TopDown", "TwoLayerEncoder", "gaussian_product"]
 
 
 class Layers(NamedTuple):
-    """What the images alone say of the two layers."""
+    """The parts of the two layers that depend on the images alone."""
 
     lower: DiagonalNormal
     """A Gaussian factor in z1, to be multiplied with p(z1|z2); batch shape (B,)."""
@@ -53,7 +52,7 @@ class TopDown(NamedTuple):
 
     def below(self, z2: Tensor) -> DiagonalNormal:
         """Return q(z1|z2,x), batch shape (K, B), for z2 of shape (K, B, D2)."""
-        return combined(self.lower, self.top_down(z2))
+        return gaussian_product(self.lower, self.top_down(z2))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log q(z|x), (K, B), for z of shape (K, B, D1 + D2)."""
@@ -79,10 +78,11 @@ class TwoLayerEncoder(Encoder):
         self.upper = upper
 
     @classmethod
-    def build(cls, site: BuildContext, *, top_hidden: Sequence[int]) -> "TwoLayerEncoder":
-        """Make one with the configured networks; ``top_hidden`` holds the widths of the layers from z1 to z2."""
-        (first, second), networks = _two_layers(site)[0], site.networks
-        return cls(networks.gaussian(site.x_dim, first), networks.dense_gaussian(first, top_hidden, second))
+    def build(cls, context: BuildContext, *, top_hidden: Sequence[int]) -> "TwoLayerEncoder":
+        """Build the encoder with the configured networks; ``top_hidden``: widths of the layers from z1 to z2."""
+        widths(top_hidden=top_hidden)
+        (first, second), networks = _two_layers(context)[0], context.networks
+        return cls(networks.gaussian(context.x_dim, first), networks.dense_gaussian(first, top_hidden, second))
 
     def encode(self, x: Tensor) -> BottomUp:
         """Return q(z|x) for x of shape (B, X)."""
@@ -90,36 +90,35 @@ class TwoLayerEncoder(Encoder):
 
     def sample(
         self,
-        context: BottomUp,
+        encoded: BottomUp,
         k: int,
         *,
         inner_k: int = 0,
         path_only: bool = False,
         inner_chunk: int | None = None,
     ) -> Draw:
-        """Draw z of (K, B, D1 + D2) with the exact log density."""
+        """Draw z, (K, B, D1 + D2), with its exact log density."""
         del inner_k, inner_chunk  # the density is known
-        z1, log_lower = context.lower.rsample_and_log_prob((k,))
-        z2, log_upper = context.upper(z1).rsample_and_log_prob()
+        z1, log_lower = encoded.lower.rsample_and_log_prob((k,))
+        z2, log_upper = encoded.upper(z1).rsample_and_log_prob()
         if not path_only:
             return Draw(torch.cat([z1, z2], -1), log_lower + log_upper)
-        return _path_draw(z1, z2, BottomUp(_constant(context.lower), frozen(self.upper)))
+        return _path_draw(z1, z2, BottomUp(_constant(encoded.lower), frozen(self.upper)))
 
 
 class LadderEncoder(Encoder):
-    """q(z|x) = q(z2|x) q(z1|z2,x), top-down, in the order in which the model draws:
+    """q(z|x) = q(z2|x) q(z1|z2,x), top-down, in the order of the model:
 
     q(z1|z2,x) ~ N(z1; m(x), s(x)^2) p(z1|z2)
 
-    the precision-weighted combination of what the image says of z1 with what the model expects of it. The gradient
-    of the bound reaches the model's p(z1|z2) both as a part of the model and as a part of the encoder.
+    the precision-weighted combination of a Gaussian computed from the image with the model's p(z1|z2). The gradient of
+    the bound reaches p(z1|z2) both through the model and through the encoder.
 
     Source: Sønderby et al. 2016, https://arxiv.org/abs/1602.02282, without batch normalisation
 
     Args:
         bottom_up: maps x, (B, X), to Layers.
-        top_down: maps z2, (..., D2), to the model's p(z1|z2), a DiagonalNormal; it is followed, and no part of this
-            module.
+        top_down: maps z2, (..., D2), to the model's p(z1|z2), a DiagonalNormal; it is not a submodule of the encoder.
     """
 
     direction = Direction.EXACT
@@ -127,49 +126,50 @@ class LadderEncoder(Encoder):
     def __init__(self, bottom_up: nn.Module, top_down: nn.Module) -> None:
         super().__init__()
         self.bottom_up = bottom_up
-        # A tuple hides it from the module's parameters and states, and is copied along with the encoder.
+        # In a tuple, so that torch does not register it as a submodule; copies of the encoder copy it too.
         self._top_down = (top_down,)
 
     @classmethod
-    def build(cls, site: BuildContext, *, top_hidden: Sequence[int]) -> "LadderEncoder":
-        """Make one with the configured networks; ``top_hidden`` holds the widths of the layers above the trunk."""
-        ((first, second), top_down), networks = _two_layers(site), site.networks
-        reader = networks.reader(site.x_dim)
+    def build(cls, context: BuildContext, *, top_hidden: Sequence[int]) -> "LadderEncoder":
+        """Build the encoder with the configured networks; ``top_hidden``: widths of the layers above the trunk."""
+        widths(top_hidden=top_hidden)
+        ((first, second), top_down), networks = _two_layers(context), context.networks
+        reader = networks.reader(context.x_dim)
         upper = networks.dense_gaussian(reader.width, top_hidden, second)
         return cls(LayersFromTrunk(reader, upper, first, networks.scale), top_down)
 
     def encode(self, x: Tensor) -> TopDown:
-        """Do all the bottom-up work on x, (B, X), and return q(z|x)."""
+        """Compute the bottom-up part from x, (B, X), and return q(z|x)."""
         layers: Layers = self.bottom_up(x)
         return TopDown(layers.lower, layers.upper, self._top_down[0])
 
     def sample(
         self,
-        context: TopDown,
+        encoded: TopDown,
         k: int,
         *,
         inner_k: int = 0,
         path_only: bool = False,
         inner_chunk: int | None = None,
     ) -> Draw:
-        """Draw z of (K, B, D1 + D2) with the exact log density."""
+        """Draw z, (K, B, D1 + D2), with its exact log density."""
         del inner_k, inner_chunk  # the density is known
-        z2, log_upper = context.upper.rsample_and_log_prob((k,))
-        z1, log_lower = context.below(z2).rsample_and_log_prob()
+        z2, log_upper = encoded.upper.rsample_and_log_prob((k,))
+        z1, log_lower = encoded.below(z2).rsample_and_log_prob()
         if not path_only:
             return Draw(torch.cat([z1, z2], -1), log_upper + log_lower)
-        constant = TopDown(_constant(context.lower), _constant(context.upper), frozen(self._top_down[0]))
+        constant = TopDown(_constant(encoded.lower), _constant(encoded.upper), frozen(self._top_down[0]))
         return _path_draw(z1, z2, constant)
 
 
 class LayersFromTrunk(nn.Module):
-    """x, (B, X) -> Layers: a trunk reads x, and dense layers read on from its features.
+    """x, (B, X) -> Layers: a trunk maps x to features, and dense layers map these to q(z2|x).
 
     Args:
         reader: x -> features.
         upper: features -> a DiagonalNormal over (B, D2).
         width: D1.
-        scale: how standard deviations are made positive.
+        scale: ``softplus`` or ``exp``, which makes standard deviations positive.
     """
 
     def __init__(self, reader: Trunk, upper: TrunkGaussian, width: int, scale: str) -> None:
@@ -183,21 +183,19 @@ class LayersFromTrunk(nn.Module):
         return Layers(self.lower(features), self.upper(features))
 
 
-def combined(first: DiagonalNormal, second: DiagonalNormal) -> DiagonalNormal:
+def gaussian_product(first: DiagonalNormal, second: DiagonalNormal) -> DiagonalNormal:
     """Return the normalised product of two Gaussian densities of the same variable."""
-    # Shares of the precision 1/a^2 + 1/b^2, without squares of what may be small: b^2/(a^2 + b^2) and a^2/(a^2 + b^2).
+    # Shares of the precision 1/a^2 + 1/b^2, b^2/(a^2 + b^2) and a^2/(a^2 + b^2), without squares of small scales.
     length = torch.hypot(first.scale, second.scale)
     sine, cosine = first.scale / length, second.scale / length
     return DiagonalNormal(cosine.square() * first.mean + sine.square() * second.mean, first.scale * cosine)
 
 
-def _two_layers(site: BuildContext) -> tuple[tuple[int, int], nn.Module]:
+def _two_layers(context: BuildContext) -> tuple[tuple[int, int], nn.Module]:
     """Return the widths of the model's layers, and its p(z1|z2)."""
-    prior = site.model.latent_prior
+    prior = context.model.latent_prior
     if not isinstance(prior, Prior) or (top_down := prior.top_down()) is None:
-        raise UserError(
-            "encoder=two_layer and encoder=ladder need prior=chained, whose z has two layers: leave prior out"
-        )
+        raise ValueError("the encoder needs a prior of two layers: leave prior out, or set prior=chained")
     first, second = prior.layers
     return (first, second), top_down
 
@@ -208,8 +206,8 @@ def _split(z: Tensor, lower: DiagonalNormal) -> tuple[Tensor, Tensor]:
 
 
 def _path_draw(z1: Tensor, z2: Tensor, constant: BottomUp | TopDown) -> Draw:
-    """Return the draw, scored by its distribution with constant parameters."""
-    # Views: a hook on them scales what the log weights send back, and not what one layer sends to the other.
+    """Return the draw with its log density under ``constant``, the distribution with constant parameters."""
+    # Views, so that a hook scales the gradient of the log weights, but not the gradient from one layer to the other.
     paths = (z1.view_as(z1), z2.view_as(z2))
     z = torch.cat(paths, -1)
     return Draw(z, constant.log_prob(z), paths)

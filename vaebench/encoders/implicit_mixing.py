@@ -1,4 +1,4 @@
-"""SIVI's implicit mixing distribution: a network fed with coin flips, which can be drawn from and not scored."""
+"""SIVI's implicit mixing distribution: a network that takes coin flips; it has draws and no density."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,16 +9,15 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaebench import noise
-from vaebench.distributions import DiagonalNormal, at_least_float32
-from vaebench.nets.activations import ACTIVATIONS, positive
-from vaebench.nets.heads import SCALE_FLOOR, Conditional
-from vaebench.nets.trunks import MLP, linear
+from vaebench.distributions import DiagonalNormal, at_least_float32, positive
+from vaebench.nets.activations import ACTIVATIONS
+from vaebench.nets.dense import MLP, SCALE_FLOOR, Conditional, linear
 
 __all__ = ["ImplicitMixing", "MeanGiven", "StochasticLayers"]
 
 
 class _Stage(nn.Module):
-    """Dense layers over [u, x], u being noise and the stage before."""
+    """Dense layers over u and x; u is noise and the output of the stage before."""
 
     def __init__(self, x_dim: int, u_dim: int, widths: Sequence[int], activation: str) -> None:
         super().__init__()
@@ -28,7 +27,7 @@ class _Stage(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def condition(self, x: Tensor) -> Tensor:
-        """Do what depends on x alone, once per image."""
+        """Compute the part that depends on x alone, once per image."""
         return self.from_x(x)
 
     def forward(self, u: Tensor, conditioned: Tensor) -> Tensor:
@@ -39,17 +38,17 @@ class _Stage(nn.Module):
 
 
 class StochasticLayers(nn.Module):
-    """x -> the implicit q(psi|x) with psi in the space of z: a chain of networks, each fed with fresh noise.
+    """x -> the implicit q(psi|x), psi of the width of z: a chain of networks, each of which takes fresh noise.
 
     h_1 = f_1(e_1, x),  h_i = f_i(h_{i-1}, e_i, x),  psi = W h_last + b,  e_i ~ Bernoulli(1/2)^n_i
 
-    Source: Yin and Zhou 2018, https://arxiv.org/abs/1805.11183; their code has n = 150, 100, 50 and ReLU networks
-    of widths 500, 500 under each h_i.
+    Source: Yin and Zhou 2018, https://arxiv.org/abs/1805.11183; their code has n = 150, 100, 50 and, for
+    each h_i, a ReLU network of widths 500, 500.
 
     Args:
         x_dim: pixels.
         latent_dim: width of psi and of z.
-        noise_dims: n_1, n_2, ...; h_i has the width n_i, the last one the width of ``hidden``.
+        noise_dims: n_1, n_2, ...; h_i has the width n_i, and the last h has the last width of ``hidden``.
         hidden: widths of each network's hidden layers.
         activation: a key of ``ACTIVATIONS``.
     """
@@ -72,7 +71,7 @@ class StochasticLayers(nn.Module):
         return ImplicitMixing(self, tuple(stage.condition(x) for stage in self.stages), len(x))
 
     def draw(self, shape: Sequence[int], conditioned: tuple[Tensor, ...]) -> Tensor:
-        """Return psi of (*shape, B, D); ``conditioned`` holds each stage's part of x."""
+        """Return psi of (*shape, B, D); ``conditioned`` holds the result of ``condition`` of each stage."""
         value = None
         for stage, coins, own in zip(self.stages, self.noise_dims, conditioned, strict=True):
             like = self.mean.weight
@@ -102,7 +101,7 @@ class ImplicitMixing(Distribution):
 
 
 class MeanGiven(Conditional):
-    """q(z|psi,x) = N(psi, diag(scale(x)^2)): psi is the mean, and the scale is explicit in x."""
+    """q(z|psi,x) = N(psi, diag(scale(x)^2)): psi is the mean, and a network of x computes the scale."""
 
     def __init__(self, x_dim: int, latent_dim: int, hidden: Sequence[int], activation: str) -> None:
         super().__init__()

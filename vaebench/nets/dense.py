@@ -1,0 +1,226 @@
+"""Dense networks: trunks map inputs to features, and heads map features to distributions.
+
+Trunks and heads act on the last axis, for any leading axes. Encoders, reverse models and decoders are made of
+these modules.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import chain, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn import functional as F
+
+from vaebench.distributions import Bernoulli, DiagonalNormal, at_least_float32, positive
+from vaebench.nets.activations import ACTIVATIONS
+
+__all__ = [
+    "MLP",
+    "AdditiveGaussian",
+    "AdditiveMLP",
+    "BernoulliHead",
+    "Conditional",
+    "ConvolutionalBernoulli",
+    "GaussianHead",
+    "NormalLikelihood",
+    "Trunk",
+    "TrunkGaussian",
+    "linear",
+    "weights_by_name",
+]
+
+# A scale of 0 has no density; softplus is 0 in float32 below -104.
+SCALE_FLOOR = 1e-6
+# exp(5) is 150 prior standard deviations; with a larger scale one step can overflow the weights.
+LOG_SCALE_RANGE = (-10.0, 5.0)
+
+
+def weights_by_name(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name, with their graph; torch.compile cannot trace ``state_dict``."""
+    return dict(chain(module.named_parameters(), module.named_buffers()))
+
+
+def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+    """Make an affine layer with Glorot-uniform weights and zero bias, as in the code of IWAE and IWHVI."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+# Trunks ---------------------------------------------------------------------------------------------------
+
+
+class Trunk(nn.Module):
+    """A network over the last axis; ``width`` is the number of features that it returns."""
+
+    width: int
+
+
+class MLP(Trunk):
+    """Dense layers with one activation: (..., inputs) -> (..., hidden[-1])."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int], activation: str) -> None:
+        super().__init__()
+        widths = [inputs, *hidden]
+        self.layers = nn.ModuleList(linear(a, b) for a, b in pairwise(widths))
+        self.activation = ACTIVATIONS[activation]
+        self.width = widths[-1]
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Map (..., inputs) to (..., width)."""
+        for layer in self.layers:
+            value = self.activation(layer(value))
+        return value
+
+
+class AdditiveMLP(nn.Module):
+    """Dense layers over x; a second input ``u`` is added linearly to each layer, as psi is in IWHVI's encoder.
+
+    h_1 = act(W_1 x + U_1 u),  h_i = act(W_i h_{i-1} + U_i u)
+
+    ``condition(x)`` computes the part that depends on x alone. It runs once per image for any number of draws of u.
+
+    Source: the authors' code of https://arxiv.org/abs/1905.03290
+
+    Args:
+        x_width: width of x; ignored if there is a ``reader``.
+        u_width: width of u.
+        hidden: widths of the layers.
+        activation: a key of ``ACTIVATIONS``.
+        reader: a trunk over x, whose features replace x.
+    """
+
+    def __init__(
+        self, x_width: int, u_width: int, hidden: Sequence[int], activation: str, reader: Trunk | None = None
+    ) -> None:
+        super().__init__()
+        self.reader = reader
+        widths = [reader.width if reader else x_width, *hidden]
+        self.layers = nn.ModuleList(linear(a, b) for a, b in pairwise(widths))
+        self.injections = nn.ModuleList(linear(u_width, width, bias=False) for width in hidden)
+        self.activation = ACTIVATIONS[activation]
+        self.width = widths[-1]
+
+    def condition(self, x: Tensor) -> Tensor:
+        """Map (B, x_width) to (B, hidden[0])."""
+        return self.layers[0](self.reader(x) if self.reader else x)
+
+    def forward(self, u: Tensor, conditioned: Tensor) -> Tensor:
+        """Map u, (..., B, u_width), and ``condition(x)`` to (..., B, width)."""
+        value = self.activation(conditioned + self.injections[0](u))
+        for layer, injection in zip(list(self.layers)[1:], list(self.injections)[1:], strict=True):
+            value = self.activation(layer(value) + injection(u))
+        return value
+
+
+# Heads ----------------------------------------------------------------------------------------------------
+
+
+class Conditional(nn.Module, ABC):
+    """A distribution given a latent ``u``, (..., B, U), and an image x, (B, X).
+
+    ``condition(x)`` computes the part that depends on x alone, once per image. Its result, a tensor or a tuple of
+    tensors, is passed to every call. The default returns x itself.
+    """
+
+    def condition(self, x: Tensor) -> Any:
+        """Return the part of the computation that depends on x alone."""
+        return x
+
+    @abstractmethod
+    def forward(self, u: Tensor, conditioned: Any) -> Distribution:
+        """Return the distribution with batch shape (..., B)."""
+
+
+class GaussianHead(nn.Module):
+    """Features (..., H) -> DiagonalNormal over (..., D)."""
+
+    def __init__(self, width: int, dim: int, scale: str = "softplus") -> None:
+        super().__init__()
+        self.affine = linear(width, 2 * dim)
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> DiagonalNormal:
+        """Return N(mean, scale^2); scale is softplus or exp of the second half of the outputs."""
+        mean, raw = at_least_float32(self.affine(features)).chunk(2, -1)
+        if self.scale == "exp":
+            return DiagonalNormal(mean, raw.clamp(*LOG_SCALE_RANGE).exp())
+        return DiagonalNormal(mean, positive(raw) + SCALE_FLOOR)
+
+
+class TrunkGaussian(nn.Module):
+    """x, (B, X) -> DiagonalNormal over (B, D): the Gaussian encoder's network, or q(psi|x)."""
+
+    def __init__(self, trunk: Trunk, dim: int, scale: str = "softplus") -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = GaussianHead(trunk.width, dim, scale)
+
+    def forward(self, x: Tensor) -> DiagonalNormal:
+        return self.head(self.trunk(x))
+
+
+class AdditiveGaussian(Conditional):
+    """(u, x) -> DiagonalNormal over (..., B, D); u enters every layer: q(z|psi,x) and tau(psi|z,x)."""
+
+    def __init__(self, network: AdditiveMLP, dim: int, scale: str = "softplus") -> None:
+        super().__init__()
+        self.network = network
+        self.head = GaussianHead(network.width, dim, scale)
+
+    def condition(self, x: Tensor) -> Tensor:
+        return self.network.condition(x)
+
+    def forward(self, u: Tensor, conditioned: Tensor) -> DiagonalNormal:
+        return self.head(self.network(u, conditioned))
+
+
+class BernoulliHead(nn.Module):
+    """z, (..., Z) -> Bernoulli pixels (..., D)."""
+
+    def __init__(self, trunk: Trunk, pixels: int, pixel_mean: Tensor | None = None) -> None:
+        """``pixel_mean``, (D,): the mean of the training images. Its logit is the first output bias, as in IWAE."""
+        super().__init__()
+        self.trunk = trunk
+        self.affine = linear(trunk.width, pixels)
+        if pixel_mean is not None:
+            with torch.no_grad():
+                self.affine.bias.copy_(_logit(pixel_mean))
+
+    def forward(self, z: Tensor) -> Bernoulli:
+        return Bernoulli(self.affine(self.trunk(z)))
+
+
+class ConvolutionalBernoulli(nn.Module):
+    """z, (..., Z) -> Bernoulli pixels (..., D), by a network that returns one number per pixel."""
+
+    def __init__(self, painter: nn.Module, pixels: int, pixel_mean: Tensor | None = None) -> None:
+        """``painter`` maps (..., Z) to (..., D); ``pixel_mean`` is as for :class:`BernoulliHead`."""
+        super().__init__()
+        self.painter = painter
+        self.bias = nn.Parameter(torch.zeros(pixels) if pixel_mean is None else _logit(pixel_mean))
+
+    def forward(self, z: Tensor) -> Bernoulli:
+        return Bernoulli(self.painter(z) + self.bias)
+
+
+def _logit(pixel_mean: Tensor) -> Tensor:
+    return torch.logit(pixel_mean.clamp(1e-3, 1 - 1e-3))
+
+
+class NormalLikelihood(nn.Module):
+    """z, (..., Z) -> N(W z + b, scale^2 I): the linear-Gaussian model, whose log p(x) is known exactly."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, scale: float) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.scale = scale
+
+    def forward(self, z: Tensor) -> DiagonalNormal:
+        mean = F.linear(z, self.weight, self.bias)
+        return DiagonalNormal(mean, torch.full_like(mean, self.scale))
