@@ -13,6 +13,7 @@ from browser import Browser, available, browser
 from made_runs import made_run, record
 
 from vaebench.cli import main
+from vaebench.direction import Direction
 from vaebench.records import Diagnostics, Measure, Recorder, RunFolder, write_diagnostics
 from vaebench.report.charts import ticks
 from vaebench.report.curves import Curve
@@ -47,7 +48,9 @@ DIAGNOSTICS = Diagnostics(
     settings={"draws": 10},
     measures={
         "active_units": Measure(title="active units", value=3.0, definition="those that <vary>", unit="of 4"),
-        "rate": Measure(title="rate", value=6.231, stderr=0.021, definition="KL", unit="nats", direction="upper_bound"),
+        "rate": Measure(
+            title="rate", value=6.231, stderr=0.021, definition="KL", unit="nats", direction=Direction.UPPER_BOUND
+        ),
         "ess": Measure(title="effective weights", value=None, definition="refused"),
     },
     coordinates={"variance_of_mean": [1.0, 0.5, 2.0, 0.0], "kl": [1.0, 0.5, 2.0, 0.0]},

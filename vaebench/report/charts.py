@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from vaebench.records.results import Direction
+from vaebench.direction import Direction
 from vaebench.report.curves import curves_span
 from vaebench.report.markup import Markup, element
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vaebench.records.results import SIGNS, Direction
+from vaebench.direction import Direction
+from vaebench.records.text import SIGNS
 from vaebench.report.comparison import Comparison
 from vaebench.report.differences import differing, label, telling, usual
 from vaebench.report.pairs import LEVEL, Interval, Pair
@@ -16,8 +17,8 @@ from vaebench.report.tables import FACTS, Row, Table
 
 __all__ = ["FORMATS", "TYPOGRAPHIC", "Chosen", "cells", "duration", "headings", "number", "render"]
 
-TYPOGRAPHIC: dict[Direction, str] = {"exact": "=", "lower_bound": "≥", "upper_bound": "≤", "estimate": "~"}
-_LATEX_SIGNS: dict[Direction, str] = {"exact": "=", "lower_bound": r"\geq", "upper_bound": r"\leq", "estimate": r"\sim"}
+TYPOGRAPHIC: dict[Direction, str] = dict(zip(Direction, ("=", "≥", "≤", "~"), strict=True))
+_LATEX_SIGNS: dict[Direction, str] = dict(zip(Direction, ("=", r"\geq", r"\leq", r"\sim"), strict=True))
 _LEFT_OUT_SHOWN = 12
 
 

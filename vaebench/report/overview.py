@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vaebench.records.results import SIGNS
+from vaebench.records.text import SIGNS
 from vaebench.report.formats import number
 from vaebench.report.runs import LeftOut, Run
 
