@@ -268,7 +268,7 @@ def test_code_is_never_run(checkpoints: Checkpoints, tmp_path: Path):
     target = tmp_path / "ran"
     path = checkpoints.save(state(1))
     path.write_bytes(_sealed({"format": 1, "x": Malicious(target)}))  # its checksum is right
-    with pytest.raises(UserError, match="could run code: refused"):
+    with pytest.raises(UserError, match="could run code"):
         checkpoints.load()
     path.write_bytes(pickle.dumps(Malicious(target)))
     with pytest.raises(UserError, match="not written by vaebench"):
@@ -284,7 +284,7 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from vaebench.training.checkpoint import Checkpoints
+from vaebench.records.checkpoint import Checkpoints
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)  # a forked child must not wait for the parent's OpenMP threads
 random.seed(0)
@@ -328,7 +328,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from vaebench.errors import UserError
-from vaebench.training.checkpoint import Checkpoints
+from vaebench.records.checkpoint import Checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 checkpoints = Checkpoints(Path(sys.argv[1]))

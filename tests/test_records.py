@@ -80,7 +80,7 @@ def test_identity_decides_what_another_configuration_is(tmp_path: Path):
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_file_in_the_way(tmp_path: Path, name: str):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="Choose a folder that you may write to"):
+    with pytest.raises(UserError, match="Choose a folder that you can write to"):
         RunFolder(tmp_path / name).create("k: 1\n")
 
 
@@ -92,14 +92,14 @@ def test_an_unwritable_folder():
 
 def test_open_says_what_is_missing_and_what_is_near(tmp_path: Path):
     run = RunFolder(tmp_path / "sweep" / "1-abc").create("k: 1\n")
-    with pytest.raises(UserError, match=r"holds no config.yaml; the run folders below it are .*1-abc"):
+    with pytest.raises(UserError, match=r"has no config.yaml; the run folders below it are .*1-abc"):
         RunFolder.open(tmp_path / "sweep")
-    with pytest.raises(UserError, match=r"the run folder around it is .*1-abc"):
+    with pytest.raises(UserError, match=r"it is inside the run folder .*1-abc"):
         RunFolder.open(run.checkpoints)
     with pytest.raises(UserError, match=r"there is no folder .*did you mean 'sweep'"):
         RunFolder.open(tmp_path / "swep")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="what `vaebench train` makes"):
+    with pytest.raises(UserError, match="`vaebench train` creates run folders"):
         RunFolder.open(tmp_path / "empty")
 
 
@@ -371,7 +371,7 @@ def test_the_manifest_sums_sessions_and_lists_restarts(tmp_path: Path):
 def test_a_run_does_not_go_on_with_other_data(tmp_path: Path):
     folder = RunFolder(tmp_path).create("k: 1\n")
     manifest(folder).save()
-    with pytest.raises(UserError, match="cannot go on with other data"):
+    with pytest.raises(UserError, match="cannot resume with other data"):
         manifest(folder, fingerprint="4567", resume_step=5)
 
 

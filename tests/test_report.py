@@ -14,7 +14,7 @@ from made_runs import made_run, record
 
 from vaebench.cli import main
 from vaebench.direction import Direction
-from vaebench.records import Diagnostics, Measure, Recorder, RunFolder, write_diagnostics
+from vaebench.records import Diagnostic, Diagnostics, Recorder, RunFolder, write_diagnostics
 from vaebench.report.charts import ticks
 from vaebench.report.curves import Curve
 from vaebench.report.markup import Markup, element
@@ -47,11 +47,11 @@ DIAGNOSTICS = Diagnostics(
     seconds=1.0,
     settings={"draws": 10},
     measures={
-        "active_units": Measure(title="active units", value=3.0, definition="those that <vary>", unit="of 4"),
-        "rate": Measure(
+        "active_units": Diagnostic(title="active units", value=3.0, definition="those that <vary>", unit="of 4"),
+        "rate": Diagnostic(
             title="rate", value=6.231, stderr=0.021, definition="KL", unit="nats", direction=Direction.UPPER_BOUND
         ),
-        "ess": Measure(title="effective weights", value=None, definition="refused"),
+        "ess": Diagnostic(title="effective weights", value=None, definition="refused"),
     },
     coordinates={"variance_of_mean": [1.0, 0.5, 2.0, 0.0], "kl": [1.0, 0.5, 2.0, 0.0]},
 )

@@ -36,7 +36,7 @@ def test_list_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert lines[0].endswith("test log p(x) >= -100.00 +- 0.50 (IWAE, k=64, mnist5k/dynamic-v1)")
     assert "1/50" in lines[1]
     assert lines[1].endswith("the loss was not finite at step 3")
-    assert "ended without a word (killed?)" in lines[2]
+    assert "exited without recording a status (killed?)" in lines[2]
     assert "damaged" in lines[3]
     assert lines[-1] == "4 runs: 1 finished, 1 failed, 1 interrupted, 1 damaged"
     assert main(["list", "runs", str(tmp_path), "--filter", "state=interrupted,failed", "--filter", "seed=1"]) == 0

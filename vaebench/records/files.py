@@ -1,4 +1,8 @@
-"""Files that neither a kill nor a full disk leaves half written, and locks that die with their process."""
+"""Write files whole, append records to files, and lock files for one process.
+
+The lock is not filelock's: that one cannot name the host and the process that hold a lock, cannot test a lock without
+taking it, and falls back to a marker file for one of the four errors of file systems without flock.
+"""
 
 import contextlib
 import errno
@@ -35,15 +39,15 @@ _POLL_SECONDS = 0.05
 
 
 def write_failed(path: Path, error: OSError) -> UserError:
-    """Turn the ``error`` of writing ``path`` into the exception to raise, with what to do about it."""
+    """Return the UserError for an ``error`` in writing ``path``; its message says what to do."""
     if error.errno in _FULL:
-        reason = f"the disk is full, or over its quota ({os.strerror(error.errno)})"
+        reason = f"the disk is full or over its quota ({os.strerror(error.errno)})"
         return UserError(
-            f"cannot write {path}: {reason}. What was there before is intact: free some space, then repeat the command."
+            f"cannot write {path}: {reason}. The old file is intact: free some space and run the same command again."
         )
     reason = error.strerror or str(error)
     if error.errno in _FORBIDDEN:
-        return UserError(f"cannot write {path}: {reason}. Choose a folder that you may write to (output_dir=...).")
+        return UserError(f"cannot write {path}: {reason}. Choose a folder that you can write to (output_dir=...).")
     return UserError(f"cannot write {path}: {reason}.")
 
 
@@ -111,7 +115,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class Appender:
-    """A file that grows by whole records: each write is at once visible to readers, and none is fsynced."""
+    """A file that grows by whole records. Readers see each write immediately; no write is synced to the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -132,11 +136,18 @@ class Appender:
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, wait: float, busy: Callable[[str], str]) -> Iterator[None]:
-    """Hold the lock ``path``, waiting up to ``wait`` seconds; the system frees it if this process dies.
+    """Hold the lock ``path``. The system releases it if this process dies.
 
-    Raises Busy with ``busy(holder)`` when another process keeps it, where holder is like "process 12
-    on host". Where the system or the file system has no flock, a marker file is made instead. It outlives a
-    crash, so the message then says which file to delete.
+    Without flock (Windows, some network file systems) the lock is a marker file. It remains after a crash; the message
+    then names the file to delete.
+
+    Args:
+        path: the lock file; it is created if it does not exist, and stays.
+        wait: how many seconds to wait for another process.
+        busy: returns the message for a holder such as "process 12 on host".
+
+    Raises:
+        Busy: another process holds the lock for longer than ``wait``.
     """
     deadline = time.monotonic() + wait
     while (release := _try_lock(path)) is None:
@@ -150,7 +161,7 @@ def exclusive(path: Path, *, wait: float, busy: Callable[[str], str]) -> Iterato
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock ``path``."""
+    """Return whether a process holds the lock ``path``."""
     if _marker(path).exists():
         return True
     if fcntl is None or not path.exists():
@@ -159,11 +170,11 @@ def is_held(path: Path) -> bool:
         try:
             return not _flock(file.fileno(), fcntl.LOCK_SH)
         except OSError:
-            return False  # no flock here: then the marker would exist
+            return False  # without flock, the marker would exist
 
 
 def _try_lock(path: Path) -> Callable[[], None] | None:
-    """Take the lock ``path`` and return how to release it, or None when another process has it."""
+    """Take the lock ``path`` and return a function that releases it; None if another process holds the lock."""
     try:
         if fcntl is None:
             return _try_marker(path)
@@ -180,7 +191,7 @@ def _try_lock(path: Path) -> Callable[[], None] | None:
     if not taken:
         os.close(descriptor)
         return None
-    with contextlib.suppress(OSError):  # the text only serves a message; the lock holds without it
+    with contextlib.suppress(OSError):  # the text is only for messages; the lock works without it
         os.ftruncate(descriptor, 0)
         os.write(descriptor, _me().encode())
     return lambda: os.close(descriptor)
@@ -216,7 +227,7 @@ def _me() -> str:
 
 
 def _holder(path: Path) -> str:
-    """Who holds ``path``, for a message."""
+    """Return who holds ``path``, for a message."""
     marker = _marker(path)
     for file, advice in [(marker, f"; if that process is gone, delete {marker}"), (path, "")]:
         with contextlib.suppress(OSError):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from vaebench.records import Diagnostics, Measure, last_metrics, read_diagnostics
+from vaebench.records import Diagnostic, Diagnostics, last_metrics, read_diagnostics
 from vaebench.report.charts import Point, Series, bars, chart, mark, scale, series_class, ticks
 from vaebench.report.curves import VALIDATION, Curve
 from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings, number
@@ -301,7 +301,7 @@ def _measures(found: Found) -> Markup:
     return element("div", body, class_="wide", tabindex=0, role="region", aria_label="diagnostics")
 
 
-def _measure(measure: Measure | None) -> str:
+def _measure(measure: Diagnostic | None) -> str:
     if measure is None or measure.value is None:
         return "-"
     # What is counted is exact, or an estimate whose doubts the definition tells.
