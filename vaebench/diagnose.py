@@ -79,7 +79,7 @@ def _configured(config: Config, settings: Diagnosis) -> Config:
             images=settings.images,
             seed=settings.seed,
             image_seed=None,
-            binarise="fixed",
+            binarize="fixed",
         ),
     )
 
