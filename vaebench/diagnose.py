@@ -340,7 +340,7 @@ def _from_density(density: AggregateDensity, draws: DrawSummary) -> Named:
             density.log_mixture_of_others() - draws.log_prior,
             Direction.LOWER_BOUND,
             "q(z) = E_x q(z|x), estimated with i left out: rate minus the upper bound on I(x; z). A value below 0 has "
-            f"no information; the bound needs so many images that their posteriors overlap, N={n} here",
+            f"no information; the bound needs enough images for their posteriors to overlap, N={n} here",
         ),
         "aggregate_kl_upper": _mean(
             _AGGREGATE,
@@ -352,7 +352,7 @@ def _from_density(density: AggregateDensity, draws: DrawSummary) -> Named:
 
 
 def _from_critic(density: AggregateDensity, draws: DrawSummary, direction: Direction) -> Named:
-    """Return the bounds for an encoder from which one can only draw."""
+    """Return the bounds for an encoder that has draws but no density."""
     n, cap, lower = len(density.own), density.cap, density.information_lower_bound()
     return {
         "information_lower": _mean(

@@ -160,7 +160,7 @@ def posterior_moments(
 
 
 class DrawSummary(NamedTuple):
-    """What the draws from q(z|x) of N images give, one row for each image."""
+    """Moments of the draws from q(z|x), and means of the terms of the ELBO, for each of N images."""
 
     moments: PosteriorMoments
     z: Tensor

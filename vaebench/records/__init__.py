@@ -1,4 +1,4 @@
-"""The run folder: what a run writes besides its checkpoints, and how to read it back. Imports no torch.
+"""The run folder: writes and reads all files of a run. Imports no torch.
 
 A name is imported from its file when it is first used, because a command that draws a picture does not need the result
 records, and one that lists results needs neither numpy nor TensorBoard. `vaebench.records.checkpoint` imports torch;

@@ -29,7 +29,7 @@ class Diagnostic:
     value: float | None
     """None if the number does not exist for this run; ``definition`` then gives the reason."""
     definition: str
-    """What was computed, and how it can mislead."""
+    """The definition of the number, and its limits."""
     direction: Direction = Direction.ESTIMATE
     """How the expectation of the value relates to the quantity."""
     stderr: float | None = None

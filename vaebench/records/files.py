@@ -1,7 +1,7 @@
 """Write files whole, append records to files, and lock files for one process.
 
-The lock is not filelock's: that one cannot name the host and the process that hold a lock, cannot test a lock without
-taking it, and falls back to a marker file for one of the four errors of file systems without flock.
+The lock is not that of the filelock package, which neither names the process and host that hold a lock nor tests a
+lock without taking it. Of the four errors of file systems without flock, filelock handles only ENOSYS.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def write_json(path: Path, obj: object) -> None:
 
 
 def clean_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in ``folder``; only for the holder of its lock, who writes alone."""
+    """Delete the temporary files of killed writers in ``folder``. Call it only while no other process writes there."""
     for temporary in folder.glob(".*.tmp"):
         remove(temporary)
 
@@ -194,7 +194,7 @@ def _me() -> str:
 def _holder(path: Path) -> str:
     """Return who holds ``path``, for a message."""
     marker = _marker(path)
-    for file, advice in [(marker, f"; if that process is gone, delete {marker}"), (path, "")]:
+    for file, advice in [(marker, f"; if that process does not exist, delete {marker}"), (path, "")]:
         with contextlib.suppress(OSError):
             return (file.read_text() or "an unknown process") + advice
     return "an unknown process"

@@ -133,7 +133,7 @@ class RunFolder:
     def write_status(self, state: State, error: str | None = None) -> None:
         """Write status.json; ``error`` is the message of the exception that ended the run."""
         if state not in get_args(State):
-            raise ValueError(f"state must be one of {get_args(State)}, not {state!r}")
+            raise ValueError(f"state must be one of {', '.join(get_args(State))}, got {state!r}")
         started = now()
         if state != "running" and self.status.exists():
             started = self._stored_status().started
@@ -148,8 +148,8 @@ class RunFolder:
         status = self._stored_status()
         if status.state != "running" or is_held(self._lock_file):
             return status
-        gone = f"process {status.pid} on {status.host} exited without recording a status (killed?)"
-        return Status("interrupted", gone, status.pid, status.host, status.started, status.updated)
+        error = f"process {status.pid} on {status.host} exited without recording a status (killed?)"
+        return Status("interrupted", error, status.pid, status.host, status.started, status.updated)
 
     @property
     def _lock_file(self) -> Path:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from vaebench.direction import Direction, checked_direction
@@ -17,7 +17,7 @@ __all__ = ["ResultRecord", "append_result", "format_line", "read_results"]
 PRECISIONS = ("", "float32", "bf16")
 
 _KEY = {"key": True}
-"""Marks a field that defines what was estimated and how."""
+"""Marks a field that is part of the key: it defines the quantity or its estimator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +75,9 @@ class ResultRecord:
                 raise ValueError(f"{each.name} must be >= {least}, got {value}")
 
     def key(self) -> str:
-        """Return the fields that define what was estimated and how, as text: two records with one key compete."""
-        return json.dumps({each.name: getattr(self, each.name) for each in _key_fields()}, sort_keys=True)
-
-
-def _key_fields() -> list[Field[Any]]:
-    return [each for each in fields(ResultRecord) if each.metadata.get("key")]
+        """Return the fields that define the quantity and its estimator, as text."""
+        named = [each.name for each in fields(self) if each.metadata.get("key")]
+        return json.dumps({name: getattr(self, name) for name in named}, sort_keys=True)
 
 
 def append_result(folder: RunFolder, record: ResultRecord) -> None:
