@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vaebench.direction import Direction, checked_direction
-from vaebench.errors import UserError
-from vaebench.records.files import write_json
+from vaebench.records.files import reading, write_json
 from vaebench.records.folder import RunFolder
 from vaebench.records.text import counted, table, terminal_width, with_error, with_sign
 
@@ -72,16 +71,12 @@ def write_diagnostics(folder: RunFolder, diagnostics: Diagnostics) -> None:
 
 def read_diagnostics(folder: RunFolder) -> Diagnostics | None:
     """Return the content of diagnostics.json, None if there is no such file. UserError if the file is corrupt."""
-    try:
+    with reading(folder.diagnostics, "Delete it and run `vaebench diagnose` again."):
+        if not folder.diagnostics.exists():
+            return None
         stored = json.loads(folder.diagnostics.read_text(encoding="utf-8"))
         measures = {name: Diagnostic(**entry) for name, entry in stored.pop("measures").items()}
         return Diagnostics(measures=measures, **stored)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"cannot read {folder.diagnostics}: {error}. Delete it and run `vaebench diagnose` again."
-        ) from error
 
 
 _SHORTEST_DEFINITION = 40  # characters in a line; in a narrower column a definition is hard to read

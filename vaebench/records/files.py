@@ -28,6 +28,7 @@ __all__ = [
     "clean_temporaries",
     "exclusive",
     "is_held",
+    "reading",
     "write_failed",
     "write_json",
     "write_whole",
@@ -37,6 +38,15 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _POLL_SECONDS = 0.05
+
+
+@contextlib.contextmanager
+def reading(path: Path, advice: str) -> Iterator[None]:
+    """Turn an error in reading ``path`` or in interpreting its content into a UserError that ends in ``advice``."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"cannot read {path}: {error}. {advice}") from error
 
 
 def write_failed(path: Path, error: OSError) -> UserError:

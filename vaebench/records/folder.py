@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vaebench.errors import UserError, did_you_mean
-from vaebench.records.files import exclusive, is_held, write_failed, write_json, write_whole
+from vaebench.records.files import exclusive, is_held, reading, write_failed, write_json, write_whole
 
 __all__ = ["RunFolder", "State", "Status", "now"]
 
@@ -32,39 +32,30 @@ class Status:
     updated: str
 
 
+class _File:
+    """The path of a file in a run folder, as an attribute of the folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: "RunFolder", owner: type) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """One run on disk. A folder is a run folder if it has a config.yaml."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
-    @property
-    def diagnostics(self) -> Path:
-        return self.path / "diagnostics.json"
-
-    @property
-    def status(self) -> Path:
-        return self.path / "status.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    config = _File("config.yaml")
+    manifest = _File("manifest.json")
+    metrics = _File("metrics.jsonl")
+    results = _File("results.json")
+    diagnostics = _File("diagnostics.json")
+    status = _File("status.json")
+    checkpoints = _File("checkpoints")
+    lock_file = _File(".lock")
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -116,7 +107,8 @@ class RunFolder:
 
     def read_config(self) -> str:
         """Return the text of config.yaml. UserError if it cannot be read."""
-        return _read(self.config)
+        with reading(self.config, "Restore it from a copy."):
+            return self.config.read_text(encoding="utf-8")
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the folder's lock, so that no other process trains here, until the context or this process ends.
@@ -125,7 +117,7 @@ class RunFolder:
             Busy: another process holds it; the message names its process id and host.
         """
         return exclusive(
-            self._lock_file,
+            self.lock_file,
             wait=0.5,  # a reader that tests the lock holds it for an instant
             busy=lambda holder: f"another run is training in {self.path} ({holder}): wait for it or stop it.",
         )
@@ -146,32 +138,19 @@ class RunFolder:
         UserError if there is no readable status.json.
         """
         status = self._stored_status()
-        if status.state != "running" or is_held(self._lock_file):
+        if status.state != "running" or is_held(self.lock_file):
             return status
         error = f"process {status.pid} on {status.host} exited without recording a status (killed?)"
         return Status("interrupted", error, status.pid, status.host, status.started, status.updated)
 
-    @property
-    def _lock_file(self) -> Path:
-        return self.path / ".lock"
-
     def _stored_status(self) -> Status:
-        try:
-            return Status(**json.loads(_read(self.status)))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"cannot read {self.status}: {error}. Delete it.") from error
+        with reading(self.status, "Delete it."):
+            return Status(**json.loads(self.status.read_text(encoding="utf-8")))
 
 
 def now() -> str:
     """Return the time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}.") from error
 
 
 def _is_run(path: Path) -> bool:

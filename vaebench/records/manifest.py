@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vaebench.errors import UserError
-from vaebench.records.files import write_json
+from vaebench.records.files import reading, write_json
 from vaebench.records.folder import RunFolder, now
 
 __all__ = ["Manifest", "git_state", "read_manifest", "versions"]
@@ -139,9 +139,7 @@ def _version(package: str) -> str | None:
 
 def read_manifest(folder: RunFolder) -> dict[str, Any]:
     """Return the content of manifest.json, {} if there is no such file. UserError if the file is corrupt."""
-    try:
+    with reading(folder.manifest, "Repair it, or move it away."):
+        if not folder.manifest.exists():
+            return {}
         return json.loads(folder.manifest.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder.manifest}: {error}. Repair it, or move it away.") from error

@@ -7,8 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from vaebench.direction import Direction, checked_direction
-from vaebench.errors import UserError
-from vaebench.records.files import exclusive, write_json
+from vaebench.records.files import exclusive, reading, write_json
 from vaebench.records.folder import RunFolder
 from vaebench.records.text import counted, decimals, with_error, with_sign
 
@@ -97,15 +96,10 @@ def append_result(folder: RunFolder, record: ResultRecord) -> None:
 
 def read_results(folder: RunFolder) -> list[ResultRecord]:
     """Return the records of results.json, [] if there is no such file. UserError if the file is corrupt."""
-    try:
-        stored = json.loads(folder.results.read_text(encoding="utf-8"))
-        return [ResultRecord(**entry) for entry in stored]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"cannot read {folder.results}: {error}. Repair it, or move it away and run `vaebench evaluate` again."
-        ) from error
+    with reading(folder.results, "Repair it, or move it away and run `vaebench evaluate` again."):
+        if not folder.results.exists():
+            return []
+        return [ResultRecord(**entry) for entry in json.loads(folder.results.read_text(encoding="utf-8"))]
 
 
 def format_line(record: ResultRecord) -> str:
