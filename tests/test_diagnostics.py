@@ -28,15 +28,15 @@ from vaebench.estimators.diagnostics import (
     ACTIVE_VARIANCE,
     Activity,
     AggregateDensity,
+    DrawSummary,
     GradientNoise,
-    Seen,
-    Spread,
-    critic,
+    PosteriorMoments,
+    gaussian_critic,
     kl_per_coordinate,
     moment_kl_per_coordinate,
-    seen,
+    posterior_moments,
     snr_floor,
-    spread,
+    summarise_draws,
 )
 from vaebench.estimators.weights import effective_sample_size
 from vaebench.model import GenerativeModel
@@ -74,7 +74,7 @@ def images(count: int, seed: int = 1) -> Tensor:
     return torch.randn(count, 1, generator=torch.Generator().manual_seed(seed))
 
 
-def plug_in(found: Spread) -> Tensor:
+def plug_in(found: PosteriorMoments) -> Tensor:
     """Return the usual estimate, the variance over images of the mean of all draws."""
     return found.means.mean(0).var(0)
 
@@ -85,7 +85,7 @@ def plug_in(found: Spread) -> Tensor:
 @pytest.mark.parametrize("make", [normal, Sampler])
 @pytest.mark.parametrize("draws", [2, 10, 100, 1000])
 def test_a_collapsed_posterior_has_no_active_unit(make: Any, draws: int):
-    found = spread(make(torch.zeros(50)), images(500), draws)
+    found = posterior_moments(make(torch.zeros(50)), images(500), draws)
     assert int(Activity.of(found).active().sum()) == 0
 
 
@@ -94,7 +94,7 @@ def test_a_collapsed_posterior_has_no_active_unit(make: Any, draws: int):
     [(1e-3, 100, 50, 50), (1e-3, 1000, 15, 35), (ACTIVE_VARIANCE, 10, 50, 50), (ACTIVE_VARIANCE, 100, 15, 35)],
 )
 def test_control_the_plug_in_variance_makes_units_out_of_noise(threshold: float, draws: int, least: int, most: int):
-    found = spread(normal(torch.zeros(50)), images(500), draws)
+    found = posterior_moments(normal(torch.zeros(50)), images(500), draws)
     assert least <= int((plug_in(found) > threshold).sum()) <= most
     assert int(Activity.of(found).active(threshold).sum()) == 0
 
@@ -102,7 +102,7 @@ def test_control_the_plug_in_variance_makes_units_out_of_noise(threshold: float,
 @pytest.mark.parametrize("make", [normal, Sampler])
 def test_a_known_variance_is_found_and_counted(make: Any):
     slope, x = torch.tensor([1.0, 0.5, 0.2, 0.05, 0.0]), images(2000)
-    activity = Activity.of(spread(make(slope), x, 200))
+    activity = Activity.of(posterior_moments(make(slope), x, 200))
     truth = slope.square() * x.var()
     assert ((activity.variance - truth).abs() < 4 * activity.stderr).all()
     assert activity.active().tolist() == [True, True, True, False, False]
@@ -111,7 +111,7 @@ def test_a_known_variance_is_found_and_counted(make: Any):
 
 def test_the_variance_is_unbiased_with_two_draws_and_the_plug_in_is_not():
     x, encoder = images(200), Sampler(torch.tensor([0.3]))
-    found = [spread(encoder, x, 2, seed=seed) for seed in range(200)]
+    found = [posterior_moments(encoder, x, 2, seed=seed) for seed in range(200)]
     truth = (0.09 * x.var()).item()
     right = Mean.of(torch.stack([Activity.of(one).variance for one in found]))
     wrong = Mean.of(torch.stack([plug_in(one) for one in found]))
@@ -121,20 +121,20 @@ def test_the_variance_is_unbiased_with_two_draws_and_the_plug_in_is_not():
 
 def test_the_error_of_the_variance_is_right():
     """Of units without any activity, all but a few lie within two of their standard errors of 0."""
-    activity = Activity.of(spread(normal(torch.zeros(2000)), images(300), 10))
+    activity = Activity.of(posterior_moments(normal(torch.zeros(2000)), images(300), 10))
     assert (activity.variance / activity.stderr).std().item() == pytest.approx(1, abs=0.08)
     assert activity.margin == pytest.approx(4.5, abs=0.1)
 
 
 def test_units_near_the_threshold_are_undecided_and_not_counted():
-    activity = Activity.of(spread(normal(torch.full((4,), 0.1)), images(100), 4))
+    activity = Activity.of(posterior_moments(normal(torch.full((4,), 0.1)), images(100), 4))
     assert int(activity.active().sum()) == 0
     assert int(activity.undecided().sum()) == 4
 
 
 def test_activity_refuses_too_few_images():
     with pytest.raises(ValueError, match="3 images"):
-        Activity.of(spread(normal(torch.zeros(2)), images(2), 2))
+        Activity.of(posterior_moments(normal(torch.zeros(2)), images(2), 2))
 
 
 # KL by coordinate -----------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_kl_by_coordinate_adds_up_to_the_kl():
 
 def test_kl_by_coordinate_adds_up_to_the_rate():
     model, encoder, x = linear_gaussian(), gaussian(), torch.randn(400, 3)
-    rate = seen(model, encoder, x, 100).rate
+    rate = summarise_draws(model, encoder, x, 100).rate
     posterior = encoder.exact_posterior(x)
     assert posterior is not None
     difference = Mean.of(rate - kl_per_coordinate(posterior, standard_normal(2)).sum(1))
@@ -163,7 +163,7 @@ def test_kl_by_coordinate_adds_up_to_the_rate():
 @pytest.mark.parametrize("draws", [4, 10])
 def test_moments_of_a_gaussian_give_its_kl_without_bias(draws: int):
     x, encoder = images(4000), normal(torch.tensor([0.7, 0.0]), 0.6)
-    found = spread(encoder, x, draws)
+    found = posterior_moments(encoder, x, draws)
     posterior = encoder.exact_posterior(x)
     assert posterior is not None
     exact = kl_per_coordinate(posterior, PRIOR)
@@ -177,7 +177,7 @@ def test_moments_of_a_gaussian_give_its_kl_without_bias(draws: int):
 
 def test_moments_give_a_lower_bound_where_q_is_not_gaussian():
     # N(0, 1) against uniform noise of the same variance: KL = log(sqrt(2 pi e)) - log(sqrt(12)).
-    found = spread(Sampler(torch.zeros(1)), images(2000), 100)
+    found = posterior_moments(Sampler(torch.zeros(1)), images(2000), 100)
     by_moments = Mean.of(moment_kl_per_coordinate(found, standard_normal(1)))
     assert abs(by_moments.value) < 0.01
     assert 0.5 * math.log(2 * math.pi * math.e) - 0.5 * math.log(12) > by_moments.value + 0.1
@@ -185,8 +185,8 @@ def test_moments_give_a_lower_bound_where_q_is_not_gaussian():
 
 def test_moments_give_a_lower_bound_where_coordinates_are_correlated():
     encoder, x = full_gaussian(), torch.randn(300, 3)
-    found = seen(linear_gaussian(), encoder, x, 200)
-    bound = moment_kl_per_coordinate(found.spread, standard_normal(2)).sum(1)
+    found = summarise_draws(linear_gaussian(), encoder, x, 200)
+    bound = moment_kl_per_coordinate(found.moments, standard_normal(2)).sum(1)
     assert Mean.of(bound - found.rate).errors_above(0) < -10
 
 
@@ -198,28 +198,30 @@ def test_the_rate_of_a_hierarchy_is_an_upper_bound():
     encoder = HierarchicalEncoder(toy.mixing, toy.conditional, None)
     marginal = toy.marginal(x)
     exact = kl_divergence(marginal, torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
-    loose, tight = (Mean.of(seen(linear_gaussian(), encoder, x, 40, inner_k=k).rate - exact) for k in (0, 50))
+    loose, tight = (
+        Mean.of(summarise_draws(linear_gaussian(), encoder, x, 40, inner_k=k).rate - exact) for k in (0, 50)
+    )
     assert loose.errors_above(0) > 10
     assert 0 < tight.value < 0.1 * loose.value
 
 
 def test_batches_and_chunks_do_not_show_and_no_image_is_dropped():
     model, encoder, x = linear_gaussian(), implicit_hierarchy(), torch.randn(7, 3)
-    whole = seen(model, encoder, x, 10, inner_k=2)
+    whole = summarise_draws(model, encoder, x, 10, inner_k=2)
     numbers = torch.arange(7)
     parts = [
-        seen(model, encoder, x[some], 10, inner_k=2, images=some, chunk=chunk)
+        summarise_draws(model, encoder, x[some], 10, inner_k=2, images=some, chunk=chunk)
         for some, chunk in zip(numbers.split(3), (None, 2, 3), strict=True)
     ]
-    joined = Seen.joined(parts)
+    joined = DrawSummary.joined(parts)
     assert len(joined.rate) == 7
-    for one, other in zip((*whole.spread[:2], *whole[1:]), (*joined.spread[:2], *joined[1:]), strict=True):
+    for one, other in zip((*whole.moments[:2], *whole[1:]), (*joined.moments[:2], *joined[1:]), strict=True):
         assert torch.allclose(one, other)
 
 
 def test_an_image_without_a_finite_number_is_not_filtered_out():
     model, x = linear_gaussian(), torch.randn(5, 3)
-    found = seen(model, gaussian(), x, 4)
+    found = summarise_draws(model, gaussian(), x, 4)
     assert found.check() is found
     found.rate[3] = math.inf
     with pytest.raises(RunFailed, match="1 of 5 images"):
@@ -232,7 +234,7 @@ def test_an_image_without_a_finite_number_is_not_filtered_out():
 def channel(scale: float, count: int) -> tuple[AggregateDensity, Tensor, float]:
     """Return what N images of a Gaussian channel z = x + scale * noise say, log p(z) of N(0, 1), and I(x; z)."""
     encoder, x = normal(torch.ones(1), scale), images(count)
-    found = seen(standard(), encoder, x, 4)
+    found = summarise_draws(standard(), encoder, x, 4)
     densities = ((part, encoder.encode(x[part])) for part in (slice(0, 300), slice(300, count)))
     return AggregateDensity.of(found.z, densities), found.log_prior, 0.5 * math.log(1 + scale**-2)
 
@@ -244,7 +246,7 @@ def standard() -> GenerativeModel:
 
 def test_mutual_information_of_a_gaussian_channel_lies_between_its_bounds():
     table, _, exact = channel(0.5, 1500)
-    lower, upper = Mean.of(table.information_at_least()), Mean.of(table.information_at_most())
+    lower, upper = Mean.of(table.information_lower_bound()), Mean.of(table.information_upper_bound())
     assert lower.value < upper.value
     assert lower.errors_above(exact) < 3
     assert upper.errors_above(exact) > -3
@@ -259,8 +261,8 @@ def test_few_images_move_the_bounds_apart_and_not_across():
         with noise.keyed(seed, torch.arange(8)):
             z = encoder.draw(x, 1).z[0].detach()
         table = AggregateDensity.of(z, iter([(slice(0, 8), encoder.encode(x))]))
-        lower.append(table.information_at_least().mean())
-        upper.append(table.information_at_most().mean())
+        lower.append(table.information_lower_bound().mean())
+        upper.append(table.information_upper_bound().mean())
     assert Mean.of(torch.stack(lower)).errors_above(exact) < -3
     assert Mean.of(torch.stack(upper)).errors_above(exact) > 3
 
@@ -269,9 +271,9 @@ def test_the_lower_bound_is_capped_at_log_n():
     table, _, exact = channel(1e-4, 400)
     assert exact > 9
     assert table.cap == pytest.approx(math.log(400))
-    assert table.information_at_least().max().item() <= table.cap + 1e-9
-    assert table.information_at_least().mean().item() == pytest.approx(table.cap, abs=0.1)
-    assert table.information_at_most().mean().item() > exact
+    assert table.information_lower_bound().max().item() <= table.cap + 1e-9
+    assert table.information_lower_bound().mean().item() == pytest.approx(table.cap, abs=0.1)
+    assert table.information_upper_bound().mean().item() > exact
 
 
 def test_the_aggregate_kl_lies_between_its_bounds():
@@ -286,10 +288,10 @@ def test_the_aggregate_kl_lies_between_its_bounds():
 @pytest.mark.parametrize("width", [0.3, 1.0, 3.0])
 def test_any_critic_gives_a_lower_bound(width: float):
     encoder, x = normal(torch.ones(1), 0.5), images(1500)
-    found = seen(standard(), encoder, x, 100)
-    right = critic(found.spread, slice(0, 1500))
+    found = summarise_draws(standard(), encoder, x, 100)
+    right = gaussian_critic(found.moments, slice(0, 1500))
     wrong = DiagonalNormal(right.mean, width * right.scale)
-    bound = Mean.of(AggregateDensity.of(found.z, iter([(slice(0, 1500), wrong)])).information_at_least())
+    bound = Mean.of(AggregateDensity.of(found.z, iter([(slice(0, 1500), wrong)])).information_lower_bound())
     assert bound.errors_above(0.5 * math.log(5)) < 3
     if width == 1.0:
         assert bound.value > 0.5 * math.log(5) - 0.1
@@ -297,12 +299,12 @@ def test_any_critic_gives_a_lower_bound(width: float):
 
 def test_control_a_critic_that_has_seen_the_draw_is_no_bound():
     encoder, x = normal(torch.zeros(1)), images(1500)
-    found = seen(standard(), encoder, x, 4)
+    found = summarise_draws(standard(), encoder, x, 4)
     seen_it = DiagonalNormal(found.z, torch.full_like(found.z, 0.1))
     table = AggregateDensity.of(found.z, iter([(slice(0, 1500), seen_it)]))
-    assert table.information_at_least().mean().item() > 1  # of none
-    honest = AggregateDensity.of(found.z, iter([(slice(0, 1500), critic(found.spread, slice(0, 1500)))]))
-    assert honest.information_at_least().mean().item() < 0.05
+    assert table.information_lower_bound().mean().item() > 1  # of none
+    honest = AggregateDensity.of(found.z, iter([(slice(0, 1500), gaussian_critic(found.moments, slice(0, 1500)))]))
+    assert honest.information_lower_bound().mean().item() < 0.05
 
 
 # Effective weights ----------------------------------------------------------------------------------------

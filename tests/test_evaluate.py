@@ -370,7 +370,7 @@ def test_a_damaged_file_is_made_anew(run: Path, damage: Any, capsys: pytest.Capt
     assert whole.per_image is not None
     path = run / whole.per_image.partition(":")[0]
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match="evaluate again"):
+    with pytest.raises(UserError, match="vaebench evaluate` again"):
         read_per_image(RunFolder(run), whole)
     assert evaluated(run, "estimator.seed=4").mean == whole.mean
     assert "is damaged; this evaluation starts anew" in capsys.readouterr().out
@@ -379,7 +379,7 @@ def test_a_damaged_file_is_made_anew(run: Path, damage: Any, capsys: pytest.Capt
 
 def test_records_without_numbers_per_image_say_so(run: Path):
     record = ResultRecord(**{**vars(evaluated(run)), "per_image": None})
-    with pytest.raises(UserError, match="keeps no numbers per image"):
+    with pytest.raises(UserError, match="has no numbers per image"):
         read_per_image(RunFolder(run), record)
     stored = json.loads((run / "results.json").read_text())
     assert all("note" not in entry or entry["note"] for entry in stored)

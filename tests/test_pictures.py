@@ -16,12 +16,21 @@ from torch import Tensor
 from vaebench import cli, experiment
 from vaebench.config import compose, config_dir, identity, to_yaml
 from vaebench.config.pictures import Interpolate, Look, Reconstruct, Sample, Traverse
-from vaebench.draw import images as drawn
-from vaebench.draw.sheets import draw
+from vaebench.draw import (
+    _spherical,
+    decoded,
+    draw,
+    interpolations,
+    latent_positions,
+    latent_spread,
+    observed,
+    reconstructions,
+    samples,
+)
 from vaebench.priors import MixturePrior
 from vaebench.records import RunFolder
 from vaebench.records.checkpoint import Checkpoints
-from vaebench.records.pictures import FAINT, MARGIN, WHITE, Sheet, grid
+from vaebench.records.pictures import DARK_GREY, MARGIN, WHITE, Sheet, grid
 from vaebench.train.session import train
 
 COMMANDS = {"sample": Sample, "reconstruct": Reconstruct, "interpolate": Interpolate, "traverse": Traverse}
@@ -84,7 +93,7 @@ def as_bytes(images: Tensor) -> numpy.ndarray:
 
 
 def test_a_reconstruction_resembles_its_original_more_than_others(loaded: experiment.Experiment):
-    pairs = drawn.reconstructions(loaded, loaded.modules, loaded.data.test[:100])
+    pairs = reconstructions(loaded, loaded.modules, loaded.data.test[:100])
     assert pairs.shape == (200, 784)
     assert 0 <= pairs.min() <= pairs.max() <= 1
     originals, found = pairs[::2], pairs[1::2]
@@ -105,9 +114,9 @@ def test_a_reconstruction_resembles_its_original_more_than_others(loaded: experi
 
 def test_the_originals_are_what_the_encoder_sees(loaded: experiment.Experiment):
     intensities = loaded.data.test[:5]
-    pairs = drawn.reconstructions(loaded, loaded.modules, intensities, draws=3, seed=4)
+    pairs = reconstructions(loaded, loaded.modules, intensities, draws=3, seed=4)
     assert pairs.shape == (20, 784)
-    assert torch.equal(pairs[::4], drawn.observed(loaded, intensities, seed=4))
+    assert torch.equal(pairs[::4], observed(loaded, intensities, seed=4))
     assert set(pairs[::4].unique().tolist()) == {0.0, 1.0}
     # Three draws of z, not one.
     assert not torch.equal(pairs[1::4], pairs[2::4])
@@ -122,7 +131,7 @@ def test_samples_come_from_the_real_prior(tmp_path: Path, default_data_dir: Path
         prior.means.copy_(torch.tensor([[4.0], [-4.0], [0.0]]).expand(3, 4))
         prior.log_scales.fill_(-9)
         prior.raw_log_weights.copy_(torch.tensor([50.0, -50.0, -50.0]))
-        images = drawn.samples(found, found.modules, 20)
+        images = samples(found, found.modules, 20)
         expected = found.model.likelihood(torch.full((1, 4), 4.0)).mean
         other = found.model.likelihood(torch.full((1, 4), -4.0)).mean
     assert (images - expected).abs().max() < 1e-2
@@ -130,7 +139,7 @@ def test_samples_come_from_the_real_prior(tmp_path: Path, default_data_dir: Path
 
 
 def test_samples_of_a_trained_model_are_probabilities_of_ink(loaded: experiment.Experiment):
-    images = drawn.samples(loaded, loaded.modules, 50)
+    images = samples(loaded, loaded.modules, 50)
     assert images.shape == (50, 784)
     assert 0 <= images.min() <= images.max() <= 1
     assert images.std(0).max() > 0.2
@@ -140,11 +149,11 @@ def test_samples_of_a_trained_model_are_probabilities_of_ink(loaded: experiment.
 
 def test_a_straight_way(loaded: experiment.Experiment):
     z = torch.randn(3, 2, 8)
-    images = drawn.interpolations(loaded.modules, z[:, 0], z[:, 1], 5)
+    images = interpolations(loaded.modules, z[:, 0], z[:, 1], 5)
     assert images.shape == (3, 5, 784)
     for step, place in ((0, z[:, 0]), (2, z.mean(1)), (4, z[:, 1])):
-        torch.testing.assert_close(images[:, step], drawn.decoded(loaded.modules, place))
-    turned = drawn.interpolations(loaded.modules, z[:, 0], z[:, 1], 5, "spherical")
+        torch.testing.assert_close(images[:, step], decoded(loaded.modules, place))
+    turned = interpolations(loaded.modules, z[:, 0], z[:, 1], 5, "spherical")
     torch.testing.assert_close(turned[:, [0, 4]], images[:, [0, 4]], rtol=1e-4, atol=1e-4)
     assert (turned[:, 2] - images[:, 2]).abs().max() > 0.01
 
@@ -152,7 +161,7 @@ def test_a_straight_way(loaded: experiment.Experiment):
 def test_a_turned_way_keeps_its_pace():
     start, end = torch.randn(6, 9, dtype=torch.float64), torch.randn(6, 9, dtype=torch.float64)
     share = torch.linspace(0, 1, 11, dtype=torch.float64).view(-1, 1, 1)
-    way = drawn._turned(start, end, share)
+    way = _spherical(start, end, share)
     near, far = start.norm(dim=-1), end.norm(dim=-1)
     torch.testing.assert_close(way.norm(dim=-1), torch.lerp(near, far, share[..., 0]))
     direction = way / way.norm(dim=-1, keepdim=True)
@@ -166,15 +175,15 @@ def test_a_turned_way_keeps_its_pace():
 def test_a_turned_way_where_there_is_nothing_to_turn(end: float):
     start = torch.randn(4, 5, dtype=torch.float64)
     share = torch.linspace(0, 1, 3, dtype=torch.float64).view(-1, 1, 1)
-    way = drawn._turned(start, end * start, share)
+    way = _spherical(start, end * start, share)
     torch.testing.assert_close(way, torch.lerp(start, end * start, share))
 
 
 def test_the_most_active_coordinates_come_first(loaded: experiment.Experiment):
-    spread = drawn.spread(loaded, loaded.modules, loaded.data.test)
+    spread = latent_spread(loaded, loaded.modules, loaded.data.test)
     assert ((spread.activity >= 0) & (spread.activity <= 1)).all()
     # What the posterior's own width says: the closer to the prior's, the less a coordinate knows.
-    x = drawn.observed(loaded, loaded.data.test[:500])
+    x = observed(loaded, loaded.data.test[:500])
     posterior = loaded.encoder.exact_posterior(x)
     assert posterior is not None
     within, between = posterior.variance.mean(0), posterior.mean.var(0)
@@ -212,33 +221,33 @@ def test_every_choice_can_be_drawn(choice: str, tmp_path: Path, default_data_dir
 def test_the_picture_shows_what_python_returns(trained: Path, loaded: experiment.Experiment, tmp_path: Path):
     path = draw(Sample(n=10, columns=4, scale=2, seed=3, **LOOK), trained, tmp_path / "s.png")
     found = cells(path, 3, 4, 2)
-    assert numpy.array_equal(found[:10], as_bytes(drawn.samples(loaded, loaded.modules, 10, seed=3)))
+    assert numpy.array_equal(found[:10], as_bytes(samples(loaded, loaded.modules, 10, seed=3)))
     assert (found[10:] == WHITE).all()
 
 
 def test_pairs_stand_side_by_side_and_apart_from_others(trained: Path, loaded: experiment.Experiment, tmp_path: Path):
     look = Reconstruct(n=6, columns=3, scale=3, split="validation", **LOOK)
     found = cells(draw(look, trained, tmp_path / "r.png"), 2, 6, 3, breaks=(2, 4))
-    expected = drawn.reconstructions(loaded, loaded.modules, loaded.data.validation[:6])
+    expected = reconstructions(loaded, loaded.modules, loaded.data.validation[:6])
     assert numpy.array_equal(found, as_bytes(expected))
 
 
 def test_chosen_images(trained: Path, loaded: experiment.Experiment, tmp_path: Path):
     look = Reconstruct(images=(17, 3), columns=2, scale=1, **LOOK)
     found = cells(draw(look, trained, tmp_path / "r.png"), 1, 4, 1, breaks=(2,))
-    expected = drawn.reconstructions(loaded, loaded.modules, loaded.data.test[[17, 3]])
+    expected = reconstructions(loaded, loaded.modules, loaded.data.test[[17, 3]])
     assert numpy.array_equal(found, as_bytes(expected))
 
 
 def test_interpolations_stand_between_their_images(trained: Path, loaded: experiment.Experiment, tmp_path: Path):
     look = Interpolate(images=(5, 9, 2, 11), steps=4, scale=2, path="spherical", **LOOK)
     found = cells(draw(look, trained, tmp_path / "i.png"), 2, 6, 2, breaks=(1, 5)).reshape(2, 6, 28, 28)
-    x = drawn.observed(loaded, loaded.data.test[[5, 9, 2, 11]])
+    x = observed(loaded, loaded.data.test[[5, 9, 2, 11]])
     assert numpy.array_equal(found[:, 0], as_bytes(x[::2]))
     assert numpy.array_equal(found[:, 5], as_bytes(x[1::2]))
-    z, known = drawn.latents(loaded, loaded.modules, x)
+    z, known = latent_positions(loaded, loaded.modules, x)
     assert known
-    way = drawn.interpolations(loaded.modules, z[::2], z[1::2], 4, "spherical")
+    way = interpolations(loaded.modules, z[::2], z[1::2], 4, "spherical")
     assert numpy.array_equal(found[:, 1:5].reshape(-1, 28, 28), as_bytes(way))
 
 
@@ -248,16 +257,16 @@ def test_a_traversal_moves_one_coordinate(trained: Path, loaded: experiment.Expe
     # Labels stand halfway down a row: at its top the first dark pixel is the first image's.
     found = picture[-MARGIN - 57 : -MARGIN]
     found = found[:, int((found[0] < 128).argmax()) :]
-    x = drawn.observed(loaded, loaded.data.test[8:9])
-    z, _ = drawn.latents(loaded, loaded.modules, x)
-    std = drawn.spread(loaded, loaded.modules, loaded.data.test).std
+    x = observed(loaded, loaded.data.test[8:9])
+    z, _ = latent_positions(loaded, loaded.modules, x)
+    std = latent_spread(loaded, loaded.modules, loaded.data.test).std
     for row, coordinate in enumerate((2, 6)):
         for column, step in enumerate((-2.0, 0.0, 2.0)):
             moved = z.clone()
             moved[0, coordinate] += step * std[coordinate]
             cell = found[29 * row :, 29 * column :][:28, :28].astype(int)
             # A batch of another size may round otherwise.
-            assert abs(cell - as_bytes(drawn.decoded(loaded.modules, moved))[0]).max() <= 1
+            assert abs(cell - as_bytes(decoded(loaded.modules, moved))[0]).max() <= 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -277,10 +286,10 @@ def test_the_same_command_gives_the_same_file(command: str, trained: Path, tmp_p
 def test_the_random_state_is_left_alone(loaded: experiment.Experiment):
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    drawn.samples(loaded, loaded.modules, 3)
-    drawn.reconstructions(loaded, loaded.modules, loaded.data.test[:3])
-    drawn.latents(loaded, loaded.modules, drawn.observed(loaded, loaded.data.test[:3]))
-    drawn.spread(loaded, loaded.modules, loaded.data.test)
+    samples(loaded, loaded.modules, 3)
+    reconstructions(loaded, loaded.modules, loaded.data.test[:3])
+    latent_positions(loaded, loaded.modules, observed(loaded, loaded.data.test[:3]))
+    latent_spread(loaded, loaded.modules, loaded.data.test)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -314,7 +323,7 @@ def test_sheets_keep_text_and_images_apart():
     # Below the labels and right of them the picture is the same: no text runs into an image.
     assert numpy.array_equal(labelled[-plain.shape[0] + MARGIN :, -plain.shape[1] + MARGIN :], plain[MARGIN:, MARGIN:])
     above = labelled[: -plain.shape[0] + MARGIN]
-    assert above.min() < FAINT
+    assert above.min() < DARK_GREY
     assert (labelled[:, :4] == WHITE).all()
 
 
@@ -327,8 +336,8 @@ def test_a_long_title_widens_the_picture():
 
 def test_labels_do_not_run_into_one_another():
     images, heads = numpy.zeros((6, 28, 28), dtype=numpy.uint8), ["-0.625"] * 6
-    room, crowded = (Sheet(images, 6, heads=heads, scale=scale).pixels() for scale in (3, 1))
-    one = Sheet(images[:1], 1, heads=heads[:1], scale=3).pixels()
+    room, crowded = (Sheet(images, 6, column_labels=heads, scale=scale).pixels() for scale in (3, 1))
+    one = Sheet(images[:1], 1, column_labels=heads[:1], scale=3).pixels()
 
     def ink(picture: numpy.ndarray) -> float:
         return (255.0 - picture[: MARGIN + 12]).sum()
@@ -394,7 +403,7 @@ def test_output_may_be_a_file_in_a_new_folder(trained: Path, tmp_path: Path):
         (["reconstruct", "RUN", "images=[1000000]"], "there is no image 1000000 in test"),
         (["interpolate", "RUN", "path=curved"], "path must be one of linear, spherical"),
         (["interpolate", "RUN", "steps=1"], "steps must be at least 2, both ends"),
-        (["interpolate", "RUN", "images=[1,2,3]"], "interpolation goes between pairs"),
+        (["interpolate", "RUN", "images=[1,2,3]"], "give two numbers for each pair"),
         (["traverse", "RUN", "coordinates=[99]"], "there is no coordinate 99: the decoder sees 8 of them"),
         (["traverse", "RUN", "reach=0"], "reach must be more than 0"),
         (["traverse", "RUN", "image=1000000"], "there is no image 1000000 in test"),
@@ -417,6 +426,14 @@ def test_refused_in_one_line(
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_picture_needs_no_result_records_and_no_tensorboard(trained: Path):
+    code = f"import sys; from vaebench.cli import main; main({['sample', str(trained), 'n=1', 'device=cpu']}); "
+    code += "print(sorted(m for m in sys.modules if m.startswith(('vaebench.records.', 'tensorboard.'))))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    files = [f"vaebench.records.{name}" for name in ("checkpoint", "files", "folder", "pictures", "text")]
+    assert done.stdout.splitlines()[-1] == str(files)
 
 
 @pytest.mark.parametrize("words", [["sample", "--help"], ["traverse", "RUN", "steps=1"], ["sample", "nowhere"]])

@@ -14,7 +14,7 @@ from toys import AffineGaussian, Mean, gaussian, one_image
 
 from vaebench import bounds, experiment, noise
 from vaebench.distributions import Bernoulli, DiagonalNormal
-from vaebench.draw.images import samples
+from vaebench.draw import samples
 from vaebench.encoders.base import BuildContext, Encoder, frozen
 from vaebench.encoders.full_gaussian import FullGaussianEncoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder

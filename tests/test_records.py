@@ -1,5 +1,6 @@
 """The run folder is entered only when it fits, and its numbers never lose their labels."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from vaebench import records
 from vaebench.errors import UserError
 from vaebench.records import (
     Manifest,
@@ -80,7 +82,7 @@ def test_identity_decides_what_another_configuration_is(tmp_path: Path):
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_file_in_the_way(tmp_path: Path, name: str):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="Choose a folder that you may write to"):
+    with pytest.raises(UserError, match="Choose a folder that you can write to"):
         RunFolder(tmp_path / name).create("k: 1\n")
 
 
@@ -92,14 +94,14 @@ def test_an_unwritable_folder():
 
 def test_open_says_what_is_missing_and_what_is_near(tmp_path: Path):
     run = RunFolder(tmp_path / "sweep" / "1-abc").create("k: 1\n")
-    with pytest.raises(UserError, match=r"holds no config.yaml; the run folders below it are .*1-abc"):
+    with pytest.raises(UserError, match=r"has no config.yaml; the run folders below it are .*1-abc"):
         RunFolder.open(tmp_path / "sweep")
-    with pytest.raises(UserError, match=r"the run folder around it is .*1-abc"):
+    with pytest.raises(UserError, match=r"it is inside the run folder .*1-abc"):
         RunFolder.open(run.checkpoints)
     with pytest.raises(UserError, match=r"there is no folder .*did you mean 'sweep'"):
         RunFolder.open(tmp_path / "swep")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="what `vaebench train` makes"):
+    with pytest.raises(UserError, match="`vaebench train` creates run folders"):
         RunFolder.open(tmp_path / "empty")
 
 
@@ -162,7 +164,7 @@ def test_without_flock_a_marker_file_locks(tmp_path: Path, monkeypatch: pytest.M
     with folder.lock():
         folder.write_status("running")
         assert folder.read_status().state == "running"
-        with pytest.raises(UserError, match=r"if that process is gone, delete .*\.lock\.held"), folder.lock():
+        with pytest.raises(UserError, match=r"if that process does not exist, delete .*\.lock\.held"), folder.lock():
             pass
     assert folder.read_status().state == "interrupted"
     with folder.lock():
@@ -221,6 +223,7 @@ def test_json_has_no_nan(tmp_path: Path):
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
+from vaebench import records
 from vaebench.errors import UserError
 from vaebench.records.files import Appender, write_whole
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -273,22 +276,58 @@ def test_variants_of_the_line(changes: dict[str, Any], expected: str):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "message"),
     [
-        {"mean": math.nan},
-        {"mean": math.inf},
-        {"stderr": -0.1},
-        {"stderr": math.nan},
-        {"direction": "bound"},
-        {"n_images": 0},
-        {"k": 0},
-        {"inner_k": -1},
-        {"protocol": ""},
+        ({"mean": math.nan}, "mean must be finite, got nan"),
+        ({"mean": math.inf}, "mean must be finite, got inf"),
+        ({"stderr": -0.1}, "stderr must be >= 0, got -0.1"),
+        ({"stderr": math.nan}, "stderr must be finite"),
+        ({"seconds": -1.0}, "seconds must be >= 0"),
+        ({"direction": "bound"}, "direction must be one of"),
+        ({"precision": "fp8"}, "precision must be one of float32, bf16"),
+        ({"n_images": 0}, "n_images must be >= 1, got 0"),
+        ({"repeats": 0}, "repeats must be >= 1, got 0"),
+        ({"epoch": -1}, "epoch must be >= 0, got -1"),
+        ({"k": 0}, "k must be >= 1, got 0"),
+        ({"inner_k": -1}, "inner_k must be >= 0, got -1"),
+        ({"protocol": ""}, "a result needs its protocol"),
+        ({"quantity": ""}, "a result needs its quantity"),
     ],
 )
-def test_a_record_that_cannot_be_right_is_refused(changes: dict[str, Any]):
-    with pytest.raises(ValueError):
+def test_a_record_with_an_invalid_field_is_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
         record(**changes)
+
+
+OTHER_ESTIMATES = [
+    {"estimator": "IWAE"},
+    {"k": 1},
+    {"inner_k": None},
+    {"split": "validation"},
+    {"protocol": "mnist/static-v1"},
+    {"epoch": 1},
+    {"n_images": 5},
+    {"repeats": 2},
+    {"direction": "estimate"},
+    {"quantity": "a gap"},
+    {"precision": "bf16"},
+    {"settings": {"seed": 1}},
+]
+SAME_ESTIMATE = [
+    {"mean": -1.0},
+    {"stderr": 1.0},
+    {"seconds": 9.0},
+    {"extra": {"ess": 3.0}},
+    {"note": "trusted"},
+    {"per_image": "evaluations/a.npz:values"},
+]
+
+
+def test_the_key_has_the_fields_that_define_an_estimate():
+    assert len({record(**changes).key() for changes in ({}, *OTHER_ESTIMATES)}) == len(OTHER_ESTIMATES) + 1
+    assert {record(**changes).key() for changes in SAME_ESTIMATE} == {record().key()}
+    changed = {name for changes in (*OTHER_ESTIMATES, *SAME_ESTIMATE) for name in changes}
+    assert changed == {each.name for each in dataclasses.fields(ResultRecord)}
 
 
 def test_a_result_replaces_its_own_kind_only(tmp_path: Path):
@@ -371,7 +410,7 @@ def test_the_manifest_sums_sessions_and_lists_restarts(tmp_path: Path):
 def test_a_run_does_not_go_on_with_other_data(tmp_path: Path):
     folder = RunFolder(tmp_path).create("k: 1\n")
     manifest(folder).save()
-    with pytest.raises(UserError, match="cannot go on with other data"):
+    with pytest.raises(UserError, match="cannot resume with other data"):
         manifest(folder, fingerprint="4567", resume_step=5)
 
 
@@ -393,6 +432,22 @@ def test_git_state_is_that_of_the_files_own_checkout(tmp_path: Path):
     source.write_text("2\n")
     assert git_state(source) == {**clean, "dirty": True}
     assert git_state(installed) is None
+
+
+def test_every_name_of_the_records_can_be_imported():
+    for name in records._FILES:
+        assert getattr(records, name) is not None
+        assert name in dir(records)
+    with pytest.raises(AttributeError, match="has no attribute 'Recoder'"):
+        records.Recoder  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_name_of_the_records_imports_only_its_file():
+    code = "import sys; from vaebench.records import RunFolder; "
+    code += "print(sorted(m for m in sys.modules if m.startswith('vaebench.records.')))"
+    with in_child(code) as child:
+        out, _ = child.communicate(timeout=60)
+    assert out == "['vaebench.records.files', 'vaebench.records.folder']\n"
 
 
 def test_importing_the_records_imports_no_torch():

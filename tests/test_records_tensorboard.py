@@ -87,7 +87,7 @@ def test_metrics_stay_json_when_a_value_is_not_finite(folder: RunFolder):
 
 
 def test_a_tag_cannot_hide_the_step(folder: RunFolder):
-    with Recorder(folder) as recorder, pytest.raises(ValueError, match="cannot be called step"):
+    with Recorder(folder) as recorder, pytest.raises(ValueError, match="must not be named step"):
         recorder.scalars(1, 0.1, {"step": 2.0}, wall=0.0)
 
 
@@ -163,7 +163,7 @@ def test_a_record_that_a_crash_tore_is_dropped(folder: RunFolder, torn: int):
 
 def test_a_damaged_line_in_the_middle_is_named(folder: RunFolder):
     folder.metrics.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is damaged"):
+    with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is corrupt"):
         Recorder(folder, resume_step=3)
     assert len(folder.metrics.read_text().splitlines()) == 3
 

@@ -15,7 +15,7 @@ from made_runs import made_run, record
 
 from vaebench.cli import main
 from vaebench.direction import Direction
-from vaebench.records import Diagnostics, Measure, Recorder, RunFolder, write_diagnostics
+from vaebench.records import Diagnostic, Diagnostics, Recorder, RunFolder, write_diagnostics
 from vaebench.report.charts import ticks
 from vaebench.report.curves import Curve
 from vaebench.report.groups import mean_curve
@@ -47,11 +47,11 @@ DIAGNOSTICS = Diagnostics(
     seconds=1.0,
     settings={"draws": 10},
     measures={
-        "active_units": Measure(title="active units", value=3.0, definition="those that <vary>", unit="of 4"),
-        "rate": Measure(
+        "active_units": Diagnostic(title="active units", value=3.0, definition="those that <vary>", unit="of 4"),
+        "rate": Diagnostic(
             title="rate", value=6.231, stderr=0.021, definition="KL", unit="nats", direction=Direction.UPPER_BOUND
         ),
-        "ess": Measure(title="effective weights", value=None, definition="refused"),
+        "ess": Diagnostic(title="effective weights", value=None, definition="refused"),
     },
     coordinates={"variance_of_mean": [1.0, 0.5, 2.0, 0.0], "kl": [1.0, 0.5, 2.0, 0.0]},
 )
@@ -131,7 +131,7 @@ def test_all_text_is_escaped(tmp_path: Path):
     command = ["vaebench", "train", bad]
     folder = made_run(tmp_path, "encoder=gaussian", results=[record(-1.0)], command=command, device=bad, host=bad)
     with_curves(folder, -1.0)
-    write_diagnostics(folder, replace(DIAGNOSTICS, measures={"a": Measure(title=bad, value=1.0, definition=bad)}))
+    write_diagnostics(folder, replace(DIAGNOSTICS, measures={"a": Diagnostic(title=bad, value=1.0, definition=bad)}))
     made_run(tmp_path, "encoder=hvm", state="running").write_status("failed", bad)
     output = tmp_path / "page.html"
     assert main(["report", str(tmp_path), "-o", str(output), "--title", bad]) == 0

@@ -151,5 +151,5 @@ def test_failures_are_told_and_counted(
 def test_two_processes_never_share_a_search(tmp_path: Path):
     fixed, spaces = split_paths([*TINY, f"output_dir={tmp_path}", "k=1,2"])
     one, other = (tuning.Search(fixed, spaces, prune=False, seed=0) for _ in range(2))
-    with one.opened(), pytest.raises(UserError, match="another process is at this search"), other.opened():
+    with one.opened(), pytest.raises(UserError, match="another process runs this search"), other.opened():
         pass

@@ -1,12 +1,12 @@
-"""Diagnostics of the best weights of a run: what its posterior does with the latents, and what its gradients are worth.
+"""Diagnose the best weights of a run: its posterior's use of the latents, and the noise of its gradients.
 
-Every number goes with its definition, since definitions differ between papers.
+Each number has its definition, because definitions differ between papers. docs/diagnostics.md explains all of them.
 """
 
-import dataclasses
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +17,8 @@ from tqdm import tqdm
 from vaebench import runtime
 from vaebench.config import Config, read
 from vaebench.config.diagnosis import Diagnosis
+from vaebench.direction import Direction
 from vaebench.distributions import DiagonalNormal
-from vaebench.encoders.base import Direction
 from vaebench.errors import RunFailed, UserError
 from vaebench.estimators.ais import has_density
 from vaebench.estimators.diagnostics import (
@@ -26,94 +26,98 @@ from vaebench.estimators.diagnostics import (
     ACTIVE_VARIANCE,
     Activity,
     AggregateDensity,
+    DrawSummary,
     GradientNoise,
-    Seen,
-    Spread,
-    critic,
+    gaussian_critic,
     kl_per_coordinate,
     moment_kl_per_coordinate,
-    seen,
+    summarise_draws,
 )
 from vaebench.estimators.importance import Chunks, PerImage, weighed
 from vaebench.evaluate.job import Images, chosen
 from vaebench.experiment import Experiment, build, load_best
-from vaebench.records import Diagnostics, Measure, RunFolder, format_table, write_diagnostics
+from vaebench.records import Diagnostic, Diagnostics, RunFolder, format_table, write_diagnostics
 from vaebench.train.update import Loss, Settings, Update
 from vaebench.train.updates import updates
 
 __all__ = ["diagnose", "diagnosed"]
 
 T = TypeVar("T")
-Measures = dict[str, Measure]
+Named = dict[str, Diagnostic]
 
 
-def diagnose(folder: str | Path, given: Diagnosis | None = None) -> Diagnostics:
-    """Look at a run's best weights, write diagnostics.json into its folder, and print the table.
+def diagnose(folder: str | Path, settings: Diagnosis | None = None) -> Diagnostics:
+    """Diagnose a run's best weights, write diagnostics.json to its folder, and print a table.
 
     Args:
         folder: a run folder.
-        given: the settings; None for the defaults.
+        settings: None for the defaults.
 
     Raises:
-        UserError: not a run folder, a setting that is not for this run, no usable checkpoint.
+        UserError: not a run folder, a setting that is invalid for this run, no usable checkpoint.
         RunFailed: draws, densities or gradients are not finite.
     """
-    given, run = given or Diagnosis(), RunFolder.open(Path(folder))
-    experiment = build(_configured(read(run.path), given))
+    settings, run = settings or Diagnosis(), RunFolder.open(Path(folder))
+    experiment = build(_configured(read(run.path), settings))
     epoch = load_best(experiment, run)
-    found = diagnosed(experiment, given, epoch)
-    write_diagnostics(run, found)
-    print(f"{run.path}\n{format_table(found)}", flush=True)
-    return found
+    diagnostics = diagnosed(experiment, settings, epoch)
+    write_diagnostics(run, diagnostics)
+    print(f"{run.path}\n{format_table(diagnostics)}", flush=True)
+    return diagnostics
 
 
-def _configured(config: Config, given: Diagnosis) -> Config:
-    """Return the run's configuration with the images, the device and the folders of the diagnosis."""
-    replace = dataclasses.replace
+def _configured(config: Config, settings: Diagnosis) -> Config:
+    """Return the run's configuration with the images, the device and the data folder of the diagnosis."""
     return replace(
         config,
-        device=given.device,
-        data_dir=given.data_dir or config.data_dir,
-        trainer=replace(config.trainer, threads=given.threads, progress=given.progress),
+        device=settings.device,
+        data_dir=settings.data_dir or config.data_dir,
+        trainer=replace(config.trainer, threads=settings.threads, progress=settings.progress),
         estimator=replace(
             config.estimator,
-            split=given.split,
-            images=given.images,
-            seed=given.seed,
+            split=settings.split,
+            images=settings.images,
+            seed=settings.seed,
             image_seed=None,
             binarize="fixed",
         ),
     )
 
 
-def diagnosed(experiment: Experiment, given: Diagnosis, epoch: int) -> Diagnostics:
-    """Look at the experiment's weights, of ``epoch``; the experiment's settings name the images."""
+def diagnosed(experiment: Experiment, settings: Diagnosis, epoch: int) -> Diagnostics:
+    """Return the diagnostics of the experiment's weights, those of ``epoch``, on the images of its configuration."""
     started = time.monotonic()
     experiment.modules.eval()
-    with experiment.autocast(), runtime.forked_randomness(experiment.device, runtime.derived_seed(given.seed, "look")):
-        look = _Look.at(experiment, given)
-        found = look.seen()
-        measures = _rates(look, found) | _activity(found.spread) | _coordinates(look, found)
-        measures |= _aggregate(look, found) | _effective_weights(look) | _gradients(look)
+    seed = runtime.derived_seed(settings.seed, "look")
+    with experiment.autocast(), runtime.forked_randomness(experiment.device, seed):
+        subject = _Subject.of(experiment, settings)
+        draws = subject.draws
+        measures = _rates(subject, draws) | _active_units(subject.activity) | _by_coordinate(subject)
+        measures |= _aggregate(subject, draws) | _effective_weights(subject) | _gradients(subject)
     return Diagnostics(
         epoch=epoch,
-        split=given.split,
-        protocol=look.images.protocol,
-        n_images=len(look.x),
+        split=settings.split,
+        protocol=subject.images.protocol,
+        n_images=len(subject.x),
         seconds=round(time.monotonic() - started, 3),
-        settings={"draws": given.draws, "k": look.k, "inner_k": look.inner_k, "gradients": given.gradients}
-        | {"seed": given.seed},
+        settings={
+            "draws": settings.draws,
+            "k": subject.k,
+            "inner_k": subject.inner_k,
+            "gradients": settings.gradients,
+            "seed": settings.seed,
+        },
         measures=measures,
-        coordinates=_per_coordinate(look, found),
+        coordinates=_coordinate_lists(subject),
     )
 
 
 @dataclass(frozen=True)
-class _Look:
-    """The images that are looked at, and how."""
+class _Subject:
+    """The weights and the images of a diagnosis, and the results that several diagnostics use."""
 
     experiment: Experiment
-    given: Diagnosis
+    settings: Diagnosis
     images: Images
     x: Tensor
     """(N, X)."""
@@ -121,236 +125,251 @@ class _Look:
     inner_k: int
 
     @classmethod
-    def at(cls, experiment: Experiment, given: Diagnosis) -> "_Look":
-        images, k = chosen(experiment), given.k or experiment.k
-        inner_k = experiment.inner_k if given.inner_k is None else given.inner_k
+    def of(cls, experiment: Experiment, settings: Diagnosis) -> "_Subject":
+        images = chosen(experiment)
         if len(images.numbers) < 3:
-            raise UserError("images must be 3 or more: a variance over images has an error of its own")
-        inner_k = inner_k if experiment.encoder.has_inner_samples else 0
-        return cls(experiment, given, images, experiment.data.observe(images.intensities), k, inner_k)
+            raise UserError(f"images must be 3 or more for a variance over images, got {len(images.numbers)}")
+        inner_k = experiment.inner_k if settings.inner_k is None else settings.inner_k
+        return cls(
+            experiment,
+            settings,
+            images,
+            x=experiment.data.observe(images.intensities),
+            k=settings.k or experiment.k,
+            inner_k=inner_k if experiment.encoder.has_inner_samples else 0,
+        )
 
-    def batches(self, what: str) -> Iterator[slice]:
-        """Yield all images, batch by batch, the last and smaller one too."""
-        size = Chunks.automatic(self.x.device, self.inner_k, batch=self.given.batch).batch
-        starts = range(0, len(self.x), size)
-        for start in self.shown(starts, what):
+    def batches(self, label: str) -> Iterator[slice]:
+        """Yield all images in batches, with a progress bar; the last batch may be smaller."""
+        size = Chunks.automatic(self.x.device, self.inner_k, batch=self.settings.batch).batch
+        for start in self.progress(range(0, len(self.x), size), label):
             yield slice(start, min(start + size, len(self.x)))
 
-    def shown(self, things: Iterable[T], what: str) -> Iterable[T]:
-        """Show progress over ``things`` to a person."""
-        return tqdm(things, desc=what, leave=False, disable=None if self.given.progress else True, dynamic_ncols=True)
+    def progress(self, items: Iterable[T], label: str) -> Iterable[T]:
+        """Yield ``items`` with a progress bar on a terminal."""
+        hidden = None if self.settings.progress else True
+        return tqdm(items, desc=label, leave=False, disable=hidden, dynamic_ncols=True)
 
-    def seen(self) -> Seen:
-        """Draw from the posterior of every image."""
-        parts = []
-        for part in self.batches("draws"):
-            parts.append(
-                seen(
-                    self.experiment.model,
-                    self.experiment.encoder,
-                    self.x[part],
-                    self.given.draws,
-                    inner_k=self.inner_k,
-                    seed=self.given.seed,
-                    images=self.images.numbers[part],
-                )
+    @cached_property
+    def draws(self) -> DrawSummary:
+        """The draws from the posterior of every image."""
+        batches = [
+            summarise_draws(
+                self.experiment.model,
+                self.experiment.encoder,
+                self.x[part],
+                self.settings.draws,
+                inner_k=self.inner_k,
+                seed=self.settings.seed,
+                images=self.images.numbers[part],
             )
-        return Seen.joined(parts).check()
+            for part in self.batches("draws")
+        ]
+        return DrawSummary.joined(batches).check()
 
-    @property
-    def exact_normal(self) -> bool:
+    @cached_property
+    def activity(self) -> Activity:
+        """How much the mean of each coordinate varies over images."""
+        return Activity.of(self.draws.moments)
+
+    @cached_property
+    def closed_form(self) -> bool:
         """Whether q(z|x) is a diagonal Gaussian in closed form."""
         return self.experiment.encoder.exact_posterior(self.x[:1]) is not None
 
+    @cached_property
+    def kl(self) -> Tensor | None:
+        """KL to the prior of each coordinate, (N, D); None if the prior's coordinates are dependent.
 
-# Coordinates ----------------------------------------------------------------------------------------------
-
-
-def _activity(found: Spread) -> Measures:
-    activity = Activity.of(found)
-    undecided = int(activity.undecided().sum())
-    definition = (
-        f"coordinates d with Var_x(E_q[z_d|x]) > {ACTIVE_VARIANCE:g} (Burda et al. 2016). The variance is the cross "
-        f"product of two independent halves of {found.half} draws, which is 0 on average where q ignores x; counted "
-        f"where it exceeds the threshold by {activity.margin:.1f} standard errors"
-        + (f". {undecided} may lie on either side of it: more draws or images decide" if undecided else "")
-    )
-    value = float(activity.active().sum())
-    extra = {"of": float(len(activity.variance)), "undecided": float(undecided)}
-    return {
-        "active_units": Measure(
-            title="active units", value=value, definition=definition, extra=extra, unit=f"of {len(activity.variance)}"
-        )
-    }
+        Of q itself if it is a diagonal Gaussian in closed form, else of the Gaussian with its moments.
+        """
+        prior = self.experiment.model.prior()
+        if not isinstance(prior, DiagonalNormal):
+            return None
+        if not self.closed_form:
+            return moment_kl_per_coordinate(self.draws.moments, prior)
+        batches = []
+        for part in self.batches("KL"):
+            posterior = self.experiment.encoder.exact_posterior(self.x[part])
+            assert posterior is not None
+            batches.append(kl_per_coordinate(posterior, prior))
+        return torch.cat(batches)
 
 
-@torch.no_grad()
-def _kl_values(look: _Look, found: Seen) -> Tensor | None:
-    """Return KL by coordinate, (N, D), of the density itself or of Gaussians with its moments; None: no such thing."""
-    prior = look.experiment.model.prior()
-    if not isinstance(prior, DiagonalNormal):
-        return None
-    if not look.exact_normal:
-        return moment_kl_per_coordinate(found.spread, prior)
-    parts = []
-    for part in look.batches("KL"):
-        posterior = look.experiment.encoder.exact_posterior(look.x[part])
-        assert posterior is not None
-        parts.append(kl_per_coordinate(posterior, prior))
-    return torch.cat(parts)
-
-
-def _coordinates(look: _Look, found: Seen) -> Measures:
-    """Count coordinates by their KL divergence to the prior, and sum it up."""
-    values = _kl_values(look, found)
-    if values is None:
-        reason = "refused: coordinates of this prior are not independent, so that none has a p(z_d) in closed form"
-        return {"active_units_kl": Measure(title="active units by KL", value=None, definition=reason)}
-    exact, width = look.exact_normal, values.shape[1]
-    what = (
-        "KL(q(z_d|x) || p(z_d)), in closed form"
-        if exact
-        else "KL of the Gaussian with q(z_d|x)'s moments to p(z_d) (Gaussian approximation: a lower bound)"
-    )
-    count = float((values.mean(0) > ACTIVE_KL).sum())
-    definition = f"coordinates with E_x {what}, above {ACTIVE_KL:g} nats (NVAE's code)"
-    counted = Measure(title="active units by KL", value=count, definition=definition, unit=f"of {width}")
-    if exact:
-        return {"active_units_kl": counted}
-    definition = f"sum over d of E_x {what}: at most E KL(q(z|x) || p(z)), whatever the encoder's log q is"
-    return {
-        "active_units_kl": counted,
-        "rate_gaussian": _mean("rate, Gaussian approximation", values.sum(1), Direction.LOWER_BOUND, definition),
-    }
-
-
-def _per_coordinate(look: _Look, found: Seen) -> dict[str, list[float]]:
-    activity, kl = Activity.of(found.spread), _kl_values(look, found)
-    rows = {
-        "variance_of_mean": activity.variance,
-        "variance_of_mean_stderr": activity.stderr,
-        "mean_variance": found.spread.variances.mean((0, 1)),
-    }
-    if kl is not None:
-        rows["kl" if look.exact_normal else "kl_gaussian_approximation"] = kl.mean(0)
-    return {name: values.tolist() for name, values in rows.items()}
-
-
-# Rates ----------------------------------------------------------------------------------------------------
-
-_RATES: dict[Direction, str] = {
-    Direction.EXACT: "by draws and their exact log q",
-    Direction.UPPER_BOUND: "by an upper bound on log q(z|x): what that is loose by is counted too",
-    Direction.ESTIMATE: "by a learned log q(z|x), which may be off to either side",
-}
-
-
-def _mean(title: str, values: Tensor, direction: Direction, definition: str, **extra: float) -> Measure:
-    """Return the mean over images with its standard error."""
+def _mean(
+    title: str, values: Tensor, direction: Direction, definition: str, unit: str = "nats", **extra: float
+) -> Diagnostic:
+    """Return the mean over images and its standard error. RunFailed if a value is not finite."""
     if not bool(values.isfinite().all()):
         raise RunFailed(f"{title}: {int((~values.isfinite()).sum())} of {len(values)} images have no finite value")
-    averaged = PerImage(values)
-    return Measure(
+    over_images = PerImage(values)
+    return Diagnostic(
         title=title,
-        value=averaged.mean,
-        stderr=averaged.stderr,
+        value=over_images.mean,
+        stderr=over_images.stderr,
         direction=direction,
-        unit="nats",
+        unit=unit,
         definition=definition,
         extra=extra,
     )
 
 
-def _rates(look: _Look, found: Seen) -> Measures:
-    encoder = look.experiment.encoder
-    how = _RATES[encoder.direction]
-    if encoder.has_inner_samples:
-        how += f" (inner_k={look.inner_k})"
+# Coordinates ----------------------------------------------------------------------------------------------
+
+
+def _active_units(activity: Activity) -> Named:
+    undecided, count = int(activity.undecided().sum()), len(activity.variance)
+    definition = (
+        f"coordinates d with Var_x(E_q[z_d|x]) > {ACTIVE_VARIANCE:g} (Burda et al. 2016). The variance is estimated "
+        f"without bias from two halves of the draws; a coordinate counts if it is {activity.margin:.1f} standard "
+        "errors above the threshold"
+        + (f". Undecided, within that margin: {undecided} (take more draws or images)" if undecided else "")
+    )
+    return {
+        "active_units": Diagnostic(
+            title="active units",
+            value=float(activity.active().sum()),
+            definition=definition,
+            extra={"of": float(count), "undecided": float(undecided)},
+            unit=f"of {count}",
+        )
+    }
+
+
+@torch.no_grad()
+def _by_coordinate(subject: _Subject) -> Named:
+    """Count coordinates by their KL divergence to the prior, and sum the divergences."""
+    title, kl = "active units by KL", subject.kl
+    if kl is None:
+        reason = "not computed: the coordinates of this prior are dependent, so p(z_d) has no closed form"
+        return {"active_units_kl": Diagnostic(title=title, value=None, definition=reason)}
+    divergence = (
+        "KL(q(z_d|x) || p(z_d)), in closed form"
+        if subject.closed_form
+        else "KL of the Gaussian with the moments of q(z_d|x) to p(z_d) (Gaussian approximation: a lower bound)"
+    )
+    found = {
+        "active_units_kl": Diagnostic(
+            title=title,
+            value=float((kl.mean(0) > ACTIVE_KL).sum()),
+            definition=f"coordinates with E_x {divergence}, above {ACTIVE_KL:g} nats (NVAE's code)",
+            unit=f"of {kl.shape[1]}",
+        )
+    }
+    if not subject.closed_form:
+        definition = f"sum over d of E_x {divergence}: at most E KL(q(z|x) || p(z)) for every encoder"
+        bound = _mean("rate, Gaussian approximation", kl.sum(1), Direction.LOWER_BOUND, definition)
+        found["rate_gaussian"] = bound
+    return found
+
+
+def _coordinate_lists(subject: _Subject) -> dict[str, list[float]]:
+    rows = {
+        "variance_of_mean": subject.activity.variance,
+        "variance_of_mean_stderr": subject.activity.stderr,
+        "mean_variance": subject.draws.moments.variances.mean((0, 1)),
+    }
+    if subject.kl is not None:
+        rows["kl" if subject.closed_form else "kl_gaussian_approximation"] = subject.kl.mean(0)
+    return {name: values.tolist() for name, values in rows.items()}
+
+
+# Rates ----------------------------------------------------------------------------------------------------
+
+_LOG_Q: dict[Direction, str] = {
+    Direction.EXACT: "with the exact log q(z|x)",
+    Direction.UPPER_BOUND: "with an upper bound on log q(z|x), so the rate is an upper bound too",
+    Direction.ESTIMATE: "with a learned log q(z|x), whose error may have either sign",
+}
+
+
+def _rates(subject: _Subject, draws: DrawSummary) -> Named:
+    encoder = subject.experiment.encoder
+    inner = f" (inner_k={subject.inner_k})" if encoder.has_inner_samples else ""
+    definition = f"E_x KL(q(z|x) || p(z)) = E_x E_q[log q(z|x) - log p(z)], {_LOG_Q[encoder.direction]}{inner}"
     return {
         "reconstruction": _mean(
-            "reconstruction", found.log_likelihood, Direction.EXACT, "E_x E_q[log p(x|z)], minus the distortion"
+            "reconstruction", draws.log_likelihood, Direction.EXACT, "E_x E_q[log p(x|z)], minus the distortion"
         ),
-        "rate": _mean(
-            "rate",
-            found.rate,
-            encoder.direction,
-            f"E_x KL(q(z|x) || p(z)) = E_x E_q[log q(z|x) - log p(z)], {how}",
-        ),
+        "rate": _mean("rate", draws.rate, encoder.direction, definition),
     }
 
 
 # The aggregate posterior ----------------------------------------------------------------------------------
 
-_POPULATION = "x from the distribution that the images come from"
 
-
-def _aggregate(look: _Look, found: Seen) -> Measures:
-    encoder = look.experiment.encoder
+def _aggregate(subject: _Subject, draws: DrawSummary) -> Named:
+    """Bound the mutual information and the KL divergence from the aggregate posterior to the prior."""
+    encoder = subject.experiment.encoder
     with torch.no_grad():
-        if has_density(encoder, encoder.encode(look.x[:1])):
-            return _by_density(AggregateDensity.of(found.z, _densities(look)), found)
-        critics = ((part, critic(found.spread, part)) for part in look.batches("aggregate"))
-        return _by_critic(AggregateDensity.of(found.z, critics), found, encoder.direction)
+        if has_density(encoder, encoder.encode(subject.x[:1])):
+            return _from_density(AggregateDensity.of(draws.z, _densities(subject)), draws)
+        critics = ((part, gaussian_critic(draws.moments, part)) for part in subject.batches("aggregate"))
+        return _from_critic(AggregateDensity.of(draws.z, critics), draws, encoder.direction)
 
 
-def _densities(look: _Look) -> Iterator[tuple[slice, Any]]:
-    for part in look.batches("aggregate"):
-        yield part, look.experiment.encoder.encode(look.x[part])
+def _densities(subject: _Subject) -> Iterator[tuple[slice, Any]]:
+    for part in subject.batches("aggregate"):
+        yield part, subject.experiment.encoder.encode(subject.x[part])
 
 
-def _by_density(table: AggregateDensity, found: Seen) -> Measures:
-    n, cap = len(table.own), table.cap
+_INFORMATION, _AGGREGATE = "information I(x; z)", "aggregate KL(q(z) || p(z))"
+_POPULATION = "x from the distribution of which the images are a sample"
+
+
+def _from_density(density: AggregateDensity, draws: DrawSummary) -> Named:
+    """Return the bounds for an encoder whose density can be evaluated at the draws of other images."""
+    n, cap = len(density.own), density.cap
     return {
         "information_lower": _mean(
-            "information I(x; z)",
-            table.information_at_least(),
+            _INFORMATION,
+            density.information_lower_bound(),
             Direction.LOWER_BOUND,
-            f"{_POPULATION}: E log q(z_i|x_i) - log 1/N sum_j q(z_i|x_j) over N={n} images, i among them (Poole et al. "
-            f"2019). It cannot exceed log N = {cap:.2f}, however much z tells: near that, the cap is all it says",
+            f"{_POPULATION}: E log q(z_i|x_i) - log 1/N sum_j q(z_i|x_j) over N={n} images, i included (Poole et al. "
+            f"2019). At most log N = {cap:.2f}; a value near that cap is not an estimate of I(x; z)",
             cap=cap,
         ),
         "information_upper": _mean(
-            "information I(x; z)",
-            table.information_at_most(),
+            _INFORMATION,
+            density.information_upper_bound(),
             Direction.UPPER_BOUND,
-            f"the same without i in the sum, over the {n - 1} others; the rate is an upper bound, too",
+            f"the same with i left out of the sum, over the {n - 1} others; the rate is another upper bound",
         ),
         "aggregate_kl_lower": _mean(
-            "aggregate KL(q(z) || p(z))",
-            table.log_mixture_of_others() - found.log_prior,
+            _AGGREGATE,
+            density.log_mixture_of_others() - draws.log_prior,
             Direction.LOWER_BOUND,
-            f"q(z) = E_x q(z|x), estimated without i: rate minus the upper bound on I(x; z). Below 0 it says nothing; "
-            f"it needs so many images that their posteriors overlap, N={n} here",
+            "q(z) = E_x q(z|x), estimated with i left out: rate minus the upper bound on I(x; z). A value below 0 has "
+            f"no information; the bound needs enough images for their posteriors to overlap, N={n} here",
         ),
         "aggregate_kl_upper": _mean(
-            "aggregate KL(q(z) || p(z))",
-            table.log_mixture() - found.log_prior,
+            _AGGREGATE,
+            density.log_mixture() - draws.log_prior,
             Direction.UPPER_BOUND,
-            f"with i in the mixture: rate minus the lower bound on I(x; z), hence at least rate - {cap:.2f}",
+            f"with i included: rate minus the lower bound on I(x; z), hence at least rate - {cap:.2f}",
         ),
     }
 
 
-def _by_critic(table: AggregateDensity, found: Seen, direction: Direction) -> Measures:
-    """What draws alone say, for encoders whose density cannot be evaluated at the draws of other images."""
-    n, cap, least = len(table.own), table.cap, table.information_at_least()
-    upper = Direction.ESTIMATE if direction is Direction.ESTIMATE else Direction.UPPER_BOUND
+def _from_critic(density: AggregateDensity, draws: DrawSummary, direction: Direction) -> Named:
+    """Return the bounds for an encoder that has draws but no density."""
+    n, cap, lower = len(density.own), density.cap, density.information_lower_bound()
     return {
         "information_lower": _mean(
-            "information I(x; z)",
-            least,
+            _INFORMATION,
+            lower,
             Direction.LOWER_BOUND,
-            f"{_POPULATION}: E log r(z_i|x_i) - log 1/N sum_j r(z_i|x_j) over N={n} images, r the Gaussian with the "
-            "moments of other draws, as q's own density is not known everywhere (InfoNCE, valid for any r; van den "
-            f"Oord et al. 2018). It cannot exceed log N = {cap:.2f}",
+            f"{_POPULATION}: E log r(z_i|x_i) - log 1/N sum_j r(z_i|x_j) over N={n} images. r is the Gaussian with the "
+            "moments of other draws, because q's density is not known everywhere (InfoNCE, valid for any r; van den "
+            f"Oord et al. 2018). At most log N = {cap:.2f}",
             cap=cap,
         ),
         "aggregate_kl_upper": _mean(
-            "aggregate KL(q(z) || p(z))",
-            found.rate - least,
-            upper,
+            _AGGREGATE,
+            draws.rate - lower,
+            Direction.ESTIMATE if direction is Direction.ESTIMATE else Direction.UPPER_BOUND,
             f"q(z) = E_x q(z|x): rate minus the lower bound on I(x; z), hence at least rate - {cap:.2f}. "
-            "Without q's density there is no bound from below",
+            "Without q's density there is no lower bound",
         ),
     }
 
@@ -359,52 +378,53 @@ def _by_critic(table: AggregateDensity, found: Seen, direction: Direction) -> Me
 
 
 @torch.no_grad()
-def _effective_weights(look: _Look) -> Measures:
-    model, encoder = look.experiment.model, look.experiment.encoder
-    if look.k == 1:
-        reason = "refused: with k=1 there is one weight for each image; k=50, say, asks how even 50 of them are"
-        return {"ess": Measure(title="effective weights", value=None, definition=reason)}
-    values = []
-    for part in look.batches("weights"):
-        chunks = Chunks.automatic(look.x.device, look.inner_k, batch=part.stop - part.start)
-        seed = runtime.derived_seed(look.given.seed, "weights")
-        numbers = look.images.numbers[part]
-        values.append(weighed(model, encoder, look.x[part], look.k, look.inner_k, chunks, seed, numbers).ess())
-    definition = f"(sum w)^2 / sum w^2 of the k={look.k} weights of an image, from 1 to k, averaged over images"
+def _effective_weights(subject: _Subject) -> Named:
+    title, (model, encoder) = "effective weights", (subject.experiment.model, subject.experiment.encoder)
+    if subject.k == 1:
+        reason = "not computed for k=1 (a single weight); pass k=50 to get the effective sample size of 50 weights"
+        return {"ess": Diagnostic(title=title, value=None, definition=reason)}
+    values, seed = [], runtime.derived_seed(subject.settings.seed, "weights")
+    for part in subject.batches("weights"):
+        chunks = Chunks.automatic(subject.x.device, subject.inner_k, batch=part.stop - part.start)
+        numbers = subject.images.numbers[part]
+        values.append(weighed(model, encoder, subject.x[part], subject.k, subject.inner_k, chunks, seed, numbers).ess())
+    definition = f"(sum w)^2 / sum w^2 of the k={subject.k} weights of an image, from 1 to k, averaged over images"
     if encoder.direction is Direction.ESTIMATE:
-        definition += "; by a learned log q, so that it tells of the learned ratio as well as of q"
-    found = _mean("effective weights", torch.cat(values), Direction.ESTIMATE, definition)
-    return {"ess": dataclasses.replace(found, unit=f"of {look.k}")}
+        definition += "; the weights contain the error of the learned log q(z|x)"
+    return {"ess": _mean(title, torch.cat(values), Direction.ESTIMATE, definition, unit=f"of {subject.k}")}
 
 
-def _gradients(look: _Look) -> Measures:
-    """Compare gradients of the training objective on one fixed batch, which differ by the encoder's noise alone."""
-    n, experiment = look.given.gradients, look.experiment
+def _gradients(subject: _Subject) -> Named:
+    """Compare gradients of the training objective on one batch; they differ only by the encoder's noise."""
+    n, experiment = subject.settings.gradients, subject.experiment
     if not n:
         return {}
-    x = look.x[: experiment.config.trainer.batch_size]
-    shares = _bound_updates(experiment)
-    trained = {id(p) for update in shares for p in update.parameters}
+    x = subject.x[: experiment.config.trainer.batch_size]
+    bounds = _bound_updates(experiment)
+    trained = {id(parameter) for update in bounds for parameter in update.parameters}
     named = {"encoder": experiment.encoder, "decoder": experiment.model}
     networks = {name: [p for p in network.parameters() if id(p) in trained] for name, network in named.items()}
     noises = {name: GradientNoise(n) for name, parameters in networks.items() if parameters}
-    for _ in look.shown(range(n), "gradients"):
-        gradients = _one_gradient(shares, x, Settings(look.k, look.inner_k, 1.0))
+    for _ in subject.progress(range(n), "gradients"):
+        gradients = _one_gradient(bounds, x, Settings(subject.k, subject.inner_k, 1.0))
         for name, noise in noises.items():
             noise.add(torch.cat([gradients[id(p)].flatten() for p in networks[name]]))
-    return {key: value for name, noise in noises.items() for key, value in _noise(name, noise, look, len(x)).items()}
+    found: Named = {}
+    for name, noise in noises.items():
+        found |= _noise(name, noise, k=subject.k, batch=len(x))
+    return found
 
 
 def _bound_updates(experiment: Experiment) -> list[Update]:
-    """Return the updates that raise the bound: not those of auxiliary_losses, whose losses are others."""
-    auxiliary_losses = experiment.encoder.auxiliary_losses()
-    return [update for update in updates(experiment) if update.name not in auxiliary_losses]
+    """Return the updates that maximise the bound, without those of auxiliary losses, which have other objectives."""
+    auxiliary = experiment.encoder.auxiliary_losses()
+    return [update for update in updates(experiment) if update.name not in auxiliary]
 
 
-def _one_gradient(shares: list[Update], x: Tensor, settings: Settings) -> dict[int, Tensor]:
-    """Return the gradient of each parameter, by its id."""
+def _one_gradient(bounds: list[Update], x: Tensor, settings: Settings) -> dict[int, Tensor]:
+    """Return the gradient of each parameter, by the parameter's id."""
     gradients = {}
-    for update in shares:
+    for update in bounds:
         try:
             loss: Loss = update.loss(x, settings)
         except ValueError as error:
@@ -417,28 +437,29 @@ def _one_gradient(shares: list[Update], x: Tensor, settings: Settings) -> dict[i
     return gradients
 
 
-def _noise(name: str, noise: GradientNoise, look: _Look, batch: int) -> Measures:
+def _noise(name: str, noise: GradientNoise, *, k: int, batch: int) -> Named:
+    title = f"gradient SNR, {name}"
     if noise.constant == noise.parameters:
-        reason = f"refused: all {noise.n} gradients were the same"
-        return {f"gradient_snr_{name}": Measure(title=f"gradient SNR, {name}", value=None, definition=reason)}
-    n, k, (directional, stderr) = noise.n, look.k, noise.directional
-    snr = Measure(
-        title=f"gradient SNR, {name}",
+        reason = f"not computed: all {noise.n} gradients were equal"
+        return {f"gradient_snr_{name}": Diagnostic(title=title, value=None, definition=reason)}
+    n, (directional, stderr) = noise.n, noise.directional
+    snr = Diagnostic(
+        title=title,
         value=noise.snr,
         definition=(
             f"|mean| / sd over n={n} gradients of the training objective (k={k}), mean over {noise.parameters:,} "
-            f"parameters but {noise.constant:,} whose gradient never varied; the same {batch} images, fresh draws. "
-            f"Pure Gaussian noise scores {noise.floor:.3f}"
+            f"parameters, without {noise.constant:,} whose gradient never varied; the same {batch} images, new draws. "
+            f"Pure Gaussian noise has {noise.floor:.3f}"
         ),
         extra={"floor": noise.floor, "n": float(n), "constant": float(noise.constant)},
     )
-    dsnr = Measure(
+    dsnr = Diagnostic(
         title=f"gradient DSNR, {name}",
         value=directional,
         stderr=stderr,
         definition=(
             f"E[g_along / |g_across|] of {n - n // 2} gradients, along the mean of {n // 2} others (Rainforth et al. "
-            "2018; signed here, so that pure noise scores 0)"
+            "2018, but signed, so that pure noise has 0)"
         ),
         extra={"n": float(n)},
     )

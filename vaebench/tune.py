@@ -1,6 +1,6 @@
-"""A search for settings by validation log-likelihood: every trial is an ordinary run.
+"""Search for the settings with the best validation log-likelihood; each trial is an ordinary run.
 
-The search itself is optuna's (https://arxiv.org/abs/1907.10902); its journal holds plain JSON.
+optuna chooses the settings (https://arxiv.org/abs/1907.10902) and keeps a journal of JSON lines.
 """
 
 import contextlib
@@ -21,67 +21,70 @@ from vaebench.train.session import train
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Outcome", "Search"]
+__all__ = ["Search", "TrialResult", "trial_results"]
 
 VALIDATION = "validation/log_likelihood"
 TRIALS_BEFORE_PRUNING = 5
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one trial."""
+class TrialResult:
+    """The state and the value of one trial."""
 
     number: int
     state: str
     """``finished``, ``given up``, ``failed`` or ``interrupted``."""
     value: float | None
-    """The best validation log-likelihood that was seen, nats."""
+    """The best validation log-likelihood so far, in nats."""
     words: list[str]
-    """The settings that were searched."""
+    """The searched settings, as in ``k=5``."""
     folder: str | None
     error: str | None = None
 
     def status_text(self) -> str:
-        """Return the state, with the reason of a failure."""
+        """Return the state, and the error of a failed trial."""
         return f"{self.state}: {self.error}" if self.error else self.state
 
 
 class Search:
-    """One search, kept in ``<output_dir>/.studies``: the same words go on with it.
+    """One search. Its journal is in ``<output_dir>/.studies``, and the same settings resume it.
 
     Args:
-        fixed: settings of all trials.
-        spaces: what is searched.
-        prune: give a trial up once it is below the median of the earlier ones at the same epoch.
-        seed: of the choice of settings.
+        fixed: the settings of all trials.
+        spaces: the settings to search, with their values.
+        prune: stop a trial whose value is below the median of the earlier trials at the same epoch.
+        seed: the seed of the choice of settings.
+
+    Raises:
+        UserError: optuna is not installed, or a setting is invalid.
     """
 
     def __init__(self, fixed: Sequence[str], spaces: Sequence[Space], *, prune: bool, seed: int) -> None:
         try:
             import optuna
         except ImportError as error:
-            raise UserError("vaebench tune needs a package: pip install 'vaebench[tune]'") from error
+            raise UserError("vaebench tune needs optuna: pip install 'vaebench[tune]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.fixed, self.spaces, self.prune, self.seed = list(fixed), list(spaces), prune, seed
         digest = hashlib.sha256(repr(sorted([*fixed, *(space.word for space in spaces)])).encode()).hexdigest()
         self.name = digest[:12]
-        self.place = Path(self._config([space.example() for space in spaces]).output_dir) / ".studies"
+        self._folder = Path(self._config([space.example() for space in spaces]).output_dir) / ".studies"
 
     def _config(self, words: Sequence[str]) -> Config:
-        # What is searched must never be chosen by test images.
+        # Test images must not influence the choice of settings.
         return compose([*self.fixed, *words, "trainer.evaluate=false"])
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["optuna.Study"]:
-        """Yield the study, with no other process at it."""
+        """Yield the study and hold its lock. Busy if another process holds it."""
         import optuna
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-        self.place.mkdir(parents=True, exist_ok=True)
-        log = str(self.place / f"{self.name}.jsonl")
-        busy = "another process is at this search ({}): wait for it, or search something else."
-        with exclusive(self.place / f"{self.name}.lock", wait=0.5, busy=busy.format):
-            storage = optuna.storages.JournalStorage(JournalFileBackend(log, lock_obj=JournalFileOpenLock(log)))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        journal = str(self._folder / f"{self.name}.jsonl")
+        busy = "another process runs this search ({}): wait for it, or change the settings to search."
+        with exclusive(self._folder / f"{self.name}.lock", wait=0.5, busy=busy.format):
+            storage = optuna.storages.JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
             study = optuna.create_study(
                 storage=storage,
                 study_name=self.name,
@@ -89,34 +92,27 @@ class Search:
                 load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner(TRIALS_BEFORE_PRUNING) if self.prune else optuna.pruners.NopPruner(),
             )
-            # A search that goes on must not draw again what it drew before.
+            # A resumed search must not draw the same settings again.
             study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials))
-            _retry_dead(study)
+            _retry_interrupted(study)
             yield study
 
-    def run(self, study: "optuna.Study", trials: int) -> Iterator[Outcome]:
-        """Try settings until ``trials`` are done in all; yield what becomes of each.
+    def run(self, study: "optuna.Study", trials: int) -> Iterator[TrialResult]:
+        """Run trials until the study has ``trials`` in all, and yield the result of each new one.
 
         Raises:
-            SystemExit: a signal; the trial under way is saved, and the same search goes on with it.
+            SystemExit: a signal; the current trial is saved, and the same search resumes it.
         """
-        while len([one for one in outcomes(study) if one.state != "interrupted"]) < trials:
+        while sum(one.state != "interrupted" for one in trial_results(study)) < trials:
             trial = study.ask()
-            words = [self._suggested(trial, space) for space in self.spaces]
+            words = [_suggested(trial, space) for space in self.spaces]
             trial.set_user_attr("words", words)
             print(f"\n== trial {trial.number + 1}: {' '.join(words)}", flush=True)
-            self._tried(study, trial, words)
-            yield outcomes(study)[-1]
+            self._train(study, trial, words)
+            yield trial_results(study)[-1]
 
-    def _suggested(self, trial: "optuna.Trial", space: Space) -> str:
-        if space.choices:
-            return f"{space.key}={trial.suggest_categorical(space.key, space.choices)}"
-        if space.whole:
-            return f"{space.key}={trial.suggest_int(space.key, int(space.low), int(space.high), log=space.log)}"
-        return f"{space.key}={trial.suggest_float(space.key, space.low, space.high, log=space.log)!r}"
-
-    def _tried(self, study: "optuna.Study", trial: "optuna.Trial", words: Sequence[str]) -> None:
-        """Train one trial, and tell the study how it ended."""
+    def _train(self, study: "optuna.Study", trial: "optuna.Trial", words: Sequence[str]) -> None:
+        """Train one trial and record in the study how it ended."""
         from optuna.trial import TrialState
 
         def watch(epoch: int, value: float) -> bool:
@@ -137,13 +133,22 @@ class Search:
             study.tell(trial, best_validation(RunFolder(folder)))
 
 
+def _suggested(trial: "optuna.Trial", space: Space) -> str:
+    """Return one setting, with the value that optuna chooses."""
+    if space.choices:
+        return f"{space.key}={trial.suggest_categorical(space.key, space.choices)}"
+    if space.whole:
+        return f"{space.key}={trial.suggest_int(space.key, int(space.low), int(space.high), log=space.log)}"
+    return f"{space.key}={trial.suggest_float(space.key, space.low, space.high, log=space.log)!r}"
+
+
 def best_validation(folder: RunFolder) -> float:
-    """Return the best validation log-likelihood of a run, nats."""
+    """Return the best validation log-likelihood of a run, in nats."""
     return max(line[VALIDATION] for line in read_metrics(folder) if VALIDATION in line)
 
 
-def _retry_dead(study: "optuna.Study") -> None:
-    """Take up again the trials whose process was stopped; their runs go on from their checkpoints."""
+def _retry_interrupted(study: "optuna.Study") -> None:
+    """Enqueue the trials whose process was stopped; their runs resume from their checkpoints."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
@@ -151,15 +156,14 @@ def _retry_dead(study: "optuna.Study") -> None:
         study.enqueue_trial(trial.params)
 
 
-def outcomes(study: "optuna.Study") -> list[Outcome]:
-    """Return what became of the trials so far, in their order."""
-    return [_outcome(trial) for trial in study.trials if trial.state.name != "WAITING"]
+def trial_results(study: "optuna.Study") -> list[TrialResult]:
+    """Return the results of the trials so far, in their order."""
+    return [_result(trial) for trial in study.trials if trial.state.name != "WAITING"]
 
 
-def _outcome(trial: Any) -> Outcome:
+def _result(trial: Any) -> TrialResult:
     error = trial.user_attrs.get("error")
     names = {"COMPLETE": "finished", "PRUNED": "given up", "FAIL": "failed" if error else "interrupted"}
-    seen = trial.intermediate_values.values()
-    value = trial.value if trial.state.name == "COMPLETE" else max(seen, default=None)
+    value = trial.value if trial.state.name == "COMPLETE" else max(trial.intermediate_values.values(), default=None)
     words, folder = trial.user_attrs.get("words", []), trial.user_attrs.get("folder")
-    return Outcome(trial.number + 1, names.get(trial.state.name, "interrupted"), value, words, folder, error)
+    return TrialResult(trial.number + 1, names.get(trial.state.name, "interrupted"), value, words, folder, error)

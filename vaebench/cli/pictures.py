@@ -41,7 +41,7 @@ def run_picture(words: list[str], schema: type[Look], help_text: str) -> int:
     output = target(parsed.flags.get("--output"), len(folders))
 
     def work(folder: Path) -> None:
-        from vaebench.draw.sheets import draw
+        from vaebench.draw import draw
 
         print(draw(look, folder, output), flush=True)
 

@@ -8,7 +8,7 @@ from vaebench.cli.flags import TUNE, parse
 from vaebench.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
-    from vaebench.tune import Outcome, Search
+    from vaebench.tune import Search, TrialResult
 
 __all__ = ["run"]
 
@@ -66,15 +66,15 @@ def whole(flags: dict[str, str], flag: str, least: int) -> int:
 
 def carry_out(search: "Search", trials: int) -> int:
     """Run the trials that are missing, and print the table, also when a signal ends them."""
-    from vaebench.tune import outcomes
+    from vaebench.tune import trial_results
 
     with search.opened() as study:
         try:
             for _ in search.run(study, trials):
                 pass
         finally:
-            print(f"\n{table(outcomes(study))}", flush=True)
-            best = best_of(outcomes(study))
+            print(f"\n{table(trial_results(study))}", flush=True)
+            best = best_of(trial_results(study))
             if best is not None:
                 print(ending(search, best), flush=True)
     if best is None:
@@ -82,13 +82,13 @@ def carry_out(search: "Search", trials: int) -> int:
     return 0
 
 
-def best_of(found: Sequence["Outcome"]) -> "Outcome | None":
+def best_of(found: Sequence["TrialResult"]) -> "TrialResult | None":
     """Return the finished trial with the best value."""
     finished = [one for one in found if one.state == "finished" and one.value is not None]
     return max(finished, key=lambda one: one.value or 0.0) if finished else None
 
 
-def table(found: Sequence["Outcome"]) -> str:
+def table(found: Sequence["TrialResult"]) -> str:
     """Return the trials, best first, those that were not finished last."""
     ranked = sorted(found, key=lambda one: (one.state != "finished", -(one.value or float("-inf"))))
     rows = [["trial", "status", "validation log p(x)", "settings"]]
@@ -100,7 +100,7 @@ def table(found: Sequence["Outcome"]) -> str:
     return "\n".join(lines)
 
 
-def ending(search: "Search", best: "Outcome") -> str:
+def ending(search: "Search", best: "TrialResult") -> str:
     """Say what to do with the best trial, and what its number is."""
     command = shlex.join(["vaebench", "train", *search.fixed, *best.words])
     return (

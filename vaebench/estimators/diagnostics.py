@@ -1,14 +1,14 @@
-"""What an approximate posterior does with its latents: active coordinates, rates, information, noise of gradients.
+"""Diagnostics of an encoder from its draws: active coordinates, rate, mutual information, noise of gradients.
 
-All of it is asked of draws, so that it holds for encoders without a density too. What draws estimate with a bias in
-the usual way (a variance of means, an aggregate posterior, a signal-to-noise ratio) is estimated here without it, or
-with its direction, its cap or its floor beside it; see docs/diagnostics.md.
+The functions use draws, so that they also work for encoders without a density. Some usual estimates from draws are
+biased: the variance of a mean, the density of the aggregate posterior, a signal-to-noise ratio. Here each estimate is
+unbiased, or its direction, its cap or its noise floor is known; see docs/diagnostics.md.
 
-Shapes: K draws first, N images (B in a batch), D latent coordinates, P parameters; nats, float64.
+Shapes: K draws first, N images (B in a batch), D latent coordinates, P parameters. Units: nats. Precision: float64.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,26 +30,26 @@ __all__ = [
     "ACTIVE_VARIANCE",
     "Activity",
     "AggregateDensity",
+    "DrawSummary",
     "GradientNoise",
-    "Seen",
-    "Spread",
-    "critic",
+    "PosteriorMoments",
+    "gaussian_critic",
     "independent_draws",
     "kl_per_coordinate",
     "moment_kl_per_coordinate",
-    "seen",
+    "posterior_moments",
     "snr_floor",
-    "spread",
+    "summarise_draws",
 ]
 
 ACTIVE_VARIANCE = 0.01
-"""Burda, Grosse and Salakhutdinov 2016, https://arxiv.org/abs/1509.00519"""
+"""Threshold of Burda, Grosse and Salakhutdinov 2016, https://arxiv.org/abs/1509.00519"""
 ACTIVE_KL = 0.1
-"""Nats; the released code of NVAE, https://arxiv.org/abs/2007.03898"""
-MISCOUNTED = 0.01
-"""Chance, at most, that a coordinate below the threshold is among those counted as active."""
+"""Threshold in nats in the released code of NVAE, https://arxiv.org/abs/2007.03898"""
+MISCOUNT_PROBABILITY = 0.01
+"""Upper limit of the probability that any coordinate below the threshold is counted as active."""
 VARIANCE_FLOOR = 1e-4
-"""Added to the variances of a Gaussian critic: a coordinate that never moves still has a density."""
+"""Added to the variances of a Gaussian critic, so that a coordinate without variance has a density."""
 
 
 # Draws ----------------------------------------------------------------------------------------------------
@@ -65,20 +65,20 @@ def independent_draws(
     images: Tensor | None = None,
     chunk: int | None = None,
 ) -> Iterator[Draw]:
-    """Yield ``draws`` draws for each image of x, (B, X), in chunks; another ``seed`` gives independent ones.
+    """Yield ``draws`` draws for each image of x, (B, X), in chunks; another ``seed`` gives independent draws.
 
     Args:
         encoder: q(z|x); its network runs once.
         x: images.
         draws: K in all.
         inner_k: inner samples of a hierarchical encoder.
-        seed: names the table of random numbers.
-        images: the images' numbers, (B,), on which the noise depends; 0..B-1 if None.
-        chunk: draws at a time (chosen if None); does not change the draws.
+        seed: seed of the table of random numbers.
+        images: the images' indices, (B,), on which the noise depends; 0..B-1 if None.
+        chunk: draws at a time (automatic if None); does not change the draws.
     """
     sizes = Chunks.automatic(x.device, inner_k, batch=len(x), samples=chunk)
     numbers = torch.arange(len(x)) if images is None else images
-    # An encoder may draw as it encodes; that has to be new for each seed too, or the halves would share it.
+    # An encoder may draw in encode(). Those draws must depend on the seed too, or the halves would share them.
     with noise.keyed(derived_seed(seed, "encode"), numbers):
         context = encoder.encode(x)
     for first in range(0, draws, sizes.samples):
@@ -88,24 +88,24 @@ def independent_draws(
             )
 
 
-class Spread(NamedTuple):
-    """Mean and variance of q(z|x) in each coordinate, twice, from two independent halves of the draws of each image."""
+class PosteriorMoments(NamedTuple):
+    """Mean and variance of each coordinate of q(z|x), from two independent halves of the draws of each image."""
 
     means: Tensor
     """(2, N, D)."""
     variances: Tensor
-    """Unbiased, (2, N, D)."""
-    half: int
-    """Draws h in each half."""
+    """Unbiased, (2, N, D); NaN for one draw in each half."""
+    half_draws: int
+    """Draws in each half."""
 
     @classmethod
-    def joined(cls, parts: Sequence["Spread"]) -> "Spread":
-        """Put batches of images, one or more, one after another."""
-        means, variances = [part.means for part in parts], [part.variances for part in parts]
-        return cls(torch.cat(means, 1), torch.cat(variances, 1), parts[0].half)
+    def joined(cls, batches: Sequence["PosteriorMoments"]) -> "PosteriorMoments":
+        """Concatenate batches of images."""
+        means, variances = [batch.means for batch in batches], [batch.variances for batch in batches]
+        return cls(torch.cat(means, 1), torch.cat(variances, 1), batches[0].half_draws)
 
 
-class _Moments:
+class _RunningMoments:
     """Sums over draws of one batch of images."""
 
     def __init__(self) -> None:
@@ -123,43 +123,48 @@ class _Moments:
 
 
 @torch.no_grad()
-def spread(
+def posterior_moments(
     encoder: Encoder,
     x: Tensor,
     draws: int,
     *,
+    inner_k: int = 0,
     seed: int = 0,
     images: Tensor | None = None,
     chunk: int | None = None,
-) -> Spread:
-    """Return the moments of ``draws`` (even) draws for each image of x, (B, X), without the model.
+    visit: Callable[[Draw], None] = lambda draw: None,
+) -> PosteriorMoments:
+    """Return the moments of q(z|x) for each image of x, (B, X), from ``draws`` draws in two independent halves.
 
-    Of two draws in all there are no variances: they are NaN.
+    Args:
+        encoder: q(z|x).
+        x: images.
+        draws: in both halves together; even.
+        inner_k: inner samples of a hierarchical encoder.
+        seed: the result is a function of the seed and the images' indices.
+        images: the images' indices, (B,); 0..B-1 if None.
+        chunk: draws at a time (automatic if None).
+        visit: called with each chunk of draws.
     """
+    if draws < 2 or draws % 2:
+        raise ValueError(f"draws must be an even number >= 2 (two halves), got {draws}")
     halves = []
     for half in range(2):
-        moments = _Moments()
-        for draw in independent_draws(
-            encoder, x, _half(draws), seed=derived_seed(seed, "half", half), images=images, chunk=chunk
-        ):
+        moments, key = _RunningMoments(), derived_seed(seed, "half", half)
+        for draw in independent_draws(encoder, x, draws // 2, inner_k=inner_k, seed=key, images=images, chunk=chunk):
             moments.add(draw.z)
+            visit(draw)
         halves.append(moments.value())
     means, variances = (torch.stack(parts) for parts in zip(*halves, strict=True))
-    return Spread(means, variances, _half(draws))
+    return PosteriorMoments(means, variances, draws // 2)
 
 
-def _half(draws: int) -> int:
-    if draws < 2 or draws % 2:
-        raise ValueError(f"draws must be an even number, for two halves, not {draws}")
-    return draws // 2
+class DrawSummary(NamedTuple):
+    """Moments of the draws from q(z|x), and means of the terms of the ELBO, for each of N images."""
 
-
-class Seen(NamedTuple):
-    """What draws from q(z|x) showed of N images, one row each."""
-
-    spread: Spread
+    moments: PosteriorMoments
     z: Tensor
-    """The last draw of the second half, (N, D), as the encoder made it."""
+    """The last draw of the second half, (N, D), in the encoder's precision."""
     log_prior: Tensor
     """log p(z) at that draw, (N,)."""
     log_likelihood: Tensor
@@ -168,22 +173,22 @@ class Seen(NamedTuple):
     """Mean of log_q - log p(z) over all draws, (N,)."""
 
     @classmethod
-    def joined(cls, parts: Sequence["Seen"]) -> "Seen":
-        """Put batches of images, one or more, one after another."""
-        rest = [torch.cat(column) for column in zip(*(part[1:] for part in parts), strict=True)]
-        return cls(Spread.joined([part.spread for part in parts]), *rest)
+    def joined(cls, batches: Sequence["DrawSummary"]) -> "DrawSummary":
+        """Concatenate batches of images."""
+        rest = [torch.cat(column) for column in zip(*(batch[1:] for batch in batches), strict=True)]
+        return cls(PosteriorMoments.joined([batch.moments for batch in batches]), *rest)
 
-    def check(self) -> "Seen":
-        """Return self; RunFailed if any image has a number that is not finite: none is left out of a mean."""
+    def check(self) -> "DrawSummary":
+        """Return self. RunFailed if a number of any image is not finite, so that no image is left out of a mean."""
         rows = [self.z, self.log_prior.unsqueeze(-1), self.log_likelihood.unsqueeze(-1), self.rate.unsqueeze(-1)]
-        bad = ~torch.cat([*rows, *self.spread.means, *self.spread.variances], -1).isfinite().all(-1)
+        bad = ~torch.cat([*rows, *self.moments.means, *self.moments.variances], -1).isfinite().all(-1)
         if bool(bad.any()):
             raise RunFailed(f"{int(bad.sum())} of {len(bad)} images have draws or densities that are not finite")
         return self
 
 
 @torch.no_grad()
-def seen(
+def summarise_draws(
     model: GenerativeModel,
     encoder: Encoder,
     x: Tensor,
@@ -193,33 +198,23 @@ def seen(
     seed: int = 0,
     images: Tensor | None = None,
     chunk: int | None = None,
-) -> Seen:
-    """Draw and weigh ``draws`` (even, 4 or more) latents for each image of x, (B, X).
+) -> DrawSummary:
+    """Draw ``draws`` latents for each image of x, (B, X), and evaluate p(x, z) and log_q at each of them.
 
-    Args:
-        model: p(x, z).
-        encoder: q(z|x).
-        x: images.
-        draws: in both halves together.
-        inner_k: inner samples of a hierarchical encoder.
-        seed: the result is a function of it and of the images' numbers.
-        images: the images' numbers, (B,); 0..B-1 if None.
-        chunk: draws at a time (chosen if None).
+    ``draws`` is even and at least 4. The other arguments are those of `posterior_moments`.
     """
-    halves, log_likelihood, rate = [], torch.zeros(len(x)).double(), torch.zeros(len(x)).double()
+    log_likelihood, rate = torch.zeros(len(x)).double(), torch.zeros(len(x)).double()
     z, log_prior = torch.empty(0), torch.empty(0)
-    for half in range(2):
-        moments = _Moments()
-        key = derived_seed(seed, "half", half)
-        for draw in independent_draws(encoder, x, _half(draws), inner_k=inner_k, seed=key, images=images, chunk=chunk):
-            found = weigh(model, x, draw)
-            moments.add(draw.z)
-            log_likelihood = log_likelihood.to(x.device) + found.log_likelihood.double().sum(0) / draws
-            rate = rate.to(x.device) + (found.log_q - found.log_prior).double().sum(0) / draws
-            z, log_prior = draw.z[-1], found.log_prior[-1].double()
-        halves.append(moments.value())
-    means, variances = (torch.stack(parts) for parts in zip(*halves, strict=True))
-    return Seen(Spread(means, variances, _half(draws)), z, log_prior, log_likelihood, rate)
+
+    def visit(draw: Draw) -> None:
+        nonlocal log_likelihood, rate, z, log_prior
+        terms = weigh(model, x, draw)
+        log_likelihood = log_likelihood.to(x.device) + terms.log_likelihood.double().sum(0) / draws
+        rate = rate.to(x.device) + (terms.log_q - terms.log_prior).double().sum(0) / draws
+        z, log_prior = draw.z[-1], terms.log_prior[-1].double()
+
+    moments = posterior_moments(encoder, x, draws, inner_k=inner_k, seed=seed, images=images, chunk=chunk, visit=visit)
+    return DrawSummary(moments, z, log_prior, log_likelihood, rate)
 
 
 # Active coordinates ---------------------------------------------------------------------------------------
@@ -227,43 +222,47 @@ def seen(
 
 @dataclass(frozen=True)
 class Activity:
-    """How much the mean of q(z_d|x) moves with x, for each coordinate d."""
+    """How much the mean of q(z_d|x) varies with x, for each coordinate d."""
 
     variance: Tensor
-    """Var_x(E_q[z_d|x]), (D,), unbiased for any encoder and any number of draws: where q ignores x, its mean is 0."""
+    """Unbiased estimate of Var_x(E_q[z_d|x]) for any encoder and number of draws, (D,)."""
     stderr: Tensor
-    """Of it, (D,)."""
+    """Standard error of ``variance``, (D,)."""
     images: int
 
     @classmethod
-    def of(cls, found: Spread) -> "Activity":
-        """Estimate the variance from the cross product of the two halves, whose noise is independent.
+    def of(cls, moments: PosteriorMoments) -> "Activity":
+        """Estimate the variance from the product of the two halves' means, whose noise is independent.
 
-        The plug-in Var_x of the mean over n draws exceeds it by E_x Var(z_d|x) / n; with n = 100, a coordinate that
-        has collapsed to N(0, 1) reaches Burda's threshold of 0.01 by that alone.
+        The usual estimate, Var_x of the mean over n draws, is too large by E_x Var(z_d|x) / n. With n = 100, that alone
+        lifts a coordinate that has collapsed to N(0, 1) to the threshold of 0.01.
+
+        Raises:
+            ValueError: fewer than 3 images.
         """
-        first, second = found.means - found.means.mean(1, keepdim=True)
+        first, second = moments.means - moments.means.mean(1, keepdim=True)
         products, count = first * second, first.shape[0]
         if count < 3:
-            raise ValueError(f"a variance over images with an error of its own needs 3 images or more, not {count}")
+            raise ValueError(f"the standard error of a variance over images needs 3 images or more, got {count}")
         return cls(products.sum(0) / (count - 1), products.std(0) * count**0.5 / (count - 1), count)
 
     @property
     def margin(self) -> float:
-        """Standard errors between an estimate and the threshold at which it counts as above or below.
+        """How many standard errors above the threshold an estimate must be to count as active.
 
-        With them, the chance that any of the D coordinates below the threshold is counted is below ``MISCOUNTED``.
+        The probability that any of the D coordinates below the threshold is counted is then at most
+        ``MISCOUNT_PROBABILITY``.
         """
-        from scipy.special import stdtrit  # here: a training's first step must not wait a quarter of a second for it
+        from scipy.special import stdtrit  # here: the import would delay the first training step by 0.25 s
 
-        return float(stdtrit(self.images - 1, 1 - MISCOUNTED / len(self.variance)))
+        return float(stdtrit(self.images - 1, 1 - MISCOUNT_PROBABILITY / len(self.variance)))
 
     def active(self, threshold: float = ACTIVE_VARIANCE) -> Tensor:
-        """Return which coordinates lie above the threshold, beyond doubt, (D,)."""
+        """Return which coordinates are above the threshold by more than the margin, (D,)."""
         return self.variance - self.margin * self.stderr > threshold
 
     def undecided(self, threshold: float = ACTIVE_VARIANCE) -> Tensor:
-        """Return which coordinates may lie on either side of the threshold, (D,): more draws or images decide."""
+        """Return which coordinates are within the margin of the threshold, (D,); more draws or images decide."""
         return (self.variance - threshold).abs() <= self.margin * self.stderr
 
 
@@ -271,23 +270,26 @@ class Activity:
 
 
 def kl_per_coordinate(posterior: DiagonalNormal, prior: DiagonalNormal) -> Tensor:
-    """Return KL(q(z_d|x) || p(z_d)), (B, D), exact; over d it adds up to KL(q(z|x) || p(z))."""
+    """Return the exact KL(q(z_d|x) || p(z_d)), (B, D); its sum over d is KL(q(z|x) || p(z))."""
     variance, offset = posterior.variance.double(), posterior.mean.double() - prior.mean.double()
     return _gaussian_kl(variance, offset.square(), variance.log(), prior)
 
 
-def moment_kl_per_coordinate(found: Spread, prior: DiagonalNormal) -> Tensor:
-    """Return the KL divergence of the Gaussian with the moments of q(z_d|x) to p(z_d), (N, D), from draws alone.
+def moment_kl_per_coordinate(moments: PosteriorMoments, prior: DiagonalNormal) -> Tensor:
+    """Return the KL divergence from the Gaussian with the moments of q(z_d|x) to p(z_d), (N, D), from draws only.
 
-    A Gaussian has the largest entropy of all densities of its variance, and coordinates that depend on each other lie
-    further from a prior of independent ones: so this is a lower bound on KL(q(z_d|x) || p(z_d)), and its sum over d
-    one on KL(q(z|x) || p(z)). The noise of the moments is corrected for, exactly where q(z_d|x) is Gaussian.
+    It is a lower bound on KL(q(z_d|x) || p(z_d)), because a Gaussian has the largest entropy for its variance. Its sum
+    over d is a lower bound on KL(q(z|x) || p(z)), because dependence between coordinates adds to that divergence. The
+    bias from the noise of the moments is corrected; the correction is exact if q(z_d|x) is Gaussian.
+
+    Raises:
+        ValueError: fewer than 2 draws in each half.
     """
-    first, second = found.means - prior.mean.double()
-    variance, freedom = found.variances.mean(0), found.half - 1
+    first, second = moments.means - prior.mean.double()
+    variance, freedom = moments.variances.mean(0), moments.half_draws - 1
     if freedom < 1:
         raise ValueError("a variance needs 2 draws or more in each half")
-    # 2 (h - 1) variance / true variance is chi-squared with as many degrees of freedom, if z_d is Gaussian.
+    # If z_d is Gaussian, 2 (h - 1) variance / true variance is chi-squared with 2 (h - 1) degrees of freedom.
     bias = torch.digamma(torch.tensor(float(freedom), dtype=torch.float64)).item() - math.log(freedom)
     return _gaussian_kl(variance, first * second, variance.log() - bias, prior)
 
@@ -301,10 +303,10 @@ def _gaussian_kl(variance: Tensor, squared_offset: Tensor, log_variance: Tensor,
 
 
 class AggregateDensity(NamedTuple):
-    """log q(z_i|x_j) of one draw z_i for each of N images x_i, summed up over j.
+    """Sums over j of q(z_i|x_j), with one draw z_i for each of N images x_i.
 
-    ``log_q`` may be that of any density r(z|x) that was fixed without sight of the draws: a critic. What is said of
-    the mutual information I(x; z) under p(x) q(z|x) holds with p(x) the distribution that the images come from.
+    In place of q a critic may be used: any density r(z|x) that does not depend on the draws z_i. The bounds on the
+    mutual information I(x; z) under p(x) q(z|x) hold for the distribution p(x) of which the images are a sample.
 
     Source: Poole et al. 2019, https://arxiv.org/abs/1905.06922; the critic's bound van den Oord et al. 2018,
     https://arxiv.org/abs/1807.03748
@@ -318,87 +320,88 @@ class AggregateDensity(NamedTuple):
     @classmethod
     @torch.no_grad()
     def of(cls, z: Tensor, densities: Iterator[tuple[slice, Distribution | Any]]) -> "AggregateDensity":
-        """Evaluate every density at every draw.
+        """Evaluate the density of every image at the draw of every image.
 
         Args:
-            z: one draw for each image, (N, D), in their order.
-            densities: batches of images j, and what scores (K, B, D) for them as (K, B).
+            z: one draw for each image, (N, D).
+            densities: batches: the indices j of some images, and their density, whose ``log_prob`` maps (K, B, D) to
+                (K, B).
         """
         own = torch.full((len(z),), -math.inf, dtype=torch.float64, device=z.device)
         others = own.clone()
         for part, density in densities:
             count = part.stop - part.start
-            # As many rows as fit; a flow's inverse takes many times their memory.
+            # A flow's inverse takes many times the memory of its rows.
             rows = max(1, ROWS["cuda" if z.is_cuda else "cpu"] // count)
             for some in torch.arange(len(z), device=z.device).split(rows):
-                scored = density.log_prob(z[some].unsqueeze(1).expand(-1, count, -1)).double()
-                mine = some.unsqueeze(1) == torch.arange(part.start, part.stop, device=z.device)
-                own[some] = torch.logaddexp(own[some], _log_sum(scored, mine))
-                others[some] = torch.logaddexp(others[some], _log_sum(scored, ~mine))
+                log_q = density.log_prob(z[some].unsqueeze(1).expand(-1, count, -1)).double()
+                is_own = some.unsqueeze(1) == torch.arange(part.start, part.stop, device=z.device)
+                own[some] = torch.logaddexp(own[some], _log_sum(log_q, is_own))
+                others[some] = torch.logaddexp(others[some], _log_sum(log_q, ~is_own))
         return cls(own, others)
 
     @property
     def cap(self) -> float:
-        """log N: the lower bound cannot exceed it, however large the mutual information is."""
+        """log N, which the lower bound on the mutual information cannot exceed."""
         return math.log(len(self.own))
 
-    def information_at_least(self) -> Tensor:
-        """Return log q(z_i|x_i) - log 1/N sum_j q(z_i|x_j), (N,): in the mean at most I(x; z), for any critic."""
+    def information_lower_bound(self) -> Tensor:
+        """Return log q(z_i|x_i) - log 1/N sum_j q(z_i|x_j), (N,); its mean is at most I(x; z) for any critic."""
         return self.own - self.log_mixture()
 
-    def information_at_most(self) -> Tensor:
-        """Return log q(z_i|x_i) - log 1/(N-1) sum_{j != i} q(z_i|x_j), (N,): in the mean at least I(x; z).
+    def information_upper_bound(self) -> Tensor:
+        """Return log q(z_i|x_i) - log 1/(N-1) sum_{j != i} q(z_i|x_j), (N,); its mean is at least I(x; z).
 
-        For the density q(z|x) itself alone, not for another critic.
+        It is a bound only with the density q(z|x) itself, not with a critic.
         """
         return self.own - self.log_mixture_of_others()
 
     def log_mixture(self) -> Tensor:
-        """Return log 1/N sum_j q(z_i|x_j), (N,): in the mean at least E log q(z) of the aggregate posterior."""
+        """Return log 1/N sum_j q(z_i|x_j), (N,); its expectation is at least E log q(z), the aggregate posterior's."""
         return torch.logaddexp(self.own, self.others) - math.log(len(self.own))
 
     def log_mixture_of_others(self) -> Tensor:
-        """Return log 1/(N-1) sum_{j != i} q(z_i|x_j), (N,): in the mean at most E log q(z)."""
+        """Return log 1/(N-1) sum_{j != i} q(z_i|x_j), (N,); its expectation is at most E log q(z)."""
         return self.others - math.log(len(self.own) - 1)
 
 
-def _log_sum(scored: Tensor, chosen: Tensor) -> Tensor:
-    return torch.logsumexp(scored.masked_fill(~chosen, -math.inf), 1)
+def _log_sum(log_q: Tensor, included: Tensor) -> Tensor:
+    return torch.logsumexp(log_q.masked_fill(~included, -math.inf), 1)
 
 
-def critic(found: Spread, part: slice) -> DiagonalNormal:
-    """Return the Gaussians with the moments of the first half of the draws, which the second has not seen."""
-    return DiagonalNormal(found.means[0, part], (found.variances[0, part] + VARIANCE_FLOOR).sqrt())
+def gaussian_critic(moments: PosteriorMoments, part: slice) -> DiagonalNormal:
+    """Return Gaussians with the moments of the first half of the draws, which are independent of the second half."""
+    return DiagonalNormal(moments.means[0, part], (moments.variances[0, part] + VARIANCE_FLOOR).sqrt())
 
 
 # Gradients ------------------------------------------------------------------------------------------------
 
 
 def snr_floor(n: int) -> float:
-    """Return E |mean| / sd over n independent N(0, s^2) numbers: what pure noise scores; sqrt(2 / (pi n)) for large n.
+    """Return E |mean| / sd over n >= 3 independent N(0, s^2) numbers: the ratio of pure noise.
 
-    sqrt(n) mean / sd is Student's t with n - 1 degrees of freedom, whose mean absolute value is known. n is 3 or more.
+    sqrt(n) mean / sd has Student's t distribution with n - 1 degrees of freedom. The result is the mean absolute value
+    of that distribution over sqrt(n), about sqrt(2 / (pi n)) for large n.
     """
     if n < 3:
-        raise ValueError(f"the floor of a signal-to-noise ratio needs 3 gradients or more, not {n}")
+        raise ValueError(f"the floor of a signal-to-noise ratio needs 3 gradients or more, got {n}")
     log_ratio = math.lgamma(n / 2) - math.lgamma((n - 1) / 2)
     return 2 * math.sqrt((n - 1) / (math.pi * n)) * math.exp(log_ratio) / (n - 2)
 
 
 class GradientNoise:
-    """Signal-to-noise ratios of a gradient of P numbers, from n independent ones that are seen one at a time.
+    """Signal-to-noise ratios of a gradient of P numbers, from n independent gradients that are added one at a time.
 
-    Source: the ratio is that of Rainforth et al. 2018, https://arxiv.org/abs/1802.04537, as is the directional one, up
-    to its sign and to the mean on which it projects: here that of the first half of the gradients, of which those that
-    are projected, the second half, are no part.
+    Source: Rainforth et al. 2018, https://arxiv.org/abs/1802.04537. The directional ratio differs from theirs: it is
+    signed, and it projects the second half of the gradients on the mean of the first half, which is independent.
 
     Args:
-        n: how many gradients there will be, 4 or more.
+        n: the number of gradients, 4 or more.
     """
 
     def __init__(self, n: int) -> None:
         if n < 4:
-            raise ValueError(f"a signal-to-noise ratio over two halves needs 4 gradients or more, not {n}")
+            raise ValueError(f"a signal-to-noise ratio over two halves needs 4 gradients or more, got {n}")
         self.n = n
         self._count = 0
         self._mean = self._squares = torch.zeros(())
@@ -406,7 +409,7 @@ class GradientNoise:
         self._along: list[Tensor] = []
 
     def add(self, gradient: Tensor) -> None:
-        """Take in one gradient, (P,)."""
+        """Add one gradient, (P,)."""
         value = gradient.detach().double()
         if self._count == self.n // 2:
             self._direction = self._mean / self._mean.norm()
@@ -424,26 +427,26 @@ class GradientNoise:
 
     @property
     def parameters(self) -> int:
-        """P."""
+        """Number of parameters P."""
         return self._mean.numel()
 
     @property
     def constant(self) -> int:
-        """Parameters whose gradient was the same n times (0, mostly): they have no ratio, and are left out."""
+        """Number of parameters whose gradient never varied (mostly 0); they have no ratio and are left out."""
         return int((~self._varies).sum())
 
     @property
     def snr(self) -> float:
-        """|mean| / sd over the n gradients, averaged over parameters; NaN where no gradient varied."""
+        """|mean| / sd over the n gradients, averaged over parameters; NaN if no gradient varied."""
         self._complete()
         scale = (self._squares / (self.n - 1)).sqrt()
         return (self._mean.abs() / scale)[self._varies].mean().item()
 
     @property
     def directional(self) -> tuple[float, float]:
-        """Mean of g_along / |g_across| over the second half, and its standard error.
+        """Mean and standard error of g_along / |g_across| over the second half.
 
-        g_along is signed, so that pure noise averages to 0; the paper takes its absolute value.
+        g_along is signed, so that the ratio of pure noise is 0 on average; the paper takes its absolute value.
         """
         self._complete()
         ratios = torch.stack(self._along)
@@ -451,9 +454,9 @@ class GradientNoise:
 
     @property
     def floor(self) -> float:
-        """What ``snr`` is on average for a gradient of pure Gaussian noise."""
+        """Expected ``snr`` of a gradient of pure Gaussian noise."""
         return snr_floor(self.n)
 
     def _complete(self) -> None:
         if self._count != self.n:
-            raise ValueError(f"{self._count} of {self.n} gradients were seen")
+            raise ValueError(f"only {self._count} of {self.n} gradients were added")

@@ -1,9 +1,8 @@
-"""Checkpoints: written whole or not at all, checked when read, and never able to run code.
+"""Checkpoints: each file is written whole, carries its own checksum, and cannot run code when it is read.
 
-A checkpoint is an ordinary ``torch.save`` archive of plain containers and tensors. An archive is a zip
-file, and a zip file may end in a comment: there stands the SHA-256 of all before it, so that one file,
-moved by one rename, carries its own check, and plain ``torch.load(path, weights_only=True)`` still reads
-it.
+A checkpoint is an ordinary ``torch.save`` archive of plain containers and tensors. Such an archive is a zip file, and a
+zip file can end in a comment. Here the comment is the SHA-256 of all bytes before it. ``torch.load(path,
+weights_only=True)`` reads such a file.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ _PLAIN = (type(None), bool, int, float, str, bytes)
 
 
 class Loaded(NamedTuple):
-    """A checkpoint that was read. Print ``notice`` where it is not None: an older generation had to serve."""
+    """A checkpoint that was read. ``notice`` is a message if an older generation had to be used, else None."""
 
     state: dict[str, Any]
     path: Path
@@ -36,22 +35,23 @@ class Loaded(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints folder of a run: ``last`` in two generations, any other name (``best``) in one."""
+    """The checkpoints folder of a run. ``last`` has two generations; other names (``best``) have one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._checked = False  # whether last.pt is known to be good: then it may replace the older generation
+        self._checked = False  # whether last.pt is known to be intact: then it may replace the older generation
 
     def exists(self, name: str = "last") -> bool:
-        """Whether there is a checkpoint ``name``, good or bad, in any generation."""
+        """Return whether a checkpoint ``name`` exists in any generation, intact or corrupt."""
         return any(path.exists() for path in self._generations(name))
 
     def save(self, state: dict[str, Any], name: str = "last") -> Path:
-        """Write ``state`` as checkpoint ``name`` and return its path.
+        """Write ``state`` as checkpoint ``name`` and return its path. Tensors are stored as CPU tensors.
 
-        Tensors are stored as CPU tensors. TypeError names the key whose value is not plain (None, bool,
-        int, float, str, bytes, Tensor, and dict, list, tuple of these): such a file could not be read back
-        safely. UserError when the disk is full; what was there before is then intact.
+        Raises:
+            TypeError: a value is not plain: None, bool, int, float, str, bytes, Tensor, or dict, list, tuple of these.
+                Only these can be read back safely. The message names the key.
+            UserError: the disk is full; the existing checkpoints are intact.
         """
         if "format" in state:
             raise ValueError('the key "format" is reserved')
@@ -72,22 +72,27 @@ class Checkpoints:
     def load(
         self, name: str = "last", *, identity: str | None = None, map_location: str | torch.device = "cpu"
     ) -> Loaded:
-        """Read checkpoint ``name``; a damaged ``last`` gives way to the previous generation, with a notice.
+        """Read checkpoint ``name``; if ``last`` is corrupt, read the previous generation and return a notice.
 
-        ``identity``, where given, is what the state's "identity" must be. UserError when there is no
-        checkpoint, when every generation is damaged, or when it is of another configuration or a newer
-        format, or holds code.
+        Args:
+            name: ``last`` or ``best``.
+            identity: the value that the state's "identity" must have; None for any.
+            map_location: the device of the tensors.
+
+        Raises:
+            UserError: there is no checkpoint, every generation is corrupt, or the checkpoint has another
+                configuration, an unsupported format, or objects that could run code.
         """
-        damage = []
+        faults = []
         for path in self._generations(name):
             try:
                 data = _unsealed(path)
-            except _Damaged as error:
-                damage.append(f"{path} {error}")
+            except _Corrupt as error:
+                faults.append(f"{path} {error}")
                 continue
-            notice = f"{'; '.join(damage)}: going on from {path}" if damage else None
+            notice = f"{'; '.join(faults)}: using {path}" if faults else None
             return Loaded(_checked_state(path, data, identity, map_location), path, notice)
-        raise UserError(self._nothing_good(name, damage))
+        raise UserError(self._nothing_good(name, faults))
 
     def _generations(self, name: str) -> list[Path]:
         """The files of checkpoint ``name``, newest first."""
@@ -95,31 +100,31 @@ class Checkpoints:
         return [self.folder / f"{each}.pt" for each in names]
 
     def _worth_keeping(self, path: Path) -> bool:
-        """Whether ``path`` may take the place of the older generation, which a damaged file must never do."""
+        """Return whether ``path`` may replace the older generation: a corrupt file must not."""
         return self._checked or _is_good(path)
 
     def _last_good(self, name: str) -> str:
         good = [path for path in self._generations(name) if _is_good(path)]
         return f"The last good checkpoint is {good[0]}." if good else "There is no earlier checkpoint."
 
-    def _nothing_good(self, name: str, damage: list[str]) -> str:
+    def _nothing_good(self, name: str, faults: list[str]) -> str:
         if not self.exists(name):
-            return f"there is no checkpoint {name!r} in {self.folder}: the run has not come that far."
+            return f"there is no checkpoint {name!r} in {self.folder}: the run has not saved one yet."
         others = [path for path in sorted(self.folder.glob("*.pt")) if _is_good(path)]
         instead = f"{others[0]} is intact" if others else "no other checkpoint is intact"
         return (
-            f"no checkpoint {name!r} can be used: {'; '.join(damage)} ({instead}). Restore it from a copy, "
+            f"no checkpoint {name!r} can be used: {'; '.join(faults)} ({instead}). Restore it from a copy, "
             f"or delete {self.folder} to train from the beginning."
         )
 
 
-class _Damaged(Exception):
-    """A file is not what was written; the message continues the file's name."""
+class _Corrupt(Exception):
+    """A file is not as written; the message is the rest of a sentence that starts with the file's name."""
 
 
 def _sealed(state: object) -> bytes:
-    """Return ``state`` as a torch.save archive that ends in its own SHA-256."""
-    # In memory, because torch's own file writer hides a full disk behind an internal error.
+    """Return ``state`` as a torch.save archive that ends in its SHA-256."""
+    # In memory, because torch's file writer reports a full disk as an internal error.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     archive = buffer.getvalue()
@@ -131,62 +136,60 @@ def _sealed(state: object) -> bytes:
 
 
 def _unsealed(path: Path) -> bytes:
-    """Return the bytes of ``path`` after checking them. Raises _Damaged."""
+    """Return the bytes of ``path``. _Corrupt if the checksum is wrong or the file is unreadable."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise _Damaged("is missing") from None
+        raise _Corrupt("is missing") from None
     except OSError as error:
-        raise _Damaged(f"cannot be read ({error.strerror})") from error
+        raise _Corrupt(f"cannot be read ({error.strerror})") from error
     body, comment = data[:-_COMMENT_LENGTH], data[-_COMMENT_LENGTH:]
     if not comment.startswith(_MARK):
-        raise _Damaged("is truncated, or was not written by vaebench")
+        raise _Corrupt("is truncated, or was not written by vaebench")
     if comment[len(_MARK) :] != hashlib.sha256(body).hexdigest().encode():
-        raise _Damaged("was altered since it was written (its checksum is wrong)")
+        raise _Corrupt("was altered after it was written (wrong checksum)")
     return data
 
 
 def _is_good(path: Path) -> bool:
     try:
         _unsealed(path)
-    except _Damaged:
+    except _Corrupt:
         return False
     return True
 
 
 def _checked_state(path: Path, data: bytes, identity: str | None, map_location: str | torch.device) -> dict[str, Any]:
-    """Unpickle ``data``, the intact bytes of ``path``, and check that they are what was asked for."""
+    """Unpickle ``data``, the intact bytes of ``path``, and check its format and identity."""
     try:
         state = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than plain containers and tensors, so reading it could run code: refused. "
+            f"{path} has objects other than plain containers and tensors, and reading them could run code. "
             "Use only checkpoints that vaebench wrote."
         ) from error
     written = state.pop("format", None) if isinstance(state, dict) else None
     if written != _FORMAT:
         raise UserError(
-            f"{path} has format {written}, this version of vaebench reads {_FORMAT}: use the other version."
+            f"{path} has format {written}, but this version of vaebench reads {_FORMAT}: use the other version."
         )
     if identity is not None and state.get("identity") != identity:
         raise UserError(
-            f"{path} is of another configuration ({state.get('identity')}, not {identity}): give the run the "
-            "configuration in its config.yaml, or choose another folder."
+            f"{path} has another configuration ({state.get('identity')}, not {identity}): use the configuration in the "
+            "run's config.yaml, or choose another folder."
         )
     return state
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Return a copy of ``value`` in plain containers and CPU tensors. TypeError, with its place, for
-    anything else.
-    """
+    """Return a copy of ``value`` in plain containers and CPU tensors; TypeError, with the key, for other types."""
     if isinstance(value, Tensor):
         return _compact(value)
     if isinstance(value, dict):
         return {_plain_key(k, where): _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_plain(each, f"{where}[{i}]") for i, each in enumerate(value))
-    # Not isinstance: a numpy float is a float, and an enum may be a str, but neither can be read back safely.
+    # Not isinstance: a numpy float is a float and an enum may be a str, but neither can be read back safely.
     if type(value) in _PLAIN:
         return value
     raise TypeError(f"{where} is a {type(value).__module__}.{type(value).__qualname__}, not plain data")
@@ -199,9 +202,8 @@ def _plain_key(key: Any, where: str) -> Any:
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` on the CPU, in a storage of its own size: torch.save writes the whole storage of a
-    view.
-    """
+    """Return ``tensor`` on the CPU with a storage of its own size."""
+    # torch.save writes the whole storage of a view.
     tensor = tensor.detach().cpu()
     stored = tensor.untyped_storage().nbytes()
     return tensor if stored == tensor.numel() * tensor.element_size() else tensor.clone()

@@ -1,12 +1,12 @@
-"""TensorBoard event files, written and trimmed without a thread and without importing TensorFlow.
+"""Write, read and trim TensorBoard event files, without a thread and without TensorFlow.
 
-TensorBoard keeps the *first* metadata of every tag of a run, so a second "session end" is never seen, and
-it reads the files of a run in the order of their names. Both would show a resumed run wrongly: hence
-`trim`, which takes out of the older files everything that the new session says again.
+TensorBoard keeps the *first* metadata of each tag of a run, so that it would ignore a second "session end". It reads
+the files of a run in the order of their names. For a resumed run both would be wrong, so `trim` deletes from the older
+files everything that the new session writes again.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# (protobuf makes its classes at import, where no type checker sees them)
+# (protobuf creates its classes at import, so a type checker cannot see them)
 
 import io
 import itertools
@@ -50,14 +50,14 @@ __all__ = [
 ]
 
 CONFIG_TAG = "config"
-_SAID_AGAIN = {
+_OF_EACH_SESSION = {
     CONFIG_TAG,
     custom_scalar.CONFIG_SUMMARY_TAG,
     metadata.SESSION_START_INFO_TAG,
     metadata.SESSION_END_INFO_TAG,
 }
 
-# TensorBoard has no word for "interrupted"; a run that may go on is neither a success nor a failure.
+# TensorBoard has no state "interrupted"; a run that can be resumed is neither a success nor a failure.
 _STATUS = {
     "running": STATUS_RUNNING,
     "finished": STATUS_SUCCESS,
@@ -69,13 +69,13 @@ _number = itertools.count()
 
 
 class EventFile:
-    """A new event file in ``folder``; every event is visible to TensorBoard as soon as it is added."""
+    """A new event file in ``folder``. TensorBoard sees each event immediately."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Begin the file with the mark that makes a running TensorBoard drop ``first_step`` and later."""
-        # TensorBoard reads files in the order of their names: the number is padded, so that 10 comes after 9.
-        place = f"{socket.gethostname()}.{os.getpid()}.{next(_number):06d}"
-        name = f"events.out.tfevents.{time.time():010.0f}.{place}"
+        """Start the file with a mark that makes a running TensorBoard drop the steps from ``first_step`` on."""
+        # TensorBoard reads files in the order of their names: pad the number, so that 10 follows 9.
+        source = f"{socket.gethostname()}.{os.getpid()}.{next(_number):06d}"
+        name = f"events.out.tfevents.{time.time():010.0f}.{source}"
         self._file = Appender(folder / name)
         self._records = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -83,7 +83,7 @@ class EventFile:
         self._write(Event(wall_time=time.time(), step=first_step, session_log=start))
 
     def add(self, step: int, *values: Summary.Value) -> None:
-        """Append one event. Raises what `write_failed` says."""
+        """Append one event. UserError if it cannot be written."""
         if values:
             self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
@@ -99,22 +99,23 @@ def scalar(tag: str, value: float) -> Summary.Value:
 
 
 def markdown(tag: str, text: str) -> Summary.Value:
-    # The shape of a single string: an array of one would be shown as a table around the text.
+    # A tensor without dimensions: TensorBoard shows an array with one element as a table.
     tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=TensorShapeProto())
     plugin = SummaryMetadata.PluginData(plugin_name="text")
     return Summary.Value(tag=tag, tensor=tensor, metadata=SummaryMetadata(plugin_data=plugin))
 
 
 def charts(layout: Mapping[str, Mapping[str, Sequence[str]]]) -> Summary.Value:
-    """Return the charts of TensorBoard's Custom Scalars: for each category its charts, for each chart its tags.
+    """Return the layout of TensorBoard's Custom Scalars.
 
-    A chart shows its tags of all runs. Runs that say the same share the categories: TensorBoard merges them.
+    Args:
+        layout: the tags of each chart of each category. TensorBoard merges equal categories of several runs.
     """
     categories = [
         layout_pb2.Category(
             title=title,
             chart=[
-                # TensorBoard takes tags for regular expressions that need not match to the end.
+                # TensorBoard takes tags as regular expressions, and does not match their end.
                 layout_pb2.Chart(
                     title=name, multiline=layout_pb2.MultilineChartContent(tag=[f"{re.escape(tag)}$" for tag in tags])
                 )
@@ -138,7 +139,7 @@ def picture(tag: str, pixels: numpy.ndarray) -> Summary.Value:
 
 
 def session_start(hparams: Mapping[str, str | float | bool | None], group: str) -> Summary.Value:
-    """Return the HParams row of this run; runs of one ``group`` share a row. None values are left out."""
+    """Return the HParams row of this run, without None values; runs with the same ``group`` share a row."""
     info = SessionStartInfo(group_name=group, start_time_secs=time.time())
     for name, value in hparams.items():
         if isinstance(value, bool):
@@ -151,23 +152,23 @@ def session_start(hparams: Mapping[str, str | float | bool | None], group: str) 
 
 
 def session_end(state: State) -> Summary.Value:
-    """Return the status of this run's HParams row."""
+    """Return the final status for this run's HParams row."""
     info = SessionEndInfo(status=_STATUS[state], end_time_secs=time.time())
     return _hparams(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
 
 
 def _hparams(tag: str, data: HParamsPluginData) -> Summary.Value:
-    # All is in the metadata; TensorBoard still wants a tensor, and takes an empty one.
+    # The metadata hold all data, but TensorBoard requires a tensor: an empty one.
     summary_metadata = metadata.create_summary_metadata(data)
     return Summary.Value(tag=tag, tensor=metadata.NULL_TENSOR, metadata=summary_metadata)
 
 
 def trim(folder: Path, last_step: int | None) -> None:
-    """Leave in the event files of ``folder`` what happened up to ``last_step`` (None: nothing).
+    """Delete from the event files of ``folder`` the events after ``last_step``; None: all events.
 
-    What every session says for itself goes too: the configuration, the HParams row, the layout of charts, the
-    restart marks, and a record that a crash tore. Each file is replaced whole, so a kill during this is repaired by
-    the next call.
+    Also delete the records that each session writes again (the configuration, the HParams row, the layout of charts,
+    restart marks) and an incomplete last record. Each file is replaced whole, so the next call completes a call that
+    was killed.
     """
     for path in sorted(folder.glob("events.out.tfevents.*")):
         old = path.read_bytes()
@@ -183,7 +184,7 @@ def trim(folder: Path, last_step: int | None) -> None:
 
 
 def read_pictures(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Return the latest picture of each tag in the event files of ``folder``: its step, and its bytes as PNG."""
+    """Return the step and the PNG bytes of the latest picture of each tag in the event files of ``folder``."""
     latest: dict[str, tuple[int, bytes]] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for event in _records(path.read_bytes()):
@@ -195,15 +196,15 @@ def read_pictures(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def _kept(events: Iterable[Event], last_step: int) -> Iterator[Event]:
     for event in events:
-        values = [v for v in event.summary.value if v.tag not in _SAID_AGAIN]
+        values = [v for v in event.summary.value if v.tag not in _OF_EACH_SESSION]
         if event.step <= last_step and values:
             yield Event(wall_time=event.wall_time, step=event.step, summary=Summary(value=values))
 
 
 def _records(data: bytes) -> Iterator[Event]:
-    """Yield the events of a file's bytes, up to a torn one.
+    """Yield the events in the bytes of a file, up to an incomplete one.
 
-    A record: its length (8 bytes, little-endian), a checksum of that (4), the event, a checksum of it (4).
+    A record is: length (8 bytes, little-endian), checksum of the length (4), the event, checksum of the event (4).
     """
     position = 0
     while position + 12 <= len(data):

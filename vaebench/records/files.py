@@ -1,4 +1,8 @@
-"""Files that neither a kill nor a full disk leaves half written, and locks that die with their process."""
+"""Write files whole, append records to files, and lock files for one process.
+
+The lock is not that of the filelock package, which neither names the process and host that hold a lock nor tests a
+lock without taking it. Of the four errors of file systems without flock, filelock handles only ENOSYS.
+"""
 
 import contextlib
 import errno
@@ -24,6 +28,7 @@ __all__ = [
     "clean_temporaries",
     "exclusive",
     "is_held",
+    "reading",
     "write_failed",
     "write_json",
     "write_whole",
@@ -35,16 +40,25 @@ _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _POLL_SECONDS = 0.05
 
 
+@contextlib.contextmanager
+def reading(path: Path, advice: str) -> Iterator[None]:
+    """Turn an error in reading ``path`` or in interpreting its content into a UserError that ends in ``advice``."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"cannot read {path}: {error}. {advice}") from error
+
+
 def write_failed(path: Path, error: OSError) -> UserError:
-    """Turn the ``error`` of writing ``path`` into the exception to raise, with what to do about it."""
+    """Return the UserError for an ``error`` in writing ``path``; its message says what to do."""
     if error.errno in _FULL:
-        reason = f"the disk is full, or over its quota ({os.strerror(error.errno)})"
+        reason = f"the disk is full or over its quota ({os.strerror(error.errno)})"
         return UserError(
-            f"cannot write {path}: {reason}. What was there before is intact: free some space, then repeat the command."
+            f"cannot write {path}: {reason}. The old file is intact: free some space and run the same command again."
         )
     reason = error.strerror or str(error)
     if error.errno in _FORBIDDEN:
-        return UserError(f"cannot write {path}: {reason}. Choose a folder that you may write to (output_dir=...).")
+        return UserError(f"cannot write {path}: {reason}. Choose a folder that you can write to (output_dir=...).")
     return UserError(f"cannot write {path}: {reason}.")
 
 
@@ -64,7 +78,7 @@ def write_json(path: Path, obj: object) -> None:
 
 
 def clean_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in ``folder``; only for the holder of its lock, who writes alone."""
+    """Delete the temporary files of killed writers in ``folder``. Call it only while no other process writes there."""
     for temporary in folder.glob(".*.tmp"):
         remove(temporary)
 
@@ -76,7 +90,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 class Appender:
-    """A file that grows by whole records: each write is at once visible to readers, and none is fsynced."""
+    """A file that grows by whole records. Readers see each write immediately; no write is synced to the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -97,11 +111,18 @@ class Appender:
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, wait: float, busy: Callable[[str], str]) -> Iterator[None]:
-    """Hold the lock ``path``, waiting up to ``wait`` seconds; the system frees it if this process dies.
+    """Hold the lock ``path``. The system releases it if this process dies.
 
-    Raises Busy with ``busy(holder)`` when another process keeps it, where holder is like "process 12
-    on host". Where the system or the file system has no flock, a marker file is made instead. It outlives a
-    crash, so the message then says which file to delete.
+    Without flock (Windows, some network file systems) the lock is a marker file. It remains after a crash; the message
+    then names the file to delete.
+
+    Args:
+        path: the lock file; it is created if it does not exist, and stays.
+        wait: how many seconds to wait for another process.
+        busy: returns the message for a holder such as "process 12 on host".
+
+    Raises:
+        Busy: another process holds the lock for longer than ``wait``.
     """
     deadline = time.monotonic() + wait
     while (release := _try_lock(path)) is None:
@@ -115,7 +136,7 @@ def exclusive(path: Path, *, wait: float, busy: Callable[[str], str]) -> Iterato
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock ``path``."""
+    """Return whether a process holds the lock ``path``."""
     if _marker(path).exists():
         return True
     if fcntl is None or not path.exists():
@@ -124,11 +145,11 @@ def is_held(path: Path) -> bool:
         try:
             return not _flock(file.fileno(), fcntl.LOCK_SH)
         except OSError:
-            return False  # no flock here: then the marker would exist
+            return False  # without flock, the marker would exist
 
 
 def _try_lock(path: Path) -> Callable[[], None] | None:
-    """Take the lock ``path`` and return how to release it, or None when another process has it."""
+    """Take the lock ``path`` and return a function that releases it; None if another process holds the lock."""
     try:
         if fcntl is None:
             return _try_marker(path)
@@ -145,7 +166,7 @@ def _try_lock(path: Path) -> Callable[[], None] | None:
     if not taken:
         os.close(descriptor)
         return None
-    with contextlib.suppress(OSError):  # the text only serves a message; the lock holds without it
+    with contextlib.suppress(OSError):  # the text is only for messages; the lock works without it
         os.ftruncate(descriptor, 0)
         os.write(descriptor, _me().encode())
     return lambda: os.close(descriptor)
@@ -181,9 +202,9 @@ def _me() -> str:
 
 
 def _holder(path: Path) -> str:
-    """Who holds ``path``, for a message."""
+    """Return who holds ``path``, for a message."""
     marker = _marker(path)
-    for file, advice in [(marker, f"; if that process is gone, delete {marker}"), (path, "")]:
+    for file, advice in [(marker, f"; if that process does not exist, delete {marker}"), (path, "")]:
         with contextlib.suppress(OSError):
             return (file.read_text() or "an unknown process") + advice
     return "an unknown process"

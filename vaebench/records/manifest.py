@@ -1,4 +1,4 @@
-"""The manifest: which code, data and machine made a run, and for how long."""
+"""manifest.json: the code, data and machine of a run, and its wall time."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vaebench.errors import UserError
-from vaebench.records.files import write_json
+from vaebench.records.files import reading, write_json
 from vaebench.records.folder import RunFolder, now
 
 __all__ = ["Manifest", "git_state", "read_manifest", "versions"]
@@ -23,10 +23,10 @@ _GIT_SECONDS = 10
 
 
 class Manifest:
-    """Keeps manifest.json through one session of a run, adding to what earlier sessions wrote.
+    """Writes manifest.json during one session of a run, and keeps the facts of earlier sessions.
 
-    At the top stand the facts of the first session; each later one is an entry of ``restarts``, with the
-    step that it went on from.
+    The top level describes the first session. Each later session is an entry of ``restarts``, with the step from which
+    it resumed.
     """
 
     def __init__(
@@ -40,19 +40,27 @@ class Manifest:
         resume_step: int | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
-        """Gather the facts of this session; nothing is written before `save`.
+        """Collect the facts of this session; `save` writes them.
 
-        ``parameters``: counts by part, ``{"encoder": 1234, ...}``. ``resume_step``: the step that the
-        session goes on from, None at the start. ``command``: the command line, by default this process's.
-        UserError when a resumed run would go on with other data than it began with.
+        Args:
+            folder: the run folder.
+            device: the name of the device.
+            protocol: the data protocol.
+            fingerprint: the hash of the data.
+            parameters: counts of parameters by part, for example ``{"encoder": 1234}``.
+            resume_step: the step from which the session resumes; None for a new run.
+            command: the command line; None for that of this process.
+
+        Raises:
+            UserError: the data of a resumed run have changed.
         """
         before = read_manifest(folder)
         dataset = {"protocol": protocol, "fingerprint": fingerprint}
         earlier = before.get("dataset", dataset)
         if resume_step is not None and earlier != dataset:
             raise UserError(
-                f"{folder.path} was trained on {earlier}, but the data are now {dataset}: a run cannot go on "
-                "with other data. Restore them, or train anew in another folder (output_dir=...)."
+                f"{folder.path} was trained on {earlier}, but the data are now {dataset}: a run cannot resume with "
+                "other data. Restore the data, or train in another folder (output_dir=...)."
             )
         session = _session(device, sys.argv if command is None else command)
         first = {name: before[name] for name in session if name in before} or session
@@ -69,16 +77,16 @@ class Manifest:
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds spent on the run so far, summed over its sessions."""
+        """Return the seconds spent on the run so far, over all sessions."""
         return self._earlier_seconds + time.monotonic() - self._start
 
     def save(self) -> None:
-        """Write manifest.json with the time spent so far: at the start, at each checkpoint, at the end."""
+        """Write manifest.json, with the time spent so far."""
         write_json(self._folder.manifest, {**self.facts, "wall_seconds": round(self.wall_seconds, 2)})
 
 
 def _session(device: str, command: Sequence[str]) -> dict[str, Any]:
-    """The facts of the session that begins now in this process."""
+    """Return the facts of the session that starts now in this process."""
     return {
         "time": now(),
         "command": list(command),
@@ -91,17 +99,16 @@ def _session(device: str, command: Sequence[str]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of python and of the packages that decide a result, None for an absent one."""
+    """Return the versions of python and of the packages that affect results, None for a missing package."""
     return {"python": platform.python_version(), "platform": platform.platform()} | {
         package: _version(package) for package in _PACKAGES
     }
 
 
 def git_state(source: Path = Path(__file__)) -> dict[str, Any] | None:
-    """Return ``{"commit": ..., "dirty": ...}`` of the checkout that holds the file ``source``, else None.
+    """Return ``{"commit": ..., "dirty": ...}`` of the git checkout that tracks the file ``source``, else None.
 
-    An installed package may lie inside somebody else's checkout, in its virtual environment, so the file
-    must be tracked.
+    The file must be tracked, because an installed package may be inside another project's checkout.
     """
     if _git(source, "ls-files", "--error-unmatch", source.name) is None:
         return None
@@ -110,7 +117,7 @@ def git_state(source: Path = Path(__file__)) -> dict[str, Any] | None:
 
 
 def _git(source: Path, *arguments: str) -> str | None:
-    """The output of a git command run beside ``source``; None when git is absent or refuses."""
+    """Return the output of a git command in the folder of ``source``; None if git is missing or fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(source.parent), *arguments],
@@ -131,10 +138,8 @@ def _version(package: str) -> str | None:
 
 
 def read_manifest(folder: RunFolder) -> dict[str, Any]:
-    """Return the facts in manifest.json, {} when there is none. UserError when it is damaged."""
-    try:
+    """Return the content of manifest.json, {} if there is no such file. UserError if the file is corrupt."""
+    with reading(folder.manifest, "Repair it, or move it away."):
+        if not folder.manifest.exists():
+            return {}
         return json.loads(folder.manifest.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder.manifest}: {error}. Repair it, or move it away.") from error

@@ -1,4 +1,4 @@
-"""metrics.jsonl and nested settings, read; knows nothing of TensorBoard, so that reading starts at once."""
+"""Read metrics.jsonl. Does not import TensorBoard, which takes long."""
 
 import json
 import os
@@ -14,7 +14,7 @@ _TAIL = 1 << 16  # bytes: more than the longest line
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool | None]:
-    """Return nested mappings as one, with dotted keys; lists and other objects become their text."""
+    """Return nested mappings as one mapping with dotted keys; convert lists and other objects to text."""
     flat: dict[str, str | float | bool | None] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -25,15 +25,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | floa
 
 
 def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, [] when there is none; nan and inf come back as floats.
+    """Return the lines of metrics.jsonl, [] if there is no such file; nan and inf are floats.
 
-    A last line that a crash tore is left out. UserError when another line is damaged.
+    An incomplete last line (after a crash) is left out. UserError if another line is corrupt.
     """
     return [_restored(line) for line in stored_lines(folder)]
 
 
 def last_metrics(folder: RunFolder) -> dict[str, Any] | None:
-    """Return the last whole line of metrics.jsonl without reading the others; None when there is none."""
+    """Return the last complete line of metrics.jsonl without reading the others; None if there is none."""
     try:
         with open(folder.metrics, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -45,22 +45,22 @@ def last_metrics(folder: RunFolder) -> dict[str, Any] | None:
     try:
         return _restored(json.loads(whole[-1])) if whole else None
     except ValueError as error:
-        raise UserError(f"the last line of {folder.metrics} is damaged ({error}): delete that line.") from error
+        raise UserError(f"the last line of {folder.metrics} is corrupt ({error}): delete that line.") from error
 
 
 def _restored(line: dict[str, Any]) -> dict[str, Any]:
-    strange = line.get("nonfinite", {})
-    return {k: v for k, v in line.items() if k != "nonfinite"} | {k: float(v) for k, v in strange.items()}
+    nonfinite = line.pop("nonfinite", {})
+    return line | {tag: float(text) for tag, text in nonfinite.items()}
 
 
 def stored_lines(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """Yield the lines of metrics.jsonl as they stand, without a torn last one."""
+    """Yield the lines of metrics.jsonl as written, without an incomplete last line."""
     try:
         lines = folder.metrics.read_bytes().split(b"\n")
     except FileNotFoundError:
         return
-    for number, line in enumerate(lines[:-1], start=1):  # after the last newline there is nothing, or a torn line
+    for number, line in enumerate(lines[:-1], start=1):  # after the last newline: nothing, or an incomplete line
         try:
             yield json.loads(line)
         except ValueError as error:
-            raise UserError(f"line {number} of {folder.metrics} is damaged ({error}): delete that line.") from error
+            raise UserError(f"line {number} of {folder.metrics} is corrupt ({error}): delete that line.") from error

@@ -1,4 +1,4 @@
-"""The numbers of each image behind a result: kept while they are made, and read for paired comparisons."""
+"""The .npz files with the numbers of each image: written during an evaluation, read for paired comparisons."""
 
 import io
 import zipfile
@@ -20,55 +20,58 @@ DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 @dataclass(frozen=True)
 class PerImageNumbers:
-    """What is known of each of N images, over n repetitions."""
+    """The numbers behind one result, for each of N images and n repeats."""
 
     images: np.ndarray
-    """The images' places in their split, (N,)."""
+    """The images' indices in their split, (N,)."""
     repeats: np.ndarray
-    """What was estimated, nats, of each repetition, (n, N)."""
+    """The estimate of each repeat, (n, N), in nats."""
     diagnostics: Mapping[str, np.ndarray]
-    """Everything else that the estimator keeps of an image, by name, such as ``ess`` and ``pareto_k``; (n, N) each."""
+    """The estimator's other numbers by name, for example ``ess`` and ``pareto_k``, each (n, N)."""
 
     @property
     def values(self) -> np.ndarray:
-        """What was estimated, averaged over repetitions, (N,): the mean of these is the result's."""
+        """Return the estimates averaged over repeats, (N,); their mean is the mean of the result."""
         return self.repeats.mean(0)
 
 
 def read_per_image(folder: RunFolder, record: ResultRecord) -> PerImageNumbers:
-    """Return the numbers of each image behind ``record``, one of the results of the run in ``folder``.
+    """Return the numbers of each image behind ``record``, a result of the run in ``folder``.
 
-    Two results on the same images (equal ``images``, equal protocol) are best compared by the differences of their
-    ``values``, whose standard error knows nothing of how much the images vary.
+    To compare two results on the same images (equal ``images`` and protocol), take the differences of their ``values``:
+    their standard error does not contain the variance between images.
 
-    UserError when the record names no file, or the file is gone or damaged.
+    Raises:
+        UserError: the record names no file, or the file is missing or corrupt.
     """
     if record.per_image is None:
-        raise UserError(f"{folder.results}: the {record.estimator} result keeps no numbers per image: evaluate again")
+        raise UserError(
+            f"{folder.results}: the {record.estimator} result has no numbers per image: run `vaebench evaluate` again"
+        )
     name, _, array = record.per_image.rpartition(":")
     try:
         with np.load(folder.path / name, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
             images, repeats = arrays["images"], arrays[array][: record.repeats]
     except DAMAGED as error:
-        raise UserError(f"cannot read {folder.path / name} ({error}): evaluate again") from error
+        raise UserError(f"cannot read {folder.path / name} ({error}): run `vaebench evaluate` again") from error
     if repeats.shape != (record.repeats, len(images)) or len(images) != record.n_images:
-        raise UserError(f"{folder.path / name} is not the file of this result: evaluate again")
+        raise UserError(f"{folder.path / name} does not belong to this result: run `vaebench evaluate` again")
     rows = [str(row) for row in arrays["rows"] if row in arrays]
     return PerImageNumbers(images, repeats, {row: arrays[row][: record.repeats] for row in rows})
 
 
 class PerImageFile:
-    """The numbers of N images, so far: R rows of them for each of n repetitions, float64.
+    """The numbers of N images that an evaluation has made so far: R rows for each of n repeats, float64.
 
-    A stopped evaluation goes on from here, and one with more repetitions adds to those there are; one with fewer
-    leaves the others as they are.
+    An interrupted evaluation resumes from this file. An evaluation with more repeats adds to it; one with fewer leaves
+    the others in the file.
 
     Args:
         path: the .npz file.
-        rows: names of the R rows.
-        images: the images' places in their split, (N,).
-        repeats: n, at least.
+        rows: the names of the R rows.
+        images: the images' indices in their split, (N,).
+        repeats: the least number of repeats n.
     """
 
     def __init__(self, path: Path, rows: Sequence[str], images: np.ndarray, repeats: int) -> None:
@@ -78,11 +81,11 @@ class PerImageFile:
         """(R, n, N)."""
         self.done = np.zeros((repeats, len(images)), dtype=bool)
         self.seconds = np.zeros(repeats)
-        """Spent on each repetition."""
+        """Seconds spent on each repeat, (n,)."""
         self._concluded: dict[str, np.ndarray] = {}
 
     def read(self) -> bool:
-        """Take over what the file holds; False if it is damaged."""
+        """Read the file, if there is one; return False if it is corrupt."""
         try:
             with np.load(self.path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
@@ -100,7 +103,7 @@ class PerImageFile:
         return True
 
     def conclude(self, values: Sequence[np.ndarray]) -> list[str]:
-        """Keep what was concluded, (n, N) for each result, and return where: what `ResultRecord.per_image` holds."""
+        """Write the estimates of each result, (n, N), and return their `ResultRecord.per_image`."""
         names = ["values" if i == 0 else f"values_{i + 1}" for i in range(len(values))]
         for name, array in zip(names, values, strict=True):
             if len(self._concluded.get(name, ())) <= len(array):
@@ -109,7 +112,7 @@ class PerImageFile:
         return [f"{self.path.parent.name}/{self.path.name}:{name}" for name in names]
 
     def write(self) -> None:
-        """Replace the file by what is known now. UserError where that is impossible."""
+        """Replace the file by the current numbers. UserError if it cannot be written."""
         buffer = io.BytesIO()
         arrays = {
             "images": self._images,
@@ -125,6 +128,6 @@ class PerImageFile:
 
 
 def _longer(array: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """Return ``array`` with zeros after it along ``axis``."""
+    """Return ``array`` extended by zeros to ``length`` along ``axis``."""
     missing = [(0, length - size if i == axis else 0) for i, size in enumerate(array.shape)]
     return np.pad(array, missing)

@@ -1,11 +1,12 @@
-"""Images in rows, as bytes and as labelled PNG files. Imports no torch."""
+"""Arrange images in rows, as bytes or as labelled PNG files. Imports no torch."""
 
 import io
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, Union
 
 import numpy
 
@@ -21,27 +22,28 @@ __all__ = ["Images", "Sheet", "grid", "png"]
 Images = Union[numpy.ndarray, "Tensor"]
 """(N, H*H), (N, H, W) or (N, 1, H, W); bytes, or floats from 0 to 1 (clipped; NaN is black)."""
 
-WHITE, LINE, INK, FAINT = 255, 128, 30, 110
-MARGIN = 14
-FONT_SIZE = 13
-LINE_HEIGHT = 19
-GAP = 8
-"""Between text and images."""
+WHITE, GREY, DARK_GREY, BLACK = 255, 128, 110, 30
+MARGIN, FONT_SIZE, LINE_HEIGHT = 14, 13, 19  # pixels
+TEXT_GAP = 8
+"""Pixels between text and images."""
+
+
+# Not torchvision's make_grid: it has the same gap between all columns, and importing torchvision takes as long as
+# importing torch.
 
 
 def grid(images: Images, columns: int) -> numpy.ndarray:
-    """Lay out images in rows of ``columns``, one grey pixel apart.
+    """Arrange images in rows of ``columns``, one grey pixel apart.
 
     Returns (rows * (H + 1) - 1, columns * (W + 1) - 1) bytes.
     """
     cells = _cells(images)
-    count, height, width = cells.shape
-    return _filled(cells, _places(count, min(columns, count), height, width, 1), LINE)
+    return _arranged(cells, _offsets(min(columns, len(cells)), cells.shape[2], 1), 1, GREY)
 
 
 def png(pixels: numpy.ndarray, about: str = "") -> bytes:
-    """Return ``pixels``, (H, W) bytes, as a PNG file; ``about`` goes into it as its description."""
-    from PIL import Image  # here, because reading results needs no pictures
+    """Return ``pixels``, (H, W) bytes, as a PNG file with the description ``about``."""
+    from PIL import Image  # here, because the import takes long
     from PIL.PngImagePlugin import PngInfo
 
     buffer, info = io.BytesIO(), PngInfo()
@@ -53,19 +55,17 @@ def png(pixels: numpy.ndarray, about: str = "") -> bytes:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A picture of images in rows, enlarged and labelled, on white."""
+    """Images in rows on white, enlarged, with a title and labels."""
 
     images: Images
     columns: int
     title: str = ""
-    heads: Sequence[str] = ()
-    """A label above each column."""
-    sides: Sequence[str] = ()
-    """A label to the left of each row."""
+    column_labels: Sequence[str] = ()
+    row_labels: Sequence[str] = ()
     breaks: Collection[int] = ()
-    """Columns before which a wider gap stands."""
+    """The columns with a wider gap before them."""
     scale: int = 3
-    """Pixels of the picture for one of an image."""
+    """Each pixel of an image becomes ``scale`` x ``scale`` pixels."""
 
     def pixels(self) -> numpy.ndarray:
         """Return the picture, (H, W) bytes."""
@@ -73,33 +73,33 @@ class Sheet:
 
         cells = _cells(self.images).repeat(self.scale, 1).repeat(self.scale, 2)
         count, height, width = cells.shape
-        columns, gap = min(self.columns, count), max(1, self.scale - 1)
-        places = _places(count, columns, height, width, gap, self.breaks, 5 * self.scale)
-        body, lines = _filled(cells, places, WHITE), self.title.splitlines()
+        gap = max(1, self.scale - 1)
+        lefts = _offsets(min(self.columns, count), width, gap, self.breaks, 5 * self.scale)
+        body, lines = _arranged(cells, lefts, gap, WHITE), self.title.splitlines()
         font = ImageFont.load_default(FONT_SIZE)
-        left = MARGIN + max((_width(font, text) + GAP for text in self.sides), default=0)
-        top = MARGIN + LINE_HEIGHT * (len(lines) + bool(self.heads)) + (GAP if lines else 0)
+        left = MARGIN + max((_width(font, label) + TEXT_GAP for label in self.row_labels), default=0)
+        top = MARGIN + LINE_HEIGHT * (len(lines) + bool(self.column_labels)) + (TEXT_GAP if lines else 0)
         right = max([left + body.shape[1], *(MARGIN + _width(font, line) for line in lines)])
         picture = Image.new("L", (right + MARGIN, top + body.shape[0] + MARGIN), WHITE)
         picture.paste(Image.fromarray(body), (left, top))
         draw = ImageDraw.Draw(picture)
         for number, line in enumerate(lines):
-            below = (MARGIN, MARGIN - 4 + LINE_HEIGHT * number)
-            draw.text(below, line, fill=FAINT if number else INK, font=font)
-        end = -GAP
-        for start, text in zip(places.lefts, self.heads, strict=False):
-            half = _width(font, text) / 2
-            middle = start + width / 2
-            if middle - half < end + GAP / 2:
-                continue  # small images have no room for each label
-            draw.text((left + middle, top - 4), text, fill=INK, font=font, anchor="ms")
+            position = (MARGIN, MARGIN - 4 + LINE_HEIGHT * number)
+            draw.text(position, line, fill=DARK_GREY if number else BLACK, font=font)
+        end = -TEXT_GAP
+        for start, label in zip(lefts, self.column_labels, strict=False):
+            half, middle = _width(font, label) / 2, start + width / 2
+            if middle - half < end + TEXT_GAP / 2:
+                continue  # small images have no room for every label
+            draw.text((left + middle, top - 4), label, fill=BLACK, font=font, anchor="ms")
             end = middle + half
-        for start, text in zip(places.tops, self.sides, strict=False):
-            draw.text((left - GAP, top + start + height / 2), text, fill=INK, font=font, anchor="rm")
+        for row, label in enumerate(self.row_labels):
+            middle = top + row * (height + gap) + height / 2
+            draw.text((left - TEXT_GAP, middle), label, fill=BLACK, font=font, anchor="rm")
         return numpy.asarray(picture)
 
     def save(self, path: Path, about: str = "") -> None:
-        """Write the picture as a PNG, with its folder where that is missing. UserError where it cannot be written."""
+        """Write the picture as a PNG file; create its folder if needed. UserError if it cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -113,32 +113,22 @@ def _width(font: "ImageFont.ImageFont | ImageFont.FreeTypeFont", text: str) -> i
     return math.ceil(font.getlength(text))
 
 
-class _Places(NamedTuple):
-    """Where columns and rows of cells begin."""
-
-    lefts: list[int]
-    tops: list[int]
-
-
-def _places(
-    count: int, columns: int, height: int, width: int, gap: int, breaks: Collection[int] = (), wide: int = 1
-) -> _Places:
-    """Lay out ``count`` cells ``gap`` apart, ``wide`` before the columns in ``breaks``."""
-    lefts = [0]
-    for column in range(1, columns):
-        lefts.append(lefts[-1] + width + (wide if column in breaks else gap))
-    return _Places(lefts, [row * (height + gap) for row in range(math.ceil(count / columns))])
+def _offsets(columns: int, width: int, gap: int, breaks: Collection[int] = (), break_gap: int = 0) -> list[int]:
+    """Return the left edges of ``columns`` cells, ``gap`` apart, but ``break_gap`` before the columns in ``breaks``."""
+    gaps = [break_gap if column in breaks else gap for column in range(1, columns)]
+    return list(itertools.accumulate(gaps, lambda left, gap: left + width + gap, initial=0))
 
 
-def _filled(cells: numpy.ndarray, places: _Places, line: int) -> numpy.ndarray:
-    """Put cells, (N, H, W), at their places on a sheet of brightness ``line``."""
-    _, height, width = cells.shape
-    sheet = numpy.full((places.tops[-1] + height, places.lefts[-1] + width), line, dtype=numpy.uint8)
+def _arranged(cells: numpy.ndarray, lefts: Sequence[int], gap: int, background: int) -> numpy.ndarray:
+    """Put cells, (N, H, W), in rows with these left edges; the rows are ``gap`` apart."""
+    count, height, width = cells.shape
+    rows = math.ceil(count / len(lefts))
+    arranged = numpy.full((rows * (height + gap) - gap, lefts[-1] + width), background, dtype=numpy.uint8)
     for index, cell in enumerate(cells):
-        row, column = divmod(index, len(places.lefts))
-        top, left = places.tops[row], places.lefts[column]
-        sheet[top : top + height, left : left + width] = cell
-    return sheet
+        row, column = divmod(index, len(lefts))
+        top, left = row * (height + gap), lefts[column]
+        arranged[top : top + height, left : left + width] = cell
+    return arranged
 
 
 def _cells(images: Images) -> numpy.ndarray:
@@ -162,7 +152,7 @@ def _square(images: numpy.ndarray) -> numpy.ndarray:
 
 
 def _bytes(images: numpy.ndarray) -> numpy.ndarray:
-    """Return ``images`` in 0..255."""
+    """Return ``images`` as bytes from 0 to 255."""
     if images.dtype == numpy.uint8:
         return images
     brightness = numpy.nan_to_num(images.astype(float), nan=0.0).clip(0.0, 1.0)

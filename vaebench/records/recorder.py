@@ -1,4 +1,4 @@
-"""What a training session records as it goes: metrics.jsonl for programs, TensorBoard for people."""
+"""Record the progress of a training session: metrics.jsonl for programs, TensorBoard events for people."""
 
 import contextlib
 import json
@@ -20,13 +20,14 @@ _RESERVED = {"step", "epoch", "wall", "nonfinite"}
 
 
 class Recorder:
-    """Writes the metrics and the TensorBoard events of one session into its run folder.
+    """Writes the metrics and the TensorBoard events of one session to its run folder.
 
-    Record what belongs to a step before saving the checkpoint of that step: a resumed session keeps it, and
-    does not repeat it. Everything is handed to the system at once, so that readers see it, and nothing
-    waits for the disk. As a context manager it closes as finished, as interrupted (KeyboardInterrupt,
-    SystemExit) or as failed (any other exception). Every method that writes raises UserError on a full
-    disk.
+    Record the values of a step before you save its checkpoint: a session that resumes from the checkpoint keeps them.
+    Readers see each record immediately; no method waits for the disk. As a context manager the recorder closes as
+    finished, as interrupted (KeyboardInterrupt, SystemExit) or as failed (any other exception).
+
+    Raises:
+        UserError: from every method that writes, if the disk is full.
     """
 
     def __init__(
@@ -37,11 +38,14 @@ class Recorder:
         hparams: Mapping[str, Any] | None = None,
         group: str = "",
     ) -> None:
-        """Begin a session, from the state after ``resume_step``, or from nothing (None).
+        """Start a session.
 
-        What an earlier session recorded after that step is dropped: it is about to be recorded again.
-        ``hparams`` (nested or flat) fill the run's row of TensorBoard's HParams; runs of one ``group``
-        share a row.
+        Args:
+            folder: the run folder.
+            resume_step: the step of the checkpoint from which the session resumes; None for a new run. Records of later
+                steps are deleted, because the session repeats these steps.
+            hparams: the settings, nested or flat, for TensorBoard's HParams.
+            group: runs with the same group share a row in HParams.
         """
         _trim_metrics(folder, resume_step)
         events.trim(folder.path, resume_step)
@@ -52,25 +56,25 @@ class Recorder:
             self._events.add(0, events.session_start(flatten(hparams), group))
 
     def scalars(self, step: int, epoch: float, values: Mapping[str, float], wall: float) -> None:
-        """Record ``values`` by tag after optimiser step ``step``; ``wall``: seconds of training so far."""
+        """Record ``values`` by tag after optimiser step ``step``; ``wall`` is the seconds of training so far."""
         self._metrics.write(_line(step, epoch, values, wall).encode())
         self._events.add(step, *(events.scalar(tag, float(value)) for tag, value in values.items()))
 
     def image(self, tag: str, images: Images, step: int, *, columns: int = 8) -> None:
-        """Record a grid of images: (N, H*H), (N, H, W) or (N, 1, H, W), bytes or floats from 0 to 1."""
+        """Record a grid of images, (N, H*H), (N, H, W) or (N, 1, H, W); bytes, or floats from 0 to 1."""
         self._events.add(step, events.picture(tag, grid(images, columns)))
 
     def config_table(self, config: Mapping[str, Any]) -> None:
-        """Record the (nested) configuration as a table, one row for each key."""
+        """Record the nested configuration as a table with one row for each key."""
         rows = [f"| {name} | {_cell(value)} |" for name, value in flatten(config).items()]
         self._events.add(0, events.markdown(events.CONFIG_TAG, "\n".join(["| key | value |", "|---|---|", *rows])))
 
     def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """Record which tags share a chart under TensorBoard's Custom Scalars: categories of charts of tags."""
+        """Record the layout of TensorBoard's Custom Scalars: the tags of each chart of each category."""
         self._events.add(0, events.charts(layout))
 
     def close(self, state: State) -> None:
-        """End the session with its true status in HParams; a second call does nothing."""
+        """Record the final state in HParams and close the files; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -89,24 +93,24 @@ class Recorder:
         if kind is None:
             self.close("finished")
             return
-        with contextlib.suppress(UserError):  # a disk that is still full must not hide the first error
+        with contextlib.suppress(UserError):  # a full disk must not hide the first error
             self.close("failed" if issubclass(kind, Exception) else "interrupted")
 
 
 def _line(step: int, epoch: float, values: Mapping[str, float], wall: float) -> str:
-    """One line of metrics.jsonl. JSON has no nan: it is written as null, and named under ``nonfinite``."""
+    """Return one line of metrics.jsonl. JSON has no nan: such a value is null, and its text is in ``nonfinite``."""
     if reserved := _RESERVED & values.keys():
-        raise ValueError(f"a tag cannot be called {', '.join(sorted(reserved))}")
+        raise ValueError(f"tags must not be named {', '.join(sorted(reserved))}")
     numbers = {tag: float(value) for tag, value in values.items()}
     line: dict[str, Any] = {"step": step, "epoch": round(epoch, 6), "wall": round(wall, 3)}
     line |= {tag: value if math.isfinite(value) else None for tag, value in numbers.items()}
-    if strange := {tag: str(value) for tag, value in numbers.items() if not math.isfinite(value)}:
-        line["nonfinite"] = strange
+    if nonfinite := {tag: str(value) for tag, value in numbers.items() if not math.isfinite(value)}:
+        line["nonfinite"] = nonfinite
     return json.dumps(line, allow_nan=False) + "\n"
 
 
 def _trim_metrics(folder: RunFolder, last_step: int | None) -> None:
-    """Leave in metrics.jsonl the lines up to ``last_step`` (None: no line)."""
+    """Delete the lines of metrics.jsonl after ``last_step``; None: all lines."""
     if not folder.metrics.exists():
         return
     kept = [] if last_step is None else [line for line in stored_lines(folder) if line["step"] <= last_step]

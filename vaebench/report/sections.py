@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from vaebench.direction import Direction
-from vaebench.records import Diagnostics, Measure, last_metrics, read_diagnostics
+from vaebench.records import Diagnostic, Diagnostics, last_metrics, read_diagnostics
 from vaebench.records.text import number, with_error
 from vaebench.report.charts import BarChart, Chart, Point, Series, axes_of, percent, ticks
 from vaebench.report.curves import VALIDATION, Curve
@@ -241,7 +241,7 @@ def _kl_figures(group: RunGroup, run: Run, values: Diagnostics) -> Iterator[BarC
             yield BarChart(caption, f"{title}, {group.title}", numbers, group.number, "nats")
 
 
-def _measure(measure: Measure | None) -> str:
+def _measure(measure: Diagnostic | None) -> str:
     if measure is None or measure.value is None:
         return "-"
     sign = "" if measure.direction is Direction.EXACT else f"{TYPOGRAPHIC[measure.direction]} "

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from vaebench import runtime
-from vaebench.draw.images import reconstructions, samples
-from vaebench.estimators.diagnostics import Activity, Spread, spread
+from vaebench.draw import reconstructions, samples
+from vaebench.estimators.diagnostics import Activity, PosteriorMoments, posterior_moments
 from vaebench.estimators.importance import log_likelihoods
 from vaebench.experiment import Experiment, Modules
 from vaebench.records import Manifest, Recorder
@@ -48,14 +48,14 @@ def diagnose(experiment: Experiment, modules: Modules) -> dict[str, float]:
     ``active_units`` is the count of ``vaebench diagnose``, from few draws: weak units may not be counted yet.
     ``posterior_std`` is the root of the mean variance of q(z_d|x): near the prior's, q has collapsed.
     """
-    found = Spread.joined(list(_spreads(experiment, modules)))
+    found = PosteriorMoments.joined(list(_spreads(experiment, modules)))
     return {
         "active_units": float(Activity.of(found).active().sum()),
         "posterior_std": found.variances.mean().sqrt().item(),
     }
 
 
-def _spreads(experiment: Experiment, modules: Modules) -> Iterator[Spread]:
+def _spreads(experiment: Experiment, modules: Modules) -> Iterator[PosteriorMoments]:
     """Yield the posterior's moments for the same random validation images, with the same noise at every epoch."""
     data, device = experiment.data, experiment.device
     order = torch.Generator().manual_seed(runtime.derived_seed(0, "validation diagnostics"))
@@ -64,7 +64,7 @@ def _spreads(experiment: Experiment, modules: Modules) -> Iterator[Spread]:
     with experiment.autocast(), runtime.forked_randomness(device, seed=0):
         for some in numbers.split(100):
             x = data.observe(data.validation[some].to(device))
-            yield spread(modules.encoder, x, DIAGNOSED_DRAWS, images=some)
+            yield posterior_moments(modules.encoder, x, DIAGNOSED_DRAWS, images=some)
     modules.train()
 
 
