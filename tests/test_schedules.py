@@ -31,9 +31,9 @@ def test_cosine_goes_from_lr_to_final_lr():
 
 
 def test_piecewise_takes_the_latest_change():
-    value = schedules.piecewise(7, {10: 1, 5: 3})
+    value = schedules.piecewise({10: 1, 5: 3, 0: 7})
     assert [value(epoch) for epoch in (0, 4.99, 5, 9, 10, 100)] == [7, 7, 3, 3, 1, 1]
-    assert schedules.piecewise(7, None)(3) == 7
+    assert schedules.piecewise({0: 7})(3) == 7
 
 
 def test_the_kl_weight_rises_from_zero_to_one():

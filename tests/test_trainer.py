@@ -20,8 +20,9 @@ from vaebench.records.checkpoint import Checkpoints
 from vaebench.registry import ENCODERS
 from vaebench.train import session, update, validation
 from vaebench.train.losses import BoundLoss
+from vaebench.train.schedules import StepSettings
 from vaebench.train.session import train
-from vaebench.train.update import Loss, Settings, Update
+from vaebench.train.update import Loss, Update
 
 SMALL = [
     "latent_dim=2",
@@ -53,7 +54,7 @@ def test_what_is_logged_is_the_bound_itself(overrides: list[str]):
     loss = BoundLoss(built.objective, built.model, built.encoder)
     x = built.data.observe(built.data.validation[:50])
     torch.manual_seed(1)
-    shown = loss(x, Settings(k=5, inner_k=0, beta=0.25)).metrics
+    shown = loss(x, StepSettings(k=5, inner_k=0, beta=0.25)).metrics
     torch.manual_seed(1)
     drawn = evidence(built.model, built.encoder, x, 5)
     log_w = drawn.log_weights()
@@ -69,7 +70,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(overrides: list[str], monkeypat
     config = compose([*overrides, "trainer.epochs=3"])
     original, taken = BoundLoss.__call__, [0]
 
-    def poisoned(self: BoundLoss, x: Tensor, settings: Settings) -> Loss:
+    def poisoned(self: BoundLoss, x: Tensor, settings: StepSettings) -> Loss:
         taken[0] += 1
         loss = original(self, x, settings)
         return loss._replace(value=loss.value * float("nan")) if taken[0] == 6 else loss
@@ -129,12 +130,12 @@ def test_clipping_bounds_the_gradient_and_shows_it_unclipped(overrides: list[str
     parameter = nn.Parameter(torch.tensor([3.0, 4.0]))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
 
-    def loss(x: Tensor, settings: Settings) -> Loss:
+    def loss(x: Tensor, settings: StepSettings) -> Loss:
         del x, settings
         return Loss(10 * (parameter * parameter.detach()).sum(), {})
 
     stepped = Update("main", loss, optimizer, lambda epoch: 1.0, clip_norm=1.0)
-    shown = stepped.step(torch.zeros(1), Settings(1, 0, 1.0), 0.0, with_norm=True).metrics
+    shown = stepped.step(torch.zeros(1), StepSettings(1, 0, 1.0), 0.0, with_norm=True).metrics
     assert shown["gradient_norm"].item() == pytest.approx(50.0)
     torch.testing.assert_close(parameter.detach(), torch.tensor([3.0, 4.0]) * (1 - 1 / 5))
 
@@ -144,7 +145,7 @@ def test_the_learning_rate_is_the_schedules_at_every_step():
     optimizer = torch.optim.SGD([parameter], lr=123.0)
     stepped = Update("main", lambda x, settings: Loss(parameter, {}), optimizer, lambda epoch: epoch)
     for epoch in (0.0, 0.5, 2.0):
-        stepped.step(torch.zeros(1), Settings(1, 0, 1.0), epoch, with_norm=False)
+        stepped.step(torch.zeros(1), StepSettings(1, 0, 1.0), epoch, with_norm=False)
     assert parameter.item() == pytest.approx(-2.5)
 
 

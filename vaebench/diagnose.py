@@ -39,7 +39,8 @@ from vaebench.evaluate.job import Images, chosen
 from vaebench.experiment import Experiment, build, load_best
 from vaebench.records import Diagnostics, Measure, RunFolder, format_table, write_diagnostics
 from vaebench.records.results import Direction as Found
-from vaebench.train.update import Loss, Settings, Update
+from vaebench.train.schedules import StepSettings
+from vaebench.train.update import Loss, Update
 from vaebench.train.updates import updates
 
 __all__ = ["diagnose", "diagnosed"]
@@ -390,7 +391,7 @@ def _gradients(look: _Look) -> Measures:
     networks = {name: [p for p in network.parameters() if id(p) in trained] for name, network in named.items()}
     noises = {name: GradientNoise(n) for name, parameters in networks.items() if parameters}
     for _ in look.shown(range(n), "gradients"):
-        gradients = _one_gradient(shares, x, Settings(look.k, look.inner_k, 1.0))
+        gradients = _one_gradient(shares, x, StepSettings(look.k, look.inner_k, 1.0))
         for name, noise in noises.items():
             noise.add(torch.cat([gradients[id(p)].flatten() for p in networks[name]]))
     return {key: value for name, noise in noises.items() for key, value in _noise(name, noise, look, len(x)).items()}
@@ -402,7 +403,7 @@ def _bound_updates(experiment: Experiment) -> list[Update]:
     return [update for update in updates(experiment) if update.name not in auxiliary_losses]
 
 
-def _one_gradient(shares: list[Update], x: Tensor, settings: Settings) -> dict[int, Tensor]:
+def _one_gradient(shares: list[Update], x: Tensor, settings: StepSettings) -> dict[int, Tensor]:
     """Return the gradient of each parameter, by its id."""
     gradients = {}
     for update in shares:

@@ -12,12 +12,12 @@ __all__ = ["Batches"]
 
 
 class Batches:
-    """Batches of observed images, in an order that depends on (seed, epoch) alone.
+    """Batches of binarised images. Their order depends on (seed, epoch) alone.
 
     Args:
         intensities: pixel bytes, (N, X), on the device that trains.
         observe: draws images x, (B, X), from bytes, with the generator given.
-        batch_size: images in a batch; the last of an epoch may be smaller.
+        batch_size: images in a batch; the last batch of an epoch may be smaller.
         seed: of the order and of the binarisation.
     """
 
@@ -36,20 +36,20 @@ class Batches:
         self.generator.manual_seed(derived_seed(seed, "binarisation"))
 
     def __len__(self) -> int:
-        """The number of batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return -(-len(self.intensities) // self.batch_size)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Tensor]:
-        """Yield the epoch's batches from number ``first`` on, x of (B, X) in [0, 1]."""
+        """Yield the epoch's batches, from batch ``first`` on: x of (B, X) in [0, 1]."""
         shuffle = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
         order = torch.randperm(len(self.intensities), generator=shuffle).to(self.intensities.device)
         for start in range(first * self.batch_size, len(order), self.batch_size):
             yield self.observe(self.intensities[order[start : start + self.batch_size]], self.generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the binarisation's generator; the order needs no state."""
+        """Return the state of the generator that binarises; the order needs no state."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on binarising where ``state`` was taken."""
+        """Restore what :meth:`state_dict` returned."""
         self.generator.set_state(state["generator"])

@@ -1,8 +1,9 @@
-"""What a run says about itself before it starts."""
+"""The lines that a run prints before it starts."""
 
 from pathlib import Path
 
 from vaebench import runtime
+from vaebench.config.notices import notices
 from vaebench.encoders.base import Direction
 from vaebench.experiment import Experiment
 
@@ -11,7 +12,7 @@ __all__ = ["header"]
 _LOG_Q = {
     Direction.EXACT: "log q(z|x) exact",
     Direction.UPPER_BOUND: "log q(z|x) by an upper bound",
-    Direction.ESTIMATE: "log q(z|x) by a learned estimate: the training bound is none",
+    Direction.ESTIMATE: "log q(z|x) by a learned estimate, so the training objective is not a bound",
 }
 
 
@@ -26,21 +27,20 @@ def header(experiment: Experiment, folder: Path) -> str:
     proposal = experiment.encoder.proposal()
     if proposal is not experiment.encoder:
         encoder += f"; likelihoods by {type(proposal).__name__}, {_LOG_Q[proposal.direction]}"
-    lines = {
-        "dataset": f"{data.protocol}: {sizes} images of {height}x{width}",
-        "": data.note,
-        "encoder": encoder,
-        "decoder": f"{config.decoder.name} {_shape(config.decoder.hidden)} {config.decoder.activation}, "
-        f"latent_dim={config.latent_dim}, prior {config.prior.name}",
-        "objective": f"{config.objective.name}, k={config.k}, gradient {config.objective.gradient}",
-        "note": experiment.gradient_note or "",
-        "parameters": " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items()),
-        "training": f"{config.trainer.epochs} epochs, batches of {config.trainer.batch_size}, seed {config.seed}",
-        "device": f"{runtime.describe(experiment.device)}, {config.trainer.precision}",
-        "folder": str(folder),
-    }
-    return "\n".join(f"{name:<11}{text}" for name, text in lines.items() if text)
-
-
-def _shape(hidden: tuple[int, ...]) -> str:
-    return "-".join(map(str, hidden))
+    lines = [
+        ("dataset", f"{data.protocol}: {sizes} images of {height}x{width}"),
+        ("", data.note),
+        ("encoder", encoder),
+        (
+            "decoder",
+            f"{config.decoder.name} {'-'.join(map(str, config.decoder.hidden))} {config.decoder.activation}, "
+            f"latent_dim={config.latent_dim}, prior {config.prior.name}",
+        ),
+        ("objective", f"{config.objective.name}, k={config.k}, gradient {config.objective.gradient}"),
+        ("parameters", " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items())),
+        ("training", f"{config.trainer.epochs} epochs, batches of {config.trainer.batch_size}, seed {config.seed}"),
+        ("device", f"{runtime.describe(experiment.device)}, {config.trainer.precision}"),
+        *(("note", line) for line in (experiment.gradient_note, *notices(config))),
+        ("folder", str(folder)),
+    ]
+    return "\n".join(f"{name:<11}{text}" for name, text in lines if text)
