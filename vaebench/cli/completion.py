@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
-from vaebench.cli.flags import BENCH, BOARD, COMPARE, EVALUATE, REPORT, SHOW, TRAIN, TUNE
+from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, REPORT, SHOW, TRAIN, TUNE
 from vaebench.config.catalog import config_dir, described, groups
 from vaebench.errors import UserError
 from vaebench.selftest import CHECKS
@@ -110,7 +110,6 @@ FLAGS = {
     "board": BOARD | {"--filter": "--filter="},
     "report": REPORT | {"--filter": "--filter="},
     "show": SHOW,
-    "bench": BENCH,
 }
 LISTS: dict[str, Callable[[], list[str]]] = {
     "list": list_words,

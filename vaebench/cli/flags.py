@@ -9,7 +9,6 @@ from vaebench.config.check import build
 from vaebench.errors import UserError, did_you_mean
 
 __all__ = [
-    "BENCH",
     "BOARD",
     "COMPARE",
     "DIAGNOSE",
@@ -71,15 +70,6 @@ REPORT = HELP | {
 BOARD = HELP | {"--port": "--port=", "--host": "--host=", "--open": "--open"}
 TUNE = HELP | {"--trials": "--trials=", "--prune": "--prune", "--seed": "--seed="}
 SHOW = HELP | {"--settings": "--settings"}
-BENCH = HELP | {
-    "--compiled": "--compiled",
-    "--cost": "--cost",
-    "--levers": "--levers",
-    "--start-up": "--start-up",
-    "--memory": "--memory",
-    "-o": "--output=",
-    "--output": "--output=",
-}
 DIAGNOSE = HELP
 VALUES = {
     "--cfg": ("job", "hydra", "all"),

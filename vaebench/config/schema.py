@@ -121,7 +121,7 @@ class Estimator(Choice):
     where a hierarchical encoder's inner samples come from; None means as in training. Images of the ``simulated`` split
     are the model's own; not every estimator takes them.
 
-    ``repeats`` are averaged, each with noise of its own, and with pixels of its own where ``binarise`` is ``fresh``.
+    ``repeats`` are averaged, each with noise of its own, and with pixels of its own where ``binarize`` is ``fresh``.
     ``image_seed`` chooses a random subset, None by ``seed``. ``processes`` share the images.
     ``precision`` is that of the networks, whatever it was in training. ``compile=auto`` compiles p(x, z) where that
     saves more time, over the whole evaluation, than it takes.
@@ -135,7 +135,7 @@ class Estimator(Choice):
     share_psi: bool | None = None
     images: Several | None = None
     image_seed: Seed | None = None
-    binarise: Literal["fixed", "fresh"] = "fixed"
+    binarize: Literal["fixed", "fresh"] = "fixed"
     repeats: Count = 1
     batch: Count | None = None
     chunk: Count | None = None

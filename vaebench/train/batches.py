@@ -1,4 +1,4 @@
-"""Training images: bytes on the device, shuffled and binarised there."""
+"""Training images: bytes on the device, shuffled and binarized there."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,13 +12,13 @@ __all__ = ["Batches"]
 
 
 class Batches:
-    """Batches of binarised images. Their order depends on (seed, epoch) alone.
+    """Batches of binarized images. Their order depends on (seed, epoch) alone.
 
     Args:
         intensities: pixel bytes, (N, X), on the device that trains.
         observe: draws images x, (B, X), from bytes, with the generator given.
         batch_size: images in a batch; the last batch of an epoch may be smaller.
-        seed: of the order and of the binarisation.
+        seed: of the order and of the binarization.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Batches:
             yield self.observe(self.intensities[order[start : start + self.batch_size]], self.generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the generator that binarises; the order needs no state."""
+        """Return the state of the generator that binarizes; the order needs no state."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

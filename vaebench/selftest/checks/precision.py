@@ -29,7 +29,7 @@ def check(bench: Bench) -> Iterator[Row]:
             reader = TrunkGaussian(MLP(PIXELS, [100], "tanh"), LATENTS)
             x, z = torch.rand(8, PIXELS).round(), torch.randn(5, 8, LATENTS)
         for precision in ("float32", "bf16"):
-            with torch.no_grad(), autocast(bench.device, precision):
+            with torch.no_grad(), autocast(bench.device, precision)():
                 likelihood, posterior = decoder(z), reader(x)
                 found, (_, log_q) = likelihood.log_prob(x), posterior.rsample_and_log_prob((5,))
             yield _bits(f"bits of log p(x|z), networks in {precision}", found)
