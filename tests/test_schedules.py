@@ -1,7 +1,9 @@
-"""Schedules against their formulas."""
+"""Schedules against their formulas, and the notices for schedules that are longer than the run."""
 
 import pytest
 
+from vaebench.config import compose
+from vaebench.config.notices import notices
 from vaebench.train import schedules
 
 
@@ -40,3 +42,51 @@ def test_the_kl_weight_rises_from_zero_to_one():
     weight = schedules.kl_weight(4)
     assert [weight(epoch) for epoch in (0, 1, 2, 4, 9)] == [0, 0.25, 0.5, 1, 1]
     assert schedules.kl_weight(0)(0) == 1
+
+
+SCHEDULE = "trainer.k_schedule={0:1,1:2,2:5,90:6}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("trainer.kl_warmup=50", ["trainer.kl_warmup=50 is longer than trainer.epochs=2: the KL weight ends at 0.04"]),
+        (SCHEDULE, ["trainer.k_schedule is longer than trainer.epochs=2: epochs 2, 90 left out; k ends at 2"]),
+        (
+            "encoder=iwhvi encoder.inner_k=4 trainer.inner_k_schedule={3:5}",
+            ["trainer.inner_k_schedule is longer than trainer.epochs=2: epoch 3 left out; inner_k ends at 4"],
+        ),
+        ("optimizer=burda", ["optimizer.schedule=burda takes 3280 epochs, but trainer.epochs=2"]),
+        (
+            "optimizer.schedule=exponential optimizer.decay=0.5 optimizer.decay_epochs=4",
+            ["optimizer.decay_epochs=4 is longer than trainer.epochs=2: the learning rate ends at 0.000707"],
+        ),
+        (
+            "trainer.kl_warmup=2 trainer.patience=3",
+            ["trainer.patience=3 has no effect: the schedules of the objective last the whole run"],
+        ),
+        # Controls: schedules that the run completes.
+        ("trainer.kl_warmup=2", []),
+        ("trainer.kl_warmup=1 trainer.patience=3", []),
+        ("trainer.k_schedule={0:1,1:2}", []),
+        ("optimizer.schedule=exponential optimizer.decay_epochs=2", []),
+        ("optimizer=burda trainer.epochs=3280", []),
+    ],
+)
+def test_a_schedule_that_is_longer_than_the_run_is_noticed(overrides: str, expected: list[str]):
+    words = overrides.split()
+    assert notices(compose(["trainer.epochs=2", *words])) == expected
+
+
+def test_what_is_past_the_end_is_left_out_everywhere():
+    config = compose(["trainer.epochs=2", "k=3", "trainer.k_schedule={1:2,2:5}"])
+    assert config.k_by_epoch == {0: 3, 1: 2}
+    assert config.schedules_end == 1
+    assert compose(["trainer.epochs=3", "k=3", "trainer.k_schedule={1:2,2:5}"]).k_by_epoch == {0: 3, 1: 2, 2: 5}
+
+
+def test_the_last_example_of_the_help_is_accepted():
+    config = compose(["experiment=iwhvi_paper/mnist_iwhvi", "trainer.epochs=100"])
+    assert config.inner_k_by_epoch == {0: 0}
+    left_out = "trainer.inner_k_schedule is longer than trainer.epochs=100: epochs 250, 500, 1000 left out; "
+    assert notices(config)[1] == f"{left_out}inner_k ends at 0"

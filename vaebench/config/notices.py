@@ -26,9 +26,8 @@ def _objective(config: Config) -> Iterator[str]:
     for key, schedule, name, reached in schedules:
         late = [epoch for epoch in schedule or {} if epoch >= epochs]
         if late:
-            listed = f"epoch{'s' * (len(late) > 1)} {', '.join(map(str, late))}"
-            last = reached[max(reached)]
-            yield f"trainer.{key} {longer}: left out {listed}; {name} ends at {last}"
+            left_out = f"epoch{'s' * (len(late) > 1)} {', '.join(map(str, late))} left out"
+            yield f"trainer.{key} {longer}: {left_out}; {name} ends at {reached[max(reached)]}"
     if trainer.patience is not None and config.schedules_end >= epochs:
         yield f"trainer.patience={trainer.patience} has no effect: the schedules of the objective last the whole run"
 
@@ -36,10 +35,10 @@ def _objective(config: Config) -> Iterator[str]:
 def _learning_rate(config: Config) -> Iterator[str]:
     optimizer, epochs = config.optimizer, config.trainer.epochs
     if optimizer.schedule == "burda" and epochs < BURDA_EPOCHS:
-        yield f"optimizer.schedule=burda takes {BURDA_EPOCHS} epochs: trainer.epochs={epochs} ends before the last"
+        yield f"optimizer.schedule=burda takes {BURDA_EPOCHS} epochs, but trainer.epochs={epochs}"
     if optimizer.schedule == "exponential" and epochs < optimizer.decay_epochs:
         rate = optimizer.lr * optimizer.decay ** (epochs / optimizer.decay_epochs)
         yield (
             f"optimizer.decay_epochs={optimizer.decay_epochs} is longer than trainer.epochs={epochs}: "
-            f"the learning rate ends at {rate:.2g}"
+            f"the learning rate ends at {rate:.3g}"
         )

@@ -23,7 +23,8 @@ def header(experiment: Experiment, folder: Path) -> str:
     sizes = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
     encoder = f"{config.encoder.name}, {_LOG_Q[experiment.encoder.direction]}"
     if experiment.encoder.has_inner_samples:
-        encoder += f", inner_k={config.encoder.inner_k}"
+        encoder += f", {_by_epoch('inner_k', config.inner_k_by_epoch)}"
+    ks = _by_epoch("k", config.k_by_epoch)
     proposal = experiment.encoder.proposal()
     if proposal is not experiment.encoder:
         encoder += f"; likelihoods by {type(proposal).__name__}, {_LOG_Q[proposal.direction]}"
@@ -36,7 +37,7 @@ def header(experiment: Experiment, folder: Path) -> str:
             f"{config.decoder.name} {'-'.join(map(str, config.decoder.hidden))} {config.decoder.activation}, "
             f"latent_dim={config.latent_dim}, prior {config.prior.name}",
         ),
-        ("objective", f"{config.objective.name}, k={config.k}, gradient {config.objective.gradient}"),
+        ("objective", f"{config.objective.name}, {ks}, gradient {config.objective.gradient}"),
         ("parameters", " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items())),
         ("training", f"{config.trainer.epochs} epochs, batches of {config.trainer.batch_size}, seed {config.seed}"),
         ("device", f"{runtime.describe(experiment.device)}, {config.trainer.precision}"),
@@ -44,3 +45,9 @@ def header(experiment: Experiment, folder: Path) -> str:
         ("folder", str(folder)),
     ]
     return "\n".join(f"{name:<11}{text}" for name, text in lines if text)
+
+
+def _by_epoch(name: str, values: dict[int, int]) -> str:
+    """Return the values of a schedule, for example ``k=1, 16 from epoch 100``."""
+    first, *later = values.items()
+    return f"{name}={first[1]}" + "".join(f", {value} from epoch {epoch}" for epoch, value in later)

@@ -199,14 +199,12 @@ def _run(
 
 def _tell_stopped(config: Config, progress: Progress, manifest: Manifest) -> None:
     """Say in a line and in the manifest that the run stopped early."""
-    epochs, patience = config.trainer.epochs, config.trainer.patience
+    epochs, count = config.trainer.epochs, progress.without_gain
     manifest.facts["stopped_early"] = {"epoch": progress.epoch, "of": epochs}
     manifest.save()
-    print(
-        f"stopped early at epoch {progress.epoch} of {epochs}: no gain in the last {progress.without_gain} "
-        f"validation{'s' * (progress.without_gain != 1)} (trainer.patience={patience})",
-        flush=True,
-    )
+    without = "validation" if count == 1 else f"{count} validations"
+    reason = f"no gain in the last {without} (trainer.patience={config.trainer.patience})"
+    print(f"stopped early at epoch {progress.epoch} of {epochs}: {reason}", flush=True)
 
 
 def _evaluate_at_end(
