@@ -142,7 +142,7 @@ def test_fewer_images_than_processes(size: int):
 def test_noise_of_another_shape_is_refused():
     with (
         Replicas(0, 2).share(torch.zeros(4, 1)) as (own, _),
-        pytest.raises(ValueError, match="noise for 2 images was asked for 4"),
+        pytest.raises(ValueError, match=r"2 images.*for 4"),
     ):
         noise.standard_normal((3, 4, 2), own)
 
