@@ -1,4 +1,4 @@
-"""Run folders made without training: settings, results and curves that a test chooses."""
+"""Run folders without training, with the settings, results and curves that a test chooses."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from vaebench.config import Config, compose, run_folder, to_yaml
 from vaebench.records import ResultRecord, RunFolder, append_result, write_json
 from vaebench.records.folder import State
 
-__all__ = ["made_run", "record"]
+__all__ = ["composed", "made_run", "record"]
 
 
 @cache
@@ -47,7 +47,7 @@ def made_run(
     metrics: Sequence[Mapping[str, Any]] = (),
     **manifest: Any,
 ) -> RunFolder:
-    """Make a run folder below ``root`` as `vaebench train` would leave it."""
+    """Make a run folder below ``root`` with the files of `vaebench train`."""
     config = replace(composed(overrides), seed=seed, output_dir=str(root))
     folder = RunFolder(run_folder(config)).create(to_yaml(config))
     if state:

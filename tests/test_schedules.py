@@ -3,7 +3,7 @@
 import pytest
 
 from vaebench.config import compose
-from vaebench.config.notices import notices
+from vaebench.config.describe import objective, schedules_past_the_end
 from vaebench.train import schedules
 
 
@@ -44,17 +44,21 @@ def test_the_kl_weight_rises_from_zero_to_one():
     assert schedules.kl_weight(0)(0) == 1
 
 
+WARMUP = "trainer.kl_warmup=50 is longer than trainer.epochs=2: the KL weight ends at 0.04, not at 1"
 SCHEDULE = "trainer.k_schedule={0:1,1:2,2:5,90:6}"
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ("trainer.kl_warmup=50", ["trainer.kl_warmup=50 is longer than trainer.epochs=2: the KL weight ends at 0.04"]),
-        (SCHEDULE, ["trainer.k_schedule is longer than trainer.epochs=2: epochs 2, 90 left out; k ends at 2"]),
+        (
+            "trainer.kl_warmup=50",
+            ["trainer.kl_warmup=50 is longer than trainer.epochs=2: the KL weight ends at 0.04, not at 1"],
+        ),
+        (SCHEDULE, ["trainer.k_schedule: no effect at epochs 2, 90, because the run has trainer.epochs=2"]),
         (
             "encoder=iwhvi encoder.inner_k=4 trainer.inner_k_schedule={3:5}",
-            ["trainer.inner_k_schedule is longer than trainer.epochs=2: epoch 3 left out; inner_k ends at 4"],
+            ["trainer.inner_k_schedule: no effect at epoch 3, because the run has trainer.epochs=2"],
         ),
         ("optimizer=burda", ["optimizer.schedule=burda takes 3280 epochs, but trainer.epochs=2"]),
         (
@@ -75,18 +79,22 @@ SCHEDULE = "trainer.k_schedule={0:1,1:2,2:5,90:6}"
 )
 def test_a_schedule_that_is_longer_than_the_run_is_noticed(overrides: str, expected: list[str]):
     words = overrides.split()
-    assert notices(compose(["trainer.epochs=2", *words])) == expected
+    assert list(schedules_past_the_end(compose(["trainer.epochs=2", *words]))) == expected
 
 
 def test_what_is_past_the_end_is_left_out_everywhere():
     config = compose(["trainer.epochs=2", "k=3", "trainer.k_schedule={1:2,2:5}"])
     assert config.k_by_epoch == {0: 3, 1: 2}
     assert config.schedules_end == 1
+    assert "k=3, 2 from epoch 1, gradient" in objective(config)
     assert compose(["trainer.epochs=3", "k=3", "trainer.k_schedule={1:2,2:5}"]).k_by_epoch == {0: 3, 1: 2, 2: 5}
 
 
 def test_the_last_example_of_the_help_is_accepted():
     config = compose(["experiment=iwhvi_paper/mnist_iwhvi", "trainer.epochs=100"])
     assert config.inner_k_by_epoch == {0: 0}
-    left_out = "trainer.inner_k_schedule is longer than trainer.epochs=100: epochs 250, 500, 1000 left out; "
-    assert notices(config)[1] == f"{left_out}inner_k ends at 0"
+    notes = list(schedules_past_the_end(config))
+    assert (
+        notes[1]
+        == "trainer.inner_k_schedule: no effect at epochs 250, 500, 1000, because the run has trainer.epochs=100"
+    )

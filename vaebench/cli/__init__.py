@@ -27,7 +27,7 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "draw images beside their reconstructions"),
     "interpolate": ("interpolate", "draw ways between images through latent space"),
     "traverse": ("traverse", "draw an image with one latent coordinate moved"),
-    "selftest": ("selftest", "compare exact answers with what this machine computes"),
+    "selftest": ("selftest", "compare what this machine computes with exact answers"),
 }
 
 HELP = """usage: vaebench <command> [...]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vaebench import runtime
-from vaebench.config.notices import notices
+from vaebench.config import describe
 from vaebench.encoders.base import Direction
 from vaebench.experiment import Experiment
 
@@ -23,8 +23,7 @@ def header(experiment: Experiment, folder: Path) -> str:
     sizes = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
     encoder = f"{config.encoder.name}, {_LOG_Q[experiment.encoder.direction]}"
     if experiment.encoder.has_inner_samples:
-        encoder += f", {_by_epoch('inner_k', config.inner_k_by_epoch)}"
-    ks = _by_epoch("k", config.k_by_epoch)
+        encoder += f", {describe.by_epoch('inner_k', config.inner_k_by_epoch)}"
     proposal = experiment.encoder.proposal()
     if proposal is not experiment.encoder:
         encoder += f"; likelihoods by {type(proposal).__name__}, {_LOG_Q[proposal.direction]}"
@@ -32,22 +31,12 @@ def header(experiment: Experiment, folder: Path) -> str:
         ("dataset", f"{data.protocol}: {sizes} images of {height}x{width}"),
         ("", data.note),
         ("encoder", encoder),
-        (
-            "decoder",
-            f"{config.decoder.name} {'-'.join(map(str, config.decoder.hidden))} {config.decoder.activation}, "
-            f"latent_dim={config.latent_dim}, prior {config.prior.name}",
-        ),
-        ("objective", f"{config.objective.name}, {ks}, gradient {config.objective.gradient}"),
+        ("decoder", describe.decoder(config)),
+        ("objective", describe.objective(config)),
         ("parameters", " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items())),
-        ("training", f"{config.trainer.epochs} epochs, batches of {config.trainer.batch_size}, seed {config.seed}"),
+        ("training", describe.training(config)),
         ("device", f"{runtime.describe(experiment.device)}, {config.trainer.precision}"),
-        *(("note", line) for line in (experiment.gradient_note, *notices(config))),
+        *(("note", line) for line in (experiment.gradient_note, *describe.schedules_past_the_end(config))),
         ("folder", str(folder)),
     ]
     return "\n".join(f"{name:<11}{text}" for name, text in lines if text)
-
-
-def _by_epoch(name: str, values: dict[int, int]) -> str:
-    """Return the values of a schedule, for example ``k=1, 16 from epoch 100``."""
-    first, *later = values.items()
-    return f"{name}={first[1]}" + "".join(f", {value} from epoch {epoch}" for epoch, value in later)
