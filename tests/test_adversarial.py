@@ -47,8 +47,9 @@ from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.train.header import header
 from vaebench.train.losses import AuxiliaryUpdateLoss, BoundLoss
+from vaebench.train.schedules import StepSettings
 from vaebench.train.session import train
-from vaebench.train.update import Settings, Update
+from vaebench.train.update import Update
 
 
 @pytest.fixture
@@ -658,7 +659,7 @@ def test_the_header_says_what_the_gradient_leaves_out(
 def test_cells_that_train(family: str, overrides: list[str], configure: Callable[..., Config]):
     built = experiment.build(configure(family, *overrides))
     loss = BoundLoss(built.objective, built.model, built.encoder)
-    value, metrics = loss(torch.rand(4, 784), Settings(built.config.k, 0, 1.0))
+    value, metrics = loss(torch.rand(4, 784), StepSettings(built.config.k, 0, 1.0))
     value.backward()
     assert value.isfinite()
     assert "bound_estimate" in metrics

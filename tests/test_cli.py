@@ -122,7 +122,6 @@ REFUSED = {
     "trainer.k_schedule={0:0}": "trainer.k_schedule[0] must be at least 1, not 0",
     "trainer.k_schedule={a:1}": "a key of trainer.k_schedule must be a whole number, not 'a'",
     "trainer.k_schedule=5": "trainer.k_schedule must be a map",
-    "trainer.k_schedule={0:1,90:5}": "trainer.k_schedule: epoch 90 never comes in trainer.epochs=50",
     "trainer.inner_k_schedule={0:1}": "trainer.inner_k_schedule needs a hierarchical encoder",
     "trainer.progress=1": "trainer.progress must be true or false, not 1",
     "decoder.hidden=[]": "decoder.hidden must be a list of at least one width",

@@ -16,10 +16,11 @@ from vaebench.experiment import build
 from vaebench.files import user_cache
 from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.records.checkpoint import Checkpoints
-from vaebench.train.compile import STEPS_TO_PAY, Compiled, LossFunction, compiled_where_it_pays, planned_steps
+from vaebench.train.compile import STEPS_TO_PAY, CompiledLoss, compiled_where_it_pays, planned_steps
+from vaebench.train.schedules import StepSettings
 from vaebench.train.session import train
-from vaebench.train.update import Loss, Settings, Update
-from vaebench.train.updates import plan_of, updates
+from vaebench.train.update import Loss, LossFunction, Update
+from vaebench.train.updates import course_of, updates
 
 SMALL = ["latent_dim=3", "decoder.hidden=[8]", "device=cpu", "trainer.threads=1", "trainer.progress=false"]
 TRACED = 1e-5
@@ -43,8 +44,9 @@ needs_a_compiler = pytest.mark.skipif(
 )
 
 
-def always(settings: Settings) -> bool:
-    return True
+class Always(frozenset[StepSettings]):
+    def __contains__(self, settings: object) -> bool:
+        return True
 
 
 def compiler(said: list[str], cache: Path, tolerance: float = TRACED, *, required: bool = False) -> Compiler:
@@ -52,11 +54,13 @@ def compiler(said: list[str], cache: Path, tolerance: float = TRACED, *, require
     return replace(how, required=required)
 
 
-def of_update(update: Update, said: list[str], cache: Path, images: int) -> Compiled:
-    return Compiled(update.name, update.loss, update.parameters, images, always, compiler(said, cache))
+def of_update(update: Update, said: list[str], cache: Path, images: int) -> CompiledLoss:
+    return CompiledLoss(update.name, update.loss, update.parameters, images, Always(), compiler(said, cache))
 
 
-def gradient(loss: LossFunction, update: Update, x: Tensor, settings: Settings) -> tuple[Loss, list[Tensor], Tensor]:
+def gradient(
+    loss: LossFunction, update: Update, x: Tensor, settings: StepSettings
+) -> tuple[Loss, list[Tensor], Tensor]:
     """Return the loss, its gradient, and the next random number."""
     torch.manual_seed(5)
     found = loss(x, settings)
@@ -67,7 +71,7 @@ def gradient(loss: LossFunction, update: Update, x: Tensor, settings: Settings) 
 @pytest.mark.parametrize("words", CELLS.values(), ids=CELLS)
 def test_a_compiled_loss_has_the_same_value_noise_metrics_and_gradient(words: list[str], tmp_path: Path):
     run = build(compose([*words, *SMALL]))
-    x, settings = run.data.observe(run.data.train[:6]), Settings(run.config.k, run.config.encoder.inner_k, 1.0)
+    x, settings = run.data.observe(run.data.train[:6]), StepSettings(run.config.k, run.config.encoder.inner_k, 1.0)
     for update in updates(run):
         said: list[str] = []
         compiled = of_update(update, said, tmp_path, 6)
@@ -87,7 +91,7 @@ def test_a_compiled_loss_has_the_same_value_noise_metrics_and_gradient(words: li
 def test_the_first_call_draws_what_a_plain_one_draws(tmp_path: Path):
     run = build(compose([*SMALL]))
     (update,) = updates(run)
-    x, settings = run.data.observe(run.data.train[:6]), Settings(1, 0, 1.0)
+    x, settings = run.data.observe(run.data.train[:6]), StepSettings(1, 0, 1.0)
     plain, _, after = gradient(update.loss, update, x, settings)
     first, _, after_first = gradient(of_update(update, [], tmp_path, 6), update, x, settings)
     torch.testing.assert_close(first.value, plain.value)
@@ -100,7 +104,7 @@ def test_a_gradient_that_the_compiler_loses_a_part_of_is_not_used(encoder: str, 
     # does not let its graph hold derivatives, and is refused sooner.)
     run = build(compose([f"encoder={encoder}", *SMALL]))
     (update,) = updates(run)
-    x, settings, said = run.data.observe(run.data.train[:6]), Settings(1, 0, 1.0), []
+    x, settings, said = run.data.observe(run.data.train[:6]), StepSettings(1, 0, 1.0), []
     compiled = of_update(update, said, tmp_path, 6)
     compiled(x, settings)
     assert "runs uncompiled" in said[0]
@@ -124,17 +128,17 @@ class Careless(Compiler):
 def test_a_gradient_is_compared_with_the_plain_one(tolerance: float, used: bool, tmp_path: Path):
     weight, said = nn.Parameter(torch.ones(3)), []
 
-    def loss(x: Tensor, settings: Settings) -> Loss:
+    def loss(x: Tensor, settings: StepSettings) -> Loss:
         return Loss((x * weight).square().mean(), {})
 
     careless = Careless("trainer.compile", tolerance, tmp_path, tell=said.append)
-    compiled = Compiled("main", loss, [weight], 2, always, careless)
-    compiled(torch.ones(2, 3), Settings(1, 0, 1.0))
+    compiled = CompiledLoss("main", loss, [weight], 2, Always(), careless)
+    compiled(torch.ones(2, 3), StepSettings(1, 0, 1.0))
     assert ("off by 1.0e-03" in said[0]) is not used
     assert ("compiled the main loss" in said[0]) is used
 
 
-def not_a_graph(x: Tensor, settings: Settings) -> Loss:
+def not_a_graph(x: Tensor, settings: StepSettings) -> Loss:
     if x.sum() > 0:  # depends on the data
         return Loss((x * WEIGHT).mean(), {})
     return Loss((x - WEIGHT).mean(), {})
@@ -145,36 +149,29 @@ WEIGHT = nn.Parameter(torch.ones(()))
 
 def test_what_is_no_one_graph_stays_plain_or_is_refused(tmp_path: Path):
     said: list[str] = []
-    x, settings = torch.ones(2, 3), Settings(1, 0, 1.0)
-    plain = Compiled("main", not_a_graph, [WEIGHT], 2, always, compiler(said, tmp_path))
+    x, settings = torch.ones(2, 3), StepSettings(1, 0, 1.0)
+    plain = CompiledLoss("main", not_a_graph, [WEIGHT], 2, Always(), compiler(said, tmp_path))
     assert plain(x, settings).value == 1
     assert plain(-x, settings).value == -2
     assert len(said) == 1
     assert said[0].startswith("the main loss runs uncompiled: torch.compile: ")
     assert "\n" not in said[0]
-    strict = Compiled("main", not_a_graph, [WEIGHT], 2, always, compiler(said, tmp_path, required=True))
+    strict = CompiledLoss("main", not_a_graph, [WEIGHT], 2, Always(), compiler(said, tmp_path, required=True))
     with pytest.raises(UserError, match=r"trainer\.compile=true: the main loss cannot be compiled"):
         strict(x, settings)
 
 
 def test_only_full_batches_at_settings_that_pay_are_compiled(tmp_path: Path):
-    asked: list[Settings] = []
-
-    def pays(settings: Settings) -> bool:
-        asked.append(settings)
-        return settings.k == 2
-
-    def loss(x: Tensor, settings: Settings) -> Loss:
+    def loss(x: Tensor, settings: StepSettings) -> Loss:
         return Loss(x.mean() * WEIGHT * settings.k, {})
 
     said: list[str] = []
-    compiled = Compiled("main", loss, [WEIGHT], 2, pays, compiler(said, tmp_path))
+    compiled = CompiledLoss("main", loss, [WEIGHT], 2, {StepSettings(2, 0, 1.0)}, compiler(said, tmp_path))
     for images, k in ((1, 2), (2, 1), (3, 2)):
-        assert compiled(torch.ones(images, 3), Settings(k, 0, 1.0)).value == k
+        assert compiled(torch.ones(images, 3), StepSettings(k, 0, 1.0)).value == k
     assert not said
-    assert asked == [Settings(1, 0, 1.0)]
     for _ in range(3):
-        assert compiled(torch.ones(2, 3), Settings(2, 0, 1.0)).value == 2
+        assert compiled(torch.ones(2, 3), StepSettings(2, 0, 1.0)).value == 2
     assert len(said) == 1
 
 
@@ -191,33 +188,32 @@ def test_other_words_are_refused(word: str):
 # What the planned work says ---------------------------------------------------------------------------------
 
 
-def planned(words: list[str], batches: int = 40, **changes: float) -> dict[Settings, int]:
+def planned(words: list[str], batches: int = 40, **changes: float) -> dict[StepSettings, int]:
     run = build(compose([*words, *SMALL]))
     (update, *_) = updates(run)
-    return dict(planned_steps(run.config, plan_of(run.config), replace(update, **changes), batches))
+    batch_size = run.config.trainer.batch_size
+    return dict(planned_steps(course_of(run), replace(update, **changes), batches * batch_size, batch_size))
 
 
 def test_planned_steps_follow_the_schedules():
-    assert planned(["trainer.epochs=5"]) == {Settings(1, 0, 1.0): 200}
+    assert planned(["trainer.epochs=5"]) == {StepSettings(1, 0, 1.0): 200}
     words = ["encoder=iwhvi", "objective=iwae", "k=1", "encoder.inner_k=1", "trainer.epochs=10"]
     words += ["trainer.k_schedule={0:1,4:8}", "trainer.inner_k_schedule={0:0,6:3}"]
-    assert planned(words) == {Settings(1, 0, 1.0): 160, Settings(8, 0, 1.0): 80, Settings(8, 3, 1.0): 160}
-    # During a warm-up no two steps are alike.
-    assert planned(["trainer.epochs=5", "trainer.kl_warmup=3"]) == {Settings(1, 0, 1.0): 80}
+    assert planned(words) == {StepSettings(1, 0, 1.0): 160, StepSettings(8, 0, 1.0): 80, StepSettings(8, 3, 1.0): 160}
+    # During a warm-up the settings of every step differ.
+    assert planned(["trainer.epochs=5", "trainer.kl_warmup=3"]) == {StepSettings(1, 0, 1.0): 80}
     assert planned(["trainer.epochs=5", "trainer.kl_warmup=5"]) == {}
-    assert planned(["trainer.epochs=5"], starts=1.0, ends=4.0, repeats=3) == {Settings(1, 0, 1.0): 360}
+    assert planned(["trainer.epochs=5"], starts=1.0, ends=4.0, repeats=3) == {StepSettings(1, 0, 1.0): 360}
     assert planned(["trainer.epochs=5", "trainer.batch_size=100", "trainer.microbatch=30"]) == {
-        Settings(1, 0, 1.0): 800
+        StepSettings(1, 0, 1.0): 800
     }
 
 
 def decided(*words: str) -> bool:
     """Return whether the main loss would be compiled at the end of training."""
     run = build(compose([*words, *SMALL]))
-    (update, *_) = compiled_where_it_pays(run, updates(run), plan_of(run.config), print)
-    return isinstance(update.loss, Compiled) and update.loss.pays(
-        plan_of(run.config).settings(run.config.trainer.epochs)
-    )
+    (update, *_) = compiled_where_it_pays(run, updates(run), course_of(run), print)
+    return isinstance(update.loss, CompiledLoss) and StepSettings(run.k, run.inner_k, 1.0) in update.loss.pays
 
 
 def test_auto_compiles_a_plan_with_enough_steps():

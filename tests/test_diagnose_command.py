@@ -25,8 +25,8 @@ from vaebench.records import (
     read_results,
     write_diagnostics,
 )
+from vaebench.train.schedules import StepSettings
 from vaebench.train.session import train
-from vaebench.train.update import Settings
 from vaebench.train.updates import updates
 
 TINY = ["latent_dim=2", "decoder.hidden=[6]", "device=cpu", "trainer.threads=1", "trainer.progress=false", "seed=1"]
@@ -237,9 +237,9 @@ def test_training_logs_cheap_diagnostics(run: Path):
 def test_one_weight_has_no_effective_number(default_data_dir: Path):
     built = build(config(default_data_dir))
     (update,) = updates(built)
-    metrics = update.loss(torch.rand(4, 784), Settings(1, 0, 1.0)).metrics
+    metrics = update.loss(torch.rand(4, 784), StepSettings(1, 0, 1.0)).metrics
     assert "ess" not in metrics
-    assert "ess" in update.loss(torch.rand(4, 784), Settings(2, 0, 1.0)).metrics
+    assert "ess" in update.loss(torch.rand(4, 784), StepSettings(2, 0, 1.0)).metrics
 
 
 def test_gaps_at_the_end_of_a_training_have_tags_of_their_own(tmp_path: Path, default_data_dir: Path):

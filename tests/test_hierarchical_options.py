@@ -32,7 +32,7 @@ from vaebench.encoders.implicit_mixing import StochasticLayers
 from vaebench.errors import UserError
 from vaebench.nets.networks import Networks
 from vaebench.objective import Objective, evidence
-from vaebench.train.update import Settings
+from vaebench.train.schedules import StepSettings
 from vaebench.train.updates import updates
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -281,7 +281,7 @@ def test_warm_up(default_data_dir: Path):
         assert (tau.repeats, tau.ends, main.starts) == (max(1, steps), until, 2)
         for epoch, update, learns in ((1.5, main, ()), (1.5, tau, ("reverse",)), (2.0, main, ("mixing", "reverse"))):
             before = copy.deepcopy(experiment.encoder.state_dict())
-            update.step(torch.rand(8, 784), Settings(1, 0, 1.0), epoch, with_norm=False)
+            update.step(torch.rand(8, 784), StepSettings(1, 0, 1.0), epoch, with_norm=False)
             changed = {key for key, value in experiment.encoder.state_dict().items() if not value.equal(before[key])}
             assert all(any(key.startswith(part) for key in changed) for part in learns)
             assert learns or not changed

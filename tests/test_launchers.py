@@ -113,7 +113,7 @@ def test_submitit_local_puts_a_pre_empted_job_back_and_it_goes_on(tmp_path: Path
     assert "1 job: 1 resumed" in finish(sweep)
     log = next(tmp_path.glob("outputs/.sweeps/*/.submitit/*/*.out")).read_text()
     assert "this job is preempted" in log
-    assert int(log.split("going on from epoch ")[1].split(", step ")[1].split()[0]) < 8 * 40
+    assert int(log.split("resuming from epoch ")[1].split(", step ")[1].split()[0]) < 8 * 40
     whole = train(compose([*words, *TINY, f"output_dir={tmp_path / 'whole'}", f"data_dir={default_data_dir}"]))
     last, best = [
         [Checkpoints(path / "checkpoints").load(name).state["modules"] for path in (run, whole)]

@@ -8,8 +8,8 @@ from vaebench import noise
 from vaebench.config import compose, identity
 from vaebench.errors import UserError
 from vaebench.experiment import build
-from vaebench.train.schedules import constant
-from vaebench.train.update import Loss, Settings, Update
+from vaebench.train.schedules import StepSettings, constant
+from vaebench.train.update import Loss, Update
 from vaebench.train.updates import updates
 
 SMALL = ["latent_dim=3", "decoder.hidden=[8]", "device=cpu", "trainer.threads=1", "trainer.progress=false"]
@@ -21,7 +21,7 @@ class Keyed:
     def __init__(self, loss: nn.Module | object, x: Tensor) -> None:
         self.loss, self.x = loss, x
 
-    def __call__(self, x: Tensor, settings: Settings) -> Loss:
+    def __call__(self, x: Tensor, settings: StepSettings) -> Loss:
         numbers = (x.unsqueeze(1) == self.x).all(-1).int().argmax(1)
         with noise.keyed(0, numbers):
             return self.loss(x, settings)  # pyright: ignore[reportCallIssue]
@@ -34,7 +34,7 @@ def test_the_parts_add_up_to_the_gradient_of_the_batch(encoder: str, microbatch:
     run = build(compose([f"encoder={encoder}", *objective, *SMALL]))
     run.modules.double()
     x = run.data.observe(run.data.train[:7]).double()
-    settings = Settings(run.config.k, run.config.encoder.inner_k, 1.0)
+    settings = StepSettings(run.config.k, run.config.encoder.inner_k, 1.0)
     gradients = {}
     for size in (None, microbatch):
         (update, *_) = updates(run)
@@ -51,7 +51,7 @@ def test_the_parts_add_up_to_the_gradient_of_the_batch(encoder: str, microbatch:
         torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
 
 
-def _mean_square(x: Tensor, settings: Settings) -> Loss:
+def _mean_square(x: Tensor, settings: StepSettings) -> Loss:
     del settings
     value = (x * WEIGHT).square().mean()
     return Loss(value, {"size": torch.tensor(float(len(x)))})
@@ -65,7 +65,7 @@ def test_a_short_last_part_counts_by_its_images():
     values = []
     for size in (None, 3):
         update = Update("main", _mean_square, torch.optim.SGD([WEIGHT], lr=0.0), constant(0.0), microbatch=size)
-        loss = update.step(x, Settings(1, 0, 1.0), 0.0, with_norm=False)
+        loss = update.step(x, StepSettings(1, 0, 1.0), 0.0, with_norm=False)
         assert WEIGHT.grad is not None
         values.append((loss.value.item(), WEIGHT.grad.item()))
         # Parts of 3, 3 and 1 images: each metric is weighted as the loss is.
@@ -76,7 +76,7 @@ def test_a_short_last_part_counts_by_its_images():
 
 
 def test_it_is_refused_where_the_objective_is_not_a_mean_over_images():
-    with pytest.raises(UserError, match="microbatch does not go with objective=free_bits"):
+    with pytest.raises(UserError, match="microbatch is not supported for objective=free_bits"):
         build(compose(["objective=free_bits", "trainer.microbatch=10", *SMALL]))
 
 

@@ -18,8 +18,8 @@ from vaebench.objective import Objective, evidence
 from vaebench.priors import StandardNormalPrior
 from vaebench.records import RunFolder, read_metrics
 from vaebench.train.losses import BoundLoss
+from vaebench.train.schedules import StepSettings
 from vaebench.train.session import train
-from vaebench.train.update import Settings
 from vaebench.train.updates import updates
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -81,7 +81,7 @@ def small() -> tuple[GenerativeModel, GaussianEncoder, Tensor]:
 def test_what_is_maximised_never_leaks_into_the_reported_bound(objective: Objective, beta: float):
     model, encoder, x = small()
     torch.manual_seed(1)
-    shown = BoundLoss(objective, model, encoder)(x, Settings(8, 0, beta))
+    shown = BoundLoss(objective, model, encoder)(x, StepSettings(8, 0, beta))
     torch.manual_seed(1)
     drawn = evidence(model, encoder, x, 8)
     torch.testing.assert_close(shown.metrics["bound"], objective.bound(drawn.log_weights()).mean())
@@ -127,10 +127,10 @@ def test_piwae_moves_each_part_by_its_own_bound(tmp_path: Path, default_data_dir
     main, encoder = updates(built)
     x = built.data.observe(built.data.validation[:50])
     before = {name: p.detach().clone() for name, p in built.modules.named_parameters()}
-    main.step(x, Settings(6, 0, 1.0), 0.0, with_norm=False)
+    main.step(x, StepSettings(6, 0, 1.0), 0.0, with_norm=False)
     moved = {name for name, p in built.modules.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if name.startswith("model.")}
-    encoder.step(x, Settings(6, 0, 1.0), 0.0, with_norm=False)
+    encoder.step(x, StepSettings(6, 0, 1.0), 0.0, with_norm=False)
     moved = {name for name, p in built.modules.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(before)
     folder = train(compose(words))

@@ -21,8 +21,9 @@ from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.train import replicas
 from vaebench.train.replicas import Replicas
+from vaebench.train.schedules import StepSettings
 from vaebench.train.session import train
-from vaebench.train.update import Settings, Update
+from vaebench.train.update import Update
 from vaebench.train.updates import updates
 
 PROCESSES = 2
@@ -58,7 +59,7 @@ def gradients(run: experiment.Experiment, processes: Replicas) -> dict[str, torc
     x = run.data.observe(run.data.train[:IMAGES], torch.Generator().manual_seed(0)).double()
     runtime.seed_everything(1)
     found: dict[str, torch.Tensor] = {}
-    settings = Settings(run.config.k, run.config.encoder.inner_k, 0.5)
+    settings = StepSettings(run.config.k, run.config.encoder.inner_k, 0.5)
     for update in updates(run, processes):
         loss = update.step(x, settings, 6.0, with_norm=True)
         found |= {f"{update.name} {n}": p.grad.clone() for n, p in enumerate(update.parameters) if p.grad is not None}
@@ -144,7 +145,7 @@ def test_fewer_images_than_processes(size: int):
 def test_noise_of_another_shape_is_refused():
     with (
         Replicas(0, 2).share(torch.zeros(4, 1)) as (own, _),
-        pytest.raises(ValueError, match="this process has 2 images, but noise was requested for 4"),
+        pytest.raises(ValueError, match=r"2 images.*for 4"),
     ):
         noise.standard_normal((3, 4, 2), own)
 
@@ -200,8 +201,8 @@ def test_a_run_begun_by_one_process_and_finished_by_two(
             train(compose(words))
     done = torchrun(tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("processes  2, which divide each batch among themselves") == 1
-    assert done.stdout.count("going on from epoch 0, step 5") == 1
+    assert done.stdout.count("processes  2, each with a part of every batch") == 1
+    assert done.stdout.count("resuming from epoch 0, step 5") == 1
     run = run_folder(compose(words))
     assert json.loads((run / "manifest.json").read_text())["restarts"][0]["device"] == "cpu (1 threads), 2 processes"
     lines = [read_metrics(RunFolder(path)) for path in (whole, run)]
@@ -230,7 +231,10 @@ def test_a_sweep_is_not_for_torchrun(monkeypatch: pytest.MonkeyPatch, capfd: pyt
 
 @pytest.mark.parametrize(
     ("device", "number", "message"),
-    [("cuda:1", 0, "each process needs its own: write device=cuda"), ("auto", 2, "--nproc-per-node=2")],
+    [
+        ("cuda:1", 0, "names one GPU, but each process needs its own: use device=cuda"),
+        ("auto", 2, "--nproc-per-node=2"),
+    ],
 )
 def test_gpus_that_cannot_be_divided(device: str, number: int, message: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vaebench.config import compose
 from vaebench.errors import UserError
 from vaebench.experiment import Experiment, build
-from vaebench.train.trainer import _averaged, _Window
-from vaebench.train.update import Settings
+from vaebench.train.schedules import StepSettings
+from vaebench.train.trainer import _averaged, _MetricMeans
 from vaebench.train.updates import updates
 
 ENCODERS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs" / "encoder").glob("*.yaml"))
@@ -55,17 +55,17 @@ class Waits(TorchDispatchMode):
 
 
 def one_step(experiment: Experiment, x: torch.Tensor) -> None:
-    """All updates, with their metrics, and the window of means between two log lines.
+    """All updates, with their metrics, and the means between two log lines.
 
     Not averaged weights (trainer.ema): torch's AveragedModel looks at its count at every step, which is on the host,
     see below.
     """
-    config, window = experiment.config, _Window(x.device)
-    settings = Settings(config.k, config.encoder.inner_k, 0.5)
+    config, means = experiment.config, _MetricMeans(x.device)
+    settings = StepSettings(config.k, config.encoder.inner_k, 0.5)
     for update in updates(experiment):
         for _ in range(update.repeats):
             loss = update.step(x, settings, 0.0, with_norm=True)
-            window.add(update.name, loss.value, loss.metrics, 1)
+            means.add(update.name, loss.value, loss.metrics, 1)
 
 
 def made(encoder: str, objective: str, gradient: str) -> Experiment:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +21,10 @@ from vaebench.records.checkpoint import Checkpoints
 from vaebench.registry import ENCODERS
 from vaebench.train import session, update, validation
 from vaebench.train.losses import BoundLoss
+from vaebench.train.schedules import StepSettings
 from vaebench.train.session import train
-from vaebench.train.update import Loss, Settings, Update
+from vaebench.train.trainer import Progress
+from vaebench.train.update import Loss, Update
 
 SMALL = [
     "latent_dim=2",
@@ -53,7 +56,7 @@ def test_what_is_logged_is_the_bound_itself(overrides: list[str]):
     loss = BoundLoss(built.objective, built.model, built.encoder)
     x = built.data.observe(built.data.validation[:50])
     torch.manual_seed(1)
-    shown = loss(x, Settings(k=5, inner_k=0, beta=0.25)).metrics
+    shown = loss(x, StepSettings(k=5, inner_k=0, beta=0.25)).metrics
     torch.manual_seed(1)
     drawn = evidence(built.model, built.encoder, x, 5)
     log_w = drawn.log_weights()
@@ -65,16 +68,21 @@ def test_what_is_logged_is_the_bound_itself(overrides: list[str]):
     assert (surrogate - shown["bound"]).item() > 0.01  # the control: the surrogate would flatter
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
-    config = compose([*overrides, "trainer.epochs=3"])
+def poison(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the loss of a step nan."""
     original, taken = BoundLoss.__call__, [0]
 
-    def poisoned(self: BoundLoss, x: Tensor, settings: Settings) -> Loss:
+    def poisoned(self: BoundLoss, x: Tensor, settings: StepSettings) -> Loss:
         taken[0] += 1
         loss = original(self, x, settings)
-        return loss._replace(value=loss.value * float("nan")) if taken[0] == 6 else loss
+        return loss._replace(value=loss.value * float("nan")) if taken[0] == step else loss
 
     monkeypatch.setattr(BoundLoss, "__call__", poisoned)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
+    config, original = compose([*overrides, "trainer.epochs=3"]), BoundLoss.__call__
+    poison(6, monkeypatch)
     with pytest.raises(RunFailed, match=r"not finite at step 6 \(epoch 2\).*last\.pt.*optimizer\.lr"):
         train(config)
     folder = run_folder(config)
@@ -84,14 +92,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(overrides: list[str], monkeypat
     kept = Checkpoints(folder / "checkpoints").load().state
     assert kept["progress"]["step"] == 4
     assert all(value.isfinite().all() for value in kept["modules"].values())
-    # Nothing restarts by itself, and once the cause is gone the same command goes on.
+    # Once the cause is gone, the same command resumes.
     monkeypatch.setattr(BoundLoss, "__call__", original)
     train(config)
     assert RunFolder(folder).read_status().state == "finished"
 
 
-def validations(values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("step", "epoch"), [(1, 1), (4, 1), (5, 2), (8, 2)])
+def test_the_message_names_the_epoch_of_the_step(
+    step: int, epoch: int, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Four steps are an epoch; here losses are checked at its end, after the next epoch has begun to count."""
+    poison(step, monkeypatch)
+    with pytest.raises(RunFailed, match=rf"not finite at step {step} \(epoch {epoch}\)"):
+        train(compose([*overrides, "trainer.log_every=1000"]))
 
+
+def validations(values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make these the validation log-likelihoods of a run."""
     left: Iterator[float] = iter(values)
     monkeypatch.setattr(session, "validate", lambda *_: next(left))
 
@@ -104,11 +122,86 @@ def test_the_best_weights_are_those_of_the_best_validation(overrides: list[str],
     assert read_results(RunFolder(folder))[0].epoch == 2
 
 
-def test_early_stopping_counts_validations_without_gain(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
+def stopped_early(folder: Path) -> dict[str, int] | None:
+    return json.loads((folder / "manifest.json").read_text()).get("stopped_early")
+
+
+def test_early_stopping_counts_validations_without_gain(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     validations([-3.0, -1.0, -2.0, -2.0, 0.0], monkeypatch)
-    folder = train(compose([*overrides, "trainer.epochs=9", "trainer.patience=2"]))
+    words = [*overrides, "trainer.epochs=9", "trainer.patience=2"]
+    folder = train(compose(words))
     assert metrics(folder, "validation/log_likelihood") == [-3.0, -1.0, -2.0, -2.0]
     assert Checkpoints(folder / "checkpoints").load().state["progress"]["stopped"]
+    line = "stopped early at epoch 4 of 9: no gain in the last 2 validations (trainer.patience=2)"
+    assert line in capsys.readouterr().out.splitlines()
+    assert stopped_early(folder) == {"epoch": 4, "of": 9}
+    train(compose(words))
+    assert "this run is finished (stopped early at epoch 4 of 9); its results:" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("values", [[-3.0, -1.0, -0.5], [-3.0, -1.0, -2.0]])
+def test_control_a_run_to_its_end_did_not_stop_early(
+    values: list[float], overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Not even if the last validation is the one that would have stopped it."""
+    validations(values, monkeypatch)
+    folder = train(compose([*overrides, "trainer.epochs=3", "trainer.patience=1"]))
+    assert stopped_early(folder) is None
+    assert "stopped early" not in capsys.readouterr().out
+
+
+def test_a_stop_is_marked_also_if_the_evaluation_after_it_was_interrupted(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    validations([-1.0, -2.0], monkeypatch)
+    config = compose([*overrides, "trainer.epochs=9", "trainer.patience=1"])
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "estimate", interrupted)
+        with pytest.raises(SystemExit):
+            train(config)
+    assert f"state saved in {run_folder(config)}; run the same command to resume" in capsys.readouterr().out
+    folder = train(config)
+    said = capsys.readouterr().out.splitlines()
+    assert "resuming from epoch 2, step 8" in said
+    assert "stopped early at epoch 2 of 9: no gain in the last validation (trainer.patience=1)" in said
+    assert stopped_early(folder) == {"epoch": 2, "of": 9}
+    assert RunFolder(folder).read_status().state == "finished"
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ["trainer.kl_warmup=3"],
+        ["trainer.k_schedule={0:1,3:2}"],
+        ["encoder=iwhvi", "trainer.inner_k_schedule={0:0,3:1}"],
+        ["encoder=hvm", "encoder.tau_warmup=3"],
+    ],
+)
+def test_early_stopping_counts_from_the_end_of_every_schedule(
+    schedule: list[str], overrides: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A gain is one over the validations since the end; the best weights may still come from before it."""
+    values = [-3.0, -1.0, -2.0, -1.5, -1.7, 0.0]
+    validations(values, monkeypatch)
+    words = [*overrides, "trainer.epochs=6", "trainer.patience=1"]
+    folder = train(compose([*words, *schedule]))
+    assert metrics(folder, "validation/log_likelihood") == values[:5]
+    assert Checkpoints(folder / "checkpoints").load("best").state["epoch"] == 2
+    validations(values, monkeypatch)
+    control = train(compose([*words, schedule[0]] if "encoder" in schedule[0] else words))
+    assert metrics(control, "validation/log_likelihood") == values[:3]
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes():
+    now = asdict(Progress(epoch=3, best=-5.0, best_epoch=2, peak=-5.0, without_gain=1))
+    earlier = {key: value for key, value in now.items() if key != "peak"}
+    assert asdict(Progress.restored(earlier)) == asdict(Progress.restored(now)) == now
 
 
 def test_validation_does_not_follow_the_schedule_of_k(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
@@ -129,12 +222,12 @@ def test_clipping_bounds_the_gradient_and_shows_it_unclipped(overrides: list[str
     parameter = nn.Parameter(torch.tensor([3.0, 4.0]))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
 
-    def loss(x: Tensor, settings: Settings) -> Loss:
+    def loss(x: Tensor, settings: StepSettings) -> Loss:
         del x, settings
         return Loss(10 * (parameter * parameter.detach()).sum(), {})
 
     stepped = Update("main", loss, optimizer, lambda epoch: 1.0, clip_norm=1.0)
-    shown = stepped.step(torch.zeros(1), Settings(1, 0, 1.0), 0.0, with_norm=True).metrics
+    shown = stepped.step(torch.zeros(1), StepSettings(1, 0, 1.0), 0.0, with_norm=True).metrics
     assert shown["gradient_norm"].item() == pytest.approx(50.0)
     torch.testing.assert_close(parameter.detach(), torch.tensor([3.0, 4.0]) * (1 - 1 / 5))
 
@@ -144,12 +237,12 @@ def test_the_learning_rate_is_the_schedules_at_every_step():
     optimizer = torch.optim.SGD([parameter], lr=123.0)
     stepped = Update("main", lambda x, settings: Loss(parameter, {}), optimizer, lambda epoch: epoch)
     for epoch in (0.0, 0.5, 2.0):
-        stepped.step(torch.zeros(1), Settings(1, 0, 1.0), epoch, with_norm=False)
+        stepped.step(torch.zeros(1), StepSettings(1, 0, 1.0), epoch, with_norm=False)
     assert parameter.item() == pytest.approx(-2.5)
 
 
 class WithRival(Encoder):
-    """An encoder with a player, as an adversarial one has."""
+    """An encoder with an auxiliary loss, as an adversarial one has."""
 
     direction: ClassVar[Direction] = Direction.EXACT
     calls: ClassVar[list[int]] = []
@@ -188,7 +281,7 @@ class WithRival(Encoder):
         return {"rival": AuxiliaryLoss([self.rival], loss, repeats=3)}
 
 
-def test_players_have_their_own_optimiser_and_repeats(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_auxiliary_losses_have_their_own_optimiser_and_repeats(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(ENCODERS, "gaussian", WithRival.build)
     WithRival.calls.clear()
     folder = train(compose(overrides))

@@ -1,4 +1,4 @@
-"""Functions of tensors as compiled graphs: the same numbers but for rounding, in fewer and larger kernels."""
+"""Compiles functions of tensors: the same numbers except for rounding, in fewer and larger kernels."""
 
 import logging
 import os
@@ -23,23 +23,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 _NUMBERS = count()
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
-# Looked at before torch does: it sets the variable itself, to a place for temporary files, when an optimiser is made.
+# Read at import, because torch itself sets the variable to a temporary folder when an optimiser is made.
 _CACHE_GIVEN = _CACHE in os.environ
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """How functions are compiled, and when a compiled one is believed.
+    """How to compile functions, and how to check a compiled function.
 
     Args:
-        setting: the word by which the user chose to compile.
-        tolerance: how far compiled numbers may be from the plain ones by rounding alone: relative, see ``difference``.
-        cache: where compiled kernels are kept for later runs, unless ``TORCHINDUCTOR_CACHE_DIR`` said so at the start.
-        derivatives: let a graph hold derivatives of its own, as the doubly reparameterised gradient has them. They
-            must not be differentiated again: torch would lose that part without a word.
+        setting: the setting by which the user asked for it, ``trainer.compile`` for example.
+        tolerance: the relative error that rounding alone may cause, see ``difference``.
+        cache: folder that keeps compiled kernels for later runs, unless ``TORCHINDUCTOR_CACHE_DIR`` is set.
+        derivatives: allow derivatives inside a graph, as the doubly reparameterised gradient needs them. They must not
+            be differentiated again: torch would silently lose that part.
         graphs: replay kernels as CUDA graphs.
-        required: what cannot be compiled ends the work, with a ``UserError``; it goes on uncompiled otherwise.
-        tell: is told what was compiled, and what was not and why.
+        required: raise ``UserError`` if a function cannot be compiled; otherwise it runs uncompiled.
+        tell: called with a line for each function: compiled, or uncompiled and why.
         backend: of ``torch.compile``.
     """
 
@@ -53,14 +53,14 @@ class Compiler:
     backend: str = "inductor"
 
     def compiled(self, function: F) -> F:
-        """Return a function that makes one graph of ``function`` at its first call, or raises what torch raises.
+        """Return ``function`` as one graph, which torch compiles at the first call; that call raises torch's errors.
 
-        It is a Python function of tensors alone; the graph is for their shapes, and for all else that it holds.
+        ``function`` takes tensors only. The graph is specialised to their shapes and to the values that it closes over.
         """
-        # torch counts and limits what it compiles by code object: each of ours has its own.
+        # torch limits the number of graphs of a code object, so each function gets its own.
         code, name = function.__code__, f"compiled_{next(_NUMBERS)}"
         fresh = FunctionType(code.replace(co_name=name), function.__globals__, name, None, function.__closure__)
-        # Random numbers come from torch's own generators, so that a compiled step draws what a plain one draws.
+        # Random numbers come from torch's own generators, so that a compiled step draws the same as an uncompiled step.
         inductor = {"fallback_random": True, "triton.cudagraphs": self.graphs} if self.backend == "inductor" else {}
         arguments = code.co_varnames[: code.co_argcount]
         graph = torch.compile(
@@ -76,17 +76,17 @@ class Compiler:
         return replay  # pyright: ignore[reportReturnType]
 
     def trusted(self, name: str, function: F, numbers: Callable[[F], Sequence[Tensor]]) -> F:
-        """Return the compiled ``function``, or itself where no one graph can be made or its numbers are others.
+        """Return the compiled ``function``, or ``function`` itself if it cannot be compiled or its numbers differ.
 
-        A compiler that loses a part of a gradient (torch's does, of second derivatives) must not go unnoticed.
+        The check is needed: torch's compiler silently loses a part of the gradient of some second derivatives.
 
         Args:
-            name: what it is, to the user.
+            name: of the function, for messages.
             function: see ``compiled``.
-            numbers: what is compared, of a function: values first, then gradients, as ``difference`` takes them.
+            numbers: maps a function to the tensors to compare: values, then gradients, as in ``difference``.
 
         Raises:
-            UserError: it cannot be compiled, and that is required.
+            UserError: the function cannot be compiled, and ``required`` is set.
         """
         plain = numbers(function)
         started = time.monotonic()
@@ -94,10 +94,10 @@ class Compiler:
             with _compiling(self.cache):
                 graph = self.compiled(function)
                 error = difference(plain, numbers(graph))
-        except Exception as failure:  # whatever torch's compiler raises: the plain one has just done the same work
+        except Exception as failure:  # of any type; the uncompiled function has just run
             return self._left_plain(name, function, f"torch.compile: {_first_line(failure)}", failure)
         if not error <= self.tolerance:
-            return self._left_plain(name, function, f"compiled, it is off by {error:.1e}", None)
+            return self._left_plain(name, function, f"the compiled result is off by {error:.1e}", None)
         self.tell(f"compiled {name} in {time.monotonic() - started:.1f} s; it agrees to {error:.0e}")
         return graph
 
@@ -112,9 +112,9 @@ class Compiler:
 
 
 def difference(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
-    """Return the larger relative error of values and of their gradients: [value, gradient, ...], all detached.
+    """Return the largest relative error of values and gradients: lists [value, gradient, ...] of detached tensors.
 
-    That of the values is their largest, by number, where the number is above 1; that of the gradients is of their norm.
+    The error of a value is relative to its size, but absolute below 1; that of the gradients is relative to their norm.
     """
     value = ((got[0] - wanted[0]).abs() / wanted[0].abs().clamp(min=1)).max()
     if len(wanted) == 1:
@@ -139,25 +139,25 @@ _MAY_CHANGE = {
 
 
 def _fewer_checks(arguments: Sequence[str]) -> dict[str, Any]:
-    """Say which of a graph's assumptions are looked at before each call: numbers, global modes, and its arguments.
+    """Return the option that limits torch's checks before each call to numbers, global modes and the arguments.
 
-    Of the rest there are hundreds, whether every module is of the class that it was and has no hooks yet. Neither a
-    trainer nor an evaluation changes such a thing, and to look takes a tenth of a small step.
+    Hundreds of other checks ask whether each module still has its class and no hooks. Neither a trainer nor an
+    evaluation changes these, and the checks take a tenth of a small step.
     """
     if not hasattr(torch.compiler, "skip_all_guards_unsafe"):
-        return {}  # a version of torch that does not take the option
+        return {}  # this version of torch has no such option
     names = {*arguments, *(f"L['{argument}']" for argument in arguments)}
     return {"guard_filter_fn": lambda guards: [g.guard_type in _MAY_CHANGE or g.name in names for g in guards]}
 
 
 @contextmanager
 def _compiling(cache: Path) -> Iterator[None]:
-    """Keep kernels in ``cache``, and keep torch from talking of what is not there."""
+    """Keep kernels in ``cache``, and suppress torch's warnings about missing tools."""
     loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor", "torch._dynamo")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    with suppress(OSError):  # a home that cannot be written: torch's own place for temporary files will do
+    with suppress(OSError):  # if the home folder is read-only, torch's temporary folder serves
         cache.mkdir(parents=True, exist_ok=True)
         if not _CACHE_GIVEN:
             os.environ[_CACHE] = str(cache)
@@ -170,7 +170,7 @@ def _compiling(cache: Path) -> Iterator[None]:
 
 @contextmanager
 def _derivatives_in_graphs(wanted: bool) -> Iterator[None]:
-    """Let graphs hold derivatives, where this version of torch can; otherwise it says that it cannot."""
+    """Allow derivatives inside graphs, if this version of torch can; if not, compiling raises an error."""
     config: Any = torch._dynamo.config  # pyright: ignore[reportPrivateUsage]
     if not (wanted and hasattr(config, "trace_autograd_ops")):
         yield
@@ -183,5 +183,5 @@ def _derivatives_in_graphs(wanted: bool) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """Return what an error says first, without the advice that torch adds."""
+    """Return the first line of an error's message, without torch's advice."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

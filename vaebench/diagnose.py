@@ -37,7 +37,8 @@ from vaebench.estimators.importance import Chunks, PerImage, weighed
 from vaebench.evaluate.job import Images, chosen
 from vaebench.experiment import Experiment, build, load_best
 from vaebench.records import Diagnostic, Diagnostics, RunFolder, format_table, write_diagnostics
-from vaebench.train.update import Loss, Settings, Update
+from vaebench.train.schedules import StepSettings
+from vaebench.train.update import Loss, Update
 from vaebench.train.updates import updates
 
 __all__ = ["diagnose", "diagnosed"]
@@ -406,7 +407,7 @@ def _gradients(subject: _Subject) -> Named:
     networks = {name: [p for p in network.parameters() if id(p) in trained] for name, network in named.items()}
     noises = {name: GradientNoise(n) for name, parameters in networks.items() if parameters}
     for _ in subject.progress(range(n), "gradients"):
-        gradients = _one_gradient(bounds, x, Settings(subject.k, subject.inner_k, 1.0))
+        gradients = _one_gradient(bounds, x, StepSettings(subject.k, subject.inner_k, 1.0))
         for name, noise in noises.items():
             noise.add(torch.cat([gradients[id(p)].flatten() for p in networks[name]]))
     found: Named = {}
@@ -421,7 +422,7 @@ def _bound_updates(experiment: Experiment) -> list[Update]:
     return [update for update in updates(experiment) if update.name not in auxiliary]
 
 
-def _one_gradient(bounds: list[Update], x: Tensor, settings: Settings) -> dict[int, Tensor]:
+def _one_gradient(bounds: list[Update], x: Tensor, settings: StepSettings) -> dict[int, Tensor]:
     """Return the gradient of each parameter, by the parameter's id."""
     gradients = {}
     for update in bounds:

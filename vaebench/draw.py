@@ -252,7 +252,7 @@ def _traverse(run: _Trained, look: Traverse) -> Sheet:
 
 def _coordinates(experiment: Experiment, look: Traverse, spread: LatentSpread) -> list[int]:
     """Return the given coordinates, or the most active ones; only those that the decoder sees."""
-    count = len(spread.std[: experiment.model.seen])
+    count = len(spread.std[: experiment.model.decoder_inputs])
     if look.coordinates is None:
         return spread.activity[:count].argsort(descending=True, stable=True)[: look.n].tolist()
     if max(look.coordinates) >= count:

@@ -1,4 +1,4 @@
-"""The errors meant for people: each carries one message that says what is wrong and what to do."""
+"""Errors for the user: each has one message that says what is wrong and what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,23 +7,23 @@ __all__ = ["Busy", "GivenUp", "Interrupted", "RunFailed", "UserError", "did_you_
 
 
 class UserError(Exception):
-    """A person has to change something first: a wrong key, file or folder, a full disk. Exit code 2."""
+    """The user has to change something: a wrong key, file or folder, a full disk. Exit code 2."""
 
 
 class Busy(UserError):
-    """Another process is at work on what was asked for."""
+    """Another process is working on the same run or search."""
 
 
 class RunFailed(Exception):
-    """The request was sound but the work failed, as with a non-finite loss. Exit code 1."""
+    """The request was valid but the work failed, for example with a non-finite loss. Exit code 1."""
 
 
 class Interrupted(Exception):
-    """A signal stopped the work; everything up to that point is saved."""
+    """A signal stopped the work; the state is saved."""
 
 
 class GivenUp(Exception):
-    """The caller's callback ended a training early; everything up to that point is saved."""
+    """The caller's callback stopped a training; the state is saved."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

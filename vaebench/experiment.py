@@ -1,4 +1,4 @@
-"""A configuration to the objects of one run."""
+"""Builds the objects of a run from its configuration."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ __all__ = ["Experiment", "Modules", "build", "load", "load_best"]
 
 
 class Modules(nn.Module):
-    """Everything with weights, as checkpoints name it."""
+    """Everything with weights; checkpoints use its names."""
 
     def __init__(self, model: GenerativeModel, encoder: Encoder) -> None:
         super().__init__()
@@ -55,28 +55,26 @@ class Experiment:
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Numbers of learned parameters, of the model and of the encoder."""
+        """The numbers of learned parameters of the model and of the encoder."""
         return {name: sum(p.numel() for p in part.parameters()) for name, part in self.modules.named_children()}
 
     @property
     def k(self) -> int:
-        """Weights of each image at the end of training."""
-        changes = self.config.trainer.k_schedule
-        return changes[max(changes)] if changes else self.config.k
+        """Importance samples per image at the end of training."""
+        return list(self.config.k_by_epoch.values())[-1]
 
     @property
     def inner_k(self) -> int:
-        """Inner samples at the end of training, with which the run is validated and evaluated by default."""
-        changes = self.config.trainer.inner_k_schedule
-        return changes[max(changes)] if changes else self.config.encoder.inner_k
+        """Inner samples at the end of training; the default for validation and evaluation."""
+        return list(self.config.inner_k_by_epoch.values())[-1]
 
     @property
     def gradient_note(self) -> str | None:
-        """What the chosen gradient estimator leaves out for this encoder, or None; a run says it at its start."""
+        """A line for the header if the gradient estimator is biased for this encoder, or None."""
         target, reason = self.objective.for_encoder().maximised, self.encoder.no_total_gradient
         total = not self.objective.gradient.path_only
-        if reason and total and any(is_curved(target, k) for k in _ks(self.config)):
-            return f"gradient reparam is biased here for k > 1, as {reason}; objective.gradient=dreg is not"
+        if reason and total and any(is_curved(target, k) for k in self.config.k_by_epoch.values()):
+            return f"gradient reparam is biased here for k > 1, because {reason}; use objective.gradient=dreg"
         return None
 
     def estimating(self, **changes: Any) -> "Experiment":
@@ -89,20 +87,20 @@ class Experiment:
 
 
 def build(config: Config | Sequence[str]) -> Experiment:
-    """Return the objects that ``vaebench train <overrides>`` trains, with fresh weights.
+    """Return the objects of ``vaebench train <overrides>``, with initial weights.
 
     Args:
         config: overrides such as ``["encoder=hvm", "objective=iwae", "k=16"]``, or a checked Config.
 
     Raises:
-        UserError: a setting is wrong, or data or the device is missing.
+        UserError: an invalid setting or combination, or missing data or device.
     """
     if not isinstance(config, Config):
         config = compose(list(config))
     runtime.set_threads(config.trainer.threads)
     device = runtime.resolve_device(config.device)
     data = _load_data(config)
-    # Weights depend on the seed alone: not on what was drawn before, nor on how the data was prepared.
+    # Seed after the data is loaded: weights depend on the seed alone, not on earlier draws.
     runtime.seed_everything(config.seed)
     pixel_mean = data.train.double().mean(0).div(255).float()
     with _naming("decoder", config.decoder):
@@ -133,10 +131,10 @@ def load(folder: str | Path, config: Config | None = None) -> Experiment:
 
     Args:
         folder: a run folder.
-        config: the run's configuration, where device or data_dir differ from what is stored.
+        config: overrides the stored configuration, for example with another device or data_dir.
 
     Raises:
-        UserError: not a run folder, no usable checkpoint, or one of another configuration.
+        UserError: not a run folder, no usable checkpoint, or a checkpoint of another configuration.
     """
     run = RunFolder.open(Path(folder))
     experiment = build(read(run.path) if config is None else config)
@@ -145,15 +143,10 @@ def load(folder: str | Path, config: Config | None = None) -> Experiment:
 
 
 def load_best(experiment: Experiment, run: RunFolder) -> int:
-    """Put a run's best weights into the experiment's modules, and return the epoch that they are of."""
+    """Load a run's best weights into the experiment's modules, and return their epoch."""
     state = Checkpoints(run.checkpoints).load("best", identity=identity(experiment.config)).state
     experiment.modules.load_state_dict(state["modules"])
     return state["epoch"]
-
-
-def _ks(config: Config) -> set[int]:
-    """Return every number of samples that the training will take."""
-    return {config.k, *(config.trainer.k_schedule or {}).values()}
 
 
 @contextmanager
@@ -188,7 +181,7 @@ def _check_inner_samples(config: Config, encoder: Encoder) -> None:
 
 def _objective(config: Config, encoder: Encoder) -> Objective:
     """Return the objective, unless its gradient would be wrong for this encoder."""
-    gradient, ks = GradientEstimator(config.objective.gradient), _ks(config)
+    gradient, ks = GradientEstimator(config.objective.gradient), set(config.k_by_epoch.values())
     with _naming("objective", config.objective):
         objective = registered("bound", OBJECTIVES, config.objective.bound)(gradient, **config.objective.arguments)
         curved = any(is_curved(objective.for_encoder().maximised, k) for k in ks)
@@ -224,8 +217,7 @@ def _try_once(experiment: Experiment) -> None:
     """Evaluate the objective on two images at every k and inner_k, so that invalid settings fail before training."""
     config, objective = experiment.config, experiment.objective
     x = torch.zeros(2, experiment.data.train.shape[1], device=experiment.device)
-    ks = _ks(config)
-    inner_ks = {config.encoder.inner_k, *(config.trainer.inner_k_schedule or {}).values()}
+    ks, inner_ks = set(config.k_by_epoch.values()), set(config.inner_k_by_epoch.values())
     with runtime.forked_randomness(experiment.device, seed=0):
         for k, inner_k in itertools.product(ks, inner_ks):
             try:

@@ -17,11 +17,11 @@ __all__ = ["isolated"]
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Put back, after the block, every global setting that one job could leave behind for the next.
+    """Restore, after the block, every global setting that one job could change for the next.
 
-    That is: torch's default dtype and device, threads, gradient mode, determinism and precision switches, argument
+    They are: torch's default dtype and device, threads, gradient mode, determinism and precision switches, argument
     checks of distributions, all random states, numpy's error handling, warning filters, matplotlib's settings, the
-    environment and the working folder. What the block kept on a GPU is given back.
+    environment and the working folder. Memory on a GPU is freed.
     """
     put_back = [*_torch_settings(), *_other_settings()]
     try:
@@ -36,7 +36,7 @@ def isolated() -> Iterator[None]:
 
 
 def _torch_settings() -> list[Callable[[], Any]]:
-    """Return what puts back torch's global settings as they are now."""
+    """Return functions that restore torch's current global settings."""
     dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
     gradients, checks = torch.is_grad_enabled(), torch.distributions.Distribution._validate_args
     strict = torch.are_deterministic_algorithms_enabled()
@@ -46,7 +46,7 @@ def _torch_settings() -> list[Callable[[], Any]]:
     state = torch.get_rng_state()
     return [
         lambda: torch.set_default_dtype(dtype),
-        # torch keeps a mode on a stack for any device that was set, the CPU too: None takes it away.
+        # torch keeps a mode for every device that was set, including the CPU; None removes it.
         lambda: torch.set_default_device(None if device.type == "cpu" else device),
         lambda: torch.set_num_threads(threads),
         lambda: torch.set_grad_enabled(gradients),
@@ -60,7 +60,7 @@ def _torch_settings() -> list[Callable[[], Any]]:
 
 
 def _other_settings() -> list[Callable[[], Any]]:
-    """Return what puts back the global settings of Python, numpy and matplotlib as they are now."""
+    """Return functions that restore the current global settings of Python, numpy and matplotlib."""
     python, drawn, errors = random.getstate(), numpy.random.get_state(), numpy.geterr()
     environment, folder = dict(os.environ), os.getcwd()
     return [
@@ -74,7 +74,7 @@ def _other_settings() -> list[Callable[[], Any]]:
 
 
 def _restore_environment(environment: dict[str, str]) -> None:
-    """Make the environment what it was, touching only what differs."""
+    """Restore the environment; change only the variables that differ."""
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     for name, value in environment.items():
@@ -83,7 +83,7 @@ def _restore_environment(environment: dict[str, str]) -> None:
 
 
 def _plotting_settings() -> Callable[[], None]:
-    """Return what puts back matplotlib's settings, where it is in use: those of now, or else its defaults."""
+    """Return a function that restores matplotlib's current settings, or its defaults if it is not imported yet."""
     before = sys.modules.get("matplotlib")
     settings: dict[str, Any] | None = None if before is None else dict(before.rcParams)
 
@@ -94,7 +94,7 @@ def _plotting_settings() -> Callable[[], None]:
         if "matplotlib.pyplot" in sys.modules:
             sys.modules["matplotlib.pyplot"].close("all")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated settings are read and written, not used
+            warnings.simplefilter("ignore")  # copying reads and writes deprecated settings
             matplotlib.rcParams.update(matplotlib.rcParamsOrig if settings is None else settings)
 
     return restore

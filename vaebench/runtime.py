@@ -46,7 +46,7 @@ def resolve_device(wanted: str) -> torch.device:
     """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        UserError: the device is not there.
+        UserError: this machine has no such device.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "auto":
@@ -55,14 +55,14 @@ def resolve_device(wanted: str) -> torch.device:
     if device.type != "cuda":
         return device
     if not count:
-        raise UserError(f"device={wanted}: this machine has no CUDA device that torch can use; try device=cpu")
+        raise UserError(f"device={wanted}: torch finds no CUDA device on this machine; use device=cpu")
     if device.index is not None and device.index >= count:
         raise UserError(f"device={wanted}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 def use_gpu_in_turn(number: int) -> None:
-    """Make ``device=auto`` and ``device=cuda`` mean the GPU whose turn it is: of N, that of ``number`` modulo N."""
+    """Make ``device=auto`` and ``device=cuda`` use GPU number ``number`` modulo the number of GPUs."""
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
 
@@ -78,29 +78,29 @@ _DEFAULT_THREADS = torch.get_num_threads()
 
 
 def set_threads(threads: int | None) -> None:
-    """Use so many CPU threads; None goes back to torch's own choice, whatever an earlier job of a sweep set."""
+    """Set the number of CPU threads; None restores torch's default, whatever an earlier job of a sweep set."""
     torch.set_num_threads(threads or _DEFAULT_THREADS)
 
 
 def set_default_threads(threads: int) -> None:
-    """Make ``threads`` what ``set_threads(None)`` goes back to, where several jobs share this machine."""
+    """Set the number of threads that ``set_threads(None)`` restores, for jobs that share this machine."""
     global _DEFAULT_THREADS
     _DEFAULT_THREADS = threads
     set_threads(None)
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return how many bytes may still be used on the device; None where the system does not tell."""
+    """Return the free memory of the device, bytes; None if the system does not report it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch has reserved and not given out is free, too.
+        # Memory that torch has reserved but not allocated is free, too.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     known = [bytes_ for bytes_ in (_available_memory(), _left_to_the_group()) if bytes_ is not None]
     return min(known, default=None)
 
 
 def _available_memory() -> int | None:
-    """Return what the system could give without swapping."""
+    """Return the memory that is available without swapping, bytes, or None."""
     try:
         found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
         return int(found[1]) * 1024 if found else None
@@ -113,9 +113,9 @@ def _available_memory() -> int | None:
 
 
 def _left_to_the_group(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return what is left of a container's or a batch job's limit; None where there is none."""
+    """Return the free memory below the limit of a container or batch job, bytes; None if there is no limit."""
     try:
-        # Caches of files count as used there, and are given back when they are wanted.
+        # File caches count as used here, but the system frees them on demand.
         cached = re.search(r"^inactive_file (\d+)", (root / "memory.stat").read_text(), re.MULTILINE)
         used = int((root / "memory.current").read_text()) - (int(cached[1]) if cached else 0)
         return int((root / "memory.max").read_text()) - used
@@ -127,39 +127,39 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate mem
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory did not suffice, on whichever device."""
+    """Whether ``error`` means out of memory, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # The CPU's allocator, and libraries of CUDA's, raise errors of no type of their own.
+    # The CPU's allocator and CUDA's libraries raise plain RuntimeErrors.
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def unless_memory_runs_out(compute: Callable[[], T]) -> T | None:
-    """Return what is computed, or None, with the memory that it took given back, where memory did not suffice."""
+    """Return the result of ``compute``, or None if it ran out of memory, which is then freed."""
     try:
         return compute()
     except Exception as error:
         if not out_of_memory(error):
             raise
-    # Outside of the handler: the error holds on to all that was computed.
+    # After the handler, because the error keeps references to all tensors of the computation.
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     return None
 
 
 def notice(line: str) -> None:
-    """Tell the user something where it does not mix with results."""
+    """Print a line for the user to stderr, apart from results."""
     print(f"vaebench: {line}", file=sys.stderr, flush=True)
 
 
 def derived_seed(*words: int | str) -> int:
-    """Return a seed that depends on every word, for generators that must not repeat one another."""
+    """Return a seed that depends on every word, for generators that must differ from each other."""
     digest = hashlib.sha256("/".join(map(str, words)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a run may draw from."""
+    """Seed the generators of Python, numpy and torch."""
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -174,7 +174,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what :func:`random_state` returned."""
+    """Restore what :func:`random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -182,9 +182,9 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextlib.contextmanager
 def forked_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's generators within the block, and put back their states after it."""
+    """Seed torch's generators within the block, and restore their states after it."""
     with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
-        # Not torch.manual_seed: it would reach the generators of devices that are not put back.
+        # Not torch.manual_seed: it would seed the generators of devices whose states are not restored.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -193,7 +193,7 @@ def forked_randomness(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Return a maker of contexts in which networks run in ``precision``, float32 or bf16.
+    """Return a function that makes the context in which networks run in ``precision``.
 
     Log-densities stay in float32 (see :mod:`vaebench.distributions`).
     """
@@ -202,15 +202,15 @@ def autocast(device: torch.device, precision: str) -> Callable[[], contextlib.Ab
     return contextlib.nullcontext
 
 
-# A terminal's Ctrl-C reaches a worker twice, as its own and passed on by the process that started it.
+# A worker gets a terminal's Ctrl-C twice: from the terminal, and from the process that started it.
 _SAME_PRESS = 1.0  # seconds
 
 
 class Interruption:
-    """Notes SIGINT and SIGTERM so that work can stop at the next safe place; a second signal stops at once.
+    """Notes SIGINT and SIGTERM, so that work stops at the next safe point; a second signal stops it at once.
 
-    So too SIGUSR1 and SIGUSR2 where somebody handles them: a batch system says with one of these that the job is
-    about to be taken off the machine, and its own handler would end the work wherever it stands.
+    SIGUSR1 and SIGUSR2 count too if they have a handler: batch systems send one of them before they stop a job, and the
+    handler of a launcher would end the work at any point.
     """
 
     def __init__(self) -> None:
@@ -219,12 +219,12 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """130 for SIGINT, 143 for SIGTERM, as shells have it."""
+        """The exit code of shells: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + (self.signal or 0)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator["Interruption"]:
-        """Take the signals within the block, and put the old handlers back."""
+        """Handle the signals within the block, and restore the old handlers after it."""
         if threading.current_thread() is not threading.main_thread():
             yield self  # only the main thread may set handlers
             return

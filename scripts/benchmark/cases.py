@@ -31,6 +31,7 @@ from vaebench.experiment import Experiment, build
 from vaebench.records import Recorder, RunFolder
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.train.session import trainer_for
+from vaebench.train.trainer import Callbacks
 
 __all__ = ["CASES", "Bench", "Case", "Work"]
 
@@ -118,7 +119,11 @@ class Case:
         run = RunFolder(folder).create(to_yaml(experiment.config))
         recorder = stack.enter_context(Recorder(run))
         trainer = trainer_for(
-            experiment, recorder, Checkpoints(run.checkpoints), runtime.Interruption(), validate=lambda modules: 0.0
+            experiment,
+            Callbacks(lambda modules: 0.0),
+            runtime.Interruption(),
+            recorder=recorder,
+            checkpoints=Checkpoints(run.checkpoints),
         )
         return trainer.epoch
 

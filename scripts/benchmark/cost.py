@@ -25,7 +25,8 @@ from benchmark.report import SHAPES, matrix_rate
 from vaebench.config import compose
 from vaebench.errors import UserError
 from vaebench.experiment import build
-from vaebench.train.update import Settings, Update
+from vaebench.train.schedules import StepSettings
+from vaebench.train.update import Update
 from vaebench.train.updates import updates
 
 __all__ = ["Cost", "Rates", "calibrated", "cost", "costs_text"]
@@ -78,7 +79,7 @@ def cost(words: Sequence[str], bench: Bench) -> Cost | None:
     except UserError:
         return None
     x = run.data.observe(grey_images(bench.batch).to(bench.device))
-    settings = Settings(run.config.k, run.config.encoder.inner_k, 1.0)
+    settings = StepSettings(run.config.k, run.config.encoder.inner_k, 1.0)
     shares = updates(run)
 
     def step() -> None:
@@ -161,14 +162,14 @@ def _rate(work: Callable[[], object], device: torch.device, amount: float) -> fl
     return repeats * amount / median(seconds_of(many, device) for _ in range(TRIES))
 
 
-def take(shares: Sequence[Update], x: Tensor, settings: Settings) -> None:
+def take(shares: Sequence[Update], x: Tensor, settings: StepSettings) -> None:
     """Take one step of every update."""
     for share in shares:
         for _ in range(share.repeats):
             share.step(x, settings, 0.0, with_norm=False)
 
 
-def kept_bytes(share: Update, x: Tensor, settings: Settings) -> float:
+def kept_bytes(share: Update, x: Tensor, settings: StepSettings) -> float:
     """Return the bytes that autograd keeps between the forward and the backward pass, parameters not counted."""
     weights = {p.untyped_storage().data_ptr() for p in share.parameters}
     seen: dict[int, int] = {}

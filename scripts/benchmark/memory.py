@@ -23,7 +23,7 @@ from vaebench.config import compose
 from vaebench.estimators.memory import peak_bytes
 from vaebench.evaluate.loop import Numbers, Task
 from vaebench.experiment import Experiment, build
-from vaebench.train.update import Settings
+from vaebench.train.schedules import StepSettings
 from vaebench.train.updates import updates
 
 __all__ = ["EVALUATING", "TRAINING", "Added", "added", "in_a_fresh_process", "measured"]
@@ -77,7 +77,7 @@ def _evaluating(experiment: Experiment, k: int, images: int) -> Callable[[], obj
 
 def _training(experiment: Experiment, k: int, images: int) -> Callable[[], object]:
     x = experiment.data.observe(grey_images(images).to(experiment.device))
-    settings = Settings(k, experiment.config.encoder.inner_k, 1.0)
+    settings = StepSettings(k, experiment.config.encoder.inner_k, 1.0)
     shares = updates(experiment)
     return lambda: take(shares, x, settings)
 

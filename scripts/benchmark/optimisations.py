@@ -22,7 +22,7 @@ from vaebench.distributions import Bernoulli
 from vaebench.experiment import build
 from vaebench.nets.activations import ACTIVATIONS
 from vaebench.train.compile import compiled_where_it_pays
-from vaebench.train.updates import plan_of, updates
+from vaebench.train.updates import course_of, updates
 
 __all__ = ["OPTIMISATIONS", "Gain", "Optimisation", "gain", "gains_text"]
 
@@ -157,8 +157,8 @@ def _step(words: Sequence[str], bench: Bench, way: Callable[[], AbstractContextM
         common.append("trainer.compile=false")
     with way():
         run = build(compose([*words, *common, f"trainer.batch_size={bench.batch}"]))
-    shares = compiled_where_it_pays(run, updates(run), plan_of(run.config), lambda line: None)
-    raw, settings = grey_images(bench.batch).to(bench.device), plan_of(run.config).settings(0)
+    shares = compiled_where_it_pays(run, updates(run), course_of(run), lambda line: None)
+    raw, settings = grey_images(bench.batch).to(bench.device), course_of(run).settings(0)
     generator = torch.Generator(bench.device)
 
     def step() -> None:

@@ -10,7 +10,8 @@ from vaebench.encoders.adversarial import AdversarialEncoder
 from vaebench.nets.adversarial import LogRatio, Sampler
 from vaebench.selftest.oracles.families import Affine, Quadratic
 from vaebench.train.losses import AuxiliaryUpdateLoss
-from vaebench.train.update import Settings, Update
+from vaebench.train.schedules import StepSettings
+from vaebench.train.update import Update
 
 __all__ = [
     "DUAL_LOSS",
@@ -25,7 +26,7 @@ __all__ = [
     "train_discriminator",
 ]
 
-SETTINGS = Settings(k=1, inner_k=0, beta=1.0)
+SETTINGS = StepSettings(k=1, inner_k=0, beta=1.0)
 
 
 def train_discriminator(

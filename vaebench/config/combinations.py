@@ -60,7 +60,7 @@ def check_inner_samples(config: Config) -> None:
 def check_gradient(config: Config) -> None:
     """Refuse gradient estimators that are biased or undefined for the bound."""
     bound, gradient = config.objective.bound, config.objective.gradient
-    largest_k = max(config.k, *(config.trainer.k_schedule or {0: 1}).values())
+    largest_k = max(config.k_by_epoch.values())
     if gradient == "stl" and bound not in LINEAR_BOUNDS and largest_k > 1:
         raise UserError(
             f"objective.gradient=stl is biased for objective={config.objective.name} with k={largest_k}: "
@@ -81,7 +81,3 @@ def check_trainer(config: Config) -> None:
             f"trainer.validate_every={trainer.validate_every} never comes in {trainer.epochs} epochs, "
             "and the best weights are chosen by validation: lower it"
         )
-    for key, schedule in (("k_schedule", trainer.k_schedule), ("inner_k_schedule", trainer.inner_k_schedule)):
-        late = [epoch for epoch in schedule or {} if epoch >= trainer.epochs]
-        if late:
-            raise UserError(f"trainer.{key}: epoch {late[0]} never comes in trainer.epochs={trainer.epochs}")

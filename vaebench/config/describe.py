@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from vaebench.config.schema import Config
 
-__all__ = ["decoder", "network", "objective", "schedules_past_the_end", "training"]
+__all__ = ["by_epoch", "decoder", "network", "objective", "schedules_past_the_end", "training"]
+
+BURDA_EPOCHS = 3280
 
 
 def network(trunk: str, hidden: tuple[int, ...], activation: str) -> str:
@@ -21,17 +23,24 @@ def decoder(config: Config) -> str:
 
 def objective(config: Config) -> str:
     """Return the objective, its number of samples and its gradient estimator."""
-    return f"{config.objective.name}, k={config.k}, gradient {config.objective.gradient}"
+    return f"{config.objective.name}, {by_epoch('k', config.k_by_epoch)}, gradient {config.objective.gradient}"
 
 
 def training(config: Config) -> str:
     """Return the length of the training, its batch size and its seed."""
-    return f"{config.trainer.epochs} epochs, batches of {config.trainer.batch_size}, seed {config.seed}"
+    epochs = f"{config.trainer.epochs} epoch{'s' * (config.trainer.epochs > 1)}"
+    return f"{epochs}, batches of {config.trainer.batch_size}, seed {config.seed}"
+
+
+def by_epoch(name: str, values: dict[int, int]) -> str:
+    """Return the values of a schedule, for example ``k=1, 16 from epoch 100``."""
+    first, *later = values.items()
+    return f"{name}={first[1]}" + "".join(f", {value} from epoch {epoch}" for epoch, value in later)
 
 
 def schedules_past_the_end(config: Config) -> Iterator[str]:
-    """Yield a note for the KL warm-up and for each schedule that reaches past ``trainer.epochs``."""
-    trainer = config.trainer
+    """Yield a note for each schedule that reaches past ``trainer.epochs``, and for a patience that it disables."""
+    trainer, optimizer = config.trainer, config.optimizer
     if trainer.kl_warmup > trainer.epochs:
         weight = trainer.epochs / trainer.kl_warmup
         yield (
@@ -42,3 +51,13 @@ def schedules_past_the_end(config: Config) -> Iterator[str]:
         if late := [epoch for epoch in schedule or {} if epoch >= trainer.epochs]:
             epochs = f"epoch{'s' * (len(late) > 1)} {', '.join(map(str, late))}"
             yield f"trainer.{key}: no effect at {epochs}, because the run has trainer.epochs={trainer.epochs}"
+    if trainer.patience is not None and config.schedules_end >= trainer.epochs:
+        yield f"trainer.patience={trainer.patience} has no effect: the schedules of the objective last the whole run"
+    if optimizer.schedule == "burda" and trainer.epochs < BURDA_EPOCHS:
+        yield f"optimizer.schedule=burda takes {BURDA_EPOCHS} epochs, but trainer.epochs={trainer.epochs}"
+    if optimizer.schedule == "exponential" and trainer.epochs < optimizer.decay_epochs:
+        rate = optimizer.lr * optimizer.decay ** (trainer.epochs / optimizer.decay_epochs)
+        yield (
+            f"optimizer.decay_epochs={optimizer.decay_epochs} is longer than trainer.epochs={trainer.epochs}: "
+            f"the learning rate ends at {rate:.3g}"
+        )

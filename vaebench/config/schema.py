@@ -162,9 +162,9 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """The course of one training run. Epoch counts everywhere but in ``log_every`` (steps).
+    """The course of one training run, counted in epochs except for ``log_every`` (steps).
 
-    ``compile=auto`` compiles a loss where that saves more time, over the whole plan, than it takes.
+    ``compile=auto`` compiles a loss if the run takes enough steps for the compilation to save time.
     """
 
     epochs: Count
@@ -187,6 +187,10 @@ class Trainer:
     evaluate: bool
     microbatch: Count | None = None
     compile: Compile = "auto"
+
+    def reached(self, schedule: dict[int, int] | None) -> dict[int, int]:
+        """Return the entries of a schedule that begin before the end of the run."""
+        return {epoch: value for epoch, value in (schedule or {}).items() if epoch < self.epochs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +222,21 @@ class Config:
     trainer: Trainer
     estimator: Estimator
     sweep: Sweep = Sweep()
+
+    @property
+    def k_by_epoch(self) -> dict[int, int]:
+        """``k`` in training from each epoch on; entries of ``trainer.k_schedule`` past the end are left out."""
+        return {0: self.k} | self.trainer.reached(self.trainer.k_schedule)
+
+    @property
+    def inner_k_by_epoch(self) -> dict[int, int]:
+        """``encoder.inner_k`` in training from each epoch on, as in ``k_by_epoch``."""
+        return {0: self.encoder.inner_k} | self.trainer.reached(self.trainer.inner_k_schedule)
+
+    @property
+    def schedules_end(self) -> int:
+        """The epoch from which the KL weight, k and inner_k are constant."""
+        return max(self.trainer.kl_warmup, *self.k_by_epoch, *self.inner_k_by_epoch)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested dicts and lists, as in config.yaml."""

@@ -1,1 +1,1 @@
-"""Training of one run."""
+"""Training of a run: session.py is the way in, trainer.py the loop over steps."""

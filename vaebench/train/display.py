@@ -1,4 +1,4 @@
-"""What a person sees of a training: a bar where there is a terminal, lines where there is none."""
+"""Progress of a training: a bar on a terminal, lines elsewhere."""
 
 import contextlib
 import sys
@@ -8,15 +8,15 @@ from tqdm import tqdm
 
 __all__ = ["Display"]
 
-# In a log file: about this many lines for a whole training.
 LINES = 20
+"""Approximate number of lines for a whole training in a log file."""
 
 
 class Display:
-    """Shows a bar with the time left on a terminal, and a line now and then otherwise.
+    """Shows a bar with the remaining time on a terminal, and some lines elsewhere.
 
     Args:
-        progress: False shows nothing until the end.
+        progress: whether to show anything.
     """
 
     def __init__(self, progress: bool = True) -> None:
@@ -28,7 +28,7 @@ class Display:
 
     @contextlib.contextmanager
     def training(self, steps: int, done: int) -> Iterator[None]:
-        """Show a bar over ``steps``, of which ``done`` are behind us."""
+        """Show a bar over ``steps``, of which ``done`` are done."""
         if not (self.progress and self.terminal):
             yield
             return
@@ -44,7 +44,7 @@ class Display:
             self._bar.update(step - self._bar.n)
 
     def note(self, line: str) -> None:
-        """Say something that happened on the way."""
+        """Print a line above the bar."""
         if self.progress:
             tqdm.write(line)
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What a run says about itself before it starts."""
+"""The lines that a run prints before it starts."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ __all__ = ["header"]
 _LOG_Q = {
     Direction.EXACT: "log q(z|x) exact",
     Direction.UPPER_BOUND: "log q(z|x) by an upper bound",
-    Direction.ESTIMATE: "log q(z|x) by a learned estimate: the training bound is none",
+    Direction.ESTIMATE: "log q(z|x) by a learned estimate, so the training objective is not a bound",
 }
 
 
@@ -23,20 +23,20 @@ def header(experiment: Experiment, folder: Path) -> str:
     sizes = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
     encoder = f"{config.encoder.name}, {_LOG_Q[experiment.encoder.direction]}"
     if experiment.encoder.has_inner_samples:
-        encoder += f", inner_k={config.encoder.inner_k}"
+        encoder += f", {describe.by_epoch('inner_k', config.inner_k_by_epoch)}"
     proposal = experiment.encoder.proposal()
     if proposal is not experiment.encoder:
         encoder += f"; likelihoods by {type(proposal).__name__}, {_LOG_Q[proposal.direction]}"
-    lines = {
-        "dataset": f"{data.protocol}: {sizes} images of {height}x{width}",
-        "": data.note,
-        "encoder": encoder,
-        "decoder": describe.decoder(config),
-        "objective": describe.objective(config),
-        "note": experiment.gradient_note or "",
-        "parameters": " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items()),
-        "training": describe.training(config),
-        "device": f"{runtime.describe(experiment.device)}, {config.trainer.precision}",
-        "folder": str(folder),
-    }
-    return "\n".join(f"{name:<11}{text}" for name, text in lines.items() if text)
+    lines = [
+        ("dataset", f"{data.protocol}: {sizes} images of {height}x{width}"),
+        ("", data.note),
+        ("encoder", encoder),
+        ("decoder", describe.decoder(config)),
+        ("objective", describe.objective(config)),
+        ("parameters", " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items())),
+        ("training", describe.training(config)),
+        ("device", f"{runtime.describe(experiment.device)}, {config.trainer.precision}"),
+        *(("note", line) for line in (experiment.gradient_note, *describe.schedules_past_the_end(config))),
+        ("folder", str(folder)),
+    ]
+    return "\n".join(f"{name:<11}{text}" for name, text in lines if text)

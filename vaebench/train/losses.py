@@ -1,4 +1,4 @@
-"""What the updates of a run minimise."""
+"""The losses of a run's updates."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,18 +12,19 @@ from vaebench.encoders.base import AuxiliaryLoss, Direction, Encoder, LossWithMe
 from vaebench.estimators.weights import effective_sample_size
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective
-from vaebench.train.update import Loss, Settings
+from vaebench.train.schedules import StepSettings
+from vaebench.train.update import Loss
 
 __all__ = ["AuxiliaryUpdateLoss", "BoundLoss"]
 
 
 @dataclass(frozen=True)
 class BoundLoss:
-    """Minus the mean bound over a batch.
+    """Minus the mean of the training objective over a batch.
 
-    The metrics are the bound itself with KL weight 1, its two parts, for k > 1 the effective number of weights, and,
-    where something else is maximised (during a KL warm-up, or by choice), that under the name ``objective``. Where
-    log q is an estimate, so are they, and their names say it.
+    Metrics, in nats: ``bound`` with KL weight 1, its parts ``reconstruction`` and ``kl``, and for k > 1 ``ess``, the
+    effective sample size. ``objective`` is added while the objective is not the bound (a KL warm-up, for example). If
+    the encoder's log q is only an estimate, then so are the metrics, and their names end with ``_estimate``.
     """
 
     objective: Objective
@@ -32,7 +33,7 @@ class BoundLoss:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Makes the context that sets the precision of the networks."""
 
-    def __call__(self, x: Tensor, settings: Settings) -> Loss:
+    def __call__(self, x: Tensor, settings: StepSettings) -> Loss:
         """Return the loss for images x, (B, X)."""
         k, inner_k, beta = settings
         with self.autocast():
@@ -56,12 +57,13 @@ class BoundLoss:
 
 @dataclass(frozen=True)
 class AuxiliaryUpdateLoss:
-    """The loss of a auxiliary loss that an encoder brings along."""
+    """An auxiliary loss of the encoder, in the form that an update takes."""
 
     auxiliary: AuxiliaryLoss
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """As in ``BoundLoss``."""
 
-    def __call__(self, x: Tensor, settings: Settings) -> Loss:
+    def __call__(self, x: Tensor, settings: StepSettings) -> Loss:
         """Return the loss for images x, (B, X)."""
         del settings
         with self.autocast():

@@ -1,8 +1,8 @@
 """One run in several processes, each with a part of every batch: ``torchrun ... -m vaebench train ...``.
 
-All processes hold the same weights, optimisers and random states, and draw every batch alike. Each works on images of
-its own, with the noise that these have in a run of one process, and the gradients are added up. So a run is the same
-for any number of processes, but for the rounding of sums, and a checkpoint knows nothing of them.
+All processes hold the same weights, optimisers and random states, and draw the same batches. Each process computes a
+part of every batch, with the noise that these images have in a run of one process. Then gradients are summed. So a run
+is the same for any number of processes, except for rounding, and checkpoints do not depend on the number.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ __all__ = ["Replicas", "joined", "started_by_torchrun"]
 
 
 class Replicas:
-    """The processes of a run, seen from one of them; by default there is only this one."""
+    """The processes of a run, seen from one of them; by default a run has one process."""
 
     def __init__(self, rank: int = 0, count: int = 1, control: Any = None) -> None:
-        """Take part as process ``rank`` of ``count``; ``control`` is a group for what lies on the CPU."""
+        """Take part as process ``rank`` of ``count``; ``control`` is the process group for objects on the CPU."""
         self.rank = rank
         self.count = count
         self._control = control
@@ -33,19 +33,19 @@ class Replicas:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this is the first process, which alone writes and prints."""
         return self.rank == 0
 
     def part(self, total: int) -> slice:
-        """Return which of ``total`` things are this process's; the parts differ by one at most."""
+        """Return the slice of ``total`` items of this process; the parts differ by at most one item."""
         return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
 
     @contextlib.contextmanager
     def share(self, x: Tensor) -> Iterator[tuple[Tensor, float]]:
         """Yield this process's images of a batch x, (B, X), and their share of the batch.
 
-        Within the block noise is that of these images in the whole batch. Where there are fewer images than
-        processes, some work on a first image that counts for nothing, to draw what the others draw.
+        Within the block, noise is that of these images in the whole batch. If a batch has fewer images than there are
+        processes, then some processes compute its first image with weight 0, to draw the same random numbers.
         """
         if self.count == 1:
             yield x, 1.0
@@ -58,7 +58,7 @@ class Replicas:
     def add_up(
         self, parameters: Iterable[nn.Parameter], value: Tensor, metrics: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Make gradients, loss and metrics, each this process's share, those of the whole batch, in every process."""
+        """Sum gradients, loss and metrics over all processes; each process passes the share of its own images."""
         if self.count == 1:
             return value, dict(metrics)
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -79,7 +79,7 @@ class Replicas:
         return total
 
     def largest(self, value: Tensor) -> Tensor:
-        """Return the largest ``value`` of all processes."""
+        """Return the largest ``value`` over all processes."""
         if self.count == 1:
             return value
         found = value.detach().clone()
@@ -87,7 +87,7 @@ class Replicas:
         return found
 
     def joined_up(self, own: Tensor, total: int) -> Tensor:
-        """Return all ``total`` numbers, (N,), of which each process has those of its :meth:`part`."""
+        """Return all ``total`` numbers, (N,), in every process; each process passes those of its :meth:`part`."""
         if self.count == 1:
             return own
         whole = own.new_zeros(total)
@@ -95,7 +95,7 @@ class Replicas:
         return self.sum(whole)
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process."""
+        """Whether ``flag`` is true in any process."""
         if self.count == 1:
             return flag
         flags = torch.tensor(int(flag))
@@ -103,7 +103,7 @@ class Replicas:
         return bool(flags)
 
     def broadcast(self, state: Any = None) -> Any:
-        """Return, in every process, what the first one passes."""
+        """Return the first process's ``state`` in every process."""
         self._has_broadcast = True
         if self.count == 1:
             return state
@@ -112,28 +112,28 @@ class Replicas:
         return box[0]
 
     def release(self) -> None:
-        """Let the other processes go where the first one ends before it told them anything."""
+        """End the wait of the other processes if the first one ends before its first broadcast."""
         if self.leads and not self._has_broadcast:
             self.broadcast(None)
 
     def same_start(self, modules: nn.Module) -> None:
-        """Give every process the first one's weights."""
+        """Copy the first process's weights to every process."""
         if self.count > 1:
             for tensor in modules.state_dict().values():
                 dist.broadcast(tensor, 0)
 
 
 def started_by_torchrun() -> bool:
-    """Whether this is one of several processes of one run."""
+    """Whether torchrun started this process as one of several."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Replicas]:
-    """Meet the other processes of this run, if torchrun started any; ``device`` is what the configuration says.
+    """Connect to the other processes of this run, if torchrun started any; ``device`` is that of the config.
 
     Raises:
-        UserError: the devices cannot be divided.
+        UserError: there are not enough GPUs, or ``device`` names one of them.
     """
     if not started_by_torchrun():
         yield Replicas()
@@ -152,7 +152,9 @@ def joined(device: str) -> Iterator[Replicas]:
 def _take_gpu(device: str, number: int) -> None:
     found = torch.cuda.device_count()
     if device not in ("auto", "cuda"):
-        raise UserError(f"device={device} is one GPU, and each process needs its own: write device=cuda")
+        raise UserError(f"device={device} names one GPU, but each process needs its own: use device=cuda")
     if number >= found:
-        raise UserError(f"process {number + 1} of this machine has no GPU, there are {found}: --nproc-per-node={found}")
+        raise UserError(
+            f"no GPU for process {number + 1} on this machine, which has {found}: use --nproc-per-node={found}"
+        )
     use_gpu_in_turn(number)

@@ -1,19 +1,17 @@
-"""One training run, from configuration to result line."""
+"""One training run, from its configuration to its results."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from vaebench import runtime
 from vaebench.config import Config, from_yaml, identity, read, run_folder, to_yaml
 from vaebench.config.identity import defining
 from vaebench.errors import GivenUp, Interrupted, RunFailed
 from vaebench.evaluate.run import estimate, planned, print_results
-from vaebench.experiment import Experiment, Modules, build, load_best
-from vaebench.records import Manifest, Recorder, ResultRecord, RunFolder, append_result
+from vaebench.experiment import Experiment, build, load_best
+from vaebench.records import Manifest, Recorder, ResultRecord, RunFolder, append_result, read_manifest
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.train import replicas
 from vaebench.train.batches import Batches
@@ -21,14 +19,13 @@ from vaebench.train.compile import compiled_where_it_pays
 from vaebench.train.display import Display
 from vaebench.train.header import header
 from vaebench.train.replicas import Replicas
-from vaebench.train.trainer import Progress, Trainer
+from vaebench.train.trainer import Callbacks, Progress, Trainer, Watch, never_stop
 from vaebench.train.update import ALONE
-from vaebench.train.updates import plan_of, updates
+from vaebench.train.updates import course_of, updates
 from vaebench.train.validation import diagnose, record_pictures, validate
 
 __all__ = ["resume", "train", "trainer_for"]
 
-# What TensorBoard shows of all runs in one chart, by category.
 CHARTS = {
     "bound": {
         "bound, reconstruction and KL": ("train/bound", "train/reconstruction", "train/kl"),
@@ -41,33 +38,26 @@ CHARTS = {
         "test": ("test/log_likelihood", "test/lower_bound", "test/upper_bound"),
     },
 }
-
-Watch = Callable[[int, float], bool]
-
-
-def never_stop(epoch: int, value: float) -> bool:
-    """Let every run go on to its end."""
-    del epoch, value
-    return False
+"""TensorBoard's charts that show several runs, by category."""
 
 
 def resume(folder: str | Path) -> Path:
-    """Go on with the run in ``folder``, where it is."""
+    """Resume the run in ``folder``, and return the folder; the errors are those of :func:`train`."""
     run = RunFolder.open(Path(folder))
     return _train(read(run.path), run)
 
 
 def train(config: Config, watch: Watch = never_stop) -> Path:
-    """Train, evaluate, and return the run folder; a folder with a checkpoint is gone on with.
+    """Train, evaluate, and return the run folder; resumes if the folder has a checkpoint.
 
     Args:
-        config: the run.
-        watch: is told (epoch, validation log-likelihood in nats) after each validation, and ends the run by True.
+        config: of the run.
+        watch: called with (epoch, validation log-likelihood in nats) after each validation; True ends the run.
 
     Raises:
-        GivenUp: ``watch`` ended it; it is saved as interrupted.
-        UserError: the request cannot be carried out.
-        RunFailed: the training failed; what was written before stands.
+        GivenUp: ``watch`` ended the run, which is saved as interrupted.
+        UserError: an invalid request.
+        RunFailed: the training failed; what was written before is kept.
         SystemExit: a signal stopped the run, which is saved; 130 for SIGINT, 143 for SIGTERM.
     """
     return _train(config, RunFolder(run_folder(config)), watch)
@@ -86,42 +76,36 @@ def _train(config: Config, folder: RunFolder, watch: Watch = never_stop) -> Path
 
 
 def _follow(experiment: Experiment, folder: RunFolder, processes: Replicas) -> Path:
-    """Take part in a run that another process leads, and keep and say nothing."""
+    """Take part in a run that another process leads; write and print nothing."""
     interruption = runtime.Interruption()
     with interruption.watching():
         state = processes.broadcast()
         if state is not None:
-            trainer = trainer_for(
-                experiment,
-                None,
-                None,
-                interruption,
-                validate=partial(validate, experiment, processes, None),
-                processes=processes,
-            )
+            callbacks = Callbacks(partial(validate, experiment, processes))
+            trainer = trainer_for(experiment, callbacks, interruption, processes)
             if state:
                 trainer.load_state_dict(state)
             try:
                 trainer.run()
             except Interrupted as error:
-                raise SystemExit(interruption.exit_code if interruption.signal else 130) from error
+                raise SystemExit(_exit_code(interruption)) from error
             except RunFailed as error:
-                raise SystemExit(1) from error  # the leader says it
+                raise SystemExit(1) from error  # the first process prints the message
     return folder.path
 
 
 def _lead(experiment: Experiment, folder: RunFolder, processes: Replicas, watch: Watch) -> Path:
     config = experiment.config
     if config.trainer.evaluate:
-        planned(experiment)  # what makes no sense says so before the training
+        planned(experiment)  # fail now, not after training, if the estimator does not fit the run
     folder.create(to_yaml(config), identity=lambda text: identity(from_yaml(text)))
     interruption = runtime.Interruption()
     with folder.lock(), interruption.watching():
         print(header(experiment, folder.path), flush=True)
         if processes.count > 1:
-            print(f"processes  {processes.count}, which divide each batch among themselves", flush=True)
-        if _is_done(folder):
-            print("this run is finished; its results:")
+            print(f"processes  {processes.count}, each with a part of every batch", flush=True)
+        if folder.status.exists() and folder.read_status().state == "finished":
+            print(f"this run is finished{_where_stopped(folder)}; its results:")
             print_results(folder)
             return folder.path
         with _status(folder, interruption):
@@ -129,28 +113,34 @@ def _lead(experiment: Experiment, folder: RunFolder, processes: Replicas, watch:
     return folder.path
 
 
-def _is_done(folder: RunFolder) -> bool:
-    return folder.status.exists() and folder.read_status().state == "finished"
+def _where_stopped(folder: RunFolder) -> str:
+    stopped = read_manifest(folder).get("stopped_early")
+    return f" (stopped early at epoch {stopped['epoch']} of {stopped['of']})" if stopped else ""
 
 
 @contextlib.contextmanager
 def _status(folder: RunFolder, interruption: runtime.Interruption) -> Iterator[None]:
-    """Keep status.json true, however the block ends."""
+    """Write the status of the run, whichever way the block ends."""
     folder.write_status("running")
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as error:
         folder.write_status("interrupted")
-        print(f"interrupted; saved in {folder.path}; the same command goes on from here", flush=True)
-        raise SystemExit(interruption.exit_code if interruption.signal else 130) from error
+        print(f"interrupted; state saved in {folder.path}; run the same command to resume", flush=True)
+        raise SystemExit(_exit_code(interruption)) from error
     except GivenUp:
-        folder.write_status("interrupted", "given up by a search; trained by itself it goes on from here")
+        how = f"vaebench train --resume {folder.path}"
+        folder.write_status("interrupted", f"given up by a search; to complete it, run `{how}`")
         raise
     except BaseException as error:
-        with contextlib.suppress(Exception):  # a full disk must not hide what went wrong first
+        with contextlib.suppress(Exception):  # a full disk must not hide the first error
             folder.write_status("failed", str(error) or type(error).__name__)
         raise
     folder.write_status("finished")
+
+
+def _exit_code(interruption: runtime.Interruption) -> int:
+    return interruption.exit_code if interruption.signal else 130
 
 
 def _run(
@@ -160,49 +150,61 @@ def _run(
     processes: Replicas,
     watch: Watch,
 ) -> None:
-    config = experiment.config
-    checkpoints = Checkpoints(folder.checkpoints)
-    found = None
-    if checkpoints.exists():
-        found = checkpoints.load(identity=identity(config))
-        if found.notice:
-            print(found.notice, flush=True)
+    config, checkpoints = experiment.config, Checkpoints(folder.checkpoints)
+    found = checkpoints.load(identity=identity(config)) if checkpoints.exists() else None
+    if found and found.notice:
+        print(found.notice, flush=True)
     step = found.state["progress"]["step"] if found else None
+    device = runtime.describe(experiment.device)
     manifest = Manifest(
         folder,
-        device=_describe(experiment.device, processes),
+        device=device if processes.count == 1 else f"{device}, {processes.count} processes",
         protocol=str(experiment.data.protocol),
         fingerprint=experiment.data.fingerprint,
         parameters=experiment.parameters,
         resume_step=step,
     )
     manifest.save()
+
+    def watched(epoch: int, value: float) -> bool:
+        manifest.save()
+        return watch(epoch, value)
+
     group = identity(config, with_seed=False)
-    # Runs that differ in their seed share a row, which has no one seed to show.
+    # Runs that differ only in the seed share a row, so the row cannot show a seed.
     hparams = {key: value for key, value in defining(config).items() if key != "seed"}
     with Recorder(folder, resume_step=step, hparams=hparams, group=group) as recorder:
         recorder.config_table(config.to_dict())
         recorder.charts(CHARTS)
-        trainer = trainer_for(
-            experiment,
-            recorder,
-            checkpoints,
-            interruption,
-            validate=partial(validate, experiment, processes, manifest),
-            processes=processes,
-            diagnose=partial(diagnose, experiment),
-            watch=watch,
+        callbacks = Callbacks(
+            partial(validate, experiment, processes),
+            partial(diagnose, experiment),
+            partial(record_pictures, experiment, recorder),
+            watched,
         )
+        trainer = trainer_for(experiment, callbacks, interruption, processes, recorder, checkpoints)
         processes.broadcast(found.state if found else {})
         if found:
-            # The modules' weights are the checkpoint's from here on, the generators' states too.
+            # From here on, weights and generators are those of the checkpoint.
             trainer.load_state_dict(found.state)
-            print(f"going on from epoch {trainer.progress.epoch}, step {step}", flush=True)
+            print(f"resuming from epoch {trainer.progress.epoch}, step {step}", flush=True)
         progress = trainer.run()
+        if progress.stopped:
+            _tell_stopped(config, progress, manifest)
         load_best(experiment, folder)
         if config.trainer.evaluate:
             _evaluate_at_end(experiment, folder, recorder, progress, interruption)
     manifest.save()
+
+
+def _tell_stopped(config: Config, progress: Progress, manifest: Manifest) -> None:
+    """Say in a line and in the manifest that the run stopped early."""
+    epochs, count = config.trainer.epochs, progress.without_gain
+    manifest.facts["stopped_early"] = {"epoch": progress.epoch, "of": epochs}
+    manifest.save()
+    without = "validation" if count == 1 else f"{count} validations"
+    reason = f"no gain in the last {without} (trainer.patience={config.trainer.patience})"
+    print(f"stopped early at epoch {progress.epoch} of {epochs}: {reason}", flush=True)
 
 
 def _evaluate_at_end(
@@ -223,47 +225,33 @@ def _evaluate_at_end(
 
 
 def _tag(record: ResultRecord, *, alone: bool) -> str:
-    """Name a result in the metrics: each of a pair of bounds by its direction, another quantity by its own name."""
+    """Return the name of a result in the metrics: its quantity, and its direction if it is one of a pair of bounds."""
     if record.quantity != "log p(x)":
         name = record.quantity.replace(" ", "_")
         return name if alone else f"{name}_{record.direction}"
     return "log_likelihood" if alone else record.direction
 
 
-def _describe(device: torch.device, processes: Replicas) -> str:
-    words = runtime.describe(device)
-    return words if processes.count == 1 else f"{words}, {processes.count} processes"
-
-
 def trainer_for(
     experiment: Experiment,
-    recorder: Recorder | None,
-    checkpoints: Checkpoints | None,
+    callbacks: Callbacks,
     interruption: runtime.Interruption,
-    *,
-    validate: Callable[[Modules], float],
     processes: Replicas = ALONE,
-    diagnose: Callable[[Modules], dict[str, float]] = lambda modules: {},
-    watch: Watch = never_stop,
+    recorder: Recorder | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Trainer:
-    """Return the trainer of a run, at its first step; a process that does not lead has no recorder, no checkpoints."""
+    """Return the trainer of a run at its first step. Only the first process has a recorder and checkpoints."""
     config, data = experiment.config, experiment.data
-    batches = Batches(data.train.to(experiment.device), data.observe, config.trainer.batch_size, config.seed)
-    plan, display = plan_of(config), Display(config.trainer.progress and processes.leads)
+    course, display = course_of(experiment), Display(config.trainer.progress and processes.leads)
     return Trainer(
         experiment.modules,
-        compiled_where_it_pays(experiment, updates(experiment, processes), plan, display.note),
-        batches,
-        plan,
-        validate=validate,
-        diagnose=diagnose,
-        watch=watch,
-        recorder=recorder,
-        checkpoints=checkpoints,
-        identity=identity(config),
-        device=experiment.device,
-        display=display,
-        interruption=interruption,
-        pictures=partial(record_pictures, experiment, recorder),
-        replicas=processes,
+        compiled_where_it_pays(experiment, updates(experiment, processes), course, display.note),
+        Batches(data.train.to(experiment.device), data.observe, config.trainer.batch_size, config.seed),
+        course,
+        callbacks,
+        display,
+        interruption,
+        identity(config),
+        recorder,
+        checkpoints,
     )

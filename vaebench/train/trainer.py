@@ -1,8 +1,8 @@
-"""The one trainer: it knows updates, batches and schedules, and no encoder, objective or dataset."""
+"""The trainer: it runs updates over batches. It depends on no encoder, objective or data set."""
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,37 +15,35 @@ from vaebench.records import Recorder
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.train.batches import Batches
 from vaebench.train.display import Display
-from vaebench.train.replicas import Replicas
-from vaebench.train.update import ALONE, Settings, Update
+from vaebench.train.schedules import Course
+from vaebench.train.update import Update
 
-__all__ = ["Plan", "Progress", "Trainer"]
+__all__ = ["Callbacks", "Progress", "Trainer", "Watch", "never_stop"]
 
-# Steps between two times that processes ask each other whether a signal came.
 _AGREE_EVERY = 10
+"""Steps after which processes tell each other about signals."""
+
+Watch = Callable[[int, float], bool]
+"""Maps (epoch, validation log-likelihood in nats) to whether to end the run."""
+
+
+def never_stop(epoch: int, value: float) -> bool:
+    """Default callback: never stop a run early."""
+    del epoch, value
+    return False
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The course of a training; functions take an epoch, which may be fractional."""
+class Callbacks:
+    """The functions that a trainer calls at a validation; ``modules`` are the weights to validate and keep."""
 
-    epochs: int
-    k: Callable[[float], int]
-    inner_k: Callable[[float], int]
-    beta: Callable[[float], float]
-    """Weight of the KL term."""
-    ema: float | None = None
-    """Decay of the averaged weights that are validated and kept, or None."""
-    patience: int | None = None
-    """Validations without a gain before training stops, or None."""
-    validate_every: int = 1
-    log_every: int = 50
-    """Steps."""
-    image_every: int = 0
-    checkpoint_every: int = 1
-
-    def settings(self, epoch: float) -> Settings:
-        """Return what the schedules say at an epoch."""
-        return Settings(self.k(epoch), self.inner_k(epoch), self.beta(epoch))
+    validate: Callable[[Any], float]
+    """Maps modules to a fixed estimate of the validation log-likelihood, nats."""
+    diagnose: Callable[[Any], dict[str, float]] = lambda modules: {}
+    """Maps modules to numbers by name, which are recorded only."""
+    draw: Callable[[Any, int], None] = lambda modules, step: None
+    """Records images drawn from the modules at a step."""
+    watch: Watch = never_stop
 
 
 @dataclass
@@ -55,111 +53,85 @@ class Progress:
     epoch: int = 0
     """Epochs completed."""
     position: int = 0
-    """Batches done of the epoch under way."""
+    """Batches done in the current epoch."""
     step: int = 0
+    """Steps completed."""
     best: float = float("-inf")
     """The best validation log-likelihood, nats."""
     best_epoch: int = 0
+    peak: float = float("-inf")
+    """The best validation log-likelihood since the schedules ended, nats; early stopping compares with it."""
     without_gain: int = 0
+    """Validations since ``peak``."""
     stopped: bool = False
     """Whether training stopped early."""
     seconds: float = 0.0
-    """Time spent in all sessions."""
+    """Training time of all sessions."""
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> "Progress":
+        """Return the progress in a checkpoint, which may come from a version without ``peak``."""
+        return cls(**{"peak": state["best"], **state})
 
 
+@dataclass
 class Trainer:
-    """Runs updates over batches, validates, records, and saves so that a resumed run is bitwise the same.
+    """Runs updates over batches, validates, records and saves; a resumed run is bitwise equal to an uninterrupted one.
 
-    Args:
-        modules: everything with weights, for checkpoints and averaging.
-        updates: the optimisers' shares of a step, taken in this order; the first is the main one.
-        batches: the training images.
-        plan: the course of the training.
-        validate: a fixed estimate of the validation log-likelihood of these modules, in nats.
-        recorder: where metrics go; None in all processes of a run but the first.
-        checkpoints: where states go; likewise.
-        identity: names the configuration in every checkpoint.
-        device: of the modules.
-        display: shows progress to a person.
-        interruption: notes signals.
-        pictures: draws images of these modules at a step.
-        replicas: the processes of this run, which divide every batch among themselves.
-        watch: is told (epoch, validation log-likelihood in nats) after each validation; True ends the run.
-        diagnose: numbers by name, recorded with each validation of these modules; they choose nothing.
+    Only the first process of a run has a recorder and checkpoints.
     """
 
-    def __init__(
-        self,
-        modules: nn.Module,
-        updates: list[Update],
-        batches: Batches,
-        plan: Plan,
-        *,
-        validate: Callable[[Any], float],
-        recorder: Recorder | None,
-        checkpoints: Checkpoints | None,
-        identity: str,
-        device: torch.device,
-        display: Display,
-        interruption: runtime.Interruption,
-        pictures: Callable[[Any, int], None],
-        replicas: Replicas = ALONE,
-        diagnose: Callable[[Any], dict[str, float]] = lambda modules: {},
-        watch: Callable[[int, float], bool] = lambda epoch, value: False,
-    ) -> None:
-        self.modules = modules
-        self.updates = updates
-        self.batches = batches
-        self.plan = plan
-        self.validate = validate
-        self.recorder = recorder
-        self.checkpoints = checkpoints
-        self.identity = identity
-        self.device = device
-        self.display = display
-        self.interruption = interruption
-        self.pictures = pictures
-        self.replicas = replicas
-        self.diagnose = diagnose
-        self.watch = watch
-        self.progress = Progress()
-        self.averaged = _averaged(modules, plan.ema)
-        self._window = _Window(device)
-        self._batches_per_epoch = len(batches)
-        # What does not change needs no curve.
-        self._scheduled = [
-            name
-            for name in ("k", "inner_k", "beta")
-            if len({getattr(plan, name)(epoch) for epoch in range(plan.epochs + 1)}) > 1
-        ]
+    modules: nn.Module
+    """Everything with weights, for checkpoints and averaging."""
+    updates: list[Update]
+    """The optimisers' shares of a step, in order; the first is the main one."""
+    batches: Batches
+    course: Course
+    callbacks: Callbacks
+    display: Display
+    interruption: runtime.Interruption
+    identity: str
+    """Names the configuration in every checkpoint."""
+    recorder: Recorder | None = None
+    checkpoints: Checkpoints | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.device = self.batches.intensities.device
+        self.averaged = _averaged(self.modules, self.course.ema)
+        self._steps = len(self.batches)
+        self._replicas = self.updates[0].replicas
+        self._metrics = _MetricMeans(self.device)
+        self._changing = self.course.changing()
 
     @property
     def evaluated(self) -> nn.Module:
-        """The modules that are validated and kept: the averaged ones where there are."""
+        """The modules to validate and keep: the averaged ones, if weights are averaged."""
         return self.modules if self.averaged is None else self.averaged.module
 
     def run(self) -> Progress:
-        """Train to the end of the plan.
+        """Train to the end of the course.
 
         Raises:
             RunFailed: a loss was not finite.
             UserError: the disk is full.
             Interrupted: a signal came; the state is saved.
+            GivenUp: ``callbacks.watch`` ended the run; the state is saved.
         """
         progress = self.progress
-        with self.display.training(self.plan.epochs * len(self.batches), progress.step):
-            while progress.epoch < self.plan.epochs and not progress.stopped:
+        with self.display.training(self.course.epochs * self._steps, progress.step):
+            while progress.epoch < self.course.epochs and not progress.stopped:
                 self.epoch()
         return progress
 
     def epoch(self) -> None:
-        """Train to the end of the epoch under way; see :meth:`run`."""
+        """Train to the end of the current epoch; see :meth:`run`."""
         progress, started = self.progress, time.monotonic() - self.progress.seconds
-        self._window.restart_clock()
+        self._metrics.restart_clock()
         for x in self.batches.epoch(progress.epoch, progress.position):
             self._step(x)
             progress.seconds = time.monotonic() - started
-            if progress.step % self.plan.log_every == 0:
+            if progress.step % self.course.log_every == 0:
                 self._log()
             if self._is_interrupted():
                 self._save_last()
@@ -170,32 +142,33 @@ class Trainer:
 
     def _is_interrupted(self) -> bool:
         noted = self.interruption.signal is not None
-        if self.replicas.count == 1:
+        if self._replicas.count == 1:
             return noted
-        return self.progress.step % _AGREE_EVERY == 0 and self.replicas.any(noted)
+        return self.progress.step % _AGREE_EVERY == 0 and self._replicas.any(noted)
 
     def _step(self, x: Tensor) -> None:
         progress = self.progress
-        epoch = progress.epoch + progress.position / self._batches_per_epoch
-        settings = self.plan.settings(epoch)
+        epoch = progress.epoch + progress.position / self._steps
+        settings = self.course.settings(epoch)
         progress.step += 1
         progress.position += 1
-        due = progress.step % self.plan.log_every == 0
-        self._window.images += len(x)
+        with_norm = progress.step % self.course.log_every == 0
+        self._metrics.images += len(x)
         for index, update in enumerate(self.updates):
             prefix = "train" if index == 0 else update.name
             for _ in range(update.repeats):
-                loss = update.step(x, settings, epoch, with_norm=due)
-                self._window.add(prefix, loss.value, loss.metrics, progress.step)
+                loss = update.step(x, settings, epoch, with_norm=with_norm)
+                self._metrics.add(prefix, loss.value, loss.metrics, progress.step)
         if self.averaged is not None:
             self.averaged.update_parameters(self.modules)
 
     def _log(self) -> None:
         self._check_finite()
-        progress, epoch = self.progress, self.progress.epoch + self.progress.position / self._batches_per_epoch
-        values = self._window.take()
+        progress, epoch = self.progress, self.progress.epoch + self.progress.position / self._steps
+        values = self._metrics.take()
         values["train/learning_rate"] = self.updates[0].optimizer.param_groups[0]["lr"]
-        values |= {f"train/{name}": getattr(self.plan, name)(epoch) for name in self._scheduled}
+        settings = self.course.settings(epoch)
+        values |= {f"train/{name}": getattr(settings, name) for name in self._changing}
         self._record(epoch, values)
         self.display.step(progress.step, values)
 
@@ -205,42 +178,46 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         self._check_finite()
-        progress, plan = self.progress, self.plan
-        last = progress.epoch == plan.epochs
-        if progress.epoch % plan.validate_every == 0 or last:
+        progress, course = self.progress, self.course
+        last = progress.epoch == course.epochs
+        if progress.epoch % course.validate_every == 0 or last:
             value = self._validate()
-            if self.watch(progress.epoch, value) and not last:
+            if self.callbacks.watch(progress.epoch, value) and not last:
                 self._save_last()
                 raise GivenUp
-        if plan.image_every and (progress.epoch % plan.image_every == 0 or last or progress.stopped):
-            self.pictures(self.evaluated, progress.step)
-        if progress.epoch % plan.checkpoint_every == 0 or last or progress.stopped:
+        if course.image_every and (progress.epoch % course.image_every == 0 or last or progress.stopped):
+            self.callbacks.draw(self.evaluated, progress.step)
+        if progress.epoch % course.checkpoint_every == 0 or last or progress.stopped:
             self._save_last()
 
     def _validate(self) -> float:
-        progress = self.progress
-        value = self.validate(self.evaluated)
+        progress, course = self.progress, self.course
+        value = self.callbacks.validate(self.evaluated)
         if self.recorder is not None:
-            values = {"log_likelihood": value, **self.diagnose(self.evaluated)}
+            values = {"log_likelihood": value, **self.callbacks.diagnose(self.evaluated)}
             self._record(progress.epoch, {f"validation/{name}": number for name, number in values.items()})
         if value > progress.best:
-            progress.best, progress.best_epoch, progress.without_gain = value, progress.epoch, 0
+            progress.best, progress.best_epoch = value, progress.epoch
             if self.checkpoints is not None:
                 self.checkpoints.save(self._best_state(), "best")
+        # While the objective changes, a fall says nothing about the training to come.
+        if value > progress.peak or progress.epoch <= course.settled:
+            progress.peak, progress.without_gain = value, 0
         else:
             progress.without_gain += 1
-        progress.stopped = self.plan.patience is not None and progress.without_gain >= self.plan.patience
-        self.display.validated(progress.epoch, self.plan.epochs, value, progress.best_epoch)
+        patient = course.patience is None or progress.without_gain < course.patience
+        progress.stopped = not patient and progress.epoch < course.epochs
+        self.display.validated(progress.epoch, course.epochs, value, progress.best_epoch)
         return value
 
     def _check_finite(self) -> None:
-        bad = self._window.first_bad_step()
+        bad = self._metrics.first_bad_step()
         if bad is None:
             return
         saved = self.checkpoints is not None and self.checkpoints.exists()
-        kept = "the weights before it are in checkpoints/last.pt" if saved else "nothing was saved"
+        kept = "checkpoints/last.pt holds earlier weights" if saved else "nothing was saved"
         raise RunFailed(
-            f"the loss was not finite at step {bad} (epoch {self.progress.epoch + 1}); {kept}. "
+            f"the loss was not finite at step {bad} (epoch {(bad - 1) // self._steps + 1}); {kept}. "
             "Try a lower optimizer.lr, trainer.clip_norm=10, or trainer.kl_warmup=10."
         )
 
@@ -259,7 +236,7 @@ class Trainer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the rest of the training depends on."""
+        """Return everything on which the rest of the training depends."""
         return {
             "identity": self.identity,
             "progress": asdict(self.progress),
@@ -271,8 +248,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
-        self.progress = Progress(**state["progress"])
+        """Restore what :meth:`state_dict` returned."""
+        self.progress = Progress.restored(state["progress"])
         self.modules.load_state_dict(state["modules"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
@@ -288,8 +265,8 @@ def _averaged(modules: nn.Module, decay: float | None) -> AveragedModel | None:
     return AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
-class _Window:
-    """Means of metrics since the last log line, kept on the device so that no step waits for it."""
+class _MetricMeans:
+    """Means of metrics since the last log line. They stay on the device, so that no step waits for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._bad = torch.full((), -1, dtype=torch.int64, device=device)
@@ -297,11 +274,11 @@ class _Window:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Measure speed from here, as after a pause for validation."""
+        """Measure speed from now on, for example after a validation."""
         self.images, self._since = 0, time.monotonic()
 
     def add(self, prefix: str, loss: Tensor, metrics: dict[str, Tensor], step: int) -> None:
-        """Add one step's numbers and note the first loss that is not finite."""
+        """Add the numbers of one step; remember the first step with a loss that is not finite."""
         fresh = (self._bad < 0) & ~loss.isfinite()
         self._bad = torch.where(fresh, step, self._bad)
         for key, value in metrics.items():
@@ -309,7 +286,7 @@ class _Window:
             self._sums[f"{prefix}/{key}"] = (total + value, count + 1)
 
     def take(self) -> dict[str, float]:
-        """Return the means and the speed, and start again."""
+        """Return the means and the speed, and reset both."""
         values = {key: float(total) / count for key, (total, count) in self._sums.items()}
         values["train/images_per_second"] = self.images / max(1e-9, time.monotonic() - self._since)
         self._sums = {}
@@ -317,6 +294,6 @@ class _Window:
         return values
 
     def first_bad_step(self) -> int | None:
-        """Return the first step with a loss that is not finite."""
+        """Return the first step with a loss that was not finite, or None."""
         bad = int(self._bad)
         return None if bad < 0 else bad

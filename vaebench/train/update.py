@@ -1,4 +1,4 @@
-"""Updates: all that a trainer knows of what is learned."""
+"""Updates: one optimiser, its loss and its share of a training step. The trainer knows nothing else of the model."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,27 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.train.replicas import Replicas
-from vaebench.train.schedules import LearningRate
+from vaebench.train.schedules import LearningRate, StepSettings
 
-__all__ = ["Loss", "Settings", "Update", "gradient_norm"]
+__all__ = ["ALONE", "Loss", "LossFunction", "Update", "gradient_norm"]
 
 
 ALONE = Replicas()
-
-
-class Settings(NamedTuple):
-    """What the schedules say for one step."""
-
-    k: int
-    inner_k: int
-    beta: float
+"""The processes of a run in one process."""
 
 
 class Loss(NamedTuple):
-    """A scalar to minimise, and scalars to show beside it."""
+    """A scalar to minimise, and scalars to log with it."""
 
     value: Tensor
     metrics: dict[str, Tensor]
+
+
+LossFunction = Callable[[Tensor, StepSettings], Loss]
+"""Maps images x, (B, X), and the settings of the step."""
 
 
 @dataclass
@@ -38,27 +35,31 @@ class Update:
     """One optimiser's share of a training step."""
 
     name: str
-    loss: Callable[[Tensor, Settings], Loss]
-    """Maps images x, (B, X)."""
+    loss: LossFunction
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate
     repeats: int = 1
+    """Optimiser steps in each training step."""
     clip_norm: float | None = None
+    """Largest norm of the gradient; None: no limit."""
     starts: float = 0.0
-    """The epoch before which it rests."""
+    """The epoch before which it does nothing."""
     ends: float = math.inf
-    """The epoch from which on it rests."""
+    """The epoch from which it does nothing."""
     microbatch: int | None = None
-    """Images at a time; their gradients add up to that of the batch, in less memory and more time. None for all."""
+    """Images computed at a time: less memory, more time, the same gradient. None: the whole batch."""
     replicas: Replicas = ALONE
-    """The processes that divide the images among themselves."""
+    """The processes that divide a batch among themselves."""
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def step(self, x: Tensor, settings: Settings, epoch: float, *, with_norm: bool) -> Loss:
-        """Take one optimiser step; ``with_norm`` adds the gradient's norm (before clipping) to the metrics."""
+    def step(self, x: Tensor, settings: StepSettings, epoch: float, *, with_norm: bool) -> Loss:
+        """Take one optimiser step for images x, (B, X).
+
+        ``with_norm`` adds the norm of the gradient before clipping to the metrics.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
         if not self.starts <= epoch < self.ends:
@@ -73,17 +74,17 @@ class Update:
         self.optimizer.step()
         return Loss(loss.value, metrics)
 
-    def _backward(self, x: Tensor, settings: Settings) -> Loss:
-        """Add the gradient of the mean loss over ``x`` to the parameters', and return the loss without its history."""
+    def _backward(self, x: Tensor, settings: StepSettings) -> Loss:
+        """Add the gradient of the mean loss over ``x`` to that of the parameters; return the loss, detached."""
         value, metrics = x.new_zeros(()), {}
-        alone = self.replicas.count == 1
+        divided = self.replicas.count > 1
         for part in x.split(self.microbatch or len(x)):
-            with nullcontext((part, 1.0)) if alone else self.replicas.share(part) as (own, weight):
+            with self.replicas.share(part) if divided else nullcontext((part, 1.0)) as (own, weight):
                 share, loss = weight * len(part) / len(x), self.loss(own, settings)
                 (loss.value * share).backward()
             value = value + share * loss.value.detach()
             metrics = {key: metrics.get(key, 0) + share * number.detach() for key, number in loss.metrics.items()}
-        return Loss(value, metrics) if alone else Loss(*self.replicas.add_up(self.parameters, value, metrics))
+        return Loss(*self.replicas.add_up(self.parameters, value, metrics)) if divided else Loss(value, metrics)
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -1,11 +1,9 @@
-"""The updates of a run: one for the bound, and one for each auxiliary loss of the encoder."""
+"""The updates of a run (one for the bound, one for each auxiliary loss of the encoder) and its course."""
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vaebench import runtime
 from vaebench.config import Config
@@ -15,19 +13,21 @@ from vaebench.experiment import Experiment
 from vaebench.train import schedules
 from vaebench.train.losses import AuxiliaryUpdateLoss, BoundLoss
 from vaebench.train.replicas import Replicas
-from vaebench.train.trainer import Plan
-from vaebench.train.update import ALONE, Loss, Settings, Update
+from vaebench.train.schedules import Course
+from vaebench.train.update import ALONE, LossFunction, Update
 
-__all__ = ["plan_of", "updates"]
+__all__ = ["course_of", "updates"]
 
 
-def plan_of(config: Config) -> Plan:
-    trainer = config.trainer
-    return Plan(
+def course_of(experiment: Experiment) -> Course:
+    """Return the course of a run."""
+    config, trainer = experiment.config, experiment.config.trainer
+    return Course(
         epochs=trainer.epochs,
-        k=schedules.piecewise(config.k, trainer.k_schedule),
-        inner_k=schedules.piecewise(config.encoder.inner_k, trainer.inner_k_schedule),
+        k=schedules.piecewise(config.k_by_epoch),
+        inner_k=schedules.piecewise(config.inner_k_by_epoch),
         beta=schedules.kl_weight(trainer.kl_warmup),
+        settled=max(config.schedules_end, _warmup_epochs(experiment.encoder.auxiliary_losses())),
         ema=trainer.ema,
         patience=trainer.patience,
         validate_every=trainer.validate_every,
@@ -38,75 +38,68 @@ def plan_of(config: Config) -> Plan:
 
 
 def updates(experiment: Experiment, processes: Replicas = ALONE) -> list[Update]:
-    """The main update, one for the encoder where its objective is another, and one for each auxiliary it brings."""
-    model, encoder, objective = experiment.model, experiment.encoder, experiment.objective
+    """Return the main update, one for the encoder if its objective differs, and one for each auxiliary loss.
+
+    Raises:
+        UserError: the run ends before the auxiliary losses have warmed up.
+    """
+    config, model, encoder = experiment.config, experiment.model, experiment.encoder
     auxiliary_losses = encoder.auxiliary_losses()
-    theirs = {id(p) for auxiliary in auxiliary_losses.values() if auxiliary.exclusive for p in auxiliary.parameters}
-    shares = [("main", objective, experiment.modules)]
-    if objective.encoder_target is not None:
-        shares = [("main", objective, model), ("encoder", objective.for_encoder(), encoder)]
-    updates = []
-    precision = runtime.autocast(experiment.device, experiment.config.trainer.precision)
-    alone = _epochs_alone(experiment, auxiliary_losses)
-    for name, share, module in shares:
-        parameters = [p for p in module.parameters() if id(p) not in theirs]
-        loss = BoundLoss(share, model, encoder, precision)
-        updates.append(_update(experiment, name, loss, parameters, starts=alone))
-    for name, auxiliary in auxiliary_losses.items():
-        updates.append(
-            _update(
-                experiment,
-                name,
-                AuxiliaryUpdateLoss(auxiliary, precision),
-                list(auxiliary.parameters),
-                repeats=auxiliary.repeats,
-                lr=auxiliary.lr,
-                betas=auxiliary.betas,
-                ends=auxiliary.stop_epoch,
-            )
-        )
-    return [replace(update, replicas=processes) for update in updates]
-
-
-def _epochs_alone(experiment: Experiment, auxiliary_losses: dict[str, AuxiliaryLoss]) -> int:
-    """Return for how many epochs the main loss rests, while auxiliary_losses learn."""
-    alone = max((auxiliary.warmup_epochs for auxiliary in auxiliary_losses.values()), default=0)
-    epochs = experiment.config.trainer.epochs
-    if alone >= epochs:
+    warmup = _warmup_epochs(auxiliary_losses)
+    if warmup >= config.trainer.epochs:
         raise UserError(
-            f"trainer.epochs={epochs} ends within the warm-up of {alone} epochs, before anything is trained"
+            f"trainer.epochs={config.trainer.epochs} ends within the warm-up of {warmup} epochs, in which only the "
+            "encoder's auxiliary losses are trained: increase trainer.epochs"
         )
-    return alone
+    objective = experiment.objective
+    shares: list[tuple[str, nn.Module]] = [("main", experiment.modules)]
+    if objective.encoder_target is not None:
+        shares = [("main", model), ("encoder", encoder)]
+    exclusive = {id(p) for auxiliary in auxiliary_losses.values() if auxiliary.exclusive for p in auxiliary.parameters}
+    autocast = runtime.autocast(experiment.device, config.trainer.precision)
+    made = []
+    for name, module in shares:
+        loss = BoundLoss(objective if name == "main" else objective.for_encoder(), model, encoder, autocast)
+        parameters = [p for p in module.parameters() if id(p) not in exclusive]
+        made.append(replace(_update(config, name, loss, parameters), starts=warmup))
+    for name, auxiliary in auxiliary_losses.items():
+        loss, parameters = AuxiliaryUpdateLoss(auxiliary, autocast), list(auxiliary.parameters)
+        update = _update(config, name, loss, parameters, lr=auxiliary.lr, betas=auxiliary.betas)
+        made.append(replace(update, repeats=auxiliary.repeats, ends=auxiliary.stop_epoch))
+    return [replace(update, replicas=processes) for update in made]
+
+
+def _warmup_epochs(auxiliary_losses: dict[str, AuxiliaryLoss]) -> int:
+    """Return the number of epochs in which only auxiliary losses are trained."""
+    return max((auxiliary.warmup_epochs for auxiliary in auxiliary_losses.values()), default=0)
 
 
 def _update(
-    experiment: Experiment,
+    config: Config,
     name: str,
-    loss: Callable[[Tensor, Settings], Loss],
+    loss: LossFunction,
     parameters: list[nn.Parameter],
     *,
-    repeats: int = 1,
     lr: float | None = None,
     betas: tuple[float, float] | None = None,
-    starts: float = 0.0,
-    ends: float = math.inf,
 ) -> Update:
-    settings, trainer = experiment.config.optimizer, experiment.config.trainer
-    lr = settings.lr if lr is None else lr
+    """Return an update with Adam; ``lr`` and ``betas`` override those of the config."""
+    given, trainer = config.optimizer, config.trainer
+    lr = given.lr if lr is None else lr
     optimizer = torch.optim.Adam(
         parameters,
         lr=lr,
-        betas=betas or settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
+        betas=betas or given.betas,
+        eps=given.eps,
+        weight_decay=given.weight_decay,
         fused=True,
     )
     rate = schedules.learning_rate(
-        settings.schedule,
+        given.schedule,
         lr,
-        decay=settings.decay,
-        decay_epochs=settings.decay_epochs,
-        final_lr=settings.final_lr * lr / settings.lr,
+        decay=given.decay,
+        decay_epochs=given.decay_epochs,
+        final_lr=given.final_lr * lr / given.lr,
         epochs=trainer.epochs,
     )
-    return Update(name, loss, optimizer, rate, repeats, trainer.clip_norm, starts, ends, trainer.microbatch)
+    return Update(name, loss, optimizer, rate, clip_norm=trainer.clip_norm, microbatch=trainer.microbatch)

@@ -1,4 +1,4 @@
-"""The fixed estimate and the pictures that a training records at each validation."""
+"""Validation during training: the fixed estimate, diagnostics of the posterior, and images."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from vaebench.draw import reconstructions, samples
 from vaebench.estimators.diagnostics import Activity, PosteriorMoments, posterior_moments
 from vaebench.estimators.importance import log_likelihoods
 from vaebench.experiment import Experiment, Modules
-from vaebench.records import Manifest, Recorder
+from vaebench.records import Recorder
 from vaebench.train.replicas import Replicas
 
 __all__ = ["diagnose", "record_pictures", "validate"]
@@ -17,14 +17,12 @@ __all__ = ["diagnose", "record_pictures", "validate"]
 DIAGNOSED_IMAGES, DIAGNOSED_DRAWS = 500, 20
 
 
-def validate(experiment: Experiment, processes: Replicas, manifest: Manifest | None, modules: Modules) -> float:
-    """The one fixed estimate by which weights are chosen: same images, k and noise at every epoch."""
+def validate(experiment: Experiment, processes: Replicas, modules: Modules) -> float:
+    """Return the estimate that chooses the best weights, nats: the same images, k and noise at every epoch."""
     images = experiment.data.validation
     own = processes.part(len(images))
     settings = experiment.config.trainer
     inner_k = experiment.inner_k if settings.validation_inner_k is None else settings.validation_inner_k
-    if manifest is not None:
-        manifest.save()
     modules.eval()
     with experiment.autocast():
         parts = log_likelihoods(
@@ -43,10 +41,10 @@ def validate(experiment: Experiment, processes: Replicas, manifest: Manifest | N
 
 @torch.no_grad()
 def diagnose(experiment: Experiment, modules: Modules) -> dict[str, float]:
-    """What draws show of the posterior, by name: no decoder runs for it, so that it costs little beside a validation.
+    """Return diagnostics of the posterior by name. They need no decoder, so they cost little next to a validation.
 
-    ``active_units`` is the count of ``vaebench diagnose``, from few draws: weak units may not be counted yet.
-    ``posterior_std`` is the root of the mean variance of q(z_d|x): near the prior's, q has collapsed.
+    ``active_units`` is the count of ``vaebench diagnose``, from few draws: it may miss weak units.
+    ``posterior_std`` is the root of the mean variance of q(z_d|x): if it is near that of the prior, q has collapsed.
     """
     found = PosteriorMoments.joined(list(_spreads(experiment, modules)))
     return {
@@ -56,7 +54,7 @@ def diagnose(experiment: Experiment, modules: Modules) -> dict[str, float]:
 
 
 def _spreads(experiment: Experiment, modules: Modules) -> Iterator[PosteriorMoments]:
-    """Yield the posterior's moments for the same random validation images, with the same noise at every epoch."""
+    """Yield the moments of the posterior, for the same random validation images and noise at every epoch."""
     data, device = experiment.data, experiment.device
     order = torch.Generator().manual_seed(runtime.derived_seed(0, "validation diagnostics"))
     numbers = torch.randperm(len(data.validation), generator=order)[:DIAGNOSED_IMAGES]
@@ -68,8 +66,7 @@ def _spreads(experiment: Experiment, modules: Modules) -> Iterator[PosteriorMome
     modules.train()
 
 
-def record_pictures(experiment: Experiment, recorder: Recorder | None, modules: Modules, step: int) -> None:
-    if recorder is None:
-        return
+def record_pictures(experiment: Experiment, recorder: Recorder, modules: Modules, step: int) -> None:
+    """Record samples and reconstructions of ``modules``."""
     recorder.image("samples", samples(experiment, modules), step)
     recorder.image("reconstructions", reconstructions(experiment, modules), step)

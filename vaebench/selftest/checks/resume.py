@@ -17,7 +17,8 @@ from vaebench.selftest.bench import Bench, default_dtype
 from vaebench.selftest.rows import Row, differs, exact
 from vaebench.train.batches import Batches
 from vaebench.train.display import Display
-from vaebench.train.trainer import Plan, Trainer
+from vaebench.train.schedules import Course
+from vaebench.train.trainer import Callbacks, Trainer
 from vaebench.train.updates import updates
 
 __all__ = ["check"]
@@ -77,15 +78,13 @@ def _trainer(bench: Bench, name: str) -> Trainer:
         experiment.modules,
         updates(experiment),
         batches,
-        Plan(1, lambda epoch: 2, lambda epoch: 2, lambda epoch: 1.0, ema=0.9),
-        validate=lambda modules: 0.0,
+        Course(1, lambda epoch: 2, lambda epoch: 2, lambda epoch: 1.0, ema=0.9),
+        Callbacks(lambda modules: 0.0),
+        Display(False),
+        Interruption(),
+        identity="selftest",
         recorder=_recorder(folder, experiment),
         checkpoints=Checkpoints(folder / "checkpoints"),
-        identity="selftest",
-        device=bench.device,
-        display=Display(False),
-        interruption=Interruption(),
-        pictures=lambda modules, step: None,
     )
 
 
