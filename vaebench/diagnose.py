@@ -35,7 +35,8 @@ from vaebench.estimators.diagnostics import (
     seen,
 )
 from vaebench.estimators.importance import Chunks, PerImage, weighed
-from vaebench.evaluate.job import Images, chosen
+from vaebench.estimators.sampling import Sampling
+from vaebench.evaluate.job import Images, choose_images
 from vaebench.experiment import Experiment, build, load_best
 from vaebench.records import Diagnostics, Measure, RunFolder, format_table, write_diagnostics
 from vaebench.records.results import Direction as Found
@@ -123,7 +124,8 @@ class _Look:
 
     @classmethod
     def at(cls, experiment: Experiment, given: Diagnosis) -> "_Look":
-        images, k = chosen(experiment), given.k or experiment.k
+        config, k = experiment.config, given.k or experiment.k
+        images = choose_images(experiment.data, config.estimator, experiment.device)
         inner_k = experiment.inner_k if given.inner_k is None else given.inner_k
         if len(images.numbers) < 3:
             raise UserError("images must be 3 or more: a variance over images has an error of its own")
@@ -369,8 +371,8 @@ def _effective_weights(look: _Look) -> Measures:
     for part in look.batches("weights"):
         chunks = Chunks.automatic(look.x.device, look.inner_k, batch=part.stop - part.start)
         seed = runtime.derived_seed(look.given.seed, "weights")
-        numbers = look.images.numbers[part]
-        values.append(weighed(model, encoder, look.x[part], look.k, look.inner_k, chunks, seed, numbers).ess())
+        sampling = Sampling(look.k, look.inner_k, seed, look.images.numbers[part])
+        values.append(weighed(model, encoder, look.x[part], sampling, chunks).ess())
     definition = f"(sum w)^2 / sum w^2 of the k={look.k} weights of an image, from 1 to k, averaged over images"
     if encoder.direction is Direction.ESTIMATE:
         definition += "; by a learned log q, so that it tells of the learned ratio as well as of q"

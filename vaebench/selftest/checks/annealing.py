@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from vaebench.estimators.ais import ais
-from vaebench.estimators.annealing import Walk, anneal, linear
+from vaebench.estimators.annealing import AnnealedChains, anneal, linear
 from vaebench.estimators.bdmc import bdmc, simulated
 from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.annealing import bridge, exact_move, expected_log_weight, shared
@@ -28,7 +28,7 @@ def check(bench: Bench) -> Iterator[Row]:
     yield from _hamiltonian_moves(model, x, truth, bench.seed)
 
 
-def _walk(model: LinearGaussian, x: Tensor, betas: Tensor, start: Tensor) -> Walk:
+def _walk(model: LinearGaussian, x: Tensor, betas: Tensor, start: Tensor) -> AnnealedChains:
     return anneal(bridge(model, x), shared(betas.to(x.device), len(x)), start.unsqueeze(0), exact_move(model, x))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vaebench.encoders.base import Encoder
 from vaebench.estimators.importance import log_likelihood, log_likelihoods
+from vaebench.estimators.sampling import Sampling
 from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.families import network_gaussian, network_hierarchy
 from vaebench.selftest.oracles.gaussian import X, linear_gaussian
@@ -31,7 +32,7 @@ def check(bench: Bench) -> Iterator[Row]:
     for name, (encoder, inner_k) in encoders.items():
 
         def pieces(encoder: Encoder = encoder, inner_k: int = inner_k, **cut: Any) -> Tensor:
-            parts = log_likelihoods(model, encoder, _observe, pixels, k=K, inner_k=inner_k, seed=5, **cut)
+            parts = log_likelihoods(model, encoder, _observe, pixels, Sampling(K, inner_k, seed=5), **cut)
             return torch.cat([values for _, values in parts])
 
         whole = log_likelihood(model, encoder, x, K, inner_k, K, inner_chunk=inner_k, seed=5)
