@@ -15,6 +15,7 @@ import pytest
 import torch
 from test_cli import FakeCore, make_run
 from test_every_config import ONE_STEP
+from test_records import record as made_record
 
 from vaebench import experiment
 from vaebench.cli import main
@@ -24,7 +25,7 @@ from vaebench.evaluate import importance, loop, workers
 from vaebench.evaluate.job import EstimatorInputs
 from vaebench.evaluate.loop import Task, unfinished_tasks
 from vaebench.evaluate.run import evaluate
-from vaebench.records import ResultRecord, RunFolder, format_line, read_per_image, read_results
+from vaebench.records import ResultRecord, RunFolder, append_result, format_line, read_per_image, read_results
 from vaebench.records.per_image import PerImageFile
 from vaebench.train.session import train
 
@@ -126,11 +127,10 @@ def test_several_runs_and_several_estimators(fake: FakeCore, workplace: Path, ca
     lines = err.splitlines()
     assert lines[0] == "vaebench: failed: sweep/broken estimator=iwae estimator.k=3: its checkpoint is truncated"
     assert lines[2].startswith("vaebench: failed: sweep/damaged estimator=iwae,ais")
-    assert lines[-1] == "vaebench: 3 of 7 evaluations failed; the lines above say which and why"
+    assert lines[-1] == "vaebench: 3 of 7 evaluations failed: see the messages above"
 
 
 def test_a_defect_shows_its_traceback_and_the_others_go_on(
-    fake: FakeCore,
     workplace: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -143,7 +143,7 @@ def test_a_defect_shows_its_traceback_and_the_others_go_on(
         if len(done) == 1:
             raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(fake, "evaluate", evaluate)
+    monkeypatch.setattr("vaebench.evaluate.run.evaluate", evaluate)
     assert main(["evaluate", "run", "estimator.k=1,2"]) == 1
     assert len(done) == 2
     err = capfd.readouterr().err
@@ -151,7 +151,7 @@ def test_a_defect_shows_its_traceback_and_the_others_go_on(
     assert "failed: run estimator.k=1: ZeroDivisionError: a defect" in err
 
 
-def test_a_signal_stops_all(fake: FakeCore, workplace: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_signal_stops_all(workplace: Path, monkeypatch: pytest.MonkeyPatch):
     make_run(workplace / "run")
     done: list[list[str]] = []
 
@@ -159,7 +159,7 @@ def test_a_signal_stops_all(fake: FakeCore, workplace: Path, monkeypatch: pytest
         done.append(overrides)
         raise SystemExit(130)
 
-    monkeypatch.setattr(fake, "evaluate", evaluate)
+    monkeypatch.setattr("vaebench.evaluate.run.evaluate", evaluate)
     assert main(["evaluate", "run", "estimator.k=1,2"]) == 130
     assert len(done) == 1
 
@@ -346,6 +346,21 @@ def test_tau_and_shared_psi_are_labelled(run: Path):
 def test_psi_of_a_learned_tau_are_not_shared(run: Path):
     with pytest.raises(UserError, match=r"share_psi=true is invalid for encoder=iwhvi.*cannot be shared: use"):
         evaluated(run, "estimator.share_psi=true")
+
+
+# Records of earlier versions ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("old", "new"), [("GaussianEncoder", "moments"), ("AdversarialEncoder", "own")])
+def test_old_records_are_read_with_the_new_names(old: str, new: str, tmp_path: Path):
+    folder, record = RunFolder(tmp_path), made_record(settings={"proposal": old, "tau": "prior"})
+    append_result(folder, record)
+    assert old in folder.results.read_text()
+    (read,) = read_results(folder)
+    assert read.settings == {"proposal": new, "tau": "prior"}
+    # A new result takes the place of the old one.
+    append_result(folder, made_record(settings={"proposal": new, "tau": "prior"}, mean=-80.0))
+    assert [record.mean for record in read_results(folder)] == [-80.0]
 
 
 # Stops and shares -----------------------------------------------------------------------------------------

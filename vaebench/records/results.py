@@ -18,6 +18,9 @@ SIGNS: dict[Direction, str] = {"exact": "=", "lower_bound": ">=", "upper_bound":
 
 PRECISIONS = ("", "float32", "bf16")
 
+_OLD_PROPOSALS = {"GaussianEncoder": "moments", "AdversarialEncoder": "own"}
+"""Class names that earlier versions wrote as the proposal of an adversarial encoder."""
+
 _MAY_BE_EMPTY = ("precision", "settings", "extra", "note", "per_image")
 
 
@@ -111,13 +114,20 @@ def read_results(folder: RunFolder) -> list[ResultRecord]:
     """Return the records of results.json, [] when there is none. UserError when it is damaged."""
     try:
         stored = json.loads(folder.results.read_text(encoding="utf-8"))
-        return [ResultRecord(**entry) for entry in stored]
+        return [_from_json(entry) for entry in stored]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"cannot read {folder.results}: {error}. Repair it, or move it away and evaluate again."
         ) from error
+
+
+def _from_json(entry: dict[str, Any]) -> ResultRecord:
+    settings = entry.get("settings") or {}
+    if settings.get("proposal") in _OLD_PROPOSALS:
+        entry = entry | {"settings": settings | {"proposal": _OLD_PROPOSALS[settings["proposal"]]}}
+    return ResultRecord(**entry)
 
 
 def format_line(record: ResultRecord) -> str:
