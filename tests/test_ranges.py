@@ -1,5 +1,7 @@
 """Ranges of an estimator's settings: every documented value works, every other one is refused with key and value."""
 
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,19 @@ def test_null_is_a_number_of_temperatures_for_the_sandwich_alone():
         check_ranges(changed(compose(["estimator=ais"]).estimator, temperatures=None))
 
 
+NO_TORCH = """
+import sys
+from vaebench.config import compose
+from vaebench.evaluate.ranges import check_ranges
+check_ranges(compose(["estimator=ais"]).estimator)
+assert "torch" not in sys.modules
+"""
+
+
+def test_a_command_can_check_ranges_without_torch():
+    subprocess.run([sys.executable, "-c", NO_TORCH], check=True)
+
+
 # In a run -------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +129,15 @@ def test_a_job_is_refused_before_it_starts(default_data_dir: Path):
     run = experiment(default_data_dir, "ais", chains=0)
     with pytest.raises(UserError, match=r"estimator\.chains must be >= 1, got 0"):
         job_for(EstimatorInputs.of(run))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_job_leaves_the_mode_of_the_networks(training: bool, default_data_dir: Path):
+    """The sandwich tries a blank image in evaluation mode to learn which numbers there will be."""
+    run = experiment(default_data_dir, "sandwich")
+    run.modules.train(training)
+    assert "elbo.value" in job_for(EstimatorInputs.of(run)).rows
+    assert all(module.training is training for module in (run.model, run.encoder))
 
 
 @pytest.mark.parametrize(

@@ -332,7 +332,7 @@ def information_about_images(
         drawn = encoder.log_q_bounds(context, sampling.k, inner_k=inner_k)
     below, above = _Columns(), _Columns()
     for j in range(len(x))[part]:
-        # Inner samples of its own for each z: errors of different images are then independent.
+        # Separate inner samples for each z: errors of different images are then independent.
         with keyed_noise(seed, numbers, "sandwich", f"pairs of {int(numbers[j])}"):
             scores = _scores(encoder, context, drawn, j, inner_k)
         if scores is None:

@@ -83,7 +83,7 @@ def pareto_k(largest: Tensor) -> Tensor:
     the central limit theorem fails; for k >= 1 the mean is infinite. Above 0.7 the mean of some thousands of weights is
     unreliable: an estimate of log p(x) is then usually too low, and its error is unknown.
 
-    Equal weights have no tail: -inf. Weights that almost vanish beside the largest give +inf.
+    Equal weights have no tail: -inf. Weights that almost vanish compared with the largest give +inf.
 
     Source: Vehtari et al. 2024, https://arxiv.org/abs/1507.02646; the fit is that of Zhang and Stephens 2009,
     https://doi.org/10.1198/tech.2009.08017

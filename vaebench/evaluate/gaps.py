@@ -117,7 +117,7 @@ class _Gaps:
         return self.encoder.has_inner_samples
 
     def key(self) -> list[object]:
-        """Return all settings that change the numbers, beside the seed and k."""
+        """Return all settings that change the numbers, except the seed and k."""
         given = self.inputs.settings
         fits = [given.steps, given.fit_draws, given.lr, given.finetune_lr]
         return [given.draws, self.tuned, self.inner_k, *fits, type(self.encoder).__name__, *self.shown.items()]

@@ -57,7 +57,7 @@ class EstimatorJob:
     images: Tensor
     """The images' places in their split, (N,)."""
     key: Sequence[object]
-    """All settings that change the numbers, beside the run, its epoch and its data."""
+    """All settings that change the numbers; the run, its epoch and its data are not part of it."""
     rows: tuple[str, ...]
     """Names of the numbers that are kept of each image; the first is its value."""
     batch: int
@@ -206,7 +206,7 @@ def _image_seed(settings: EstimatorSettings) -> int:
 
 
 def _binarised(data: Dataset, settings: EstimatorSettings, intensities: Tensor, seed: int) -> Tensor:
-    """Return the pixels of the whole split, binarised again if the settings say so, or if they are grey."""
+    """Return the pixels of the whole split, binarised again for ``binarise=fresh`` and for grey pixels."""
     fresh = settings.binarise == "fresh"
     if settings.split != "train":
         own = runtime.derived_seed(settings.seed, "rebinarise") % 2**32

@@ -180,7 +180,7 @@ class _Measure:
         return result, chains
 
     def settings(self, name: str) -> dict[str, Any]:
-        """Return the settings that a result shows beside k and inner_k; ``name`` is a key of ``QUANTITIES``."""
+        """Return the settings that a result shows in addition to k and inner_k; ``name`` is a key of ``QUANTITIES``."""
         settings = dict(self.shown)
         if name == "image_information":
             # The lower bound is at most the logarithm of this.
