@@ -144,7 +144,7 @@ def test_simulated_images_belong_to_their_seed():
 
 
 def test_no_images_are_refused():
-    with pytest.raises(ValueError, match="n must be at least 1"):
+    with pytest.raises(ValueError, match="n must be >= 1, got 0"):
         bdmc(linear_gaussian(), 0)
 
 

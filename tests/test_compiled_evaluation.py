@@ -13,7 +13,8 @@ from vaebench.compiler import Compiler
 from vaebench.config import compose, for_evaluation, identity, read
 from vaebench.errors import UserError
 from vaebench.evaluate.compile import CompiledModel, model_for
-from vaebench.evaluate.loop import Numbers, Task
+from vaebench.evaluate.job import EstimatorInputs, job_for
+from vaebench.evaluate.loop import Evaluator, Task
 from vaebench.evaluate.run import evaluate
 from vaebench.experiment import Experiment, build, load_best
 from vaebench.model import LogJoint
@@ -124,14 +125,14 @@ def test_wrong_numbers_are_not_used(differentiated: bool, tmp_path: Path):
         ).log_joint(x, z)
 
 
-# What the planned work says ---------------------------------------------------------------------------------
+# What the amount of work decides ---------------------------------------------------------------------------------
 
 
 def chosen(*words: str, images: int = 10_000, calls: int = 125) -> bool:
     """Whether p(x, z) would be compiled for so many calls per batch of 100 images."""
     run = build(compose([*SMALL]))
     run = replace(run, config=for_evaluation(run.config, [*words, "device=cpu"]))
-    return isinstance(model_for(run, 100, images, calls, 40), CompiledModel)
+    return isinstance(model_for(EstimatorInputs.of(run), 100, images, calls, 40), CompiledModel)
 
 
 def test_auto_compiles_an_evaluation_with_enough_calls():
@@ -149,10 +150,10 @@ def test_auto_compiles_an_evaluation_with_enough_calls():
 def test_an_estimator_that_is_never_compiled_says_so(estimator: str):
     run = build(compose([*SMALL]))
     words = [f"estimator={estimator}", "estimator.images=2", "device=cpu"]
-    Numbers(replace(run, config=for_evaluation(run.config, words))).plan(0)
+    job_for(EstimatorInputs.of(replace(run, config=for_evaluation(run.config, words))))
     strict = replace(run, config=for_evaluation(run.config, [*words, "compile=true"]))
-    with pytest.raises(UserError, match=f"compile=true is not for estimator={estimator}"):
-        Numbers(strict).plan(0)
+    with pytest.raises(UserError, match=f"compile=true is unsupported for estimator={estimator}"):
+        job_for(EstimatorInputs.of(strict))
 
 
 def test_other_words_are_refused():
@@ -214,15 +215,15 @@ def test_a_compiled_evaluation_is_the_plain_one_but_for_rounding(
 def test_parts_may_come_in_any_order(run: Path):
     config = for_evaluation(read(run), [*CASES["iwae"], "estimator.batch=10", "compile=true", "device=cpu"])
 
-    def numbers() -> Numbers:
+    def evaluator() -> Evaluator:
         built = build(config)
         load_best(built, RunFolder.open(run))
-        return Numbers(built)
+        return Evaluator(EstimatorInputs.of(built))
 
-    one, other = numbers(), numbers()
-    first, second = one.of(Task(0, 0, 10)), one.of(Task(0, 10, 20))
-    assert torch.equal(other.of(Task(0, 10, 20)), second)
-    assert torch.equal(other.of(Task(0, 0, 10)), first)
+    one, other = evaluator(), evaluator()
+    first, second = one.compute(Task(0, 0, 10)), one.compute(Task(0, 10, 20))
+    assert torch.equal(other.compute(Task(0, 10, 20)), second)
+    assert torch.equal(other.compute(Task(0, 0, 10)), first)
 
 
 @needs_a_compiler

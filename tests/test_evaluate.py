@@ -15,15 +15,17 @@ import pytest
 import torch
 from test_cli import FakeCore, make_run
 from test_every_config import ONE_STEP
+from test_records import record as made_record
 
 from vaebench import experiment
 from vaebench.cli import main
 from vaebench.config import compose, evaluations
 from vaebench.errors import RunFailed, UserError
 from vaebench.evaluate import importance, loop, workers
-from vaebench.evaluate.loop import Task, tasks
+from vaebench.evaluate.job import EstimatorInputs
+from vaebench.evaluate.loop import Task, unfinished_tasks
 from vaebench.evaluate.run import evaluate
-from vaebench.records import ResultRecord, RunFolder, format_line, read_per_image, read_results
+from vaebench.records import ResultRecord, RunFolder, append_result, format_line, read_per_image, read_results
 from vaebench.records.per_image import PerImageFile
 from vaebench.train.session import train
 
@@ -125,11 +127,10 @@ def test_several_runs_and_several_estimators(fake: FakeCore, workplace: Path, ca
     lines = err.splitlines()
     assert lines[0] == "vaebench: failed: sweep/broken estimator=iwae estimator.k=3: its checkpoint is truncated"
     assert lines[2].startswith("vaebench: failed: sweep/damaged estimator=iwae,ais")
-    assert lines[-1] == "vaebench: 3 of 7 evaluations failed; the lines above say which and why"
+    assert lines[-1] == "vaebench: 3 of 7 evaluations failed: see the messages above"
 
 
 def test_a_defect_shows_its_traceback_and_the_others_go_on(
-    fake: FakeCore,
     workplace: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -142,7 +143,7 @@ def test_a_defect_shows_its_traceback_and_the_others_go_on(
         if len(done) == 1:
             raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(fake, "evaluate", evaluate)
+    monkeypatch.setattr("vaebench.evaluate.run.evaluate", evaluate)
     assert main(["evaluate", "run", "estimator.k=1,2"]) == 1
     assert len(done) == 2
     err = capfd.readouterr().err
@@ -150,7 +151,7 @@ def test_a_defect_shows_its_traceback_and_the_others_go_on(
     assert "failed: run estimator.k=1: ZeroDivisionError: a defect" in err
 
 
-def test_a_signal_stops_all(fake: FakeCore, workplace: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_signal_stops_all(workplace: Path, monkeypatch: pytest.MonkeyPatch):
     make_run(workplace / "run")
     done: list[list[str]] = []
 
@@ -158,7 +159,7 @@ def test_a_signal_stops_all(fake: FakeCore, workplace: Path, monkeypatch: pytest
         done.append(overrides)
         raise SystemExit(130)
 
-    monkeypatch.setattr(fake, "evaluate", evaluate)
+    monkeypatch.setattr("vaebench.evaluate.run.evaluate", evaluate)
     assert main(["evaluate", "run", "estimator.k=1,2"]) == 130
     assert len(done) == 1
 
@@ -188,13 +189,13 @@ def test_refusals_do_not_wait_for_torch(workplace: Path):
 
 def test_tasks_are_what_is_left():
     done = np.zeros((2, 10), dtype=bool)
-    assert tasks(done, 4) == [Task(r, start, min(start + 4, 10)) for r in range(2) for start in (0, 4, 8)]
+    assert unfinished_tasks(done, 4) == [Task(r, start, min(start + 4, 10)) for r in range(2) for start in (0, 4, 8)]
     done[0] = True
     done[1, 4:8] = True
-    assert tasks(done, 4) == [Task(1, 0, 4), Task(1, 8, 10)]
-    assert tasks(done, 100) == [Task(1, 0, 4), Task(1, 8, 10)]
+    assert unfinished_tasks(done, 4) == [Task(1, 0, 4), Task(1, 8, 10)]
+    assert unfinished_tasks(done, 100) == [Task(1, 0, 4), Task(1, 8, 10)]
     done[1] = True
-    assert tasks(done, 4) == []
+    assert unfinished_tasks(done, 4) == []
 
 
 # In a run folder ------------------------------------------------------------------------------------------
@@ -268,7 +269,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     original = importance.weighed
 
     def watched(*args: Any) -> Any:
-        asked.append((args[6], len(args[7])))
+        asked.append((args[3].seed, len(args[3].images)))
         return original(*args)
 
     monkeypatch.setattr(importance, "weighed", watched)
@@ -343,8 +344,23 @@ def test_tau_and_shared_psi_are_labelled(run: Path):
 
 
 def test_psi_of_a_learned_tau_are_not_shared(run: Path):
-    with pytest.raises(UserError, match=r"share_psi=true is not for encoder=iwhvi.*cannot be shared; with .*tau=prior"):
+    with pytest.raises(UserError, match=r"share_psi=true is invalid for encoder=iwhvi.*cannot be shared: use"):
         evaluated(run, "estimator.share_psi=true")
+
+
+# Records of earlier versions ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("old", "new"), [("GaussianEncoder", "moments"), ("AdversarialEncoder", "own")])
+def test_old_records_are_read_with_the_new_names(old: str, new: str, tmp_path: Path):
+    folder, record = RunFolder(tmp_path), made_record(settings={"proposal": old, "tau": "prior"})
+    append_result(folder, record)
+    assert old in folder.results.read_text()
+    (read,) = read_results(folder)
+    assert read.settings == {"proposal": new, "tau": "prior"}
+    # A new result takes the place of the old one.
+    append_result(folder, made_record(settings={"proposal": new, "tau": "prior"}, mean=-80.0))
+    assert [record.mean for record in read_results(folder)] == [-80.0]
 
 
 # Stops and shares -----------------------------------------------------------------------------------------
@@ -373,7 +389,7 @@ def test_a_damaged_file_is_made_anew(run: Path, damage: Any, capsys: pytest.Capt
     with pytest.raises(UserError, match="vaebench evaluate` again"):
         read_per_image(RunFolder(run), whole)
     assert evaluated(run, "estimator.seed=4").mean == whole.mean
-    assert "is damaged; this evaluation starts anew" in capsys.readouterr().out
+    assert "is corrupt; restarting this evaluation" in capsys.readouterr().out
     assert read_per_image(RunFolder(run), whole).values.mean() == pytest.approx(whole.mean)
 
 
@@ -407,7 +423,7 @@ def test_several_processes_that_are_interrupted_and_one_give_the_result_of_one(
     with pytest.raises(SystemExit) as stopped:
         evaluated(run, *words, "processes=2", "threads=2")
     assert stopped.value.code == 130
-    assert "interrupted; the images done are kept" in capsys.readouterr().out
+    assert "interrupted; finished images are saved" in capsys.readouterr().out
     assert multiprocessing.active_children() == []
     # What was at hand is finished: one task of each process.
     assert asked == []
@@ -424,28 +440,28 @@ def test_devices_are_dealt_out(monkeypatch: pytest.MonkeyPatch):
     config = compose(["device=cuda", "trainer.threads=7"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    parts = workers.divided(config, 3)
+    parts = workers.process_configs(config, 3)
     assert [part.device for part in parts] == ["cuda:0", "cuda:1", "cuda:0"]
     assert [part.estimator.processes for part in parts] == [2, 1, 2]
     assert {part.trainer.threads for part in parts} == {2}
-    assert [part.device for part in workers.divided(compose(["device=cuda:1"]), 2)] == ["cuda:1"] * 2
+    assert [part.device for part in workers.process_configs(compose(["device=cuda:1"]), 2)] == ["cuda:1"] * 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [part.device for part in workers.divided(compose([]), 2)] == ["auto"] * 2
+    assert [part.device for part in workers.process_configs(compose([]), 2)] == ["auto"] * 2
 
 
 def test_a_batch_is_small_enough_for_all_processes(run: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Task] = []
 
-    def source(config: Any, folder: Path) -> Any:
-        numbers = loop.Numbers(experiment.build(config))
+    def pool(config: Any, folder: Path) -> Any:
+        evaluator = loop.Evaluator(EstimatorInputs.of(experiment.build(config)))
 
-        def answers(todo: list[Task], stopping: Any) -> Any:
+        def run_here(todo: list[Task], stopping: Any) -> Any:
             seen.extend(todo)
-            return numbers.alone(todo, stopping)
+            return evaluator.run(todo, stopping)
 
-        return answers
+        return run_here
 
-    monkeypatch.setattr("vaebench.evaluate.run.shared", source)
+    monkeypatch.setattr(workers, "worker_pool", pool)
     evaluated(run, "processes=3", "estimator.seed=8")
     assert [task.stop - task.start for task in seen] == [14, 14, 12]
     seen.clear()
@@ -468,7 +484,7 @@ def test_what_a_process_fails_with_ends_the_evaluation():
 def test_work_is_dealt_out_until_none_is_left_or_a_signal_came(kept: int):
     left, (ours, theirs) = [Task(0, start, start + 1) for start in range(3)], multiprocessing.Pipe()
     dealt: list[Task] = []
-    while workers._deal(ours, left, lambda: len(left) == kept):
+    while workers._send_next(ours, left, lambda: len(left) == kept):
         dealt.append(theirs.recv())
     assert [task.start for task in dealt] == [2, 1, 0][: 3 - kept]
     with pytest.raises(EOFError):

@@ -27,6 +27,7 @@ from vaebench.bounds import LogMeanExp
 from vaebench.encoders.base import Encoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.estimators.importance import ROWS, Chunks, PerImage, log_likelihood, log_likelihoods
+from vaebench.estimators.sampling import Sampling
 from vaebench.objective import evidence
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -43,11 +44,10 @@ def observe(intensities: Tensor) -> Tensor:
     return intensities.double() / 255
 
 
-def everything(family: Family, inner_k: int, **arguments: Any) -> Tensor:
+def everything(family: Family, inner_k: int, chunk: int | None = None, **arguments: Any) -> Tensor:
     """Return the estimates of all images, gathered from the batches of :func:`log_likelihoods`."""
-    parts = log_likelihoods(
-        linear_gaussian(), family.make(), observe, images(), k=K, inner_k=inner_k, seed=4, **arguments
-    )
+    sampling = Sampling(K, inner_k, seed=4, chunk=chunk)
+    parts = log_likelihoods(linear_gaussian(), family.make(), observe, images(), sampling, **arguments)
     return torch.cat([values for _, values in parts])
 
 
@@ -96,13 +96,15 @@ def test_an_interrupted_evaluation_goes_on(family: Family, inner_k: int):
 
 def test_a_subset_keeps_its_images_noise():
     model, encoder, chosen = linear_gaussian(), learned(), torch.tensor([5, 0, 3])
-    whole = torch.cat([v for _, v in log_likelihoods(model, encoder, observe, images(), k=K, inner_k=2, seed=4)])
-    parts = log_likelihoods(model, encoder, observe, images()[chosen], k=K, inner_k=2, seed=4, images=chosen, batch=2)
+    whole = torch.cat([v for _, v in log_likelihoods(model, encoder, observe, images(), Sampling(K, 2, seed=4))])
+    parts = log_likelihoods(model, encoder, observe, images()[chosen], Sampling(K, 2, 4, chosen), batch=2)
     assert (torch.cat([values for _, values in parts]) - whole[chosen]).abs().max() < TOLERANCE
 
 
 def test_batches_say_which_images_they_are():
-    parts = list(log_likelihoods(linear_gaussian(), learned(), observe, images(), k=2, batch=3, first=1))
+    parts = list(
+        log_likelihoods(linear_gaussian(), learned(), observe, images(), Sampling(2, seed=0), batch=3, first=1)
+    )
     assert [part for part, _ in parts] == [slice(1, 4), slice(4, 7)]
     assert [len(values) for _, values in parts] == [3, 3]
 
@@ -175,7 +177,7 @@ def test_an_empty_running_mean_has_no_value():
 
 def test_the_global_generator_is_left_alone_also_between_batches():
     state = torch.get_rng_state()
-    parts = log_likelihoods(linear_gaussian(), learned(), observe, images(), k=5, inner_k=2, batch=2)
+    parts = log_likelihoods(linear_gaussian(), learned(), observe, images(), Sampling(5, 2, seed=0), batch=2)
     next(parts)
     assert torch.equal(torch.get_rng_state(), state)
     next(parts)
@@ -195,7 +197,7 @@ def test_draws_of_torchs_own_generator_are_seeded_as_well():
     runs = []
     for outside in (1, 2):
         torch.manual_seed(outside)
-        parts = log_likelihoods(linear_gaussian(), learned(), jittered, images(), k=5, batch=3)
+        parts = log_likelihoods(linear_gaussian(), learned(), jittered, images(), Sampling(5, seed=0), batch=3)
         runs.append(torch.cat([values for _, values in parts]))
     assert torch.equal(runs[0], runs[1])
 
@@ -276,10 +278,17 @@ def test_automatic_chunks_keep_few_rows_in_flight(inner_k: int, batch: int | Non
 # Input and output -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("k", "inner_k"), [(0, 0), (-1, 0), (3, -1)])
-def test_impossible_numbers_are_refused(k: int, inner_k: int):
-    with pytest.raises(ValueError, match="k must be at least 1"):
+@pytest.mark.parametrize(
+    ("k", "inner_k", "message"), [(0, 0, "^k must be >= 1, got 0"), (3, -1, "inner_k must be >= 0")]
+)
+def test_impossible_numbers_are_refused(k: int, inner_k: int, message: str):
+    with pytest.raises(ValueError, match=message):
         log_likelihood(linear_gaussian(), learned(), observe(images()), k, inner_k)
+
+
+def test_a_resumable_estimate_needs_a_seed():
+    with pytest.raises(ValueError, match="needs a seed"):
+        log_likelihoods(linear_gaussian(), learned(), observe, images(), Sampling(5))
 
 
 def test_the_mean_over_images_and_its_error():

@@ -1,6 +1,7 @@
 """Inference gaps in the linear-Gaussian model, where every one of them is a known KL divergence."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,13 @@ from vaebench.estimators.gaps import (
     selected_log_likelihood,
 )
 from vaebench.estimators.importance import log_likelihood
-from vaebench.evaluate.job import Estimate
+from vaebench.estimators.sampling import Sampling
+from vaebench.evaluate.job import Estimate, EstimatorInputs, job_for
 from vaebench.experiment import build
-from vaebench.registry import ESTIMATORS
 
 exactly = pytest.mark.usefixtures("float64")
-QUICK = Optimisation(steps=300, draws=8, lr=0.05)
+QUICK = Optimisation(steps=300, lr=0.05)
+EIGHT = Sampling(8, seed=0)
 
 
 def images(count: int = 5) -> Tensor:
@@ -56,10 +58,7 @@ def posterior_of(model: LinearGaussian, x: Tensor) -> MultivariateNormal:
 
 
 def elbo_of(model: LinearGaussian, encoder: Encoder | list[Encoder], x: Tensor, draws: int = 4000) -> Tensor:
-    def estimate(encoder: Encoder, x: Tensor, numbers: Tensor, inner_k: int) -> Tensor:
-        return elbo(model, encoder, x, draws, inner_k=inner_k, images=numbers)
-
-    return per_image(estimate, encoder, x, torch.arange(len(x)), 0)
+    return per_image(partial(elbo, model), encoder, x, Sampling(draws, seed=0))
 
 
 def divergence(encoder: GaussianEncoder, posterior: MultivariateNormal, x: Tensor) -> Tensor:
@@ -70,7 +69,7 @@ def divergence(encoder: GaussianEncoder, posterior: MultivariateNormal, x: Tenso
 @exactly
 def test_the_amortisation_gap_of_a_wrong_gaussian_is_its_kl_and_the_approximation_gap_is_zero():
     model, encoder, x = linear_gaussian(), gaussian(), images()
-    best = elbo_of(model, best_gaussian(model, encoder, x, QUICK), x)
+    best = elbo_of(model, best_gaussian(model, encoder, x, QUICK, EIGHT), x)
     exact = divergence(encoder, posterior_of(model, x), x)
     assert (model.log_evidence(x) - best).abs().max() < 1e-3
     assert (best - elbo_of(model, encoder, x) - exact).abs().max() < 0.05
@@ -82,7 +81,7 @@ def test_the_best_diagonal_gaussian_of_a_correlated_posterior():
     """Its mean is the posterior's, its precisions the diagonal of the posterior's precision."""
     model, x = correlated(), images()
     posterior = posterior_of(model, x)
-    best = best_gaussian(model, gaussian(), x, Optimisation(steps=300, draws=64, lr=0.05))
+    best = best_gaussian(model, gaussian(), x, QUICK, Sampling(64, seed=0))
     variance = posterior.precision_matrix[0].diagonal().reciprocal()
     for one, found in enumerate(best):
         q = found.exact_posterior(x[one : one + 1])
@@ -98,7 +97,7 @@ def test_the_best_diagonal_gaussian_of_a_correlated_posterior():
 @exactly
 def test_a_full_gaussian_fits_where_a_diagonal_one_does_not():
     model, encoder, x = correlated(), full_gaussian(), images(2)
-    best = best_of_family(model, encoder, x, Optimisation(steps=250, draws=8, lr=0.05))
+    best = best_of_family(model, encoder, x, Optimisation(steps=250, lr=0.05), EIGHT)
     gap = model.log_evidence(x) - elbo_of(model, best, x)
     assert gap.abs().max() < 0.01
     assert (model.log_evidence(x) - elbo_of(model, encoder, x)).min() > 0.1
@@ -109,15 +108,15 @@ def test_a_full_gaussian_fits_where_a_diagonal_one_does_not():
 def test_the_posterior_itself_has_no_gap(fit: Callable[..., list[Encoder]]):
     model, encoder, x = linear_gaussian(), exact_gaussian(), images(2)
     assert (model.log_evidence(x) - elbo_of(model, encoder, x, 20)).abs().max() < 1e-9
-    best = fit(model, encoder, x, Optimisation(steps=100, draws=2, lr=0.01))
+    best = fit(model, encoder, x, Optimisation(steps=100, lr=0.01), Sampling(2, seed=0))
     assert (model.log_evidence(x) - elbo_of(model, best, x, 20)).abs().max() < 1e-4
 
 
 @exactly
 def test_a_copy_of_the_gaussian_encoder_reaches_the_best_gaussian():
     model, encoder, x = correlated(), gaussian(), images(1)
-    how = Optimisation(steps=200, draws=16, lr=0.05)
-    both = [elbo_of(model, fit(model, encoder, x, how), x) for fit in (best_gaussian, best_of_family)]
+    how, sampling = Optimisation(steps=200, lr=0.05), Sampling(16, seed=0)
+    both = [elbo_of(model, fit(model, encoder, x, how, sampling), x) for fit in (best_gaussian, best_of_family)]
     assert (both[0] - both[1]).abs().max() < 0.01
 
 
@@ -125,8 +124,8 @@ def test_a_copy_of_the_gaussian_encoder_reaches_the_best_gaussian():
 def test_fitting_leaves_the_encoder_and_the_model_as_they_were():
     model, encoder, x = linear_gaussian(), learned(), images(2)
     before = [p.clone() for p in (*encoder.parameters(), *model.parameters())]
-    best_of_family(model, encoder, x, Optimisation(steps=3, draws=2, lr=0.1), inner_k=1)
-    best_gaussian(model, encoder, x, Optimisation(steps=3, draws=2, lr=0.1))
+    best_of_family(model, encoder, x, Optimisation(steps=3, lr=0.1), Sampling(2, 1, seed=0))
+    best_gaussian(model, encoder, x, Optimisation(steps=3, lr=0.1), Sampling(2, seed=0))
     after = [*encoder.parameters(), *model.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert all(p.grad is None for p in after)
@@ -135,9 +134,9 @@ def test_fitting_leaves_the_encoder_and_the_model_as_they_were():
 @exactly
 def test_images_do_not_influence_each_other():
     model, x, numbers = correlated(), images(4), torch.arange(4)
-    how = Optimisation(steps=20, draws=4, lr=0.05)
-    whole = elbo_of(model, best_gaussian(model, learned(), x, how, images=numbers), x, 50)
-    alone = [best_gaussian(model, learned(), x[one], how, images=numbers[one]) for one in numbers.split(3)]
+    how, sampling = Optimisation(steps=20, lr=0.05), Sampling(4, seed=0)
+    whole = elbo_of(model, best_gaussian(model, learned(), x, how, sampling.on(numbers)), x, 50)
+    alone = [best_gaussian(model, learned(), x[one], how, sampling.on(numbers[one])) for one in numbers.split(3)]
     assert torch.allclose(whole, elbo_of(model, [q for part in alone for q in part], x, 50))
 
 
@@ -145,14 +144,14 @@ def test_images_do_not_influence_each_other():
 def test_the_elbo_is_unbiased():
     model, encoder, x = linear_gaussian(), gaussian(), one_image(4000)
     exact = model.log_evidence(x) - divergence(encoder, posterior_of(model, x), x)
-    assert abs(Mean.of(elbo(model, encoder, x, 4) - exact).errors_above(0)) < 4
+    assert abs(Mean.of(elbo(model, encoder, x, Sampling(4, seed=0)) - exact).errors_above(0)) < 4
 
 
 @exactly
 def test_the_bound_gap_of_a_hierarchy_closes_with_inner_samples():
     model, x = linear_gaussian(), one_image(500)
-    loose, tight = (elbo(model, learned(), x, 20, inner_k=k) for k in (0, 30))
-    best = elbo(model, exact_reverse(), x, 20)
+    loose, tight = (elbo(model, learned(), x, Sampling(20, k, seed=0)) for k in (0, 30))
+    best = elbo(model, exact_reverse(), x, Sampling(20, seed=0))
     assert Mean.of(tight - loose).errors_above(0) > 10
     assert Mean.of(best - tight).value == pytest.approx(0, abs=0.02)
 
@@ -174,7 +173,7 @@ def hopeless() -> GaussianEncoder:
 def test_a_hopeless_proposal_does_not_lower_the_estimate():
     model, x = linear_gaussian(), images(6)
     proposals = [hopeless(), exact_gaussian()]
-    found = selected_log_likelihood(model, proposals, x, 50)
+    found = selected_log_likelihood(model, proposals, x, Sampling(50, seed=0))
     assert torch.allclose(found, model.log_evidence(x))
     # The control: weights of both in one mean cost log 2.
     pooled = log_mean_exp(torch.stack([log_likelihood(model, each, x, 50, seed=0) for each in proposals]))
@@ -185,14 +184,14 @@ def test_a_hopeless_proposal_does_not_lower_the_estimate():
 def test_each_image_has_its_own_proposal():
     model, x = linear_gaussian(), images(4)
     good, bad = exact_gaussian(), hopeless()
-    found = selected_log_likelihood(model, [[good, bad, good, bad], [bad, good, bad, good]], x, 50)
+    found = selected_log_likelihood(model, [[good, bad, good, bad], [bad, good, bad, good]], x, Sampling(50, seed=0))
     assert torch.allclose(found, model.log_evidence(x))
 
 
 @exactly
 def test_the_estimate_is_a_lower_bound_although_the_best_proposal_is_chosen():
     model, x = linear_gaussian(), one_image(3000)
-    found = Mean.of(selected_log_likelihood(model, [gaussian(2.0), gaussian(1.2), gaussian()], x, 2))
+    found = Mean.of(selected_log_likelihood(model, [gaussian(2.0), gaussian(1.2), gaussian()], x, Sampling(2, seed=0)))
     assert found.errors_above(model.log_evidence(x[:1]).item()) < 3
     # The control: the larger of two estimates is none.
     parts = [log_likelihood(model, gaussian(), x, 2, seed=seed) for seed in range(12)]
@@ -206,16 +205,16 @@ GAPS = ["estimator=gaps", "estimator.images=5", "estimator.k=20", "estimator.dra
 GAPS += ["estimator.fit_draws=2", "estimator.inner_k=4"]
 
 
-def findings(default_data_dir: Path, *words: str, batch: int = 2) -> tuple[dict[str, Estimate], Tensor]:
-    """Plan and carry out the estimator on fresh weights; return what it finds, by quantity, and its rows."""
+def estimates(default_data_dir: Path, *words: str, batch: int = 2) -> tuple[dict[str, Estimate], Tensor]:
+    """Run the estimator on fresh weights; return its estimates by quantity, and its rows."""
     config = for_evaluation(
         compose([*TINY, f"data_dir={default_data_dir}", *(w for w in words if not w.startswith("estimator."))]),
         [*GAPS, "device=cpu", "progress=false", f"estimator.batch={batch}", *(w for w in words if "estimator." in w)],
     )
-    plan = ESTIMATORS["gaps"](build(config))
-    parts = [slice(start, min(start + plan.batch, 5)) for start in range(0, 5, plan.batch)]
-    rows = torch.cat([plan.numbers(part) for part in parts], 1)
-    return {finding.quantity: finding for finding in plan.summarise(rows)}, rows
+    job = job_for(EstimatorInputs.of(build(config)))
+    parts = [slice(start, min(start + job.batch, 5)) for start in range(0, 5, job.batch)]
+    rows = torch.cat([job.numbers(part) for part in parts], 1)
+    return {estimate.quantity: estimate for estimate in job.summarise(rows)}, rows
 
 
 GAUSSIAN = {"log p(x)", "ELBO of q", "ELBO of the best Gaussian", "inference gap", "approximation gap"}
@@ -242,30 +241,33 @@ OTHER = GAUSSIAN | {"ELBO of q*", "approximation gap of a Gaussian"}
     ids=lambda value: value[0].partition("=")[2] if isinstance(value, tuple) else None,
 )
 def test_every_family_has_its_gaps(words: tuple[str, ...], quantities: set[str], default_data_dir: Path):
-    found, _ = findings(default_data_dir, *words)
+    found, _ = estimates(default_data_dir, *words)
     assert set(found) == quantities
-    assert all(bool(finding.values.isfinite().all()) and len(finding.values) == 5 for finding in found.values())
+    assert all(bool(estimate.values.isfinite().all()) and len(estimate.values) == 5 for estimate in found.values())
     assert found["inference gap"].direction == "lower_bound"
     if "approximation gap" in found:
         parts = [q for q in ("approximation gap", "amortisation gap", "bound gap") if q in found]
         total = torch.stack([found[q].values for q in parts]).sum(0)
         assert torch.allclose(total, found["inference gap"].values)
         assert found["approximation gap"].direction == "estimate"
-    assert ("proposal" in found["ELBO of q"].settings) == (words[0] == "encoder=avb")
+    shown = {"proposal": "moments"} if words[0] == "encoder=avb" else {}
+    assert found["ELBO of q"].settings == shown | {"draws": 6, "steps": 3}
 
 
 @pytest.mark.parametrize("words", [("encoder=gaussian",), ("encoder=iwhvi", "encoder.psi_dim=2")])
 def test_batches_do_not_show_and_an_interrupted_evaluation_goes_on(words: tuple[str, ...], default_data_dir: Path):
-    _, whole = findings(default_data_dir, *words, batch=5)
-    _, parts = findings(default_data_dir, *words, batch=2)
+    _, whole = estimates(default_data_dir, *words, batch=5)
+    _, parts = estimates(default_data_dir, *words, batch=2)
     assert torch.allclose(whole, parts, atol=1e-3)
     config = for_evaluation(compose([*TINY, f"data_dir={default_data_dir}", *words]), [*GAPS, "estimator.batch=2"])
-    again = ESTIMATORS["gaps"](build(config)).numbers(slice(4, 5))
+    again = job_for(EstimatorInputs.of(build(config))).numbers(slice(4, 5))
     assert torch.allclose(again, whole[:, 4:], atol=1e-3)
 
 
 def test_optimisation_refuses_what_cannot_be():
-    with pytest.raises(ValueError, match="more than 0"):
+    with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
         Optimisation(steps=0)
+    with pytest.raises(ValueError, match="lr must be > 0, got -1"):
+        Optimisation(lr=-1)
     assert Optimisation(steps=10, lr=1.0).rate(0) == 1.0
     assert Optimisation(steps=10, lr=1.0).rate(9) < 0.03

@@ -1,4 +1,4 @@
-"""Memory that runs out makes chunks smaller, and shows nowhere in the result."""
+"""After running out of memory, batches become smaller; the result stays the same."""
 
 import itertools
 from pathlib import Path
@@ -15,13 +15,14 @@ from vaebench.errors import RunFailed
 from vaebench.estimators import importance
 from vaebench.estimators.importance import ROWS, Chunks, chunks_within, log_likelihood, log_likelihoods, weighed
 from vaebench.estimators.memory import peak_bytes
+from vaebench.estimators.sampling import Sampling
 from vaebench.evaluate import loop
-from vaebench.evaluate.loop import Numbers, Task
+from vaebench.evaluate.loop import Evaluator, Task
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 CPU = torch.device("cpu")
-NOTICE = "vaebench: out of memory: going on with smaller chunks, which does not change the result\n"
+NOTICE = "vaebench: out of memory: continuing with {} images at a time; this does not change the result\n"
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     MemoryError(),
@@ -32,7 +33,7 @@ OUT_OF_MEMORY = [
 
 
 class Cramped(Encoder):
-    """Another encoder, on a machine that holds so many rows of it at a time."""
+    """Another encoder, on a machine whose memory holds a limited number of rows."""
 
     direction = learned().direction
     has_inner_samples = True
@@ -55,25 +56,27 @@ class Cramped(Encoder):
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("rows", [400, 60, 10])
-def test_chunks_are_halved_and_the_result_stays(rows: int, error: Exception, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(("rows", "failed", "batches"), [(3000, 0, 1), (2000, 1, 3), (800, 2, 5)])
+def test_batches_are_halved_and_the_result_stays(
+    rows: int, failed: int, batches: int, error: Exception, capsys: pytest.CaptureFixture[str]
+):
     model, x = linear_gaussian(), linear_gaussian().simulate(5)[0]
-    whole = log_likelihood(model, learned(), x, 90, 7, seed=3)
+    whole = log_likelihood(model, learned(), x, 90, 7, 70, seed=3)
     cramped = Cramped(learned(), rows, error)
-    found = log_likelihood(model, cramped, x, 90, 7, seed=3)
+    found = log_likelihood(model, cramped, x, 90, 7, 70, seed=3)
     assert (found - whole).abs().max() < 1e-12
-    assert cramped.encoded == 1
-    assert cramped.failed > 0
-    assert capsys.readouterr().err == NOTICE
+    # 70 samples with 8 rows each of 5 images, else of 2, 2 and 1, else of single images.
+    assert (cramped.failed, cramped.encoded) == (failed, failed + batches)
+    assert capsys.readouterr().err == "".join(NOTICE.format(images) for images in (2, 1)[:failed])
 
 
-def test_later_batches_start_with_the_smaller_chunks(capsys: pytest.CaptureFixture[str]):
+def test_later_batches_start_with_the_smaller_size(capsys: pytest.CaptureFixture[str]):
     model, x = linear_gaussian(), torch.randint(0, 256, (12, 3), dtype=torch.uint8)
-    cramped = Cramped(gaussian(), 32, MemoryError())
-    list(log_likelihoods(model, cramped, lambda rows: rows.double(), x, k=64, batch=4))
-    # 64 samples of 4 images, then 32, 16, and 8, once.
-    assert (cramped.failed, cramped.encoded) == (3, 3)
-    assert capsys.readouterr().err == NOTICE
+    cramped = Cramped(gaussian(), 64, MemoryError())
+    list(log_likelihoods(model, cramped, lambda rows: rows.double(), x, Sampling(64, seed=0), batch=4))
+    # 64 samples of 4 images, then of 2, and of 1 for all 12.
+    assert (cramped.failed, cramped.encoded) == (2, 14)
+    assert capsys.readouterr().err == NOTICE.format(2) + NOTICE.format(1)
 
 
 def test_control_other_errors_are_not_swallowed():
@@ -85,17 +88,20 @@ def test_control_other_errors_are_not_swallowed():
     assert all(map(runtime.out_of_memory, OUT_OF_MEMORY))
 
 
-def test_memory_for_not_even_one_sample_is_an_error():
+TOO_LITTLE = "out of memory even for one image: free memory or use another device"
+
+
+def test_too_little_memory_for_one_image_is_an_error():
     cramped = Cramped(learned(), 3, MemoryError())
-    with pytest.raises(MemoryError):
+    with pytest.raises(RunFailed, match=TOO_LITTLE):
         log_likelihood(linear_gaussian(), cramped, torch.zeros(5, 3), 90, 7, seed=3)
 
 
-# Fewer images at a time -----------------------------------------------------------------------------------
+def evaluator_of(most: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Evaluator, list[tuple[int, int]]]:
+    """Return an evaluator whose numbers are the images' places, on a machine with memory for ``most`` images.
 
-
-def numbers_of(most: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Numbers, list[tuple[int, int]]]:
-    """Return numbers of images, their places, on a machine that holds so many at a time; and what was tried."""
+    The list grows by the start and the stop of each batch that it tries.
+    """
     tried: list[tuple[int, int]] = []
 
     def numbers(part: slice) -> torch.Tensor:
@@ -104,24 +110,25 @@ def numbers_of(most: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Numbers, lis
             raise MemoryError
         return torch.arange(part.start, part.stop).double().unsqueeze(0)
 
-    monkeypatch.setattr(loop, "planned", lambda experiment: SimpleNamespace(batch=8, numbers=numbers))
-    config = SimpleNamespace(estimator=SimpleNamespace(precision="float32"))
-    made = SimpleNamespace(modules=torch.nn.Identity(), config=config, autocast=lambda precision: torch.no_grad())
-    return Numbers(cast(Any, made)), tried
+    monkeypatch.setattr(loop, "job_for", lambda inputs: SimpleNamespace(batch=8, numbers=numbers))
+    module, settings = torch.nn.Identity(), SimpleNamespace(precision="float32")
+    inputs = SimpleNamespace(model=module, encoder=module, settings=settings, device=CPU)
+    inputs.for_repeat = lambda repeat: inputs
+    return Evaluator(cast(Any, inputs)), tried
 
 
-def test_images_are_halved_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    numbers, tried = numbers_of(3, monkeypatch)
-    assert numbers.of(Task(0, 0, 8)).tolist() == [list(range(8))]
-    assert numbers.of(Task(0, 8, 13)).tolist() == [list(range(8, 13))]
+def test_every_estimator_takes_fewer_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    evaluator, tried = evaluator_of(3, monkeypatch)
+    assert evaluator.compute(Task(0, 0, 8)).tolist() == [list(range(8))]
+    assert evaluator.compute(Task(0, 8, 13)).tolist() == [list(range(8, 13))]
     assert tried == [(0, 8), (0, 4), (0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 12), (12, 13)]
-    assert capsys.readouterr().err.splitlines()[-1].startswith("vaebench: out of memory: going on with 2 images")
+    assert capsys.readouterr().err == NOTICE.format(4) + NOTICE.format(2)
 
 
-def test_no_memory_for_one_image_is_said(monkeypatch: pytest.MonkeyPatch):
-    numbers, _ = numbers_of(0, monkeypatch)
-    with pytest.raises(RunFailed, match="memory does not suffice for one image"):
-        numbers.of(Task(0, 0, 8))
+def test_the_evaluation_of_one_image_without_memory_fails(monkeypatch: pytest.MonkeyPatch):
+    evaluator, _ = evaluator_of(0, monkeypatch)
+    with pytest.raises(RunFailed, match=TOO_LITTLE):
+        evaluator.compute(Task(0, 0, 8))
 
 
 # Chunks that fit ------------------------------------------------------------------------------------------
@@ -149,7 +156,7 @@ def test_chunks_fit_the_memory_there_is(inner_k: int, batch: int | None, monkeyp
         chunks = chosen[free] = chunks_within(1, model, encoder, x, inner_k, batch, None)
         assert batch is None or chunks.batch == batch
         images = torch.zeros(chunks.batch, 3)
-        used = peak_bytes(lambda: weighed(model, encoder, images, 3 * chunks.samples, inner_k, chunks))  # noqa: B023
+        used = peak_bytes(lambda: weighed(model, encoder, images, Sampling(3 * chunks.samples, inner_k), chunks))  # noqa: B023
         assert used < free or chunks.samples == 1
     for fewer, more in itertools.pairwise(chosen.values()):
         assert fewer.rows < more.rows

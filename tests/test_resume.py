@@ -163,7 +163,7 @@ def test_after_an_interrupted_evaluation(
     original, asked = importance.weighed, list[int]()
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
-        asked.append(args[-1][0].item())
+        asked.append(args[3].images[0].item())
         if len(asked) == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **kwargs)
@@ -175,7 +175,7 @@ def test_after_an_interrupted_evaluation(
     assert asked == [0, 100, 200]
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        asked.append(args[-1][0].item())
+        asked.append(args[3].images[0].item())
         return original(*args, **kwargs)
 
     monkeypatch.setattr(importance, "weighed", watched)

@@ -30,7 +30,8 @@ from toys import (
 
 from vaebench.encoders.base import Direction, Encoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder
-from vaebench.estimators.sandwich import Between, SandwichResult, Side, information_about_images, sandwich
+from vaebench.estimators.sampling import Sampling
+from vaebench.estimators.sandwich import Bounds, BoundValue, SandwichResult, information_about_images, sandwich
 from vaebench.objective import weigh
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -38,14 +39,14 @@ pytestmark = pytest.mark.usefixtures("float64")
 REPLICATES = 10_000
 
 
-def values(side: Side | None) -> Tensor:
+def values(side: BoundValue | None) -> Tensor:
     assert side is not None
     return side.values
 
 
-def encloses(between: Between, exact: Tensor | float, errors: float = 4) -> bool:
+def encloses(bounds: Bounds, exact: Tensor | float, errors: float = 4) -> bool:
     """Tell whether the mean of lower - exact is no more than ``errors`` standard errors above 0, and so on."""
-    below, above = Mean.of(values(between.lower) - exact), Mean.of(values(between.upper) - exact)
+    below, above = Mean.of(values(bounds.lower) - exact), Mean.of(values(bounds.upper) - exact)
     return below.errors_above(0) < errors and above.errors_above(0) > -errors
 
 
@@ -155,7 +156,7 @@ def test_the_finite_model(row: str):
     reverse, inner_k, below, above = ENUMERATED[row]
     outcomes = Enumeration(1, inner_k, reverse)
     encoder = encoder_for(list(outcomes.script), reverse)
-    found = sandwich(finite.model(), encoder, outcomes.x, 1, inner_k)
+    found = sandwich(finite.model(), encoder, outcomes.x, Sampling(1, inner_k))
     lower, upper = (outcomes.expected(values(side)) for side in found.elbo)
     assert lower == pytest.approx(below, abs=1e-9)
     if not math.isnan(above):
@@ -167,7 +168,7 @@ def test_more_inner_samples_close_the_finite_models_sides():
     gaps = []
     for inner_k in (1, 2, 3):
         outcomes = Enumeration(1, inner_k, REVERSE)
-        found = sandwich(finite.model(), encoder_for(list(outcomes.script), REVERSE), outcomes.x, 1, inner_k)
+        found = sandwich(finite.model(), encoder_for(list(outcomes.script), REVERSE), outcomes.x, Sampling(1, inner_k))
         gaps.append(outcomes.expected(values(found.slack.upper)))
         assert found.slack.lower is None
     assert gaps[0] > gaps[1] > gaps[2] > 0
@@ -191,7 +192,7 @@ def test_everything_encloses_its_closed_form(inner_k: int, reverse: str):
     encoder = HierarchicalEncoder(toy.mixing, toy.conditional, toy.rough_reverse() if reverse == "rough" else None)
     model = linear_gaussian()
     x, z = model.simulate(4000)
-    found = sandwich(model, encoder, x, 5, inner_k, posterior=z, seed=0)
+    found = sandwich(model, encoder, x, Sampling(5, inner_k, seed=0), posterior=z)
     rate, divergence = exact_divergences(toy, x)
     truth = model.log_evidence(x)
     assert encloses(found.log_q, -toy.marginal(x).entropy())
@@ -215,7 +216,7 @@ def test_the_sides_meet():
     """With many inner samples the bounds are the numbers themselves: nothing systematic is left out or added."""
     toy, model = wide_hierarchy(STRENGTH), linear_gaussian()
     encoder, x = HierarchicalEncoder(toy.mixing, toy.conditional, toy.rough_reverse()), one_image(400)
-    found = sandwich(model, encoder, x, 20, 200, seed=0)
+    found = sandwich(model, encoder, x, Sampling(20, 200, seed=0))
     rate, _ = exact_divergences(toy, x)
     for between, exact in ((found.rate, rate), (found.log_q, -toy.marginal(x).entropy())):
         for side in between:
@@ -228,7 +229,7 @@ def test_control_an_upper_bound_on_the_divergence_takes_one_on_the_evidence():
     toy, model = wide_hierarchy(STRENGTH), linear_gaussian()
     encoder = HierarchicalEncoder(toy.mixing, toy.conditional, toy.rough_reverse())
     x, _ = model.simulate(4000)
-    found = sandwich(model, encoder, x, 2, 8, seed=0)
+    found = sandwich(model, encoder, x, Sampling(2, 8, seed=0))
     assert found.divergence.upper is None
     wrong = values(found.evidence.lower) - values(found.elbo.lower)
     assert Mean.of(wrong - exact_divergences(toy, x)[1]).errors_above(0) < -10
@@ -239,10 +240,10 @@ def test_the_evidence_of_simulated_images_takes_an_exact_draw():
     model, encoder = linear_gaussian(), gaussian(0.6)
     x, z = model.simulate(REPLICATES)
     truth = model.log_evidence(x)
-    assert encloses(sandwich(model, encoder, x, 2, posterior=z, seed=0).evidence, truth)
+    assert encloses(sandwich(model, encoder, x, Sampling(2, seed=0), posterior=z).evidence, truth)
     with torch.no_grad():
         own = encoder.draw(x, 1).z[0]
-    wrong = sandwich(model, encoder, x, 2, posterior=own, seed=0).evidence
+    wrong = sandwich(model, encoder, x, Sampling(2, seed=0), posterior=own).evidence
     assert Mean.of(values(wrong.upper) - truth).errors_above(0) < -4
 
 
@@ -250,30 +251,30 @@ def test_the_evidence_of_simulated_images_takes_an_exact_draw():
 def test_refined_encoders_have_both_sides(make):  # noqa: ANN001
     model = linear_gaussian()
     x, z = model.simulate(3000)
-    found = sandwich(model, make(), x, 1, 4, posterior=z, seed=0)
+    found = sandwich(model, make(), x, Sampling(1, 4, seed=0), posterior=z)
     assert encloses(found.evidence, model.log_evidence(x))
     # ELBO <= log p(x), and KL(q || p(z|x)) >= 0, from the sides that say so.
     assert Mean.of(values(found.elbo.lower) - model.log_evidence(x)).errors_above(0) < 4
     assert Mean.of(values(found.divergence.upper)).errors_above(0) > -4
     assert Mean.of(values(found.elbo.upper) - values(found.elbo.lower)).errors_above(0) > 0
-    assert found.psi_information == Between(None, None)
+    assert found.psi_information == Bounds(None, None)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in BOUNDED], ids=name)
 def test_a_known_density_has_one_side(family: Family):
     model, x = linear_gaussian(), one_image(50)
-    found = sandwich(model, family.make(), x, 20, 3, seed=0)
+    found = sandwich(model, family.make(), x, Sampling(20, 3, seed=0))
     assert found.log_q.single
     assert found.rate.single
     assert found.elbo.single
-    assert found.slack == found.psi_information == found.image_information == Between(None, None)
+    assert found.slack == found.psi_information == found.image_information == Bounds(None, None)
     assert not found.divergence.single
     assert found.divergence.upper is None
 
 
 def test_a_gaussians_divergences_are_exact():
     model, encoder, x = linear_gaussian(), gaussian(), one_image(400)
-    found = sandwich(model, encoder, x, 50, seed=0)
+    found = sandwich(model, encoder, x, Sampling(50, seed=0))
     gain, constant, variance = model.posterior()
     q = encoder.encode(x[:1])
     posterior = MultivariateNormal(x[:1] @ gain.T + constant, variance)
@@ -291,7 +292,7 @@ def test_a_gaussians_divergences_are_exact():
 def test_the_draws_error_is_the_error():
     toy, model, x = wide_hierarchy(STRENGTH), linear_gaussian(), one_image(3000)
     encoder = HierarchicalEncoder(toy.mixing, toy.conditional, toy.exact_reverse())
-    found = sandwich(model, encoder, x, 30, 1, seed=0)
+    found = sandwich(model, encoder, x, Sampling(30, 1, seed=0))
     rate, divergence = exact_divergences(toy, x)
     for side, exact in ((found.rate.upper, rate), (found.elbo.lower, model.log_evidence(x) - divergence)):
         assert side is not None
@@ -323,13 +324,14 @@ def informative() -> Hierarchy:
     return toy
 
 
-def groups(encoder: Encoder, count: int, size: int, inner_k: int) -> Between:
+def groups(encoder: Encoder, count: int, size: int, inner_k: int) -> Bounds:
     found = []
     for group in range(count):
         x, _ = linear_gaussian().simulate(size)
-        found.append(information_about_images(linear_gaussian(), encoder, x, slice(0, size), 2, inner_k, seed=group))
-    means = [[values(side).mean() for side in between] for between in found]
-    return Between(*(Side(torch.stack(side), torch.zeros(count)) for side in zip(*means, strict=True)))
+        sampling = Sampling(2, inner_k, seed=group)
+        found.append(information_about_images(linear_gaussian(), encoder, x, slice(0, size), sampling))
+    means = [[values(side).mean() for side in bounds] for bounds in found]
+    return Bounds(*(BoundValue(torch.stack(side), torch.zeros(count)) for side in zip(*means, strict=True)))
 
 
 @pytest.mark.parametrize(("reverse", "inner_k"), [("exact", 1), ("rough", 4), ("none", 16)])
@@ -366,8 +368,8 @@ def test_encoders_without_a_density_anywhere_tell_nothing():
             return learned().draw(encoded, k)
 
     x = torch.randn(4, 3)
-    assert information_about_images(linear_gaussian(), Unscored(), x, slice(0, 2)) == Between(None, None)
-    found = sandwich(linear_gaussian(), Unscored(), x, 2, 3, posterior=torch.zeros(4, 2))
+    assert information_about_images(linear_gaussian(), Unscored(), x, slice(0, 2), Sampling(1)) == Bounds(None, None)
+    found = sandwich(linear_gaussian(), Unscored(), x, Sampling(2, 3), posterior=torch.zeros(4, 2))
     assert found.log_q.lower is None
     assert found.evidence.upper is None
 
@@ -378,7 +380,7 @@ def test_encoders_without_a_density_anywhere_tell_nothing():
 @pytest.mark.parametrize("make", [gaussian, learned])
 def test_rows_are_the_result(make):  # noqa: ANN001
     x, z = linear_gaussian().simulate(4)
-    found = sandwich(linear_gaussian(), make(), x, 5, 2, posterior=z, seed=1)
+    found = sandwich(linear_gaussian(), make(), x, Sampling(5, 2, seed=1), posterior=z)
     again = SandwichResult.from_rows(found.rows())
     assert found.rows().keys() == again.rows().keys()
     assert all(torch.equal(row, again.rows()[key]) or row.isnan().all() for key, row in found.rows().items())
@@ -390,10 +392,10 @@ def test_rows_are_the_result(make):  # noqa: ANN001
 def test_chunks_and_batches_do_not_show(make):  # noqa: ANN001
     x, z = linear_gaussian().simulate(4)
     encoder, model = make(), linear_gaussian()
-    whole = sandwich(model, encoder, x, 6, 3, posterior=z, seed=1).rows()
-    chunked = sandwich(model, encoder, x, 6, 3, 4, posterior=z, inner_chunk=2, seed=1).rows()
+    whole = sandwich(model, encoder, x, Sampling(6, 3, seed=1), posterior=z).rows()
+    chunked = sandwich(model, encoder, x, Sampling(6, 3, seed=1, chunk=4, inner_chunk=2), posterior=z).rows()
     order = torch.tensor([2, 0])
-    part = sandwich(model, encoder, x[order], 6, 3, posterior=z[order], seed=1, images=order).rows()
+    part = sandwich(model, encoder, x[order], Sampling(6, 3, seed=1, images=order), posterior=z[order]).rows()
     for key, row in whole.items():
         assert torch.allclose(chunked[key], row, atol=1e-10, equal_nan=True)
         assert torch.allclose(part[key], row[order], atol=1e-10, equal_nan=True)
@@ -401,21 +403,16 @@ def test_chunks_and_batches_do_not_show(make):  # noqa: ANN001
 
 def test_parts_of_the_mixture_do_not_show():
     x, _ = linear_gaussian().simulate(6)
-    whole = information_about_images(linear_gaussian(), learned(), x, slice(0, 6), 2, 3, seed=1)
-    part = information_about_images(linear_gaussian(), learned(), x, slice(2, 4), 2, 3, seed=1)
+    whole = information_about_images(linear_gaussian(), learned(), x, slice(0, 6), Sampling(2, 3, seed=1))
+    part = information_about_images(linear_gaussian(), learned(), x, slice(2, 4), Sampling(2, 3, seed=1))
     for all_of_them, some in zip(whole, part, strict=True):
         assert torch.equal(values(all_of_them)[2:4], values(some))
-
-
-def test_wrong_numbers_are_refused():
-    with pytest.raises(ValueError, match="k must be at least 1"):
-        sandwich(linear_gaussian(), gaussian(), one_image(2), 0)
 
 
 def test_weights_are_those_of_training():
     """The evidence is importance sampling by the upper bound on log q."""
     model, x = linear_gaussian(), one_image(3)
-    found = sandwich(model, exact_reverse(), x, 4, 2, seed=0)
+    found = sandwich(model, exact_reverse(), x, Sampling(4, 2, seed=0))
     assert (values(found.evidence.lower) <= model.log_evidence(x) + 5).all()
     with torch.no_grad():
         draw = exact_reverse().draw(x, 2000)

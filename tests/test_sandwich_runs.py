@@ -1,4 +1,4 @@
-"""The sandwich and the certificate of annealing, as a user meets them."""
+"""The sandwich and the BDMC check of annealing, as a user meets them."""
 
 from pathlib import Path
 
@@ -128,10 +128,10 @@ def test_batches_do_not_show(runs: dict[str, Path]):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["estimator.split=simulated", "estimator.images=null"], "how many images are to be simulated"),
+        (["estimator.split=simulated", "estimator.images=null"], "must be the number of images to simulate"),
         (["estimator.initial=foo", "estimator.temperatures=5"], r"estimator\.initial"),
         (["estimator.aggregate=-1"], r"estimator\.aggregate"),
-        (["estimator.temperatures=many"], r"estimator\.temperatures must be null or a whole number"),
+        (["estimator.temperatures=many"], "temperatures must be a whole number or null, got many"),
         (["estimator.tau=prior"], "tau"),
     ],
 )
@@ -152,7 +152,7 @@ def test_bidirectional_monte_carlo_certifies_annealing(runs: dict[str, Path], ca
     assert record.extra["bdmc_images"] == 4
     line, note = capsys.readouterr().out.splitlines()[-2:]
     assert line.startswith("test log p(x) >= ")
-    assert f"bounds {record.extra['bdmc_gap']:.2f} +- {record.extra['bdmc_gap_stderr']:.2f} nats apart" in note
+    assert f"bounds differ by {record.extra['bdmc_gap']:.2f} +- {record.extra['bdmc_gap_stderr']:.2f} nats" in note
     # The same numbers as an evaluation of its own, and the estimate is none the other for it. (In the same batches: a
     # step of a chain is taken or not, so that rounding can tell.)
     words.append("estimator.batch=3")

@@ -209,7 +209,7 @@ def test_validation_does_not_follow_the_schedule_of_k(overrides: list[str], monk
     original = validation.log_likelihoods
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        asked.append((kwargs["k"], kwargs["inner_k"]))
+        asked.append((args[4].k, args[4].inner_k))
         return original(*args, **kwargs)
 
     monkeypatch.setattr(validation, "log_likelihoods", watched)

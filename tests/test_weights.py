@@ -10,6 +10,7 @@ from toys import exact_gaussian, gaussian, learned, linear_gaussian
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.estimators.importance import Chunks, log_likelihood, weighed
+from vaebench.estimators.sampling import Sampling
 from vaebench.estimators.weights import RELIABLE, WAITING, WeightSummary, pareto_k, tail_length
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -143,7 +144,7 @@ def test_memory_grows_as_the_square_root_of_k():
 
 
 def test_an_empty_summary_has_no_tail():
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="no weights were added"):
         WeightSummary(10).pareto_k()
 
 
@@ -154,11 +155,11 @@ def test_the_estimate_is_the_plain_one_and_good_proposals_look_good():
     model = linear_gaussian()
     x = model.simulate(IMAGES)[0]
     chunks = Chunks(IMAGES, 64, 3)
-    found = weighed(model, learned(), x, 400, 2, chunks, seed=3)
+    found = weighed(model, learned(), x, Sampling(400, 2, seed=3), chunks)
     plain = log_likelihood(model, learned(), x, 400, 2, 64, inner_chunk=3, seed=3)
     assert torch.equal(found.log_mean(), plain)
     assert (found.pareto_k() < RELIABLE).double().mean() > 0.95
-    exact = weighed(model, exact_gaussian(), x, 400, 0, chunks, seed=3)
+    exact = weighed(model, exact_gaussian(), x, Sampling(400, seed=3), chunks)
     assert exact.ess().min().item() == pytest.approx(400)
     assert (exact.pareto_k() == -torch.inf).all()
 
@@ -174,8 +175,8 @@ def test_a_proposal_too_narrow_is_flagged_and_its_bound_is_loose():
             return DiagonalNormal(q.mean, q.scale * torch.tensor([1 / 3, 1.0]))
 
     truth = model.log_evidence(x)
-    narrow = weighed(model, GaussianEncoder(Narrow()), x, 1000, 0, Chunks(IMAGES, 100, 1), seed=0)
-    wide = weighed(model, gaussian(), x, 1000, 0, Chunks(IMAGES, 100, 1), seed=0)
+    narrow = weighed(model, GaussianEncoder(Narrow()), x, Sampling(1000, seed=0), Chunks(IMAGES, 100, 1))
+    wide = weighed(model, gaussian(), x, Sampling(1000, seed=0), Chunks(IMAGES, 100, 1))
     # 1 - 1/9 is the tail index.
     assert abs(narrow.pareto_k().mean().item() - 8 / 9) < 0.15
     assert (narrow.pareto_k() > RELIABLE).double().mean() > 0.5

@@ -34,7 +34,8 @@ from vaebench.estimators.diagnostics import (
     summarise_draws,
 )
 from vaebench.estimators.importance import Chunks, PerImage, weighed
-from vaebench.evaluate.job import Images, chosen
+from vaebench.estimators.sampling import Sampling
+from vaebench.evaluate.job import Images, choose_images
 from vaebench.experiment import Experiment, build, load_best
 from vaebench.records import Diagnostic, Diagnostics, RunFolder, format_table, write_diagnostics
 from vaebench.train.schedules import StepSettings
@@ -127,7 +128,7 @@ class _Subject:
 
     @classmethod
     def of(cls, experiment: Experiment, settings: Diagnosis) -> "_Subject":
-        images = chosen(experiment)
+        images = choose_images(experiment.data, experiment.config.estimator, experiment.device)
         if len(images.numbers) < 3:
             raise UserError(f"images must be 3 or more for a variance over images, got {len(images.numbers)}")
         inner_k = experiment.inner_k if settings.inner_k is None else settings.inner_k
@@ -388,7 +389,8 @@ def _effective_weights(subject: _Subject) -> Named:
     for part in subject.batches("weights"):
         chunks = Chunks.automatic(subject.x.device, subject.inner_k, batch=part.stop - part.start)
         numbers = subject.images.numbers[part]
-        values.append(weighed(model, encoder, subject.x[part], subject.k, subject.inner_k, chunks, seed, numbers).ess())
+        sampling = Sampling(subject.k, subject.inner_k, seed, numbers)
+        values.append(weighed(model, encoder, subject.x[part], sampling, chunks).ess())
     definition = f"(sum w)^2 / sum w^2 of the k={subject.k} weights of an image, from 1 to k, averaged over images"
     if encoder.direction is Direction.ESTIMATE:
         definition += "; the weights contain the error of the learned log q(z|x)"

@@ -107,7 +107,7 @@ ESTIMATORS: dict[str, Callable[..., Any]] = {
     "iwae": Lazy("evaluate.importance:importance_weighted"),
     "sandwich": Lazy("evaluate.sandwich:sandwiched"),
 }
-"""experiment -> the job of the estimator."""
+"""inputs -> the job of the estimator."""
 
 
 def registered(group: str, registry: dict[str, Any], name: str) -> Any:

@@ -26,7 +26,8 @@ from vaebench import runtime
 from vaebench.config import compose, for_evaluation, to_yaml
 from vaebench.errors import UserError
 from vaebench.estimators.importance import ROWS
-from vaebench.evaluate.loop import Numbers, Task
+from vaebench.evaluate.job import EstimatorInputs
+from vaebench.evaluate.loop import Evaluator, Task
 from vaebench.experiment import Experiment, build
 from vaebench.records import Recorder, RunFolder
 from vaebench.records.checkpoint import Checkpoints
@@ -177,8 +178,9 @@ PRECISIONS = {"float32": "", "bf16": ", bf16"}
 def evaluation(experiment: Experiment, data: Tensor, words: Sequence[str]) -> Callable[[], Tensor]:
     """Return what ``vaebench evaluate RUN <words>`` does with the images ``data``: their numbers."""
     config = for_evaluation(experiment.config, [*words, f"device={experiment.device}", "progress=false"])
-    numbers = Numbers(replace(experiment, config=config, data=replace(experiment.data, test=data)))
-    return lambda: numbers.of(Task(0, 0, len(data)))
+    evaluated = replace(experiment, config=config, data=replace(experiment.data, test=data))
+    evaluator = Evaluator(EstimatorInputs.of(evaluated))
+    return lambda: evaluator.compute(Task(0, 0, len(data)))
 
 
 def returning(amount: float, work: Callable[[], object]) -> Callable[[], float]:

@@ -21,7 +21,8 @@ from benchmark.cases import grey_images
 from benchmark.cost import take
 from vaebench.config import compose
 from vaebench.estimators.memory import peak_bytes
-from vaebench.evaluate.loop import Numbers, Task
+from vaebench.evaluate.job import EstimatorInputs
+from vaebench.evaluate.loop import Evaluator, Task
 from vaebench.experiment import Experiment, build
 from vaebench.train.schedules import StepSettings
 from vaebench.train.updates import updates
@@ -71,8 +72,8 @@ def measured(work: str, k: int, words: Sequence[str] = (), images: int | None = 
 
 def _evaluating(experiment: Experiment, k: int, images: int) -> Callable[[], object]:
     # A compiler would be one more thing that is loaded once.
-    numbers = Numbers(experiment.estimating(k=k, compile=False))
-    return lambda: numbers.of(Task(0, 0, images))
+    evaluator = Evaluator(EstimatorInputs.of(experiment.estimating(k=k, compile=False)))
+    return lambda: evaluator.compute(Task(0, 0, images))
 
 
 def _training(experiment: Experiment, k: int, images: int) -> Callable[[], object]:

@@ -8,15 +8,15 @@ import math
 import torch
 from torch import Tensor
 
-from vaebench.estimators.annealing import Ends, Hamiltonian, Move, Path
+from vaebench.estimators.annealing import Ends, GeometricPath, Hamiltonian, Move
 from vaebench.selftest.oracles.gaussian import LinearGaussian
 
 __all__ = ["bridge", "exact_move", "expected_log_weight", "hmc_move", "shared"]
 
 
-def bridge(model: LinearGaussian, x: Tensor) -> Path:
+def bridge(model: LinearGaussian, x: Tensor) -> GeometricPath:
     """Return the path from the prior to p(x, z)."""
-    return Path(model.prior().log_prob, lambda z: torch.add(*model.log_joint(x, z)))
+    return GeometricPath(model.prior().log_prob, lambda z: torch.add(*model.log_joint(x, z)))
 
 
 def annealed_gaussian(model: LinearGaussian, x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -52,8 +52,8 @@ def exact_move(model: LinearGaussian, x: Tensor) -> Move:
     return move
 
 
-def hmc_move(path: Path, temperatures: int, batch: int, step: float = 0.5) -> Move:
-    """Return HMC moves of three leapfrog steps with a fixed step size."""
+def hmc_move(path: GeometricPath, temperatures: int, batch: int, step: float = 0.5) -> Move:
+    """Move by three leapfrog steps of a fixed size."""
     return Hamiltonian(path, torch.full((temperatures + 2, batch), step), torch.ones(batch, 2), leapfrog=3)
 
 

@@ -1,12 +1,12 @@
-"""Annealing: a walk from one density to another, whose weights average to the ratio of their normalisers.
+"""Annealing: chains from one density to another, whose mean weight is the ratio of their normalisers.
 
     f_b = f_0^(1-b) f_1^b
     log w = sum_t (b_{t+1} - b_t) (log f_1 - log f_0)(z_t)
 
-z_0 is drawn from the first f_b, and z_t from z_{t-1} by a move that leaves f_{b_t} invariant; then E[w] is the
-normaliser of the last f_b over that of the first, for any number of temperatures and however slowly the moves mix.
-It is not if a move depends on where the chain has been: so steps are tuned on a pilot, with noise of its own, and
-frozen. One function serves both ways: from 0 to 1, and from 1 to 0.
+z_0 is drawn from the first f_b, and z_t from z_{t-1} by a move that leaves f_{b_t} invariant. Then E[w] is the
+normaliser of the last f_b over that of the first, for any number of temperatures and any rate of mixing. This fails if
+a move depends on the past of its chain: so a pilot run with separate noise tunes the step sizes, which are then fixed.
+One function serves both directions: from 0 to 1, and from 1 to 0.
 
 Source: Neal 2001, https://arxiv.org/abs/physics/9803008
 
@@ -23,24 +23,35 @@ from torch import Tensor
 
 from vaebench import hmc
 
-__all__ = ["SCHEDULES", "Ends", "Move", "Path", "Pilot", "Route", "Walk", "anneal", "explore", "spaced"]
+__all__ = [
+    "SCHEDULES",
+    "AnnealedChains",
+    "AnnealingSchedule",
+    "Ends",
+    "GeometricPath",
+    "Move",
+    "Pilot",
+    "anneal",
+    "inverse_temperatures",
+    "tune_steps",
+]
 
 MOST_PILOT_TEMPERATURES, LEAST_PILOT_TEMPERATURES = 40, 10
 PILOT_CHAINS = 8
 PILOT_MOVES = 3
-"""At each of the pilot's temperatures."""
+"""At each temperature of the pilot."""
 WARM_UP_MOVES = 10
-"""More of them at its first temperature."""
+"""Additional moves at its first temperature."""
 TARGET_ACCEPTANCE = 0.7
 """A little above 0.65, the best for long chains in high dimensions (Beskos et al. 2013,
-https://arxiv.org/abs/1001.4460): frozen steps cannot be corrected, and those that are too long cost more."""
+https://arxiv.org/abs/1001.4460): fixed steps cannot be corrected, and steps that are too long cost more."""
 SCALE_DRAWS = 256
 STEEPNESS = 4.0
 GOLDEN = 0.5 * (math.sqrt(5) - 1)
 
 
 class Ends(NamedTuple):
-    """Both ends of a path, seen from where the chains are."""
+    """The densities at both ends of a path, at the positions of the chains."""
 
     initial: hmc.State
     target: hmc.State
@@ -51,7 +62,7 @@ class Ends(NamedTuple):
         return self.target.log_density - self.initial.log_density
 
     def at(self, beta: Tensor) -> hmc.State:
-        """Return the state on f_b, without a further evaluation; ``beta`` is (B,)."""
+        """Return the state under f_b, without another evaluation; ``beta`` is (B,)."""
         return hmc.State(
             self.initial.position,
             torch.lerp(self.initial.log_density, self.target.log_density, beta),
@@ -60,7 +71,7 @@ class Ends(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Path:
+class GeometricPath:
     """The densities f_b = f_0^(1-b) f_1^b; each maps (N, B, D) to (N, B)."""
 
     initial: hmc.LogDensity
@@ -78,32 +89,32 @@ class Path:
 
 
 Move = Callable[[int, Tensor, Ends], tuple[Tensor, Tensor]]
-"""(number t of the temperature on the way, b_t of shape (B,), where the chains are) -> (new positions (N, B, D),
-probability of acceptance (N, B)). It leaves f_{b_t} invariant, and knows nothing of the chains' past."""
+"""(number t of the temperature, b_t of shape (B,), positions of the chains) -> (new positions (N, B, D), probability of
+acceptance (N, B)). It leaves f_{b_t} invariant, and does not depend on the past of the chains."""
 
 
-class Walk(NamedTuple):
-    """What the chains brought back."""
+class AnnealedChains(NamedTuple):
+    """The weights and diagnostics of chains after their last temperature."""
 
     log_weights: Tensor
     """(N, B), float64."""
     acceptance: Tensor
     """Mean over the chains at each temperature, (T, B)."""
     position: Tensor
-    """Where the chains ended, (N, B, D)."""
+    """The last positions of the chains, (N, B, D)."""
 
 
-def anneal(path: Path, betas: Tensor, position: Tensor, move: Move) -> Walk:
-    """Walk along ``betas`` and weigh the walk.
+def anneal(path: GeometricPath, betas: Tensor, position: Tensor, move: Move) -> AnnealedChains:
+    """Run chains along ``betas`` and return their weights.
 
     Args:
         path: the densities.
         betas: b_0, ..., b_{T+1}, (T + 2, B), float64, rising or falling.
         position: z_0, exact draws from f_{b_0}, (N, B, D).
-        move: takes the chains on at b_1, ..., b_T.
+        move: moves the chains at b_1, ..., b_T.
     """
     ends = path.ends(position)
-    # The first weight belongs to z_0, before any move.
+    # The first term of log w belongs to z_0, before any move.
     log_weights = (betas[1] - betas[0]) * ends.ratio.double()
     acceptances = []
     for t in range(1, len(betas) - 1):
@@ -112,7 +123,7 @@ def anneal(path: Path, betas: Tensor, position: Tensor, move: Move) -> Walk:
         log_weights += (betas[t + 1] - betas[t]) * ends.ratio
         acceptances.append(acceptance.mean(0))
     none = position.new_zeros(0, position.shape[1])
-    return Walk(log_weights, torch.stack(acceptances) if acceptances else none, position)
+    return AnnealedChains(log_weights, torch.stack(acceptances) if acceptances else none, position)
 
 
 # Schedules ------------------------------------------------------------------------------------------------
@@ -137,13 +148,13 @@ def sigmoid(temperatures: int) -> Tensor:
 SCHEDULES = ("linear", "sigmoid", "adaptive")
 
 
-def spaced(schedule: str, temperatures: int, pilot: "Pilot") -> Tensor:
+def inverse_temperatures(schedule: str, temperatures: int, pilot: "Pilot") -> Tensor:
     """Return the b_t of each image, (T + 2, B), float64.
 
     ``adaptive`` puts half of them where log f_1 - log f_0 varies most: for a given T and perfect moves, log w
-    varies least if they are dense in proportion to its standard deviation under f_b (Gelman and Meng 1998,
-    https://doi.org/10.1214/ss/1028905934). The other half follows ``sigmoid``: so a pilot that is mistaken costs at
-    most half of the temperatures.
+    varies least if their density is proportional to the standard deviation of this difference under f_b (Gelman and
+    Meng 1998, https://doi.org/10.1214/ss/1028905934). The other half follows ``sigmoid``: so an inaccurate pilot wastes
+    at most half of the temperatures.
     """
     count = pilot.spread.shape[1]
     if schedule != "adaptive":
@@ -175,10 +186,10 @@ def interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pilot:
-    """What is known of each image's path before it is measured, at temperatures of the pilot's own."""
+    """Step sizes and spreads along each image's path, from a pilot run."""
 
     betas: Tensor
-    """From 0 to 1, (P,), float64."""
+    """The pilot's own temperatures from 0 to 1, (P,), float64."""
     log_steps: Tensor
     """Log of HMC's step size in units of ``scale``, (P, B)."""
     spread: Tensor
@@ -189,8 +200,8 @@ class Pilot:
     def steps(self, betas: Tensor) -> Tensor:
         """Return step sizes for the temperatures ``betas``, (T, B), in units of ``scale``.
 
-        They vary by a fifth from one temperature to the next: no coordinate has a period that all steps share,
-        after which a chain would be back where it was.
+        They vary by a fifth from one temperature to the next. With equal steps, a coordinate could have a period after
+        which a chain returns to the same position.
         """
         knots = self.betas.unsqueeze(1).expand_as(self.log_steps).contiguous()
         tuned = interpolate(betas, knots, self.log_steps.double()).exp()
@@ -198,14 +209,14 @@ class Pilot:
         return (tuned * (0.8 + 0.4 * turn.frac()).unsqueeze(1)).to(self.scale.dtype)
 
 
-def explore(path: Path, draw: Callable[[int], Tensor], leapfrog: int, temperatures: int) -> Pilot:
-    """Tune HMC's step size for each image along the path, so that about ``TARGET_ACCEPTANCE`` is accepted.
+def tune_steps(path: GeometricPath, draw: Callable[[int], Tensor], leapfrog: int, temperatures: int) -> Pilot:
+    """Tune HMC's step size for each image along the path, to an acceptance of about ``TARGET_ACCEPTANCE``.
 
     Args:
         path: the densities.
         draw: draws from the initial density, as in (N) -> (N, B, D).
         leapfrog: leapfrog steps in each move.
-        temperatures: T of the walk to come; a short one is worth no long pilot.
+        temperatures: T of the chains to come; fewer of them get a shorter pilot.
     """
     scale = draw(SCALE_DRAWS).std(0)
     ends = path.ends(draw(PILOT_CHAINS))
@@ -227,14 +238,14 @@ def explore(path: Path, draw: Callable[[int], Tensor], leapfrog: int, temperatur
     return Pilot(betas, torch.stack(log_steps), torch.stack([*spreads, spreads[-1]]), scale)
 
 
-# The measured walk ----------------------------------------------------------------------------------------
+# The measured chains --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Hamiltonian:
-    """HMC with the same step sizes for every chain, whatever the chains do."""
+    """HMC with fixed step sizes, which do not depend on the chains."""
 
-    path: Path
+    path: GeometricPath
     steps: Tensor
     """One per temperature and image, (T + 2, B), in units of ``scale``."""
     scale: Tensor
@@ -249,10 +260,10 @@ class Hamiltonian:
 
 
 @dataclass(frozen=True)
-class Route:
-    """A path with its temperatures and its frozen steps, to be walked from either end."""
+class AnnealingSchedule:
+    """A path with its temperatures and fixed step sizes, for chains in either direction."""
 
-    path: Path
+    path: GeometricPath
     draw: Callable[[int], Tensor]
     """Draws from the initial density, as in (N) -> (N, B, D)."""
     betas: Tensor
@@ -264,20 +275,20 @@ class Route:
     leapfrog: int
 
     @classmethod
-    def surveyed(
-        cls, path: Path, draw: Callable[[int], Tensor], *, schedule: str, temperatures: int, leapfrog: int
-    ) -> "Route":
-        """Send out a pilot, and lay the temperatures and the steps by what it found."""
-        pilot = explore(path, draw, leapfrog, temperatures)
-        betas = spaced(schedule, temperatures, pilot)
+    def tuned(
+        cls, path: GeometricPath, draw: Callable[[int], Tensor], *, schedule: str, temperatures: int, leapfrog: int
+    ) -> "AnnealingSchedule":
+        """Choose the temperatures and the step sizes with a pilot run."""
+        pilot = tune_steps(path, draw, leapfrog, temperatures)
+        betas = inverse_temperatures(schedule, temperatures, pilot)
         return cls(path, draw, betas, pilot.steps(betas), pilot.scale, leapfrog)
 
-    def forward(self, chains: int) -> Walk:
-        """Walk from the initial density to the target: E[w] = Z_1 / Z_0."""
+    def forward(self, chains: int) -> AnnealedChains:
+        """Run chains from the initial density to the target: E[w] = Z_1 / Z_0."""
         move = Hamiltonian(self.path, self.steps, self.scale, self.leapfrog)
         return anneal(self.path, self.betas, self.draw(chains), move)
 
-    def backward(self, exact: Tensor, chains: int) -> Walk:
-        """Walk from ``exact``, one draw from the target for each image, (B, D), back: E[w] = Z_0 / Z_1."""
+    def backward(self, exact: Tensor, chains: int) -> AnnealedChains:
+        """Run chains back from ``exact``, one draw from the target for each image, (B, D): E[w] = Z_0 / Z_1."""
         move = Hamiltonian(self.path, self.steps.flip(0), self.scale, self.leapfrog)
         return anneal(self.path, self.betas.flip(0), exact.expand(chains, *exact.shape), move)

@@ -1,13 +1,13 @@
-"""Bidirectional Monte Carlo: log p(x) from below and from above, for images drawn from the model itself.
+"""Bidirectional Monte Carlo: lower and upper bounds on log p(x) of simulated images.
 
-An image that was simulated with its latent comes with one exact draw from its posterior. Chains from the initial
-density to the posterior bound log p(x) from below, as in annealed importance sampling; chains that start at the exact
-draw and walk the same way back have weights of mean 1/p(x), and bound it from above:
+A simulated image comes with one exact draw from its posterior: its latent. Chains from the initial density to the
+posterior give a lower bound on log p(x), as in annealed importance sampling. Chains that start at the exact draw and
+follow the same schedule in reverse have weights of mean 1/p(x), and give an upper bound:
 
 E log 1/N sum_n w_n  <=  log p(x)  <=  E -log 1/N sum_n w'_n
 
-What lies between is the most that annealed importance sampling, with these settings, errs on images like the model's
-own. On real images there is no exact draw: that it errs no more there is an extrapolation.
+The gap between the bounds limits the error of annealed importance sampling with these settings on images like the
+simulated ones. Real images have no exact draw: the same limit for them is an extrapolation.
 
 Source: Grosse, Ghahramani and Adams 2015, https://arxiv.org/abs/1511.02543
 """
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from vaebench.encoders.base import Encoder
-from vaebench.estimators.ais import AISResult, Settings, batch_size, refuse_unmixed, survey, table
+from vaebench.estimators.ais import AISResult, AnnealingSettings, batch_size, refuse_unmixed, tuned_schedule
+from vaebench.estimators.sampling import keyed_noise
 from vaebench.model import GenerativeModel
 from vaebench.runtime import derived_seed, forked_randomness
 
-__all__ = ["BDMCResult", "bdmc", "both_ways", "simulated"]
+__all__ = ["BDMCResult", "anneal_both_ways", "bdmc", "simulated"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class BDMCResult:
     forward: AISResult
     """From the initial density to the posterior."""
     reverse: AISResult
-    """From the exact draw back. All chains of an image share that draw, which its ``stderr`` does not know of."""
+    """From the exact draw back. All chains of an image share that draw, and its ``stderr`` does not include this."""
 
     @property
     def lower(self) -> Tensor:
@@ -47,7 +48,7 @@ class BDMCResult:
 
     @property
     def gap(self) -> float:
-        """Mean of upper - lower over the images: what the mean of either bound errs by at most, in expectation."""
+        """Mean of upper - lower over the images: in expectation, the largest error of the mean of either bound."""
         return (self.upper - self.lower).mean().item()
 
     @property
@@ -58,7 +59,7 @@ class BDMCResult:
 
 @torch.no_grad()
 def simulated(model: GenerativeModel, n: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
-    """Draw images and their latents, x (n, X) and z (n, D); with a seed, the same each time on the same device."""
+    """Draw images and their latents, x (n, X) and z (n, D); with a seed, the same draws on the same device."""
     if seed is None:
         return model.simulate(n)
     device = next(chain(model.parameters(), model.buffers())).device
@@ -67,21 +68,21 @@ def simulated(model: GenerativeModel, n: int, seed: int | None = None) -> tuple[
 
 
 @torch.no_grad()
-def both_ways(
+def anneal_both_ways(
     model: GenerativeModel,
     x: Tensor,
     z: Tensor,
     initial: Encoder | None,
-    settings: Settings,
+    settings: AnnealingSettings,
     seed: int | None,
     numbers: Tensor,
 ) -> BDMCResult:
-    """Bound log p(x) from both sides, given z ~ p(z|x), (B, D); see :func:`bdmc`."""
-    route = survey(model, initial, x, settings, seed, numbers)
-    with table(seed, "forward", numbers):
-        forward = route.forward(settings.chains)
-    with table(seed, "reverse", numbers):
-        reverse = route.backward(z, settings.chains)
+    """Return both bounds on log p(x), given z ~ p(z|x), (B, D); see :func:`bdmc`."""
+    schedule = tuned_schedule(model, initial, x, settings, seed, numbers)
+    with keyed_noise(seed, numbers, "forward"):
+        forward = schedule.forward(settings.chains)
+    with keyed_noise(seed, numbers, "reverse"):
+        reverse = schedule.backward(z, settings.chains)
     return BDMCResult(AISResult.of(forward), AISResult.of(reverse, backward=True))
 
 
@@ -98,23 +99,23 @@ def bdmc(
     batch: int | None = None,
     strict: bool = True,
 ) -> BDMCResult:
-    """Simulate ``n`` images from ``model`` and bound log p(x) of each from both sides, in nats.
+    """Simulate ``n`` images from ``model`` and return both bounds on log p(x) of each, in nats.
 
-    Lower bounds are those of :func:`vaebench.estimators.ais.ais`; the upper bounds cost as much again. All arguments
-    but ``n`` are as there.
+    The lower bounds are those of :func:`vaebench.estimators.ais.ais`; the upper bounds double the cost. All arguments
+    but ``n`` are the same as there.
 
     Source: Grosse, Ghahramani and Adams 2015, https://arxiv.org/abs/1511.02543
 
     Raises:
         ValueError: n < 1 or a setting out of range.
-        RunFailed: ``strict`` and the chains, of either way, did not mix.
+        RunFailed: ``strict`` and the chains of either direction did not mix.
     """
     if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}")
-    settings = Settings(temperatures=temperatures, chains=chains, leapfrog=leapfrog, schedule=schedule)
+        raise ValueError(f"n must be >= 1, got {n}")
+    settings = AnnealingSettings(temperatures=temperatures, chains=chains, leapfrog=leapfrog, schedule=schedule)
     x, z = simulated(model, n, seed)
     parts = [
-        both_ways(model, x[some], z[some], initial, settings, seed, some)
+        anneal_both_ways(model, x[some], z[some], initial, settings, seed, some)
         for some in torch.arange(n).split(batch or batch_size(x.device, chains))
     ]
     forward = AISResult.joined([part.forward for part in parts])

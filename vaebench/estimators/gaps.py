@@ -1,4 +1,4 @@
-"""Why an encoder's bound is loose: how far its family, its amortisation and the bound itself are from log p(x).
+"""The parts of the gap between an encoder's bound and log p(x): its family, its amortisation, the bound itself.
 
     log p(x) - L[q]  =  (log p(x) - L[q*])  +  (L[q*] - L[q])      approximation gap + amortisation gap
 
@@ -12,26 +12,28 @@ Shapes: K draws first, B images, D latent coordinates; nats.
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from vaebench import bounds, noise
+from vaebench import bounds
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import Direction, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.estimators.ais import moment_matched
 from vaebench.estimators.diagnostics import independent_draws
-from vaebench.estimators.importance import log_likelihood
+from vaebench.estimators.importance import estimated
+from vaebench.estimators.sampling import Sampling, keyed_noise
 from vaebench.gradients import GradientEstimator
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective, weigh
 from vaebench.runtime import derived_seed
 
 __all__ = [
-    "Estimate",
     "Optimisation",
+    "PerImageEstimator",
     "best_gaussian",
     "best_of_family",
     "elbo",
@@ -39,23 +41,23 @@ __all__ = [
     "selected_log_likelihood",
 ]
 
-Estimate = Callable[[Encoder, Tensor, Tensor, int], Tensor]
-"""Maps an encoder, images (B, X), their numbers (B,) and the number of inner samples to one number per image, (B,)."""
+PerImageEstimator = Callable[[Encoder, Tensor, Sampling], Tensor]
+"""Maps an encoder, images (B, X) and how to sample them to one number per image, (B,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """How a posterior is fitted to single images, by Adam on the ELBO; ValueError for what cannot be."""
+    """How a posterior is fitted to single images, by Adam on the ELBO; ValueError for steps < 1 or lr <= 0."""
 
     steps: int = 500
-    draws: int = 16
-    """Of the ELBO at each step."""
     lr: float = 0.05
-    """At first; it falls to 0 along half a cosine."""
+    """Of the first step; it falls to 0 along half a cosine."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.draws < 1 or not self.lr > 0:
-            raise ValueError(f"steps, draws and lr must be more than 0, not {self.steps}, {self.draws}, {self.lr}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be >= 1, got {self.steps}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be > 0, got {self.lr}")
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -63,38 +65,24 @@ class Optimisation:
 
 
 @torch.no_grad()
-def elbo(
-    model: GenerativeModel,
-    encoder: Encoder,
-    x: Tensor,
-    draws: int,
-    *,
-    inner_k: int = 0,
-    seed: int = 0,
-    images: Tensor | None = None,
-) -> Tensor:
-    """Return the mean of ``draws`` log weights of each image of x, (B, X): an unbiased estimate of its ELBO, (B,).
+def elbo(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling) -> Tensor:
+    """Return the mean of k log weights of each image of x, (B, X): an unbiased estimate of its ELBO, (B,).
 
-    Args:
-        model: p(x, z).
-        encoder: q(z|x).
-        x: images.
-        draws: K.
-        inner_k: inner samples of a hierarchical encoder; with more of them the bound is tighter.
-        seed: two encoders with the same seed share their noise, so that their difference has little.
-        images: the images' numbers, (B,); 0..B-1 if None.
+    Two encoders with the same seed share their noise, so that their difference has little. With more inner samples, the
+    bound of a hierarchical encoder is tighter.
     """
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    for draw in independent_draws(encoder, x, draws, inner_k=inner_k, seed=seed, images=images):
+    seed, images = sampling.known_seed(), sampling.images
+    for draw in independent_draws(encoder, x, sampling.k, inner_k=sampling.inner_k, seed=seed, images=images):
         total += weigh(model, x, draw).log_weights().double().sum(0)
-    return total / draws
+    return total / sampling.k
 
 
 # The best posterior of each image -------------------------------------------------------------------------
 
 
 class _Free(nn.Module):
-    """A diagonal Gaussian for each of B images, with parameters of its own."""
+    """Separate parameters of a diagonal Gaussian for each of B images."""
 
     def __init__(self, start: DiagonalNormal) -> None:
         super().__init__()
@@ -103,32 +91,25 @@ class _Free(nn.Module):
         self.start = DiagonalNormal(start.mean.detach(), start.scale.detach())
 
     def forward(self, x: Tensor) -> DiagonalNormal:
-        del x  # these images and no others
-        # In units of the start: a step of one size suits narrow coordinates as well as wide ones.
+        del x  # the same images every time
+        # In units of the start, so that one step size suits narrow and wide coordinates.
         return DiagonalNormal(
             self.start.mean + self.start.scale * self.offset, self.start.scale * self.log_stretch.exp()
         )
 
 
 def best_gaussian(
-    model: GenerativeModel,
-    encoder: Encoder,
-    x: Tensor,
-    how: Optimisation,
-    *,
-    seed: int = 0,
-    images: Tensor | None = None,
+    model: GenerativeModel, encoder: Encoder, x: Tensor, how: Optimisation, sampling: Sampling
 ) -> list[Encoder]:
     """Return the diagonal Gaussian of largest ELBO for each image of x, (B, X), one encoder for each.
 
-    It starts from ``encoder``'s own Gaussian, or from the one with the moments of its draws. All are fitted at once,
-    and none influences another.
+    The fit starts from ``encoder``'s own Gaussian, or from the Gaussian with the moments of its draws. All are fitted
+    at once, and no image influences another. ``sampling`` is that of the ELBO at each step.
     """
-    numbers = torch.arange(len(x)) if images is None else images
-    with torch.no_grad(), noise.keyed(derived_seed(seed, "start"), numbers):
+    with torch.no_grad(), sampling.noise(x, "start"):
         start = encoder.exact_posterior(x) or moment_matched(encoder).encode(x)
     free = _Free(start)
-    _raise_elbo(model, GaussianEncoder(free), x, how, 0, seed, numbers)
+    _raise_elbo(model, GaussianEncoder(free), x, how, sampling)
     with torch.no_grad():
         best = free(x)
     each = zip(best.mean.split(1), best.scale.split(1), strict=True)
@@ -136,44 +117,40 @@ def best_gaussian(
 
 
 def best_of_family(
-    model: GenerativeModel,
-    encoder: Encoder,
-    x: Tensor,
-    how: Optimisation,
-    *,
-    inner_k: int = 0,
-    seed: int = 0,
-    images: Tensor | None = None,
+    model: GenerativeModel, encoder: Encoder, x: Tensor, how: Optimisation, sampling: Sampling
 ) -> list[Encoder]:
     """Return one copy of ``encoder`` for each image of x, (B, X), trained on this image alone.
 
-    A network that serves one image only is no longer amortised: its output is free. So this works for every family;
-    it takes a forward and a backward pass for each image and step. The model is not trained.
+    The network of a copy serves one image, so it is no longer amortised: its output is free. This works for every
+    family, with a forward and a backward pass for each image and step. The model is not trained. ``sampling`` is that
+    of the ELBO at each step.
     """
-    numbers = torch.arange(len(x)) if images is None else images
-    tuned = []
-    for place in range(len(x)):
-        one = slice(place, place + 1)
+    tuned, numbers = [], sampling.numbers(x)
+    for one in _singles(x):
         own = copy.deepcopy(encoder)
-        _raise_elbo(model, own, x[one], how, inner_k, seed, numbers[one])
+        _raise_elbo(model, own, x[one], how, sampling.on(numbers[one]))
         tuned.append(own)
     return tuned
 
 
-def _raise_elbo(
-    model: GenerativeModel, encoder: Encoder, x: Tensor, how: Optimisation, inner_k: int, seed: int, numbers: Tensor
-) -> None:
-    """Train ``encoder`` on the images x alone, each of whose ELBO counts the same."""
-    # At its optimum the path gradient has no noise where the posterior is in the family.
+def _singles(x: Tensor) -> list[slice]:
+    """Return one slice for each image."""
+    return [slice(place, place + 1) for place in range(len(x))]
+
+
+def _raise_elbo(model: GenerativeModel, encoder: Encoder, x: Tensor, how: Optimisation, sampling: Sampling) -> None:
+    """Train ``encoder`` on the images x alone; the ELBO of each image has the same weight."""
+    # At its optimum the path gradient has no noise if the posterior is in the family.
     path = encoder.direction is Direction.EXACT and encoder.no_path_gradient is None
     gradient = GradientEstimator.STL if path else GradientEstimator.REPARAM
     objective = Objective(bounds.elbo, gradient)
     parameters = [p for p in encoder.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=how.lr)
+    numbers, seed = sampling.numbers(x), sampling.known_seed()
     for step in range(how.steps):
         optimizer.param_groups[0]["lr"] = how.rate(step)
-        with torch.enable_grad(), noise.keyed(derived_seed(seed, "optimise", step), numbers):
-            value, _ = objective(model, encoder, x, how.draws, inner_k=inner_k)
+        with torch.enable_grad(), keyed_noise(derived_seed(seed, "optimise", step), numbers):
+            value, _ = objective(model, encoder, x, sampling.k, inner_k=sampling.inner_k)
         gradients = torch.autograd.grad(-value.sum(), parameters, allow_unused=True)
         for parameter, found in zip(parameters, gradients, strict=True):
             parameter.grad = found
@@ -185,57 +162,46 @@ def _raise_elbo(
 
 
 def selected_log_likelihood(
-    model: GenerativeModel,
-    proposals: Sequence[Encoder | Sequence[Encoder]],
-    x: Tensor,
-    k: int,
-    *,
-    inner_k: int = 0,
-    seed: int = 0,
-    images: Tensor | None = None,
+    model: GenerativeModel, proposals: Sequence[Encoder | Sequence[Encoder]], x: Tensor, sampling: Sampling
 ) -> Tensor:
-    """Return the importance-weighted estimate of log p(x), (B,) float64, each image's from its best proposal.
+    """Return the importance-weighted estimate of log p(x), (B,) float64, from the best proposal of each image.
 
-    A pilot of k/10 draws chooses the proposal, by its own estimate; the k weights of the result are new, so that its
-    expectation is a lower bound on log p(x) whatever was chosen. Weights of several proposals are not pooled: one that
-    is far off adds nothing to the sum and all of its draws to the count.
+    A pilot of k/10 draws chooses the proposal, by its own estimate. The k weights of the result are new, so that its
+    expectation is a lower bound on log p(x) for any choice. The weights of several proposals are not pooled: a poor
+    proposal would add nothing to the sum, and all of its draws to the count.
 
     Args:
         model: p(x, z).
         proposals: encoders whose log_q keeps the contract, or lists with one encoder for each image.
         x: images, (B, X).
-        k: weights of each image.
-        inner_k: inner samples of hierarchical encoders.
-        seed: the result is a function of it and of the images' numbers.
-        images: the images' numbers, (B,); 0..B-1 if None.
+        sampling: with a seed; the inner samples are those of hierarchical encoders.
     """
-    numbers = torch.arange(len(x)) if images is None else images
+    numbers = sampling.numbers(x)
 
-    def estimated(draws: int, stream: str) -> Estimate:
-        return lambda encoder, x, numbers, inner_k: log_likelihood(
-            model, encoder, x, draws, inner_k, seed=derived_seed(seed, stream), images=numbers
-        )
+    def with_own_noise(k: int, purpose: str) -> Sampling:
+        return replace(sampling, k=k, seed=derived_seed(sampling.known_seed(), purpose), images=numbers)
 
-    pilot, final = estimated(-(-k // 10), "pilot"), estimated(k, "final")
-    choice = torch.stack([per_image(pilot, each, x, numbers, inner_k) for each in proposals]).argmax(0)
+    estimate = partial(estimated, model)
+    pilot, final = with_own_noise(-(-sampling.k // 10), "pilot"), with_own_noise(sampling.k, "final")
+    choice = torch.stack([per_image(estimate, each, x, pilot) for each in proposals]).argmax(0)
     found = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for index, proposal in enumerate(proposals):
         chosen = (choice == index).nonzero().squeeze(1)
         if len(chosen):
             fitting = proposal if isinstance(proposal, Encoder) else [proposal[i] for i in chosen.tolist()]
-            found[chosen] = per_image(final, fitting, x[chosen], numbers[chosen.cpu()], inner_k)
+            found[chosen] = per_image(estimate, fitting, x[chosen], final.on(numbers[chosen.cpu()]))
     return found
 
 
 def per_image(
-    estimate: Estimate, encoder: Encoder | Sequence[Encoder], x: Tensor, numbers: Tensor, inner_k: int
+    estimate: PerImageEstimator, encoder: Encoder | Sequence[Encoder], x: Tensor, sampling: Sampling
 ) -> Tensor:
     """Estimate something of all images x at once, (B,), or of each with its own encoder.
 
-    Encoders without inner samples take none.
+    Encoders without inner samples get none.
     """
     if isinstance(encoder, Encoder):
-        return estimate(encoder, x, numbers, inner_k if encoder.has_inner_samples else 0)
-    singles = [slice(place, place + 1) for place in range(len(x))]
-    each = zip(encoder, singles, strict=True)
-    return torch.cat([per_image(estimate, own, x[one], numbers[one], inner_k) for own, one in each])
+        return estimate(encoder, x, sampling if encoder.has_inner_samples else replace(sampling, inner_k=0))
+    numbers = sampling.numbers(x)
+    each = zip(encoder, _singles(x), strict=True)
+    return torch.cat([per_image(estimate, own, x[one], sampling.on(numbers[one])) for own, one in each])

@@ -1,40 +1,40 @@
 """Importance-weighted estimates of log p(x), with memory that does not depend on k.
 
-The weights are those of training (:func:`vaebench.objective.weigh`); here they only arrive in chunks.
+The weights are those of training (:func:`vaebench.objective.weigh`); here they arrive in chunks.
+
+Shapes: K samples first, B images; nats.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vaebench import noise
 from vaebench.bounds import LogMeanExp
 from vaebench.encoders.base import Encoder
 from vaebench.estimators.memory import peak_bytes
+from vaebench.estimators.sampling import Sampling, ShrinkingBatches
 from vaebench.estimators.weights import WeightSummary
 from vaebench.model import GenerativeModel
 from vaebench.objective import weigh
-from vaebench.runtime import derived_seed, forked_randomness, free_memory, notice, unless_memory_runs_out
+from vaebench.runtime import derived_seed, forked_randomness, free_memory
 
 __all__ = ["Chunks", "PerImage", "chunks_within", "log_likelihood", "log_likelihoods", "weighed"]
 
-# Rows (image x sample x inner sample) in flight: enough to keep matrix products busy, small enough for the
+# Rows (image x sample x inner sample) in memory at once: enough to keep matrix products busy, few enough for the
 # activations of a 784-pixel decoder to stay near the caches of a CPU, or well inside a small GPU.
 ROWS = {"cpu": 4_000, "cuda": 200_000}
 LARGEST_ROW = 2**20
-"""Bytes that no network here needs for a row: where as much is free for each, nothing is measured."""
+"""Bytes that exceed the size of a row of every network here: with as much free for each row, nothing is measured."""
 
 TRIED_ROWS = 500
-"""Rows by which it is measured: enough for them to outweigh what is taken once."""
+"""Rows of the measurement: enough to outweigh memory that is allocated once."""
 
 
 @dataclass
 class Chunks:
-    """How an evaluation is cut up. It changes time and memory, never the result beyond rounding."""
+    """How an evaluation is cut up. This changes time and memory, and the result by rounding only."""
 
     batch: int
     """Images at a time."""
@@ -42,31 +42,36 @@ class Chunks:
     """Samples k of each image at a time."""
     inner: int
     """Inner samples at a time."""
-    halved: bool = False
-    """Whether memory has run out."""
 
     @classmethod
     def automatic(
         cls, device: torch.device, inner_k: int = 0, batch: int | None = None, samples: int | None = None
     ) -> "Chunks":
-        """Choose what was not given so that about ``ROWS`` rows are in flight."""
+        """Choose the numbers that are None, for about ``ROWS`` rows at a time."""
         rows = ROWS["cuda" if device.type == "cuda" else "cpu"]
         batch = batch or min(100, rows)
         inner = max(1, min(inner_k, rows // batch - 1))
         return cls(batch, samples or max(1, rows // (batch * (1 + inner))), inner)
 
+    @classmethod
+    def of(cls, x: Tensor, sampling: Sampling) -> "Chunks":
+        """Choose chunks for the images x, (B, X), all of them at once."""
+        chunks = cls.automatic(x.device, sampling.inner_k, batch=len(x), samples=sampling.chunk)
+        chunks.inner = sampling.inner_chunk or chunks.inner
+        return chunks
+
     @property
     def rows(self) -> int:
-        """Rows in flight."""
+        """Rows at a time."""
         return self.batch * self.samples * (1 + self.inner)
 
     def fit(self, model: GenerativeModel, encoder: Encoder, x: Tensor, budget: float) -> None:
-        """Take fewer samples at a time, and then fewer images, where more than ``budget`` bytes would be in use.
+        """Reduce samples, then images, until at most ``budget`` bytes are in use.
 
         Args:
             model: p(x, z).
             encoder: q(z|x).
-            x: one image, (1, X), to try with.
+            x: one image, (1, X), for a measurement.
             budget: bytes.
         """
         if self.rows * LARGEST_ROW <= budget:
@@ -80,17 +85,6 @@ class Chunks:
         self.samples = max(1, min(self.samples, int(budget / (each * self.batch))))
         self.batch = max(1, min(self.batch, int(budget / (each * self.samples))))
 
-    def halve(self, k: int, inner_k: int) -> bool:
-        """Take half as many of ``k`` samples at a time from now on, then of inner samples; False if that cannot be."""
-        samples, inner = min(self.samples, k), min(self.inner, max(1, inner_k))
-        if samples == 1 and inner == 1:
-            return False
-        if not self.halved:
-            notice("out of memory: going on with smaller chunks, which does not change the result")
-        self.halved = True
-        self.samples, self.inner = (samples // 2, inner) if samples > 1 else (1, inner // 2)
-        return True
-
 
 def chunks_within(
     share: float,
@@ -101,13 +95,13 @@ def chunks_within(
     batch: int | None,
     samples: int | None,
 ) -> Chunks:
-    """Choose chunks that take up half of the memory that is free for them, at most; what is given stays.
+    """Choose chunks that use at most half of the free memory; given numbers are kept.
 
     Args:
-        share: how much of the device's free memory is this process's, from 0 to 1.
+        share: part of the device's free memory that this process may use, from 0 to 1.
         model: p(x, z).
         encoder: q(z|x).
-        x: one image, (1, X), to try with.
+        x: one image, (1, X), for a measurement.
         inner_k: inner samples per sample.
         batch: images at a time, or None.
         samples: samples at a time, or None.
@@ -138,7 +132,8 @@ def log_likelihood(
 
     log 1/K sum_k p(x, z_k) / exp(log_q_k): its expectation is a lower bound on log p(x) for every encoder
     whose direction is not ESTIMATE, and rises with ``k`` and ``inner_k``. With a hierarchical encoder this is
-    DIWHVI. Memory does not depend on ``k``, nor on ``inner_k``; where it runs out, chunks are halved.
+    DIWHVI. Memory does not depend on ``k``, nor on ``inner_k``. If memory runs out, fewer images are computed at a
+    time.
 
     Source: Burda et al. 2016, https://arxiv.org/abs/1509.00519; Sobolev and Vetrov 2019,
     https://arxiv.org/abs/1905.03290
@@ -149,80 +144,58 @@ def log_likelihood(
         x: images, (B, X).
         k: samples per image.
         inner_k: inner samples per sample, for hierarchical encoders.
-        chunk: samples at a time (chosen if None); does not change a seeded result beyond rounding.
+        chunk: samples at a time; chosen if None. It changes a seeded result by rounding only.
         inner_chunk: inner samples at a time.
         seed: makes the result a function of (seed, image number); None draws from the global generator.
         images: the images' numbers, (B,), with ``seed``; 0..B-1 if None.
 
     Raises:
         ValueError: k < 1 or inner_k < 0.
+        RunFailed: the memory is too small for a single image.
     """
-    if k < 1 or inner_k < 0:
-        raise ValueError(f"k must be at least 1 and inner_k at least 0, got k={k}, inner_k={inner_k}")
-    chunks = Chunks.automatic(x.device, inner_k, batch=len(x), samples=chunk)
-    chunks.inner = inner_chunk or chunks.inner
+    return estimated(model, encoder, x, Sampling(k, inner_k, seed, images, chunk, inner_chunk))
+
+
+@torch.no_grad()
+def estimated(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling) -> Tensor:
+    """Return :func:`log_likelihood` of a sampling."""
+    chunks, numbers = Chunks.of(x, sampling), sampling.numbers(x)
+    batches = ShrinkingBatches(max(1, len(x)))
+    parts = batches.run(0, len(x), lambda part: _log_mean(model, encoder, x[part], sampling.on(numbers[part]), chunks))
+    return torch.cat([values for _, values in parts])
+
+
+def _log_mean(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks) -> Tensor:
     total = LogMeanExp()
-    for log_w in _in_chunks(model, encoder, x, k, inner_k, chunks, seed, images):
+    for log_w in _in_chunks(model, encoder, x, sampling, chunks):
         total.add(log_w)
     return total.value()
 
 
 @torch.no_grad()
-def weighed(
-    model: GenerativeModel,
-    encoder: Encoder,
-    x: Tensor,
-    k: int,
-    inner_k: int,
-    chunks: Chunks,
-    seed: int | None = None,
-    images: Tensor | None = None,
-) -> WeightSummary:
-    """Return what the weights of :func:`log_likelihood` say: their mean, effective sample size and tail.
+def weighed(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks) -> WeightSummary:
+    """Return a summary of the weights of :func:`log_likelihood`: their mean, effective sample size and tail.
 
-    The arguments are as there; ``chunks`` become smaller where memory runs out. Memory grows as sqrt(k).
+    Memory grows as sqrt(k).
     """
-    summary = WeightSummary(k)
-    for log_w in _in_chunks(model, encoder, x, k, inner_k, chunks, seed, images):
+    summary = WeightSummary(sampling.k)
+    for log_w in _in_chunks(model, encoder, x, sampling, chunks):
         summary.add(log_w)
     return summary
 
 
 def _in_chunks(
-    model: GenerativeModel,
-    encoder: Encoder,
-    x: Tensor,
-    k: int,
-    inner_k: int,
-    chunks: Chunks,
-    seed: int | None,
-    images: Tensor | None,
+    model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks
 ) -> Iterator[Tensor]:
-    """Yield log weights, (some, B), until there are ``k`` for each image."""
-    numbers = torch.arange(len(x)) if images is None else images
-    # An encoder may draw as it encodes (moments, say): from a table of its own, not the one of the draws below.
-    with _table(None if seed is None else derived_seed(seed, "encode"), numbers):
+    """Yield log weights, (chunk, B), until there are k for each image."""
+    # An encoder such as moments draws as it encodes: its noise is not that of the draws below.
+    with sampling.noise(x, "encode"):
         context = encoder.encode(x)
-
-    def draw(first: int) -> Tensor:
-        count = min(chunks.samples, k - first)
-        with _table(seed, numbers, first):
-            drawn = encoder.sample(context, count, inner_k=inner_k, inner_chunk=chunks.inner)
-        return weigh(model, x, drawn).log_weights()
-
-    first = 0
-    while first < k:
-        log_w = unless_memory_runs_out(lambda at=first: draw(at))
-        if log_w is not None:
-            yield log_w
-            first += len(log_w)
-        elif not chunks.halve(k, inner_k):
-            raise MemoryError("memory does not suffice for one sample at a time of so many images")
-
-
-def _table(seed: int | None, numbers: Tensor, first: int = 0) -> AbstractContextManager[Any]:
-    """Return the source of noise: the table named by the seed, from sample ``first`` on, or torch's generator."""
-    return nullcontext() if seed is None else noise.keyed(seed, numbers, first)
+    for first in range(0, sampling.k, chunks.samples):
+        count = min(chunks.samples, sampling.k - first)
+        with sampling.noise(x, first=first):
+            drawn = encoder.sample(context, count, inner_k=sampling.inner_k, inner_chunk=chunks.inner)
+        yield weigh(model, x, drawn).log_weights()
 
 
 @dataclass(frozen=True)
@@ -238,7 +211,7 @@ class PerImage:
 
     @property
     def stderr(self) -> float:
-        """Standard error of the mean over images: it measures how much the images vary, not the estimator."""
+        """Standard error of the mean over images: how much the images vary, not the error of the estimator."""
         if len(self.values) < 2:
             return float("nan")
         return (self.values.double().std() / len(self.values) ** 0.5).item()
@@ -249,40 +222,31 @@ def log_likelihoods(
     encoder: Encoder,
     observe: Callable[[Tensor], Tensor],
     intensities: Tensor,
+    sampling: Sampling,
     *,
-    k: int,
-    inner_k: int = 0,
-    seed: int = 0,
     batch: int | None = None,
-    chunk: int | None = None,
-    images: Tensor | None = None,
     first: int = 0,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield estimates of log p(x) batch by batch, as (which images, values), from image ``first`` on.
 
-    The values depend on ``seed`` and on each image's number alone, so that an interrupted evaluation goes on
-    from where it was, whatever the batch size. No global random state is used or changed.
+    The values depend on the seed and on each image's number alone, so that an interrupted evaluation can resume at
+    any image, whatever the batch size. No global random state is used or changed.
 
     Args:
         model: p(x, z).
         encoder: q(z|x).
         observe: maps pixel bytes, (B, X), to images x in [0, 1] (binarized splits stay as they are).
         intensities: pixel bytes, (N, X).
-        k: samples per image.
-        inner_k: inner samples per sample.
-        seed: names the table of random numbers.
+        sampling: with a seed.
         batch: images at a time (chosen if None).
-        chunk: samples at a time (chosen if None).
-        images: the images' numbers in their split, (N,); 0..N-1 if None.
         first: the place in ``intensities`` to start from.
     """
-    chunks = Chunks.automatic(intensities.device, inner_k, batch=batch, samples=chunk)
-    numbers = torch.arange(len(intensities)) if images is None else images.cpu()
-    for start in range(first, len(intensities), chunks.batch):
-        part = slice(start, min(start + chunks.batch, len(intensities)))
-        # Distributions that draw from torch's own generator are seeded too, and leave no trace outside.
-        with torch.no_grad(), forked_randomness(intensities.device, derived_seed(seed, start)):
-            x, total = observe(intensities[part]), LogMeanExp()
-            for log_w in _in_chunks(model, encoder, x, k, inner_k, chunks, seed, numbers[part]):
-                total.add(log_w)
-        yield part, total.value()
+    seed, numbers = sampling.known_seed(), sampling.numbers(intensities).cpu()
+    chunks = Chunks.automatic(intensities.device, sampling.inner_k, batch=batch, samples=sampling.chunk)
+
+    def values(part: slice) -> Tensor:
+        # Distributions that draw from torch's own generator are seeded too; the state outside is restored.
+        with torch.no_grad(), forked_randomness(intensities.device, derived_seed(seed, part.start)):
+            return _log_mean(model, encoder, observe(intensities[part]), sampling.on(numbers[part]), chunks)
+
+    return ShrinkingBatches(chunks.batch).run(first, len(intensities), values)

@@ -1,4 +1,4 @@
-"""How much memory a computation takes, found by trying a small one."""
+"""The memory that a computation takes, measured on a small one."""
 
 import weakref
 from collections import Counter
@@ -12,14 +12,14 @@ __all__ = ["peak_bytes"]
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
-    """Return the most bytes that tensors made by ``compute()`` held at once, on any device."""
+    """Return the largest number of bytes in tensors made by ``compute()`` at any one time, on any device."""
     with _LiveBytes() as memory:
         compute()
     return memory.peak
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows the storage behind every tensor that an operation returns; views share theirs."""
+    """Tracks the storage of every tensor that an operation returns; views share their storage."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,90 +1,89 @@
-"""Numbers on both sides of what an encoder is: its log density, its divergences, and how much its latents tell.
+"""Lower and upper bounds on log q(z|x), on divergences, and on mutual informations of the latents.
 
 log q(z|x) of a hierarchical encoder lies between two multisample bounds (see ``log_q_bounds`` of
-:class:`vaebench.encoders.base.Encoder`). So does everything that it enters linearly: the rate KL(q(z|x) || p(z)), the
-ELBO, the mutual information of z and the auxiliary variable. KL(q(z|x) || p(z|x)) = log p(x) - ELBO also takes a bound
-on log p(x): one from below is at hand for any image, one from above only for images that the model made itself, whose
-posterior has left an exact draw.
+:class:`vaebench.encoders.base.Encoder`). So does every quantity that is linear in log q: the rate KL(q(z|x) || p(z)),
+the ELBO, the mutual information of z and the auxiliary variable. KL(q(z|x) || p(z|x)) = log p(x) - ELBO also needs a
+bound on log p(x). A lower bound exists for any image, an upper bound only for simulated images, which come with an
+exact draw from their posterior.
 
 Source: Sobolev and Vetrov 2019, https://arxiv.org/abs/1905.03290
 
-Shapes: K draws first, B images, D latent coordinates; nats. docs/sandwich.md says which combination bounds what.
+Shapes: K draws first, B images, D latent coordinates; nats. docs/sandwich.md lists which combination bounds which
+quantity.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vaebench import noise
 from vaebench.bounds import LogMeanExp
 from vaebench.encoders.base import Draw, Encoder, LogQBounds
 from vaebench.estimators.importance import Chunks
+from vaebench.estimators.sampling import Sampling, keyed_noise
 from vaebench.model import GenerativeModel
 from vaebench.objective import Evidence, weigh
-from vaebench.runtime import derived_seed
 
-__all__ = ["Between", "SandwichResult", "Side", "information_about_images", "sandwich"]
+__all__ = ["BoundValue", "Bounds", "SandwichResult", "information_about_images", "sandwich"]
 
 SIDES = ("lower", "upper")
 
 
-class Side(NamedTuple):
-    """One number per image, with the standard error that the draws leave in it; (B,) each, float64, nats."""
+class BoundValue(NamedTuple):
+    """A bound of each image and its standard error over the draws; (B,) each, float64, nats."""
 
     values: Tensor
     stderr: Tensor
-    """NaN where one draw cannot tell."""
+    """NaN for a single draw."""
 
 
-class Between(NamedTuple):
-    """What is known of a quantity: a bound in expectation from below and from above, or None where there is none.
+class Bounds(NamedTuple):
+    """A lower and an upper bound on one quantity, both in expectation; None for a bound that does not exist.
 
-    Where both are the same object, the encoder's log q is a single number: the quantity itself if that is exact.
+    Both are the same object if the encoder's log q is a single number: the quantity itself if log q is exact.
     """
 
-    lower: Side | None
-    upper: Side | None
+    lower: BoundValue | None
+    upper: BoundValue | None
 
     @property
     def single(self) -> bool:
-        """Whether both sides are one number."""
+        """Whether both bounds are one number."""
         return self.lower is not None and self.lower is self.upper
 
 
-NOTHING = Between(None, None)
+NO_BOUNDS = Bounds(None, None)
 
 
 @dataclass(frozen=True)
 class SandwichResult:
     """Bounds for each of B images. Expectations are over z ~ q(z|x)."""
 
-    log_q: Between
+    log_q: Bounds
     """E log q(z|x), minus the entropy of q(z|x)."""
-    rate: Between
+    rate: Bounds
     """KL(q(z|x) || p(z))."""
-    elbo: Between
+    elbo: Bounds
     """E log p(x, z) - log q(z|x)."""
-    evidence: Between
+    evidence: Bounds
     """log p(x)."""
-    divergence: Between
+    divergence: Bounds
     """KL(q(z|x) || p(z|x))."""
-    slack: Between
-    """What the upper bound on E log q(z|x) exceeds it by: the q-gap."""
-    psi_information: Between
+    slack: Bounds
+    """The difference between the upper bound on E log q(z|x) and E log q(z|x): the q-gap."""
+    psi_information: Bounds
     """I_q(z; psi | x)."""
-    image_information: Between = NOTHING
-    """The image's part of I(x; z): under q where it was asked for, else under the model where z* was given."""
+    image_information: Bounds = NO_BOUNDS
+    """The image's part of I(x; z): under q if it was computed, else under the model if z* was given."""
 
     def rows(self) -> dict[str, Tensor]:
-        """Return everything that there is by name, (B,) each; :meth:`from_rows` undoes it."""
+        """Return all existing bounds by name, (B,) each; :meth:`from_rows` is the inverse."""
         rows: dict[str, Tensor] = {}
-        for name, between in self.quantities():
-            sides = {"value": between.upper} if between.single else between._asdict()
+        for name, bounds in self.quantities():
+            sides = {"value": bounds.upper} if bounds.single else bounds._asdict()
             for side, found in sides.items():
                 if found is not None:
                     rows |= {f"{name}.{side}": found.values, f"{name}.{side}.stderr": found.stderr}
@@ -92,21 +91,21 @@ class SandwichResult:
 
     @classmethod
     def from_rows(cls, rows: dict[str, Tensor]) -> "SandwichResult":
-        """Undo :meth:`rows`."""
+        """Return the result with these :meth:`rows`."""
 
-        def between(name: str) -> Between:
+        def bounds(name: str) -> Bounds:
             found = {
-                side: Side(rows[f"{name}.{side}"], rows[f"{name}.{side}.stderr"])
+                side: BoundValue(rows[f"{name}.{side}"], rows[f"{name}.{side}.stderr"])
                 for side in ("value", *SIDES)
                 if f"{name}.{side}" in rows
             }
             single = found.get("value")
-            return Between(single, single) if single else Between(found.get("lower"), found.get("upper"))
+            return Bounds(single, single) if single else Bounds(found.get("lower"), found.get("upper"))
 
-        return cls(**{f.name: between(f.name) for f in fields(cls)})
+        return cls(**{f.name: bounds(f.name) for f in fields(cls)})
 
-    def quantities(self) -> Iterator[tuple[str, Between]]:
-        """Yield all of it, by name."""
+    def quantities(self) -> Iterator[tuple[str, Bounds]]:
+        """Yield every quantity with its name."""
         for f in fields(self):
             yield f.name, getattr(self, f.name)
 
@@ -121,19 +120,19 @@ class _Mean:
         self.count, self._sum, self._squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, values: Tensor) -> None:
-        """Take in (K_chunk, B)."""
+        """Add (K_chunk, B)."""
         values = values.double()
         self.count += len(values)
         self._sum = self._sum.to(values) + values.sum(0)
         self._squares = self._squares.to(values) + values.square().sum(0)
 
-    def side(self) -> Side:
+    def value(self) -> BoundValue:
         """Return the mean of all draws."""
         mean = self._sum / self.count
         if self.count == 1:
-            return Side(mean, torch.full_like(mean, math.nan))
+            return BoundValue(mean, torch.full_like(mean, math.nan))
         variance = (self._squares / self.count - mean.square()).clamp(min=0) / (self.count - 1)
-        return Side(mean, variance.sqrt())
+        return BoundValue(mean, variance.sqrt())
 
 
 class _Weights:
@@ -143,27 +142,30 @@ class _Weights:
         self._weights, self._squares = LogMeanExp(), LogMeanExp()
 
     def add(self, log_w: Tensor) -> None:
-        """Take in (K_chunk, B)."""
+        """Add (K_chunk, B)."""
         self._weights.add(log_w)
         self._squares.add(2 * log_w)
 
-    def side(self) -> Side:
+    def value(self) -> BoundValue:
         """Return log 1/K sum_k w_k."""
         value, count = self._weights.value(), self._weights.count
         if count == 1:
-            return Side(value, torch.full_like(value, math.nan))
+            return BoundValue(value, torch.full_like(value, math.nan))
         spread = (self._squares.value() - 2 * value).exp() - 1
-        return Side(value, (spread.clamp(min=0) / (count - 1)).sqrt())
+        return BoundValue(value, (spread.clamp(min=0) / (count - 1)).sqrt())
 
-    def with_posterior_draw(self, log_w: Tensor) -> Side:
-        """Return log 1/(K+1) (w* + sum_k w_k), with w* that of an exact posterior draw: its mean is an upper bound."""
+    def with_posterior_draw(self, log_w: Tensor) -> BoundValue:
+        """Return log 1/(K+1) (w* + sum_k w_k), with w* the weight of an exact posterior draw.
+
+        Its mean is an upper bound on log p(x).
+        """
         count = self._weights.count
         total = torch.logaddexp(self._weights.value() + math.log(count), log_w.double())
-        return Side(total - math.log(count + 1), torch.full_like(total, math.nan))
+        return BoundValue(total - math.log(count + 1), torch.full_like(total, math.nan))
 
 
-class _Tally:
-    """Everything that is averaged over the draws."""
+class _Accumulator:
+    """Running means over the draws, of all quantities."""
 
     def __init__(self) -> None:
         self.means: dict[str, _Mean] = {}
@@ -171,7 +173,7 @@ class _Tally:
         self.single = False
 
     def add(self, drawn: LogQBounds, found: Evidence) -> None:
-        """Take in K_chunk draws; ``found`` weighs them by their upper bound on log q."""
+        """Add K_chunk draws; ``found`` weighs them with their upper bound on log q."""
         self.single = drawn.lower is drawn.upper
         self.weights.add(found.log_weights())
         for side, log_q in (("lower", drawn.lower), ("upper", drawn.upper)):
@@ -185,7 +187,7 @@ class _Tally:
         opposite = SIDES[side == "lower"]
         self._mean(f"log_q.{side}").add(log_q)
         self._mean(f"rate.{side}").add(log_q - found.log_prior)
-        # The more log q, the less the ELBO.
+        # log q enters the ELBO with a minus sign.
         self._mean(f"elbo.{opposite}").add(found.log_likelihood + found.log_prior - log_q)
 
     def _add_information(self, side: str, conditional: Tensor | None, log_q: Tensor) -> None:
@@ -195,26 +197,22 @@ class _Tally:
     def _mean(self, name: str) -> _Mean:
         return self.means.setdefault(name, _Mean())
 
-    def between(self, name: str) -> Between:
-        """Return a quantity's two sides."""
-        found = {side: self.means[f"{name}.{side}"].side() for side in SIDES if f"{name}.{side}" in self.means}
+    def bounds(self, name: str) -> Bounds:
+        """Return the bounds on a quantity."""
+        found = {side: self.means[f"{name}.{side}"].value() for side in SIDES if f"{name}.{side}" in self.means}
         if self.single and found:
-            return Between(found["upper"], found["upper"])
-        return Between(found.get("lower"), found.get("upper"))
+            return Bounds(found["upper"], found["upper"])
+        return Bounds(found.get("lower"), found.get("upper"))
 
 
-def less(first: Side | None, second: Side | None) -> Side | None:
-    """Return the difference of two sides; its error as if theirs were independent. None where one is missing."""
+def difference(first: BoundValue | None, second: BoundValue | None) -> BoundValue | None:
+    """Return first - second, with the error of independent numbers; None if either is None."""
     if first is None or second is None:
         return None
-    return Side(first.values - second.values, torch.hypot(first.stderr, second.stderr))
+    return BoundValue(first.values - second.values, torch.hypot(first.stderr, second.stderr))
 
 
 # The result -----------------------------------------------------------------------------------------------
-
-
-def _table(seed: int | None, purpose: str, numbers: Tensor, first: int = 0) -> AbstractContextManager[None]:
-    return nullcontext() if seed is None else noise.keyed(derived_seed(seed, "sandwich", purpose), numbers, first)
 
 
 @torch.no_grad()
@@ -222,65 +220,49 @@ def sandwich(
     model: GenerativeModel,
     encoder: Encoder,
     x: Tensor,
-    k: int = 100,
-    inner_k: int = 0,
-    chunk: int | None = None,
+    sampling: Sampling,
     *,
     posterior: Tensor | None = None,
-    evidence: Between | None = None,
-    inner_chunk: int | None = None,
-    seed: int | None = None,
-    images: Tensor | None = None,
+    evidence: Bounds | None = None,
 ) -> SandwichResult:
-    """Bound log q(z|x), and what is made of it, from both sides for each image.
+    """Return bounds on log q(z|x), and on the quantities that contain it, for each image.
 
-    Every bound is one in expectation, for any ``k`` and ``inner_k``: the first lowers its error, the second takes the
-    sides closer to each other. A single image's may cross.
+    Every bound holds in expectation, for any ``k`` and ``inner_k`` of the sampling. More draws lower its error; more
+    inner samples move the bounds closer together. The bounds of a single image may cross.
 
     Args:
         model: p(x, z).
-        encoder: q(z|x). Where its log q is exact, both sides are one number; where it is an estimate, both are that
+        encoder: q(z|x). If its log q is exact, both bounds are one number; if it is an estimate, both are that
             estimate, and no bounds.
         x: images, (B, X).
-        k: draws of z for each.
-        inner_k: inner samples L for each draw, of encoders whose log q is an upper bound; without them there is no
-            lower bound on it.
-        chunk: draws at a time (chosen if None); does not change a seeded result beyond rounding.
-        posterior: an exact draw from p(z|x) for each image, (B, D), of images that the model made: with it, log p(x)
+        sampling: draws of z per image, and inner samples L per draw for encoders whose log q is an upper bound; with
+            L = 0 there is no lower bound on log q.
+        posterior: an exact draw from p(z|x) for each image, (B, D), which simulated images have: with it, log p(x)
             has an upper bound too.
-        evidence: bounds on log p(x) from elsewhere, from annealing say, to be used in place of those made here.
-        inner_chunk: inner samples at a time.
-        seed: makes the result a function of (seed, image number); None draws from the global generator.
-        images: the images' numbers, (B,), with ``seed``; 0..B-1 if None.
-
-    Raises:
-        ValueError: k < 1 or inner_k < 0.
+        evidence: other bounds on log p(x), for example from annealing, to use in place of those made here.
     """
-    if k < 1 or inner_k < 0:
-        raise ValueError(f"k must be at least 1 and inner_k at least 0, got k={k}, inner_k={inner_k}")
-    sizes = Chunks.automatic(x.device, inner_k, batch=len(x), samples=chunk)
-    numbers = torch.arange(len(x)) if images is None else images
-    with _table(seed, "encode", numbers):
+    sizes = Chunks.of(x, sampling)
+    with sampling.noise(x, "sandwich", "encode"):
         context = encoder.encode(x)
-    tally = _Tally()
-    for first in range(0, k, sizes.samples):
-        count = min(sizes.samples, k - first)
-        with _table(seed, "draw", numbers, first):
-            drawn = encoder.log_q_bounds(context, count, inner_k=inner_k, inner_chunk=inner_chunk or sizes.inner)
-        tally.add(drawn, weigh(model, x, Draw(drawn.z, drawn.upper)))
+    sums = _Accumulator()
+    for first in range(0, sampling.k, sizes.samples):
+        count = min(sizes.samples, sampling.k - first)
+        with sampling.noise(x, "sandwich", "draw", first=first):
+            drawn = encoder.log_q_bounds(context, count, inner_k=sampling.inner_k, inner_chunk=sizes.inner)
+        sums.add(drawn, weigh(model, x, Draw(drawn.z, drawn.upper)))
     if evidence is None:
-        with _table(seed, "posterior", numbers):
-            evidence = _weighed(model, encoder, x, context, tally, posterior, inner_k)
-    elbo, log_q = tally.between("elbo"), tally.between("log_q")
+        with sampling.noise(x, "sandwich", "posterior"):
+            evidence = _weighed(model, encoder, x, context, sums.weights, posterior, sampling.inner_k)
+    elbo = sums.bounds("elbo")
     return SandwichResult(
-        log_q=log_q,
-        rate=tally.between("rate"),
+        log_q=sums.bounds("log_q"),
+        rate=sums.bounds("rate"),
         elbo=elbo,
         evidence=evidence,
-        divergence=Between(less(evidence.lower, elbo.upper), less(evidence.upper, elbo.lower)),
-        slack=tally.between("slack"),
-        psi_information=tally.between("psi_information"),
-        image_information=NOTHING if posterior is None else _about_own_image(model, x, posterior, evidence),
+        divergence=Bounds(difference(evidence.lower, elbo.upper), difference(evidence.upper, elbo.lower)),
+        slack=sums.bounds("slack"),
+        psi_information=sums.bounds("psi_information"),
+        image_information=NO_BOUNDS if posterior is None else _about_own_image(model, x, posterior, evidence),
     )
 
 
@@ -289,54 +271,46 @@ def _weighed(
     encoder: Encoder,
     x: Tensor,
     context: Any,
-    tally: _Tally,
+    weights: _Weights,
     posterior: Tensor | None,
     inner_k: int,
-) -> Between:
-    """Bound log p(x) by the weights of the draws, and from above where an exact draw comes with the image.
+) -> Bounds:
+    """Return bounds on log p(x) from the weights of the draws; the upper one needs an exact draw from the posterior.
 
-    The exact draw's own psi_0..L are all fresh: given z, the psi_0 that makes it is one of L + 1 draws from tau, chosen
-    in proportion to its ratio, and the mean of the ratios does not tell which.
+    The psi_0..L of the exact draw are all fresh: given z, the psi_0 that generates it is one of L + 1 draws from tau,
+    chosen in proportion to its ratio, and the mean of the ratios does not depend on which one.
     """
-    lower = tally.weights.side()
+    lower = weights.value()
     if posterior is None:
-        return Between(lower, None)
+        return Bounds(lower, None)
     z = posterior.unsqueeze(0)
     log_q = encoder.log_q_at(context, z, samples=inner_k + 1)
     if log_q is None:
-        return Between(lower, None)
-    return Between(lower, tally.weights.with_posterior_draw(weigh(model, x, Draw(z, log_q)).log_weights()[0]))
+        return Bounds(lower, None)
+    return Bounds(lower, weights.with_posterior_draw(weigh(model, x, Draw(z, log_q)).log_weights()[0]))
 
 
-def _about_own_image(model: GenerativeModel, x: Tensor, z: Tensor, evidence: Between) -> Between:
-    """Bound I(x; z) = E log p(x|z) - log p(x) under the model, of which (x, z) is a draw."""
+def _about_own_image(model: GenerativeModel, x: Tensor, z: Tensor, evidence: Bounds) -> Bounds:
+    """Return bounds on I(x; z) = E log p(x|z) - log p(x) under the model, given a draw (x, z) from it."""
     log_likelihood = model.likelihood(z.unsqueeze(0)).log_prob(x)[0].double()
-    known = Side(log_likelihood, torch.zeros_like(log_likelihood))
-    return Between(less(known, evidence.upper), less(known, evidence.lower))
+    known = BoundValue(log_likelihood, torch.zeros_like(log_likelihood))
+    return Bounds(difference(known, evidence.upper), difference(known, evidence.lower))
 
 
-# Between images and latents -------------------------------------------------------------------------------
+# Mutual information of images and latents -----------------------------------------------------------------
 
 
 @torch.no_grad()
 def information_about_images(
-    model: GenerativeModel,
-    encoder: Encoder,
-    x: Tensor,
-    part: slice,
-    k: int = 1,
-    inner_k: int = 0,
-    *,
-    seed: int | None = None,
-    images: Tensor | None = None,
-) -> Between:
-    """Bound I_q(x; z) = E log q(z|x) - log q(z) by N images, whose mixture stands for q(z) = E_x q(z|x).
+    model: GenerativeModel, encoder: Encoder, x: Tensor, part: slice, sampling: Sampling
+) -> Bounds:
+    """Return bounds on I_q(x; z) = E log q(z|x) - log q(z), with the mixture of N images for q(z) = E_x q(z|x).
 
-    With the image that made z among the N, log 1/N sum_i q(z|x_i) is an upper bound on log q(z) and the information is
-    bounded from below, never beyond log N. With the prior in the place of that image the mixture is a density that z
-    owes nothing to, and the two turn round: the upper bound exceeds the rate by log N at most. This is the multisample
-    bound of a hierarchical encoder with the image as its auxiliary variable, and the inner samples of each image take
-    part in it: those of the image that made z are its own psi_0 and L fresh ones, those of others L + 1 fresh ones.
+    If the image that generated z is among the N, log 1/N sum_i q(z|x_i) is an upper bound on log q(z). It gives a
+    lower bound on the information, which is at most log N. With the prior in place of that image, the mixture is a
+    density that does not depend on z. It gives an upper bound on the information, which exceeds the rate by at most
+    log N. This is the multisample bound of a hierarchical encoder with the image as its auxiliary variable. Inner
+    samples take part: the image that generated z has its own psi_0 and L fresh ones, the others have L + 1 fresh ones.
 
     Source: Poole et al. 2019, https://arxiv.org/abs/1905.06922
 
@@ -344,34 +318,30 @@ def information_about_images(
         model: p(x, z), for its prior.
         encoder: q(z|x).
         x: the N images, drawn independently, (N, X).
-        part: which of them to return.
-        k: draws of z for each.
-        inner_k: as for :func:`sandwich`.
-        seed: makes the result a function of (seed, the images' numbers); None draws from the global generator.
-        images: the images' numbers, (N,), with ``seed``; 0..N-1 if None.
+        part: the images to return.
+        sampling: draws of z and inner samples per image; ``images`` are the numbers of all N.
 
     Returns:
-        The images' parts, (B,); sides are missing where the encoder cannot score z that are not its own
+        The images' parts, (B,). Bounds are missing if the encoder cannot compute the density of other z
         (:meth:`vaebench.encoders.base.Encoder.log_q_at`), or has no lower bound on log q.
     """
-    numbers = torch.arange(len(x)) if images is None else images
-    with _table(seed, "encode", numbers):
+    numbers, seed, inner_k = sampling.numbers(x), sampling.seed, sampling.inner_k
+    with sampling.noise(x, "sandwich", "encode"):
         context = encoder.encode(x)
-    with _table(seed, "pair", numbers):
-        drawn = encoder.log_q_bounds(context, k, inner_k=inner_k)
+    with sampling.noise(x, "sandwich", "pair"):
+        drawn = encoder.log_q_bounds(context, sampling.k, inner_k=inner_k)
     below, above = _Columns(), _Columns()
     for j in range(len(x))[part]:
-        # Inner samples of its own for each z: errors of different images are then independent.
-        source = nullcontext() if seed is None else _table(seed, f"pairs of {int(numbers[j])}", numbers)
-        with source:
+        # Separate inner samples for each z: errors of different images are then independent.
+        with keyed_noise(seed, numbers, "sandwich", f"pairs of {int(numbers[j])}"):
             scores = _scores(encoder, context, drawn, j, inner_k)
         if scores is None:
-            return NOTHING
+            return NO_BOUNDS
         if drawn.lower is not None:
             below.add(drawn.lower[:, j] - _log_mean(scores))
         log_prior = model.prior().log_prob(drawn.z[:, j : j + 1]).double()
         above.add(drawn.upper[:, j] - _log_mean(torch.cat([scores[:, :j], log_prior, scores[:, j + 1 :]], 1)))
-    return Between(below.side(), above.side())
+    return Bounds(below.value(), above.value())
 
 
 def _scores(encoder: Encoder, context: Any, drawn: LogQBounds, j: int, inner_k: int) -> Tensor | None:
@@ -392,17 +362,22 @@ def _log_mean(scores: Tensor) -> Tensor:
 
 
 class _Columns:
-    """Numbers of one image after another."""
+    """Means over draws, one image after another."""
 
     def __init__(self) -> None:
-        self._sides: list[Side] = []
+        self._columns: list[BoundValue] = []
 
     def add(self, values: Tensor) -> None:
-        """Take in one image's K numbers."""
+        """Add the K numbers of one image."""
         mean = _Mean()
         mean.add(values.unsqueeze(1))
-        self._sides.append(mean.side())
+        self._columns.append(mean.value())
 
-    def side(self) -> Side | None:
-        """Return all images so far; None where there was none."""
-        return Side(*(torch.cat(part) for part in zip(*self._sides, strict=True))) if self._sides else None
+    def value(self) -> BoundValue | None:
+        """Return all images so far; None if there are none."""
+        return concatenated(self._columns) if self._columns else None
+
+
+def concatenated(parts: Sequence[BoundValue]) -> BoundValue:
+    """Return the concatenation of several batches of images."""
+    return BoundValue(*(torch.cat(part) for part in zip(*parts, strict=True)))

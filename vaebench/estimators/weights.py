@@ -1,4 +1,4 @@
-"""What the importance weights of an estimate say of it: their mean, effective sample size and tail.
+"""Diagnostics of the importance weights of an estimate: their mean, effective sample size and tail.
 
 Shapes: K samples first, B images; nats.
 """
@@ -13,20 +13,20 @@ from vaebench.bounds import LogMeanExp
 __all__ = ["RELIABLE", "WAITING", "WeightSummary", "effective_sample_size", "pareto_k", "tail_length"]
 
 RELIABLE = 0.7
-"""The largest k-hat with which the mean of the weights is to be relied on, for some thousands of samples."""
+"""The largest k-hat for which the mean of some thousands of weights is reliable."""
 
 FEWEST = 5
-"""Weights in a tail that can be fitted."""
+"""The fewest weights in a tail that can be fitted."""
 LEAST_SPREAD = 1e-12
-"""Of the tail, relative to the largest weight: weights that differ by less are equal, but for rounding."""
+"""Of the tail, relative to the largest weight: weights that differ by less are equal up to rounding."""
 WAITING = 200
-"""Weights of an image that wait until the largest of all are looked for."""
+"""Weights of an image that are collected between two searches for the largest."""
 PRIOR_WEIGHTS, PRIOR_K = 10, 0.5
-"""The tail is fitted as if so many further weights had shown such a k."""
+"""A prior for the fit of the tail: ten further weights with k = 0.5."""
 
 
 def effective_sample_size(log_w: Tensor, dim: int = 0) -> Tensor:
-    """Return (sum w)^2 / sum w^2 along ``dim``: from 1 (one weight is all) to K (all weights are equal).
+    """Return (sum w)^2 / sum w^2 along ``dim``: from 1 (one weight dominates) to K (all weights are equal).
 
     Source: Kong 1992; it is K / (1 + the weights' squared coefficient of variation)
     """
@@ -42,11 +42,11 @@ class WeightSummary:
         self._largest: list[Tensor] = []
 
     def add(self, log_w: Tensor) -> None:
-        """Take in log weights, (K_chunk, B)."""
+        """Add log weights, (K_chunk, B)."""
         self._mean.add(log_w)
         self._square.add(2 * log_w.double())
         self._largest.append(log_w)
-        # Not at each chunk: to look for the largest takes longer than to add the others up.
+        # Not after each chunk: the search for the largest takes longer than the sums.
         if sum(map(len, self._largest)) > self._kept + WAITING:
             self._largest = [self._tail()]
 
@@ -61,17 +61,17 @@ class WeightSummary:
     def pareto_k(self) -> Tensor:
         """Return k-hat of the weights, (B,); NaN for fewer than 21 weights. See :func:`pareto_k`."""
         if not self._largest:
-            raise ValueError("WeightSummary: nothing was added")
+            raise ValueError("WeightSummary: no weights were added")
         return pareto_k(self._tail())
 
     def _tail(self) -> Tensor:
-        """Return the largest weights so far, (M + 1, B), falling; fewer where there are fewer."""
+        """Return the largest weights so far, at most M + 1, (M + 1, B), in descending order."""
         by_image = torch.cat([part.T for part in self._largest], 1)
         return by_image.topk(min(self._kept, by_image.shape[1]), 1).values.T
 
 
 def tail_length(k: int) -> int:
-    """Return how many of the largest of ``k`` weights are fitted, min(k/5, 3 sqrt(k)); 0 if that is too few."""
+    """Return the number of the largest of ``k`` weights that are fitted, min(k/5, 3 sqrt(k)); 0 if it is too small."""
     length = math.ceil(min(0.2 * k, 3 * k**0.5))
     return length if length >= FEWEST else 0
 
@@ -79,18 +79,18 @@ def tail_length(k: int) -> int:
 def pareto_k(largest: Tensor) -> Tensor:
     """Return the shape k-hat of the generalised Pareto distribution that fits the largest weights, (B,), float64.
 
-    Moments of the weights' distribution of order 1/k and above are infinite: from k = 1/2 on the variance is, so that
-    the central limit theorem fails, from 1 on the mean is. Above 0.7 the mean of some thousands of weights is not to
-    be relied on; an estimate of log p(x) is then too low, as a rule, and its error unknown.
+    Moments of order 1/k and above of the weights' distribution are infinite. For k >= 1/2 the variance is infinite, and
+    the central limit theorem fails; for k >= 1 the mean is infinite. Above 0.7 the mean of some thousands of weights is
+    unreliable: an estimate of log p(x) is then usually too low, and its error is unknown.
 
-    Equal weights have no tail: -inf. Weights that all but vanish beside the largest give +inf.
+    Equal weights have no tail: -inf. Weights that almost vanish compared with the largest give +inf.
 
     Source: Vehtari et al. 2024, https://arxiv.org/abs/1507.02646; the fit is that of Zhang and Stephens 2009,
     https://doi.org/10.1198/tech.2009.08017
 
     Args:
-        largest: the M + 1 largest log weights, (M + 1, B), falling. The smallest is where the tail begins. NaN comes of
-            fewer than 6.
+        largest: the M + 1 largest log weights, (M + 1, B), in descending order. The tail begins at the smallest. Fewer
+            than 6 give NaN.
     """
     largest = largest.double()
     count = len(largest) - 1
@@ -100,14 +100,14 @@ def pareto_k(largest: Tensor) -> Tensor:
     excess = (scaled[:-1] - scaled[-1]).flip(0)
     spread, quartile = excess[-1], excess[int(count / 4 + 0.5) - 1]
     k = _shape(excess, quartile)
-    # A weak prior, for the sake of short tails.
+    # A weak prior stabilises short tails.
     k = (count * k + PRIOR_WEIGHTS * PRIOR_K) / (count + PRIOR_WEIGHTS)
     k = torch.where(quartile > 0, k, math.inf)
     return torch.where(spread > LEAST_SPREAD, k, -math.inf)
 
 
 def _shape(excess: Tensor, quartile: Tensor) -> Tensor:
-    """Return Zhang and Stephens's estimate of k from what weights exceed the threshold by, (M, B), rising."""
+    """Return Zhang and Stephens's estimate of k from the excess of weights over the threshold, (M, B), ascending."""
     count, points = len(excess), 30 + int(len(excess) ** 0.5)
     theta = torch.stack([1 / excess[-1] + (1 - math.sqrt(points / (j + 0.5))) / (3 * quartile) for j in range(points)])
     # One point of the grid at a time: (points, M, B) could be large.

@@ -1,8 +1,7 @@
-"""Annealing as an estimator: annealed importance sampling, and bidirectional Monte Carlo."""
+"""The estimators ``ais`` and ``bdmc``: annealed importance sampling, and bidirectional Monte Carlo."""
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import Any
@@ -10,18 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaebench import runtime
 from vaebench.direction import Direction
 from vaebench.encoders.base import Encoder
 from vaebench.errors import UserError, did_you_mean
-from vaebench.estimators.ais import AISResult, Settings, ais, batch_size, has_density, moment_matched, refuse_unmixed
-from vaebench.estimators.bdmc import BDMCResult, both_ways, simulated
+from vaebench.estimators.ais import (
+    AISResult,
+    AnnealingSettings,
+    ais,
+    batch_size,
+    has_density,
+    moment_matched,
+    refuse_unmixed,
+)
+from vaebench.estimators.bdmc import BDMCResult, anneal_both_ways, simulated
 from vaebench.evaluate.compile import model_for
-from vaebench.evaluate.job import Estimate, EstimatorJob, chosen
-from vaebench.experiment import Experiment
+from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
 from vaebench.model import GenerativeModel
+from vaebench.runtime import forked_randomness
 
-__all__ = ["Annealing", "annealed", "bidirectional"]
+__all__ = ["Annealing", "Simulated", "annealed", "bidirectional"]
 
 OWN_ROWS = len(AISResult.names())
 INITIALS = ("prior", "encoder", "moments")
@@ -29,93 +35,124 @@ INITIALS = ("prior", "encoder", "moments")
 
 @dataclass(frozen=True)
 class Annealing:
-    """The settings that ``ais`` and ``bdmc`` share."""
+    """Annealing with the settings of a run's evaluation."""
 
-    settings: Settings
+    inputs: EstimatorInputs
+    settings: AnnealingSettings
     initial: str
-    """What the chains start from: ``encoder`` where its density is exact and known anywhere, else ``moments``."""
+    """The initial density: ``prior``, ``encoder``, or ``moments``, also for encoders without an exact density."""
     encoder: Encoder | None
-    """Whose density that is; None for the prior."""
+    """The encoder with this density; None for the prior."""
     batch: int
-    seed: int
-    device: torch.device
 
     @classmethod
-    def of(cls, experiment: Experiment) -> "Annealing":
-        """Read the configuration; UserError for unknown words."""
-        given = experiment.config.estimator
+    def of(cls, inputs: EstimatorInputs) -> "Annealing":
+        """Read the settings; UserError for unknown words."""
+        given = inputs.settings
         if given.initial not in INITIALS:
-            hint = did_you_mean(given.initial, INITIALS)
-            raise UserError(f"estimator.initial must be one of {', '.join(INITIALS)}, not '{given.initial}'{hint}")
+            hint = did_you_mean(str(given.initial), INITIALS)
+            raise UserError(f"estimator.initial must be one of {', '.join(INITIALS)}, got '{given.initial}'{hint}")
         names = ("temperatures", "chains", "leapfrog", "schedule")
         try:
-            settings = Settings(**{name: getattr(given, name) for name in names})
+            settings = AnnealingSettings(**{name: getattr(given, name) for name in names})
         except ValueError as error:
             raise UserError(f"estimator.{error}") from error
-        initial, encoder = start_of_chains(experiment, given.initial)
-        batch = given.batch or batch_size(experiment.device, settings.chains)
-        return cls(settings, initial, encoder, batch, given.seed, experiment.device)
+        initial, encoder = initial_encoder(inputs, given.initial)
+        return cls(inputs, settings, initial, encoder, given.batch or batch_size(inputs.device, settings.chains))
 
-    def model(self, experiment: Experiment, images: int, walks: int = 1) -> GenerativeModel:
-        """Return p(x, z) for chains of so many images, each walking so many times the whole way."""
-        calls = walks * self.settings.temperatures * (self.settings.leapfrog + 1)
-        return model_for(experiment, self.batch, images, calls, self.settings.chains, differentiated=True)
+    def model(self, images: int, directions: int = 1) -> GenerativeModel:
+        """Return p(x, z) for chains of this number of images, in one direction or in two."""
+        calls = directions * self.settings.temperatures * (self.settings.leapfrog + 1)
+        return model_for(self.inputs, self.batch, images, calls, self.settings.chains, differentiated=True)
+
+    def forward(self, model: GenerativeModel, x: Tensor, numbers: Tensor) -> AISResult:
+        """Estimate log p(x) of the images with these numbers."""
+        return ais(
+            model,
+            x,
+            self.encoder,
+            seed=self.inputs.settings.seed,
+            images=numbers,
+            batch=self.batch,
+            strict=False,  # the chains of all images are judged at the end
+            **vars(self.settings),
+        )
+
+    def both_ways(self, model: GenerativeModel, x: Tensor, z: Tensor, numbers: Tensor) -> BDMCResult:
+        """Return both bounds on log p(x) of simulated images."""
+        return anneal_both_ways(model, x, z, self.encoder, self.settings, self.inputs.settings.seed, numbers)
 
     def shown(self) -> dict[str, Any]:
         """Return the settings as results show them."""
         return vars(self.settings) | {"initial": self.initial}
 
-    def seeded(self, part: slice) -> AbstractContextManager[None]:
-        """Seed distributions that draw from torch's own generator, and leave no trace outside the block."""
-        return runtime.forked_randomness(self.device, runtime.derived_seed(self.seed, part.start))
 
-
-def start_of_chains(experiment: Experiment, word: str) -> tuple[str, Encoder | None]:
-    """Return what the chains really start from, and the encoder behind it."""
-    encoder = experiment.encoder
+def initial_encoder(inputs: EstimatorInputs, word: str) -> tuple[str, Encoder | None]:
+    """Return the name of the initial density, and its encoder."""
+    encoder = inputs.encoder
     if word == "prior":
         return "prior", None
     if word == "encoder":
-        x = torch.zeros(1, experiment.data.train.shape[1], device=experiment.device)
-        with torch.no_grad(), runtime.forked_randomness(experiment.device, seed=0):
-            if has_density(encoder, encoder.encode(x)):
+        with torch.no_grad(), forked_randomness(inputs.device, seed=0):
+            if has_density(encoder, encoder.encode(inputs.blank())):
                 return "encoder", encoder
-    return "moments", moment_matched(encoder, experiment.model)
+    return "moments", moment_matched(encoder, inputs.model)
 
 
-def annealed(experiment: Experiment) -> EstimatorJob:
-    """Plan annealed importance sampling, with bidirectional Monte Carlo beside the first few images."""
-    given, images, annealing = experiment.config.estimator, chosen(experiment), Annealing.of(experiment)
-    model = cache(partial(annealing.model, experiment, len(images.numbers)))
-    certificate = Certificate.of(experiment, annealing, len(images.numbers), model)
+@dataclass(frozen=True)
+class Simulated:
+    """Images simulated by the run's model, and the latents that generated them."""
+
+    inputs: EstimatorInputs
+    count: int
+
+    @classmethod
+    def of(cls, inputs: EstimatorInputs) -> "Simulated":
+        """Read ``estimator.images``; UserError if it is null."""
+        if inputs.settings.images is None:
+            raise UserError(
+                "estimator.images must be the number of images to simulate, got null: for example estimator.images=100"
+            )
+        return cls(inputs, inputs.settings.images)
+
+    @cached_property
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """x, (N, X), and z, (N, D). They are drawn at the first use: then the model is in evaluation mode."""
+        return simulated(self.inputs.model, self.count, self.inputs.settings.seed)
+
+    @property
+    def numbers(self) -> Tensor:
+        """The images' numbers, (N,)."""
+        return torch.arange(self.count)
+
+    @property
+    def protocol(self) -> str:
+        """The images depend on the model: numbers of different runs are not comparable."""
+        return f"own-model/seed{self.inputs.settings.seed}"
+
+
+def annealed(inputs: EstimatorInputs) -> EstimatorJob:
+    """Return the job of annealed importance sampling, with a BDMC check beside the first few images."""
+    images, annealing = inputs.images, Annealing.of(inputs)
+    model = cache(partial(annealing.model, len(images.numbers)))
+    check = BDMCCheck(annealing, Simulated(inputs, min(_simulated_count(inputs), len(images.numbers))), model)
 
     def numbers(part: slice) -> Tensor:
-        with annealing.seeded(part):
-            result = ais(
-                model(),
-                experiment.data.observe(images.intensities[part]),
-                annealing.encoder,
-                seed=given.seed,
-                images=images.numbers[part],
-                batch=annealing.batch,
-                strict=False,  # judged over all images, at the end
-                **vars(annealing.settings),
-            )
-        return torch.cat([result.rows().cpu(), certificate.rows_beside(part)])
+        with inputs.seeded(part):
+            result = annealing.forward(model(), inputs.observed(part), images.numbers[part])
+        return torch.cat([result.rows().cpu(), check.rows(part)])
 
     def summarise(rows: Tensor) -> list[Estimate]:
-        estimate = annealing_found(
-            "AIS", Direction.LOWER_BOUND, AISResult.from_rows(rows[:OWN_ROWS]), annealing.shown()
-        )
-        extra, note = certificate.summarise(rows[OWN_ROWS:])
+        estimate = annealing_estimate("AIS", Direction.LOWER_BOUND, AISResult.from_rows(rows[:OWN_ROWS]), annealing)
+        extra, note = check.summarise(rows[OWN_ROWS:])
         return [replace(estimate, extra=estimate.extra | extra, note=note)]
 
     return EstimatorJob(
-        split=given.split,
+        split=inputs.settings.split,
         protocol=images.protocol,
         images=images.numbers,
-        key=["annealed", given.seed, certificate.count, *annealing.shown().items()],
-        rows=(*AISResult.names(), *certificate.names),
+        key=["annealed", inputs.settings.seed, check.simulated.count, *annealing.shown().items()],
+        rows=(*AISResult.names(), *check.names),
         batch=annealing.batch,
         numbers=numbers,
         summarise=summarise,
@@ -123,57 +160,44 @@ def annealed(experiment: Experiment) -> EstimatorJob:
     )
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """Bidirectional Monte Carlo with the settings of an evaluation by annealing: what these settings err at most.
+def _simulated_count(inputs: EstimatorInputs) -> int:
+    """Return ``estimator.bdmc``, 0 for null; the config of an old run may not have it."""
+    return inputs.settings.arguments.get("bdmc") or 0
 
-    The n-th simulated image is walked when the n-th real one is, so that it is kept, resumed and shared out likewise.
+
+@dataclass(frozen=True)
+class BDMCCheck:
+    """Bidirectional Monte Carlo with the settings of an evaluation by annealing: it limits the error of these settings.
+
+    The n-th simulated image is computed with the n-th real one, and is saved and resumed with it.
     """
 
-    experiment: Experiment
     annealing: Annealing
-    count: int
-    """Simulated images; 0 for none."""
+    simulated: Simulated
+    """No images for no check."""
     model: Callable[[], GenerativeModel]
-    """Whose log p(x, z) the chains climb."""
-
-    @classmethod
-    def of(
-        cls, experiment: Experiment, annealing: Annealing, images: int, model: Callable[[], GenerativeModel]
-    ) -> "Certificate":
-        """Read ``estimator.bdmc``, which earlier runs do not have; UserError unless it is null or a count."""
-        count = experiment.config.estimator.arguments.get("bdmc")
-        if count is not None and (type(count) is not int or count < 2):
-            raise UserError(f"estimator.bdmc must be null, or a number of images from 2 on, not {count}")
-        return cls(experiment, annealing, min(count or 0, images), model)
+    """p(x, z) for the chains."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of its rows: both bounds of a simulated image, and whether its chains mixed."""
-        return ("bdmc_lower", "bdmc_upper", "bdmc_mixed") if self.count else ()
+        return ("bdmc_lower", "bdmc_upper", "bdmc_mixed") if self.simulated.count else ()
 
-    @cached_property
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """x and z, drawn when they are first asked for: by then the model is in evaluation mode."""
-        return simulated(self.experiment.model, self.count, self.annealing.seed)
-
-    def rows_beside(self, part: slice) -> Tensor:
-        """Return the rows beside the real images ``part``, (3, part); NaN where there is no simulated image."""
+    def rows(self, part: slice) -> Tensor:
+        """Return the rows beside the real images ``part``, (3, part); NaN beyond the last simulated image."""
         rows = torch.full((len(self.names), part.stop - part.start), math.nan, dtype=torch.float64)
-        if part.start >= self.count:
+        if part.start >= self.simulated.count:
             return rows
-        numbers, annealing, (x, z) = torch.arange(part.start, min(part.stop, self.count)), self.annealing, self.pairs
-        with annealing.seeded(part):
-            found = both_ways(
-                self.model(), x[numbers], z[numbers], annealing.encoder, annealing.settings, annealing.seed, numbers
-            )
+        numbers, (x, z) = self.simulated.numbers[part], self.simulated.pairs
+        with self.annealing.inputs.seeded(part):
+            found = self.annealing.both_ways(self.model(), x[numbers], z[numbers], numbers)
         mixed = found.forward.mixed & found.reverse.mixed
         rows[:, : len(numbers)] = torch.stack([found.lower, found.upper, mixed.double()])
         return rows
 
     def summarise(self, rows: Tensor) -> tuple[dict[str, Any], str]:
-        """Return what there is to know, as numbers and in one line; nothing without simulated images."""
-        if not self.count:
+        """Return the result of the check, as numbers and as one line; nothing without simulated images."""
+        if not self.simulated.count:
             return {}, ""
         lower, upper, mixed = rows[:, ~rows[0].isnan()]
         gap, stderr = (upper - lower).mean().item(), ((upper - lower).std() / len(lower) ** 0.5).item()
@@ -181,49 +205,36 @@ class Certificate:
         extra = {"bdmc_gap": gap, "bdmc_gap_stderr": stderr, "bdmc_images": count, "bdmc_unmixed": unmixed}
         failed = f"; the chains of {unmixed} of them did not mix" if unmixed else ""
         return extra, (
-            f"BDMC, so set, on {count} images of the model's own: bounds {gap:.2f} +- {stderr:.2f} nats apart, "
-            f"the most that AIS errs there{failed}"
+            f"BDMC check with the same settings on {count} simulated images: the bounds differ by {gap:.2f} +- "
+            f"{stderr:.2f} nats, which limits the AIS error there{failed}"
         )
 
 
-def bidirectional(experiment: Experiment) -> EstimatorJob:
-    """Plan bidirectional Monte Carlo on images simulated from the run's own model."""
-    given, annealing = experiment.config.estimator, Annealing.of(experiment)
-    if given.images is None:
-        raise UserError("estimator.images: how many images are to be simulated? estimator.images=100, say")
-    count, half = given.images, len(AISResult.names())
-
-    images = torch.arange(count)
-
-    model = cache(partial(annealing.model, experiment, count, walks=2))
-
-    @cache
-    def pairs() -> tuple[Tensor, Tensor]:
-        return simulated(experiment.model, count, given.seed)
+def bidirectional(inputs: EstimatorInputs) -> EstimatorJob:
+    """Return the job of bidirectional Monte Carlo on images simulated by the run's model."""
+    images, annealing, half = Simulated.of(inputs), Annealing.of(inputs), OWN_ROWS
+    model, places = cache(partial(annealing.model, images.count, directions=2)), images.numbers
 
     def numbers(part: slice) -> Tensor:
-        x, z = pairs()
-        with annealing.seeded(part):
-            found = both_ways(
-                model(), x[part], z[part], annealing.encoder, annealing.settings, given.seed, images[part]
-            )
+        x, z = images.pairs
+        with inputs.seeded(part):
+            found = annealing.both_ways(model(), x[part], z[part], places[part])
         return torch.cat([found.forward.rows(), found.reverse.rows()])
 
     def summarise(rows: Tensor) -> list[Estimate]:
         both = BDMCResult(AISResult.from_rows(rows[:half]), AISResult.from_rows(rows[half:]))
-        # The error that the settings make at most, beside each of the two numbers.
-        gap = {"gap": both.gap, "gap_stderr": both.gap_stderr} if count > 1 else {"gap": both.gap}
+        # The largest error of these settings, beside each of the two numbers.
+        gap = {"gap": both.gap, "gap_stderr": both.gap_stderr}
         return [
-            annealing_found("BDMC", Direction.LOWER_BOUND, both.forward, annealing.shown(), **gap),
-            annealing_found("BDMC", Direction.UPPER_BOUND, both.reverse, annealing.shown(), **gap),
+            annealing_estimate("BDMC", Direction.LOWER_BOUND, both.forward, annealing, **gap),
+            annealing_estimate("BDMC", Direction.UPPER_BOUND, both.reverse, annealing, **gap),
         ]
 
     return EstimatorJob(
         split="simulated",
-        # Images of the model's own: nothing that another run's numbers could be compared with.
-        protocol=f"own-model/seed{given.seed}",
-        images=images,
-        key=["bidirectional", given.seed, count, *annealing.shown().items()],
+        protocol=images.protocol,
+        images=places,
+        key=["bidirectional", inputs.settings.seed, images.count, *annealing.shown().items()],
         rows=tuple(f"{side}_{name}" for side in ("lower", "upper") for name in AISResult.names()),
         batch=annealing.batch,
         numbers=numbers,
@@ -232,21 +243,22 @@ def bidirectional(experiment: Experiment) -> EstimatorJob:
     )
 
 
-def annealing_found(
-    estimator: str,
-    direction: Direction,
-    result: AISResult,
-    settings: dict[str, Any],
-    **extra: float,
+def annealing_estimate(
+    estimator: str, direction: Direction, result: AISResult, annealing: Annealing, **extra: float
 ) -> Estimate:
-    """Judge the chains, and report what they found."""
+    """Return the estimate of chains and their diagnostics; RunFailed if they did not mix."""
     refuse_unmixed(result)
-    extra["acceptance"] = result.acceptance.mean().item()
-    extra["lowest_acceptance"] = result.lowest_acceptance.min().item()
+    if annealing.settings.temperatures:  # else there are no moves
+        extra["acceptance"] = result.acceptance.mean().item()
+        extra["lowest_acceptance"] = result.lowest_acceptance.min().item()
     extra["mixed_images"] = int(result.mixed.sum())
-    if settings["chains"] > 1:
-        # One chain has no spread to tell an error by.
+    if annealing.settings.chains > 1:
+        # A single chain has no spread, hence no error.
         extra |= {"ess": result.ess.mean().item(), "chain_stderr": result.mean_stderr}
     return Estimate(
-        estimator=estimator, direction=direction, values=result.log_likelihood, settings=settings, extra=extra
+        estimator=estimator,
+        direction=direction,
+        values=result.log_likelihood,
+        settings=annealing.shown(),
+        extra=extra,
     )

@@ -1,51 +1,53 @@
-"""p(x, z) as a compiled graph, in the evaluations that are long enough for a compilation to pay."""
+"""Compile p(x, z) for evaluations that are long enough to gain from it."""
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vaebench import runtime
-from vaebench.compiler import Compiler
-from vaebench.evaluate.job import at_a_time
-from vaebench.experiment import Experiment
-from vaebench.files import user_cache
+from vaebench.evaluate.job import EstimatorInputs
 from vaebench.model import GenerativeModel, LogJoint
+
+if TYPE_CHECKING:
+    from vaebench.compiler import Compiler
 
 __all__ = ["CompiledModel", "model_for"]
 
 CALLS_TO_PAY = 10_000
-"""Calls of ``log_joint`` after which a compilation has paid for itself: it takes up to 20 s on two cores, and a call
-with the default decoder and chunk is then 2 ms faster (docs/results/speed.md)."""
+"""Calls of ``log_joint`` after which compiling saves time: it takes up to 20 s on two cores, and a call with the
+default decoder and chunk is then 2 ms faster (docs/results/speed.md)."""
 
-# What rounding alone may change in log p(x, z), relative to it, and in its gradient in z, relative to its norm.
+# The largest differences due to rounding: of log p(x, z), and of its gradient in z relative to its norm.
 TOLERANCE = {"float32": 1e-4, "bf16": 1e-2}
 
 
 def model_for(
-    experiment: Experiment, batch: int, images: int, calls: int, samples: int, *, differentiated: bool = False
+    inputs: EstimatorInputs, batch: int, images: int, calls: int, samples: int, *, differentiated: bool = False
 ) -> GenerativeModel:
-    """Return the experiment's p(x, z) for an evaluation, compiled as ``estimator.compile`` has it.
+    """Return p(x, z) for an evaluation, compiled or not as ``estimator.compile`` says.
 
     Args:
-        experiment: a run, with the weights that are evaluated.
-        batch: images at a time, at most.
-        images: images in all, wherever the evaluation stands.
-        calls: of ``log_joint`` for each batch, at one size.
+        inputs: with the weights to evaluate.
+        batch: the most images at a time.
+        images: images in all, including finished ones.
+        calls: calls of ``log_joint`` for each batch, at one size.
         samples: K of these calls.
-        differentiated: whether it is the gradient in z that they are for.
+        differentiated: whether these calls compute the gradient in z.
     """
-    settings, model = experiment.config.estimator, experiment.model
+    settings, model = inputs.settings, inputs.model
     if settings.compile is False:
         return model
-    together = at_a_time(experiment, batch, images)
-
+    together = inputs.images_per_task(batch, images)
     # Each process compiles, and makes its part of the calls.
-    planned = calls * (images // together) // settings.processes
-    if settings.compile == "auto" and planned < CALLS_TO_PAY:
+    calls_per_process = calls * (images // together) // settings.processes
+    if settings.compile == "auto" and calls_per_process < CALLS_TO_PAY:
         return model
+    from vaebench.compiler import Compiler
+    from vaebench.files import user_cache
+
     compiler = Compiler(
         "compile",
         TOLERANCE[settings.precision],
@@ -59,20 +61,20 @@ def model_for(
 class CompiledModel(GenerativeModel):
     """A model that shares another's weights, whose ``log_joint`` runs compiled at one size.
 
-    At the first call of that size both run, and their numbers are compared. At any other size it is the plain model.
+    The first call of that size runs both models and compares their numbers. Calls of other sizes use the plain model.
 
     Args:
         model: p(x, z).
-        samples: K of the calls that are compiled for.
-        images: B of these calls.
-        differentiated: whether they are those that z takes a gradient from, or those without gradients.
-        compiler: how it is compiled.
+        samples: K of the compiled calls.
+        images: B of the compiled calls.
+        differentiated: whether the compiled calls compute the gradient in z.
+        compiler: compiles the graph.
     """
 
     def __init__(
-        self, model: GenerativeModel, samples: int, images: int, compiler: Compiler, *, differentiated: bool = False
+        self, model: GenerativeModel, samples: int, images: int, compiler: "Compiler", *, differentiated: bool = False
     ) -> None:
-        # Weights that take no gradient: a compiled backward pass would compute it, asked for or not.
+        # Weights without gradients: a compiled backward pass would compute theirs too.
         shared = [nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()]
         memo: dict[int, Any] = {id(weight): own for weight, own in zip(model.parameters(), shared, strict=True)}
         frozen = copy.deepcopy(model, memo | {id(buffer): buffer for buffer in model.buffers()})

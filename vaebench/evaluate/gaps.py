@@ -1,15 +1,15 @@
-"""Inference gaps as an estimator: what separates an encoder's bound from log p(x), in parts."""
+"""The estimator ``gaps``: the parts of the gap between an encoder's bound and log p(x)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vaebench import runtime
-from vaebench.encoders.base import Direction, Encoder
+from vaebench.direction import Direction
+from vaebench.encoders.base import Encoder
 from vaebench.errors import UserError
 from vaebench.estimators.gaps import (
     Optimisation,
@@ -19,33 +19,33 @@ from vaebench.estimators.gaps import (
     per_image,
     selected_log_likelihood,
 )
-from vaebench.estimators.importance import log_likelihood
-from vaebench.evaluate.importance import proposal
-from vaebench.evaluate.job import Estimate, EstimatorJob, chosen
-from vaebench.experiment import Experiment
+from vaebench.estimators.importance import estimated
+from vaebench.estimators.sampling import Sampling
+from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
+from vaebench.runtime import derived_seed, forked_randomness
 
 __all__ = ["inference_gaps"]
 
 ROWS = ("log_likelihood", "bound", "elbo", "importance_weighted", "gaussian", "family")
-"""What is kept of each image; see :class:`_Parts`."""
-_EITHER_WAY = "too small where log p(x) is loose, too large where q* is not fitted to the end"
+"""The numbers that are kept of each image; see :class:`_Parts`."""
+_EITHER_WAY = "too small if the bound on log p(x) is loose, too large if the fit of q* has not converged"
 
 
-def inference_gaps(experiment: Experiment) -> EstimatorJob:
-    """Plan the gaps of the encoder, or of its proposal where its own log q is an estimate."""
-    given, images, gaps = experiment.config.estimator, chosen(experiment), _Gaps.of(experiment)
+def inference_gaps(inputs: EstimatorInputs) -> EstimatorJob:
+    """Return the job of the gaps of the encoder, or of its proposal if its own log q is an estimate."""
+    settings, images, gaps = inputs.settings, inputs.images, _Gaps.of(inputs)
 
     def numbers(part: slice) -> Tensor:
-        with runtime.forked_randomness(experiment.device, runtime.derived_seed(given.seed, part.start)):
-            return gaps.measure(experiment.data.observe(images.intensities[part]), images.numbers[part])
+        with inputs.seeded(part):
+            return gaps.measure(inputs.observed(part), images.numbers[part])
 
     return EstimatorJob(
-        split=given.split,
+        split=settings.split,
         protocol=images.protocol,
         images=images.numbers,
-        key=["gaps", given.seed, given.k, *gaps.key()],
+        key=["gaps", settings.seed, settings.k, *gaps.key()],
         rows=ROWS,
-        batch=given.batch or 10,
+        batch=settings.batch or 10,
         numbers=numbers,
         summarise=lambda rows: gaps.summarise(_Parts(*rows)),
     )
@@ -53,7 +53,7 @@ def inference_gaps(experiment: Experiment) -> EstimatorJob:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Numbers of N images, (N,) each; where two are the same by definition, they are the same."""
+    """Numbers of N images, (N,) each; two that are equal by definition are equal."""
 
     log_likelihood: Tensor
     """A lower bound on log p(x), close to it."""
@@ -66,14 +66,14 @@ class _Parts:
     gaussian: Tensor
     """The ELBO of the best diagonal Gaussian."""
     family: Tensor
-    """The ELBO of the best posterior of the encoder's family, with many inner samples; NaN where none was fitted."""
+    """The ELBO of the best posterior of the encoder's family, with many inner samples; NaN if none was fitted."""
 
 
 @dataclass(frozen=True)
 class _Gaps:
-    """How gaps are measured for one run."""
+    """The measurement of the gaps for one run."""
 
-    experiment: Experiment
+    inputs: EstimatorInputs
     encoder: Encoder
     """The trained one, or its proposal."""
     is_gaussian: bool
@@ -83,29 +83,30 @@ class _Gaps:
     gaussian_fit: Optimisation
     family_fit: Optimisation
     inner_k: int
-    """What counts as many."""
+    """The number of inner samples for a tight bound."""
     shown: dict[str, Any]
-    """What sets the encoder apart from the trained one."""
+    """The settings by which the encoder differs from the trained one."""
 
     @classmethod
-    def of(cls, experiment: Experiment) -> "_Gaps":
-        """Read the configuration; UserError for settings that make no sense for the run."""
-        given, (encoder, shown) = experiment.config.estimator, proposal(experiment)
+    def of(cls, inputs: EstimatorInputs) -> "_Gaps":
+        """Read the settings; UserError if they are invalid for the run."""
+        given, (encoder, shown) = inputs.settings, inputs.proposal()
         if encoder.direction is Direction.ESTIMATE:
-            raise UserError("estimator=gaps needs an encoder, or a proposal, whose log q is valid")
-        x = torch.zeros(1, experiment.data.train.shape[1], device=experiment.device)
-        with torch.no_grad(), runtime.forked_randomness(experiment.device, seed=0):
-            is_gaussian = encoder.exact_posterior(x) is not None
-        inner_k = given.inner_k if given.inner_k is not None else experiment.inner_k
-        fit = partial(Optimisation, steps=given.steps, draws=given.fit_draws)
+            raise UserError(
+                f"estimator=gaps needs a valid log q, and encoder={inputs.encoder_name} has an estimate: use "
+                "estimator.proposal=valid"
+            )
+        with torch.no_grad(), forked_randomness(inputs.device, seed=0):
+            is_gaussian = encoder.exact_posterior(inputs.blank()) is not None
+        fit = partial(Optimisation, steps=given.steps)
         return cls(
-            experiment,
+            inputs,
             encoder,
             is_gaussian,
             given.finetune and not is_gaussian,
             fit(lr=given.lr),
             fit(lr=given.finetune_lr),
-            max(inner_k, experiment.inner_k) if encoder.has_inner_samples else 0,
+            max(inputs.inner_k, inputs.trained_inner_k) if encoder.has_inner_samples else 0,
             shown,
         )
 
@@ -115,94 +116,76 @@ class _Gaps:
         return self.encoder.has_inner_samples
 
     def key(self) -> list[object]:
-        """Return all that the numbers depend on beside the seed and k."""
-        given = self.experiment.config.estimator
+        """Return all settings that change the numbers, except the seed and k."""
+        given = self.inputs.settings
         fits = [given.steps, given.fit_draws, given.lr, given.finetune_lr]
         return [given.draws, self.tuned, self.inner_k, *fits, type(self.encoder).__name__, *self.shown.items()]
 
     def measure(self, x: Tensor, numbers: Tensor) -> Tensor:
         """Return the rows of images x, (B, X)."""
-        experiment, model, seed = self.experiment, self.experiment.model, self.experiment.config.estimator.seed
-        encoder, trained_inner_k = self.encoder, self.experiment.inner_k
-        gaussian = best_gaussian(model, encoder, x, self.gaussian_fit, seed=seed, images=numbers)
+        inputs, model, given, encoder = self.inputs, self.inputs.model, self.inputs.settings, self.encoder
+        trained_inner_k, seed = inputs.trained_inner_k, given.seed
+        fit = Sampling(given.fit_draws, 0, seed, numbers)
+        gaussian = best_gaussian(model, encoder, x, self.gaussian_fit, fit)
         proposals: list[Encoder | Sequence[Encoder]] = [encoder, gaussian]
         if self.tuned:
-            proposals.append(
-                best_of_family(model, encoder, x, self.family_fit, inner_k=trained_inner_k, seed=seed, images=numbers)
-            )
-        k = experiment.config.estimator.k
-        reference = selected_log_likelihood(
-            model, proposals, x, k, inner_k=self.inner_k, seed=runtime.derived_seed(seed, "k"), images=numbers
-        )
-        tight = [self._elbo(proposal, x, numbers, self.inner_k) for proposal in proposals]
-        bound = self._elbo(encoder, x, numbers, trained_inner_k) if self.hierarchical else tight[0]
-        family = tight[-1] if self.tuned or self.is_gaussian else torch.full_like(tight[0], torch.nan)
-        weighted = self._importance_weighted(x, numbers) if experiment.k > 1 else bound
-        return torch.stack([reference, bound, tight[0], weighted, tight[1], family])
-
-    def _elbo(self, encoder: Encoder | Sequence[Encoder], x: Tensor, numbers: Tensor, inner_k: int) -> Tensor:
-        given, model = self.experiment.config.estimator, self.experiment.model
-        # One seed for all: their differences share the noise.
-        seed = runtime.derived_seed(given.seed, "elbo")
-
-        def estimate(encoder: Encoder, x: Tensor, numbers: Tensor, inner_k: int) -> Tensor:
-            return elbo(model, encoder, x, given.draws, inner_k=inner_k, seed=seed, images=numbers)
-
-        return per_image(estimate, encoder, x, numbers, inner_k)
+            fit = replace(fit, inner_k=trained_inner_k)
+            proposals.append(best_of_family(model, encoder, x, self.family_fit, fit))
+        many = Sampling(given.k, self.inner_k, derived_seed(seed, "k"), numbers)
+        reference = selected_log_likelihood(model, proposals, x, many)
+        # One seed for all ELBOs: their differences then have little noise.
+        tight = Sampling(given.draws, self.inner_k, derived_seed(seed, "elbo"), numbers)
+        elbos = [per_image(partial(elbo, model), proposal, x, tight) for proposal in proposals]
+        bound = elbos[0]
+        if self.hierarchical:
+            bound = elbo(model, encoder, x, replace(tight, inner_k=trained_inner_k))
+        family = elbos[-1] if self.tuned or self.is_gaussian else torch.full_like(bound, torch.nan)
+        weighted = self._importance_weighted(x, numbers) if inputs.trained_k > 1 else bound
+        return torch.stack([reference, bound, elbos[0], weighted, elbos[1], family])
 
     def _importance_weighted(self, x: Tensor, numbers: Tensor) -> Tensor:
-        """Return L_k of training, from about as many draws as an ELBO has."""
-        experiment, given = self.experiment, self.experiment.config.estimator
-        repeats = -(-given.draws // experiment.k)
-        estimates = [
-            log_likelihood(
-                experiment.model,
-                self.encoder,
-                x,
-                experiment.k,
-                experiment.inner_k if self.hierarchical else 0,
-                seed=runtime.derived_seed(given.seed, "weighted", repeat),
-                images=numbers,
-            )
-            for repeat in range(repeats)
-        ]
-        return torch.stack(estimates).mean(0)
+        """Return the bound L_k of training, from about as many draws as an ELBO has."""
+        inputs, k = self.inputs, self.inputs.trained_k
+        inner_k = inputs.trained_inner_k if self.hierarchical else 0
+        seeds = [derived_seed(inputs.settings.seed, "weighted", i) for i in range(-(-inputs.settings.draws // k))]
+        samplings = [Sampling(k, inner_k, seed, numbers) for seed in seeds]
+        return torch.stack([estimated(inputs.model, self.encoder, x, one) for one in samplings]).mean(0)
 
-    # What is reported -------------------------------------------------------------------------------------
+    # The results -------------------------------------------------------------------------------------
 
     def summarise(self, found: _Parts) -> list[Estimate]:
-        """Return the gaps, and what they are differences of, each with its direction."""
+        """Return the gaps, and the numbers that they are differences of, each with its direction."""
         exact = self.encoder.direction is Direction.EXACT
         estimates = [
-            self._found("log p(x)", Direction.LOWER_BOUND, found.log_likelihood),
-            self._found("ELBO of q", Direction.EXACT if exact else Direction.LOWER_BOUND, found.elbo),
-            self._found("ELBO of the best Gaussian", Direction.LOWER_BOUND, found.gaussian),
+            self._estimate("log p(x)", Direction.LOWER_BOUND, found.log_likelihood),
+            self._estimate("ELBO of q", Direction.EXACT if exact else Direction.LOWER_BOUND, found.elbo),
+            self._estimate("ELBO of the best Gaussian", Direction.LOWER_BOUND, found.gaussian),
         ]
         if self.tuned:
-            estimates.append(self._found("ELBO of q*", Direction.LOWER_BOUND, found.family))
-        estimates.append(self._found("inference gap", Direction.LOWER_BOUND, found.log_likelihood - found.bound))
+            estimates.append(self._estimate("ELBO of q*", Direction.LOWER_BOUND, found.family))
+        estimates.append(self._estimate("inference gap", Direction.LOWER_BOUND, found.log_likelihood - found.bound))
         if self.tuned or self.is_gaussian:
             amortised = found.family - found.elbo
             estimates += [
-                self._found("approximation gap", Direction.ESTIMATE, found.log_likelihood - found.family),
-                self._found("amortisation gap", Direction.LOWER_BOUND if exact else Direction.ESTIMATE, amortised),
+                self._estimate("approximation gap", Direction.ESTIMATE, found.log_likelihood - found.family),
+                self._estimate("amortisation gap", Direction.LOWER_BOUND if exact else Direction.ESTIMATE, amortised),
             ]
         if not self.is_gaussian:
             gap = found.log_likelihood - found.gaussian
-            estimates.append(self._found("approximation gap of a Gaussian", Direction.ESTIMATE, gap))
+            estimates.append(self._estimate("approximation gap of a Gaussian", Direction.ESTIMATE, gap))
         return estimates + self._bound_gaps(found)
 
     def _bound_gaps(self, found: _Parts) -> list[Estimate]:
-        estimates, k = [], self.experiment.k
+        estimates, k = [], self.inputs.trained_k
         if self.hierarchical:
-            estimates.append(self._found("bound gap", Direction.LOWER_BOUND, found.elbo - found.bound))
+            estimates.append(self._estimate("bound gap", Direction.LOWER_BOUND, found.elbo - found.bound))
         if k > 1:
             gap = found.log_likelihood - found.importance_weighted
-            estimates.append(self._found(f"gap of the IWAE-{k} bound", Direction.LOWER_BOUND, gap))
+            estimates.append(self._estimate(f"gap of the IWAE-{k} bound", Direction.LOWER_BOUND, gap))
         return estimates
 
-    def _found(self, quantity: str, direction: Direction, values: Tensor) -> Estimate:
-        given = self.experiment.config.estimator
+    def _estimate(self, quantity: str, direction: Direction, values: Tensor) -> Estimate:
+        given = self.inputs.settings
         return Estimate(
             estimator="gaps",
             direction=direction,

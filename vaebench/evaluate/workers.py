@@ -1,7 +1,7 @@
-"""An evaluation shared by several processes, each with a device, or a share of the threads, of its own.
+"""Worker processes of an evaluation, each with its own device or its own part of the threads.
 
-Every process builds the run anew from its configuration and best weights, and is dealt batches of images one by one.
-What it computes of them depends on nothing else, so that the result is that of one process.
+Every process builds the run from its configuration and best weights, and gets one task after another. Its numbers
+depend on the task alone, so that several processes give the result of one.
 """
 
 import contextlib
@@ -20,28 +20,29 @@ import torch
 
 from vaebench.config import Config
 from vaebench.errors import RunFailed, UserError
-from vaebench.evaluate.loop import Answers, Numbers, Source, Task
+from vaebench.evaluate.job import EstimatorInputs
+from vaebench.evaluate.loop import Evaluator, Task, TaskResults, TaskRunner
 from vaebench.experiment import build, load_best
 from vaebench.records import RunFolder
 
-__all__ = ["divided", "shared"]
+__all__ = ["process_configs", "worker_pool"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 5.0
-"""Seconds that a process without work has to end by itself."""
+"""Seconds that a process without work gets to exit."""
 
 
 class Failed(NamedTuple):
-    """What a worker sends in the place of numbers."""
+    """The error that a worker sends in place of numbers."""
 
     kind: type[Exception]
     message: str
 
 
-def divided(config: Config, processes: int) -> list[Config]:
-    """Return the configuration of each process: GPUs are dealt out in turn, the CPU's threads divided.
+def process_configs(config: Config, processes: int) -> list[Config]:
+    """Return the configuration of each process, with its GPU in turn, or its part of the CPU's threads.
 
-    ``estimator.processes`` then counts those on one device.
+    ``estimator.processes`` then counts the processes on the same device.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     spread = count > 0 and config.device in ("auto", "cuda")
@@ -59,22 +60,22 @@ def divided(config: Config, processes: int) -> list[Config]:
     ]
 
 
-def shared(config: Config, folder: Path) -> Source:
-    """Return a source of numbers that ``config.estimator.processes`` processes share.
+def worker_pool(config: Config, folder: Path) -> TaskRunner:
+    """Return a runner of tasks in ``config.estimator.processes`` processes.
 
-    The source raises what one of them failed with, and RunFailed where one was killed.
+    It raises the error of a worker that failed, and RunFailed if a worker was killed.
     """
 
-    def source(todo: Sequence[Task], stopping: Callable[[], bool]) -> Answers:
-        configs = divided(config, min(config.estimator.processes, len(todo)))
+    def run(todo: Sequence[Task], stopping: Callable[[], bool]) -> TaskResults:
+        configs = process_configs(config, min(config.estimator.processes, len(todo)))
         with _Workers(configs, folder) as workers:
-            yield from workers.answers(list(reversed(todo)), stopping)
+            yield from workers.results(list(reversed(todo)), stopping)
 
-    return source
+    return run
 
 
 class _Workers:
-    """Processes that answer tasks."""
+    """Processes that compute tasks."""
 
     def __init__(self, configs: Sequence[Config], folder: Path) -> None:
         self._configs, self._folder = configs, folder
@@ -82,7 +83,7 @@ class _Workers:
         self._idle: list[Connection] = []
 
     def __enter__(self) -> "_Workers":
-        # Not fork: neither CUDA nor a pool of threads survives it.
+        # Not fork: CUDA and thread pools do not work in a forked process.
         context = multiprocessing.get_context("spawn")
         with _signals_ignored():
             for config in self._configs:
@@ -98,50 +99,52 @@ class _Workers:
         for process in self._processes:
             if kind is None:
                 process.join(PATIENCE)
-            # One that still computes: nobody waits for what. It heeds no other signal.
+            # A worker still computing: its result is not needed, and it ignores every signal but SIGKILL.
             process.kill()
             process.join()
 
-    def answers(self, left: list[Task], stopping: Callable[[], bool]) -> Answers:
-        """Deal out tasks from the end of ``left``, and yield their numbers as they come."""
-        busy = [connection for connection in self._idle if _deal(connection, left, stopping)]
+    def results(self, left: list[Task], stopping: Callable[[], bool]) -> TaskResults:
+        """Send tasks from the end of ``left``, and yield their numbers as they arrive."""
+        busy = [connection for connection in self._idle if _send_next(connection, left, stopping)]
         while busy:
             for connection in wait(busy):
                 assert isinstance(connection, Connection)
-                answer = _received(connection)
-                if not _deal(connection, left, stopping):
+                result = _received(connection)
+                if not _send_next(connection, left, stopping):
                     busy.remove(connection)
-                yield answer
+                yield result
 
 
-def _deal(connection: Connection, left: list[Task], stopping: Callable[[], bool]) -> bool:
-    """Send the next task, or hang up; return whether there was one."""
+def _send_next(connection: Connection, left: list[Task], stopping: Callable[[], bool]) -> bool:
+    """Send the next task, or close the connection if there is none; return whether there was one."""
     if not left or stopping():
         connection.close()
         return False
-    with contextlib.suppress(BrokenPipeError):  # a process that is gone: found out when its answer is read
+    with contextlib.suppress(BrokenPipeError):  # a killed process: `_received` reports it
         connection.send(left.pop())
     return True
 
 
 def _received(connection: Connection) -> tuple[Task, torch.Tensor]:
     try:
-        answer = connection.recv()
+        result = connection.recv()
     except (EOFError, ConnectionResetError) as error:
         raise RunFailed(
-            "a process of the evaluation was killed (too little memory for so many?); the images done are kept: "
-            "the same command goes on, also with fewer processes"
+            "a process of the evaluation was killed (out of memory?); finished images are saved: run the same command "
+            "to resume, with fewer processes if memory is short"
         ) from error
-    if isinstance(answer, Failed):
-        raise answer.kind(answer.message)
-    task, numbers = answer
+    if isinstance(result, Failed):
+        raise result.kind(result.message)
+    task, numbers = result
     return task, torch.from_numpy(numbers)
 
 
 @contextlib.contextmanager
 def _signals_ignored() -> Iterator[None]:
-    """Let processes started in the block ignore, from their first instant, what Ctrl-C and a scheduler send to all:
-    the process that started them heeds it, and has them finish what they are at."""
+    """Let processes started in the block ignore the signals that Ctrl-C and a scheduler send to all processes.
+
+    The process that started them handles the signal, and lets them finish their tasks.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -154,17 +157,17 @@ def _signals_ignored() -> Iterator[None]:
 
 
 def _serve(connection: Connection, config: Config, folder: Path) -> None:
-    """Answer tasks until the other end hangs up."""
+    """Compute tasks until the other end closes the connection."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):
         try:
             experiment = build(config)
             load_best(experiment, RunFolder.open(folder))
-            numbers = Numbers(experiment)
+            evaluator = Evaluator(EstimatorInputs.of(experiment))
             while True:
                 task = connection.recv()
-                connection.send((task, numbers.of(task).numpy()))
+                connection.send((task, evaluator.compute(task).numpy()))
         except (UserError, RunFailed) as error:
             connection.send(Failed(type(error), str(error)))
         except (EOFError, OSError):

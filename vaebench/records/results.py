@@ -15,6 +15,9 @@ __all__ = ["ResultRecord", "append_result", "format_line", "read_results"]
 
 PRECISIONS = ("", "float32", "bf16")
 
+_OLD_PROPOSALS = {"GaussianEncoder": "moments", "AdversarialEncoder": "own"}
+"""Class names that earlier versions wrote as the proposal of an adversarial encoder."""
+
 _KEY = {"key": True}
 """Marks a field that is part of the key: it defines the quantity or its estimator."""
 
@@ -99,7 +102,14 @@ def read_results(folder: RunFolder) -> list[ResultRecord]:
     with reading(folder.results, "Repair it, or move it away and run `vaebench evaluate` again."):
         if not folder.results.exists():
             return []
-        return [ResultRecord(**entry) for entry in json.loads(folder.results.read_text(encoding="utf-8"))]
+        return [_from_json(entry) for entry in json.loads(folder.results.read_text(encoding="utf-8"))]
+
+
+def _from_json(entry: dict[str, Any]) -> ResultRecord:
+    settings = entry.get("settings") or {}
+    if settings.get("proposal") in _OLD_PROPOSALS:
+        entry = entry | {"settings": settings | {"proposal": _OLD_PROPOSALS[settings["proposal"]]}}
+    return ResultRecord(**entry)
 
 
 def format_line(record: ResultRecord) -> str:

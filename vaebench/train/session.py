@@ -9,7 +9,8 @@ from vaebench import runtime
 from vaebench.config import Config, from_yaml, identity, read, run_folder, to_yaml
 from vaebench.config.identity import defining
 from vaebench.errors import GivenUp, Interrupted, RunFailed
-from vaebench.evaluate.run import estimate, planned, print_results
+from vaebench.evaluate.job import EstimatorInputs, job_for
+from vaebench.evaluate.run import estimate, print_results
 from vaebench.experiment import Experiment, build, load_best
 from vaebench.records import Manifest, Recorder, ResultRecord, RunFolder, append_result, read_manifest
 from vaebench.records.checkpoint import Checkpoints
@@ -97,7 +98,7 @@ def _follow(experiment: Experiment, folder: RunFolder, processes: Replicas) -> P
 def _lead(experiment: Experiment, folder: RunFolder, processes: Replicas, watch: Watch) -> Path:
     config = experiment.config
     if config.trainer.evaluate:
-        planned(experiment)  # fail now, not after training, if the estimator does not fit the run
+        job_for(EstimatorInputs.of(experiment))  # fail now, not after training, if the estimator does not fit the run
     folder.create(to_yaml(config), identity=lambda text: identity(from_yaml(text)))
     interruption = runtime.Interruption()
     with folder.lock(), interruption.watching():

@@ -8,6 +8,7 @@ from vaebench import runtime
 from vaebench.draw import reconstructions, samples
 from vaebench.estimators.diagnostics import Activity, PosteriorMoments, posterior_moments
 from vaebench.estimators.importance import log_likelihoods
+from vaebench.estimators.sampling import Sampling
 from vaebench.experiment import Experiment, Modules
 from vaebench.records import Recorder
 from vaebench.train.replicas import Replicas
@@ -30,8 +31,7 @@ def validate(experiment: Experiment, processes: Replicas, modules: Modules) -> f
             modules.encoder.proposal(),
             experiment.data.observe,
             images[: own.stop].to(experiment.device),
-            k=settings.validation_k,
-            inner_k=inner_k,
+            Sampling(settings.validation_k, inner_k, seed=0),
             first=own.start,
         )
         values = processes.joined_up(torch.cat([values for _, values in parts]), len(images))
