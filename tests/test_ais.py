@@ -602,10 +602,10 @@ def _forget(stored: FilePath, kept: int) -> None:
     [
         (
             "estimator.initial=encodr",
-            "must be one of prior, encoder, moments, not 'encodr' .did you mean 'encoder'",
+            "must be one of prior, encoder, moments, (not|got) 'encodr' .did you mean 'encoder'",
         ),
         ("estimator.schedule=cosine", "estimator.schedule must be one of linear, sigmoid, adaptive"),
-        ("estimator.temperatures=0", "estimator.temperatures must be more than 0"),
+        ("estimator.temperatures=-1", "estimator.temperatures must be"),
         ("estimator.k=7", "estimator.k"),
     ],
 )

@@ -68,7 +68,7 @@ def address(runs: Path) -> Iterator[str]:
     try:
         assert select.select([board.stdout], [], [], SECONDS)[0], "the board says nothing"
         line = board.stdout.readline()
-        found = re.fullmatch(r"TensorBoard on 4 runs at (http://\S+/) \(Ctrl-C ends it\)\n", line)
+        found = re.fullmatch(r"TensorBoard on 4 runs at (http://\S+/) \(Ctrl-C stops it\)\n", line)
         assert found, line
         yield found[1]
     finally:
@@ -164,7 +164,7 @@ def test_several_folders_are_shown_by_links(runs: Path):
     ("words", "message"),
     [
         (["nowhere"], "there is no folder nowhere"),
-        (["--port", "many"], "--port must be a number"),
+        (["--port", "many"], "--port must be an integer"),
         (["--filter", "seed=9"], "no run meets the conditions"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import vaebench
 from vaebench.cli import COMMANDS, main
@@ -74,18 +75,18 @@ def make_run(path: Path, *overrides: str) -> Path:
 # Bad input: one short message, exit code 2, nothing written.
 
 REFUSED = {
-    "k=0": "k must be at least 1, not 0",
-    "k=-3": "k must be at least 1, not -3",
-    "k=abc": "k must be a whole number, not 'abc'",
-    "k=1.5": "k must be a whole number, not 1.5",
-    "k=true": "k must be a whole number, not true",
-    "k=null": "k must be a whole number, not null",
-    "+k=3": "k is a setting already: write k=... without the +",
+    "k=0": "k must be >= 1, got 0",
+    "k=-3": "k must be >= 1, got -3",
+    "k=abc": "k must be an integer, got 'abc'",
+    "k=1.5": "k must be an integer, got 1.5",
+    "k=true": "k must be an integer, got true",
+    "k=null": "k must be an integer, got null",
+    "+k=3": "k exists already: write k=... without the +",
     "~k": "k is missing",
-    "seed=-1": "seed must be from 0 to 4294967295, not -1",
-    "latent_dim=0": "latent_dim must be at least 1, not 0",
-    "device=gpu": "device must be auto, cpu, cuda or cuda:N, not 'gpu'",
-    "name=5": "name must be a word, not 5",
+    "seed=-1": "seed must be from 0 to 4294967295, got -1",
+    "latent_dim=0": "latent_dim must be >= 1, got 0",
+    "device=gpu": "device must be auto, cpu, cuda or cuda:N, got 'gpu'",
+    "name=5": "name must be a string, got 5",
     "foo=1": "unknown key foo",
     "+foo=1": "unknown key foo",
     "++foo=1": "unknown key foo",
@@ -102,64 +103,69 @@ REFUSED = {
     "dataset=mnst": "there is no dataset=mnst (did you mean 'mnist'?)",
     "dataset=mnist dataset.binarization=dynamc": "did you mean 'dynamic'?",
     "experiment=iwhvi_paper/mnist_hmv": "did you mean 'iwhvi_paper/mnist_hvm'?",
-    "encoder=null": "a group needs a choice",
-    "~encoder": "encoder needs a choice: `vaebench list encoder` shows them",
+    "encoder=null": "null is not a choice of a group",
+    "~encoder": "encoder needs a choice: `vaebench list encoder` shows the choices",
     "encoder.name=hvm": "encoder.name is fixed by the choice: write encoder=hvm",
-    "encoder=hvm,sivi": "encoder=hvm,sivi gives several values: add -m to run each",
-    "hvm": "'hvm' is not a setting: settings are key=value",
+    "encoder=hvm,sivi": "encoder=hvm,sivi has several values: add -m to run each",
+    "hvm": "'hvm' is not a setting: write KEY=VALUE",
     "k=[1": "cannot read 'k=[1'",
-    "optimizer.lr=-1e-3": "optimizer.lr must be more than 0, not -0.001",
-    "optimizer.lr=0": "optimizer.lr must be more than 0",
-    "optimizer.lr=nan": "optimizer.lr must be a finite number, not nan",
-    "optimizer.lr=inf": "optimizer.lr must be a finite number, not inf",
+    "optimizer.lr=-1e-3": "optimizer.lr must be > 0, got -0.001",
+    "optimizer.lr=0": "optimizer.lr must be > 0",
+    "optimizer.lr=nan": "optimizer.lr must be a finite number, got nan",
+    "optimizer.lr=inf": "optimizer.lr must be a finite number, got inf",
     "optimizer.betas=[0.9]": "optimizer.betas must be a list of 2 values",
-    "optimizer.betas=[0.9,1]": "optimizer.betas[1] must be at least 0 and less than 1, not 1.0",
-    "optimizer.schedule=cosin": "not 'cosin' (did you mean 'cosine'?)",
-    "trainer.epochs=0": "trainer.epochs must be at least 1, not 0",
-    "trainer.epochs=2 trainer.validate_every=3": "trainer.validate_every=3 never comes",
-    "trainer.batch_size=0": "trainer.batch_size must be at least 1",
-    "trainer.ema=1": "trainer.ema must be more than 0 and less than 1, not 1.0",
-    "trainer.k_schedule={0:0}": "trainer.k_schedule[0] must be at least 1, not 0",
-    "trainer.k_schedule={a:1}": "a key of trainer.k_schedule must be a whole number, not 'a'",
+    "optimizer.betas=[0.9,1]": "optimizer.betas[1] must be >= 0 and < 1, got 1.0",
+    "optimizer.schedule=cosin": "got 'cosin' (did you mean 'cosine'?)",
+    "trainer.epochs=0": "trainer.epochs must be >= 1, got 0",
+    "trainer.epochs=2 trainer.validate_every=3": "trainer.validate_every must be <= trainer.epochs=2, got 3",
+    "trainer.batch_size=0": "trainer.batch_size must be >= 1",
+    "trainer.ema=1": "trainer.ema must be > 0 and < 1, got 1.0",
+    "trainer.k_schedule={0:0}": "trainer.k_schedule[0] must be >= 1, got 0",
+    "trainer.k_schedule={a:1}": "a key of trainer.k_schedule must be an integer, got 'a'",
     "trainer.k_schedule=5": "trainer.k_schedule must be a map",
-    "trainer.k_schedule={0:1,90:5}": "trainer.k_schedule: epoch 90 never comes in trainer.epochs=50",
     "trainer.inner_k_schedule={0:1}": "trainer.inner_k_schedule needs a hierarchical encoder",
-    "trainer.progress=1": "trainer.progress must be true or false, not 1",
+    "trainer.progress=1": "trainer.progress must be true or false, got 1",
     "decoder.hidden=[]": "decoder.hidden must be a list of at least one width",
-    "decoder.hidden=[300,0]": "decoder.hidden[1] must be at least 1, not 0",
-    "decoder.hidden=300": "decoder.hidden must be a list such as [300,300], not 300",
-    "decoder.activation=rely": "not 'rely' (did you mean 'relu'?)",
+    "decoder.hidden=[300,0]": "decoder.hidden[1] must be >= 1, got 0",
+    "decoder.hidden=300": "decoder.hidden must be a list such as [300,300], got 300",
+    "decoder.activation=rely": "got 'rely' (did you mean 'relu'?)",
     "encoder.hidden=${nothing}": "encoder.hidden: Interpolation key 'nothing' not found",
-    "encoder=hvm encoder.psi_dim=0": "encoder.psi_dim must be more than 0, not 0",
-    "encoder=hvm encoder.psi_dim=x": "encoder.psi_dim must be a whole number, not 'x'",
-    "encoder=hvm encoder.inner_k=-1": "encoder.inner_k must be 0 or more, not -1",
-    "encoder=sivi encoder.share_psi=2": "encoder.share_psi must be true or false, not 2",
-    "estimator.k=0": "estimator.k must be at least 1",
-    "estimator.images=0": "estimator.images must be at least 2",
-    "estimator.images=1": "estimator.images must be at least 2, for a standard error, not 1",
+    "encoder=hvm encoder.psi_dim=x": "encoder.psi_dim must be an integer, got 'x'",
+    "encoder=hvm encoder.psi_dim=null": "encoder.psi_dim must be an integer, got null",
+    "encoder=nsf encoder.bound=wide": "encoder.bound must be a number, got 'wide'",
+    "encoder=avb encoder.discriminator_betas=[a,0.9]": "encoder.discriminator_betas[0] must be a number, got 'a'",
+    "encoder=avb encoder.discriminator_hidden=64": "discriminator_hidden must be a list such as [512,512], got 64",
+    "encoder=avb encoder.discriminator_hidden=[1.5]": "encoder.discriminator_hidden[0] must be an integer, got 1.5",
+    "objective=tvo objective.partitions=2.5": "objective.partitions must be an integer, got 2.5",
+    "estimator=ais estimator.schedule=3": "estimator.schedule must be a string, got 3",
+    "encoder=hvm encoder.inner_k=-1": "encoder.inner_k must be >= 0, got -1",
+    "encoder=sivi encoder.share_psi=2": "encoder.share_psi must be true or false, got 2",
+    "estimator.k=0": "estimator.k must be >= 1",
+    "estimator.images=0": "estimator.images must be >= 2",
+    "estimator.images=1": "estimator.images must be >= 2 (a standard error needs two), got 1",
     "hydra/launcher=foo": "there is no hydra/launcher=foo",
     # Combinations.
     "objective=hvm encoder=gaussian": "objective=hvm needs a hierarchical encoder: encoder=adgm|hvm|iwhvi|sivi",
-    "objective=sivi encoder=hvm": "objective=sivi needs encoder=sivi, not encoder=hvm",
-    "objective=iwhvi encoder=sivi": "objective=iwhvi needs encoder=adgm|hvm|iwhvi, not encoder=sivi",
-    "objective=iwhvi encoder=gaussian": "objective=iwhvi needs encoder=adgm|hvm|iwhvi, not encoder=gaussian",
+    "objective=sivi encoder=hvm": "objective=sivi needs encoder=sivi, got encoder=hvm",
+    "objective=iwhvi encoder=sivi": "objective=iwhvi needs encoder=adgm|hvm|iwhvi, got encoder=sivi",
+    "objective=iwhvi encoder=gaussian": "objective=iwhvi needs encoder=adgm|hvm|iwhvi, got encoder=gaussian",
     "objective=hvm encoder.inner_k=3": "objective=hvm is the bound without inner samples",
     "objective=hvm trainer.inner_k_schedule={0:3}": "objective=hvm is the bound without inner samples",
     "objective=iwhvi encoder.inner_k=0": "objective=iwhvi needs inner samples",
     "objective=iwae k=4 objective.gradient=stl": "stl is biased for objective=iwae with k=4: use",
     "objective=iwae objective.gradient=stl trainer.k_schedule={0:1,9:8}": "with k=8: use",
-    "objective.gradient=dreg": "dreg belongs to importance-weighted bounds",
+    "objective.gradient=dreg": "dreg is defined for importance-weighted bounds",
     # Flags.
     "--mutlirun": "unknown flag --mutlirun (did you mean '--multirun'?)",
     "--cfg": "--cfg needs a value: job, hydra, all",
-    "--cfg jobs": "--cfg must be one of job, hydra, all, not 'jobs'",
+    "--cfg jobs": "--cfg must be one of job, hydra, all, got 'jobs'",
     "-m --cfg job": "--multirun and --cfg exclude each other",
-    "--resolve": "--resolve belongs to --cfg job",
+    "--resolve": "--resolve needs --cfg job",
     "--multirun=3": "--multirun takes no value",
     "--config-dir nowhere": "--config-dir: there is no folder nowhere",
     "--config-name nothing": "there is no config file",
     "--resume": "--resume needs a value",
-    "--resume run k=3": "k=3 cannot go with it",
+    "--resume run k=3": "--resume takes all settings from the run folder, got k=3",
 }
 
 
@@ -174,6 +180,48 @@ def test_refused(words: str, core: FakeCore, folder: Path, capfd: pytest.Capture
     assert not core.trained
     assert not core.resumed
     assert not list(folder.iterdir())
+
+
+# Valid settings at the ends of their documented ranges. A guess from the sign of the default refused them once.
+EXTREMES = [
+    "objective=renyi objective.alpha=-1",
+    "objective=renyi objective.alpha=0",
+    "objective=ciwae objective.beta=0",
+    "objective=ciwae objective.beta=1",
+    "objective=beta objective.kl_weight=0",
+    "objective=free_bits objective.nats=0",
+    "estimator=sandwich estimator.aggregate=0",
+    "estimator=ais estimator.temperatures=0",
+    "estimator=ais estimator.bdmc=null",
+    "encoder=iaf encoder.steps=0",
+    "encoder=hvm encoder.tau_gate=-2",
+    "encoder=hvm encoder.tau_steps=0 encoder.tau_warmup=0",
+    "encoder=avb encoder.discriminator_betas=[0,0.9]",
+    "encoder=nsf encoder.bound=5",
+    "optimizer.final_lr=0 optimizer.weight_decay=0",
+]
+
+
+@pytest.mark.parametrize("words", EXTREMES)
+def test_documented_extremes_are_accepted(words: str):
+    config = compose(words.split())
+    for word in words.split()[1:]:
+        key, text = word.split("=")
+        group, name = key.split(".")
+        assert getattr(getattr(config, group), name) == yaml.safe_load(text)
+
+
+def test_schedule_entries_after_the_last_epoch_are_left_out(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    words = ["trainer.epochs=50", "encoder=iwhvi", "trainer.inner_k_schedule={0:0,25:5,50:9,250:25}"]
+    assert main(["train", *words]) == 0
+    assert core.trained[0].trainer.inner_k_schedule == {0: 0, 25: 5}
+    out = capfd.readouterr().out
+    assert "trainer.inner_k_schedule: left out 50:9, 250:25, because training ends after trainer.epochs=50\n" in out
+    # The run is the one without these entries.
+    shorter = compose([*words[:2], "trainer.inner_k_schedule={0:0,25:5}"])
+    assert run_folder(core.trained[0]) == run_folder(shorter)
+    assert main(["train", "trainer.k_schedule={90:5}"]) == 0
+    assert core.trained[1].trainer.k_schedule is None
 
 
 ACCEPTED = [
@@ -204,7 +252,7 @@ def test_traceback_on_request(core: FakeCore, capfd: pytest.CaptureFixture[str],
     assert main(["train", "k=0"]) == 2
     err = capfd.readouterr().err
     assert "Traceback" in err
-    assert err.splitlines()[-1] == "vaebench: k must be at least 1, not 0"
+    assert err.splitlines()[-1] == "vaebench: k must be >= 1, got 0"
 
 
 # One run.
@@ -272,8 +320,8 @@ def test_own_yaml_files(core: FakeCore, folder: Path, capfd: pytest.CaptureFixtu
     words = ["--config-dir", str(folder / "mine")]
     assert main(["train", "encoder=wide", "encoder.width=4", *words]) == 0
     assert core.trained[0].encoder.arguments.items() >= {"psi_dim": 32, "share_psi": False, "width": 4}.items()
-    assert main(["train", "encoder=wide", "encoder.width=0", *words]) == 2
-    assert "encoder.width must be more than 0, not 0" in capfd.readouterr().err
+    assert main(["train", "encoder=wide", "encoder.width=x", *words]) == 2
+    assert "encoder.width must be an integer, got 'x'" in capfd.readouterr().err
     assert main(["list", "encoder", *words]) == 0
     assert re.search(r"^    wide +Wider\.", capfd.readouterr().out, re.MULTILINE)
     assert main(["train", "--help", *words]) == 0
@@ -370,7 +418,7 @@ def test_evaluate_every_run_below_a_folder(core: FakeCore, folder: Path, capfd: 
         ("nowhere", "nowhere"),
         (".", "not a run folder"),
         ("run k=3", "unknown key k (did you mean 'estimator.k'?)"),
-        ("run estimator.k=0", "estimator.k must be at least 1, not 0"),
+        ("run estimator.k=0", "estimator.k must be >= 1, got 0"),
         ("run --foo", "unknown flag --foo"),
     ],
 )
@@ -540,7 +588,7 @@ def test_nothing_waits_for_torch():
 
 def test_python_m_and_exit_code():
     done = run_python("-m", "vaebench", "train", "k=0")
-    assert (done.returncode, done.stderr) == (2, "vaebench: k must be at least 1, not 0\n")
+    assert (done.returncode, done.stderr) == (2, "vaebench: k must be >= 1, got 0\n")
 
 
 def test_reader_that_stops_reading():

@@ -1,4 +1,4 @@
-"""From the words that a user types to one checked, resolved `Config`; free of torch."""
+"""Turn the words that a user types into one checked, resolved `Config`. Imports no torch."""
 
 from vaebench.config.catalog import config_dir
 from vaebench.config.compose import compose, for_evaluation, from_hydra

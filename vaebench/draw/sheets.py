@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vaebench.config import Config, read
-from vaebench.config.pictures import Interpolate, Look, Reconstruct, Sample, Traverse
+from vaebench.config.pictures import Interpolate, PictureSettings, Reconstruct, Sample, Traverse
 from vaebench.draw import images as drawn
 from vaebench.errors import UserError
 from vaebench.experiment import Experiment, Modules, build, load_best
@@ -43,7 +43,7 @@ class _Subject:
         return "means of q(z|x)" if known else "draws from q(z|x)"
 
 
-def draw(look: Look, folder: str | Path, output: str | Path | None = None) -> Path:
+def draw(look: PictureSettings, folder: str | Path, output: str | Path | None = None) -> Path:
     """Draw what ``look`` asks for from a run's best weights, and return the PNG's path.
 
     Args:
@@ -69,7 +69,7 @@ def draw(look: Look, folder: str | Path, output: str | Path | None = None) -> Pa
     return path
 
 
-def _placed(config: Config, look: Look) -> Config:
+def _placed(config: Config, look: PictureSettings) -> Config:
     """Return the run's configuration on the machine at hand."""
     trainer = replace(config.trainer, threads=look.threads, progress=False)
     return replace(config, device=look.device, data_dir=look.data_dir or config.data_dir, trainer=trainer)
@@ -150,7 +150,7 @@ def _coordinates(subject: _Subject, look: Traverse, spread: drawn.Spread) -> lis
     return list(look.coordinates)
 
 
-_SHEETS: dict[type[Look], Callable[[_Subject, Any], Sheet]] = {
+_SHEETS: dict[type[PictureSettings], Callable[[_Subject, Any], Sheet]] = {
     Sample: _sample,
     Reconstruct: _reconstruct,
     Interpolate: _interpolate,
