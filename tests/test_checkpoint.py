@@ -284,7 +284,7 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from vaebench.training.checkpoint import Checkpoints
+from vaebench.records.checkpoint import Checkpoints
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)  # a forked child must not wait for the parent's OpenMP threads
 random.seed(0)
@@ -328,7 +328,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from vaebench.errors import UserError
-from vaebench.training.checkpoint import Checkpoints
+from vaebench.records.checkpoint import Checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 checkpoints = Checkpoints(Path(sys.argv[1]))

@@ -129,9 +129,9 @@ def test_after_a_signal(
 
 KILLED = """
 import os, signal, sys
-from vaebench import experiment
 from vaebench.config import compose
-from vaebench.training.update import Update
+from vaebench.train.session import train
+from vaebench.train.update import Update
 step, taken = Update.step, [0]
 def counting(self, *args, **kwargs):
     taken[0] += 1
