@@ -45,7 +45,7 @@ def run(words: list[str]) -> int:
     if "--help" in parsed.flags:
         print(HELP, end="")
         return 0
-    port = whole(parsed.flags, "--port", None, 1, 65535)
+    port = whole(parsed.flags["--port"], "--port", 1, 65535) if "--port" in parsed.flags else None
     from vaebench.cli.compare import DEFAULT_FOLDER
 
     paths = [Path(path) for path in parsed.rest or [DEFAULT_FOLDER]]

@@ -143,11 +143,8 @@ def path_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return paths, [word for word in words if word not in paths]
 
 
-def whole(flags: Mapping[str, str], flag: str, default: int | None, least: int, most: int = 2**32 - 1) -> int | None:
-    """Return the value of a flag as an integer from ``least`` to ``most``; ``default`` without the flag."""
-    if flag not in flags:
-        return default
-    text = flags[flag]
+def whole(text: str, flag: str, least: int, most: int = 2**32 - 1) -> int:
+    """Return the value of a flag as an integer. UserError unless it is one from ``least`` to ``most``."""
     if not text.isdecimal() or not least <= int(text) <= most:
         raise UserError(f"{flag} must be an integer from {least} to {most}, got '{text}'")
     return int(text)

@@ -39,7 +39,8 @@ def run(words: list[str]) -> int:
     if "--help" in parsed.flags:
         print(HELP, end="")
         return 0
-    trials, seed = whole(parsed.flags, "--trials", 20, 1), whole(parsed.flags, "--seed", 0, 0)
+    trials = whole(parsed.flags.get("--trials", "20"), "--trials", 1)
+    seed = whole(parsed.flags.get("--seed", "0"), "--seed", 0)
     from vaebench.config.search import split_spaces
 
     fixed, spaces = split_spaces(parsed.rest)
