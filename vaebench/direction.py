@@ -1,0 +1,26 @@
+"""How a number relates to the quantity that it estimates. Imports no torch."""
+
+from enum import StrEnum
+
+__all__ = ["Direction"]
+
+
+class Direction(StrEnum):
+    """How a number relates, in expectation, to the quantity that it estimates.
+
+    The values are those in results.json. Of an encoder's ``log_q``, which estimates log q(z|x), a member states:
+    """
+
+    EXACT = "exact"
+    """log_q = log q(z|x)."""
+    LOWER_BOUND = "lower_bound"
+    """Of results only: the contract of encoders has no lower bound on log q(z|x)."""
+    UPPER_BOUND = "upper_bound"
+    """E[exp(-log_q) | z] = 1/q(z|x), hence E[log_q | z] >= log q(z|x)."""
+    ESTIMATE = "estimate"
+    """A learned density ratio: it violates the contract, and no number made from it is a bound."""
+
+    @property
+    def of_log_likelihood(self) -> "Direction":
+        """The direction of an importance-weighted estimate of log p(x) made with this log_q."""
+        return Direction.ESTIMATE if self is Direction.ESTIMATE else Direction.LOWER_BOUND
