@@ -1,7 +1,10 @@
 """The command line: what it prints, its exit codes, and that it never makes a user wait for torch."""
 
+import contextlib
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -14,8 +17,23 @@ import yaml
 
 import vaebench
 from vaebench.cli import COMMANDS, main
-from vaebench.cli.flags import TRAIN, parse
+from vaebench.cli.flags import (
+    BOARD,
+    COMPARE,
+    HELP,
+    PICTURE,
+    REPORT,
+    SELFTEST,
+    SHOW,
+    TRAIN,
+    TUNE,
+    parse,
+    settings,
+    take,
+)
 from vaebench.config import Config, compose, run_folder, to_yaml
+from vaebench.config.diagnosis import Diagnosis
+from vaebench.config.pictures import Interpolate, Reconstruct, Sample, Traverse
 from vaebench.errors import RunFailed, UserError
 
 
@@ -347,7 +365,7 @@ def test_sweep_goes_on_after_a_failure(core: FakeCore, capfd: pytest.CaptureFixt
     lines = capfd.readouterr().err.splitlines()
     assert "vaebench: failed: seed=0: the loss is not finite" in lines
     assert "vaebench: failed: seed=2: ZeroDivisionError: a defect" in lines
-    assert lines[-1] == "vaebench: 2 of 4 jobs failed; the lines above say which and why"
+    assert lines[-1] == "vaebench: 2 of 4 jobs failed: see the table above"
 
 
 def test_sweep_with_an_impossible_cell(core: FakeCore, capfd: pytest.CaptureFixture[str]):
@@ -486,6 +504,23 @@ def test_help(words: list[str], capfd: pytest.CaptureFixture[str]):
     assert all(f"  {command} " in out for command in COMMANDS)
 
 
+SCHEMAS: dict[str, Any] = {
+    "sample": Sample,
+    "reconstruct": Reconstruct,
+    "interpolate": Interpolate,
+    "traverse": Traverse,
+    "diagnose": Diagnosis,
+}
+
+
+def examples_of(command: str) -> list[str]:
+    """Return the examples at the end of a help text."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        main([command, "--help"])
+    return text.getvalue().partition("\nexamples:\n")[2].strip("\n").split("\n")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_is_short_and_ends_with_examples(command: str, capfd: pytest.CaptureFixture[str]):
     assert main([command, "--help"]) == 0
@@ -495,6 +530,38 @@ def test_help_of_a_command_is_short_and_ends_with_examples(command: str, capfd: 
     assert len(examples) >= 2
     assert all(line.startswith("  vaebench ") for line in examples)
     assert main([command, "-h", "k=0"]) == 0
+
+
+EXAMPLES = [example for command in COMMANDS for example in examples_of(command)]
+
+
+def test_all_commands_have_examples():
+    assert {shlex.split(example)[1] for example in EXAMPLES} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_of_a_help_text_is_valid(example: str, core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    """Settings compose and flags exist. Runs and data that an example names do not exist here."""
+    words = [word for word in shlex.split(example, comments=True)[1:] if not word.startswith(("device=", "--open"))]
+    command, first = words[0], words[1:2]
+    for path in ("outputs/mnist5k/hvm-iwae-k16/0-1a2b3c4d", "outputs/mnist/iwhvi-iwhvi-k1/0-1a2b3c4d"):
+        make_run(Path(path), "encoder=iwhvi")
+    make_run(Path("outputs/mnist/gaussian-elbo-k1/0-1a2b3c4d"))
+    if command in ("train", "list", "evaluate"):
+        assert main(words) == 0
+        assert command != "train" or core.trained or core.resumed or first == ["--cfg"]
+    elif command == "tune":
+        compose([word for word in parse(words[1:], TUNE).rest if "," not in word and "(" not in word])
+    else:
+        flags = {"sample": PICTURE, "reconstruct": PICTURE, "interpolate": PICTURE, "traverse": PICTURE}
+        flags |= {"board": BOARD, "compare": COMPARE, "report": REPORT, "show": SHOW, "selftest": SELFTEST}
+        for flag, count in (("--filter", 1), ("--pair", 2)):
+            words = take(words, flag, count)[1]
+        known = flags.get(command, HELP | {"--no-download": "--no-download", "--rebuild": "--rebuild"})
+        rest = parse(words[1:], known).rest
+        schema = SCHEMAS.get(command)
+        if schema is not None:
+            settings([word for word in rest if "=" in word], schema)
 
 
 def test_version(capfd: pytest.CaptureFixture[str]):
