@@ -478,7 +478,7 @@ def test_data(folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pyte
         ("mnist5k binarization=foo", "foo"),
         ("mnist5k seed=x", "seed must be a whole number, not 'x'"),
         ("mnist5k sed=1", "unknown key sed (did you mean 'seed'?)"),
-        ("split=iwae", "which dataset?"),
+        ("split=iwae", "missing DATASET"),
         ("--foo", "unknown flag --foo"),
         ("mnist --no-download", "dataset=mnist5k"),
     ],

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from vaebench.compiler import Compiler, difference
 from vaebench.config import compose, identity
-from vaebench.datasets.sources import user_cache
 from vaebench.errors import GivenUp, UserError
 from vaebench.experiment import build
+from vaebench.files import user_cache
 from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.train.compile import STEPS_TO_PAY, Compiled, LossFunction, compiled_where_it_pays, planned_steps

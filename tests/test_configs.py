@@ -188,6 +188,14 @@ def test_identity_does_not_depend_on_the_order_of_keys():
     assert identity(from_yaml(text)) == identity(config)
 
 
+def test_an_older_run_with_the_former_spelling_is_read():
+    config = compose(["estimator.binarize=fresh"])
+    text = to_yaml(config)
+    older = text.replace("binarize: fresh", "binarise: fresh")
+    assert older != text
+    assert from_yaml(older) == config
+
+
 def test_identity_groups_seeds():
     seeds = [compose([f"seed={seed}"]) for seed in (0, 1)]
     assert identity(seeds[0]) != identity(seeds[1])

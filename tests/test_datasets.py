@@ -1,14 +1,17 @@
 """Files, checksums, splits, protocols and the cache of the datasets, on small made-up files."""
 
 import dataclasses
+import functools
 import gzip
 import io
 import os
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +20,21 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
 
-from vaebench.datasets import amat, cache, chardata, drawings, embedded, idx
+from vaebench.datasets import cache, download
 from vaebench.datasets.arrays import Arrays
 from vaebench.datasets.catalog import BINARIZATIONS, CATALOG, NAMES, Sizes
-from vaebench.datasets.checked import Damaged, git_blob_id, sha256
+from vaebench.datasets.checksum import CorruptFile, git_blob_id, sha256
 from vaebench.datasets.preparation import Prepared, available, prepare
 from vaebench.datasets.protocol import protocol_for
-from vaebench.datasets.recipes import RECIPES
-from vaebench.datasets.sources import SOURCES
-from vaebench.datasets.splits import shuffled_tail, stratified, stream
-from vaebench.datasets.whole_files import first_writable, replacing
+from vaebench.datasets.published_files import PUBLISHED_FILES
+from vaebench.datasets.read_amat import read_amat
+from vaebench.datasets.read_idx import read_idx
+from vaebench.datasets.read_mnist5k import read_mnist5k
+from vaebench.datasets.read_omniglot import read_omniglot
+from vaebench.datasets.read_omniglot_original import ink_records, read_omniglot_original, reduce_ink
+from vaebench.datasets.splits import SPLITTERS, shuffled_tail, stratified, stream
 from vaebench.errors import UserError
+from vaebench.files import first_writable, replacing, user_cache
 
 MNIST5K_FINGERPRINT = "104206d0d278edc0"
 LOCAL = {"download": False, "progress": False}
@@ -35,7 +42,9 @@ LOCAL = {"download": False, "progress": False}
 
 @pytest.fixture(autouse=True)
 def own_user_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Keep every test away from the real user's cache, on every platform."""
+    """Keep every test away from the real user's cache, on every platform, and from proxies and retries."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "_RETRIES", 0)
     home = tmp_path_factory.mktemp("home")
     for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(variable, str(home))
@@ -90,15 +99,15 @@ def written(path: Path, content: bytes) -> Path:
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replace a dataset's sizes, checksums and addresses by those of made-up files."""
 
-    def replace(name: str, sizes: Sizes, digests: list[str], urls: tuple[tuple[str, ...], ...] = ()) -> None:
+    def replace(name: str, sizes: Sizes, digests: list[str], urls: Sequence[tuple[str, ...]] = ()) -> None:
         entry = CATALOG[name]
         monkeypatch.setitem(CATALOG, name, dataclasses.replace(entry, splits=dict.fromkeys(entry.splits, sizes)))
         urls = urls or tuple(() for _ in digests)
         sources = tuple(
             dataclasses.replace(source, digest=digest, urls=addresses)
-            for source, digest, addresses in zip(SOURCES[name], digests, urls, strict=True)
+            for source, digest, addresses in zip(PUBLISHED_FILES[name], digests, urls, strict=True)
         )
-        monkeypatch.setitem(SOURCES, name, sources)
+        monkeypatch.setitem(PUBLISHED_FILES, name, sources)
 
     return replace
 
@@ -118,12 +127,61 @@ def small_prepare(data_dir: Path, name: str = "mnist", **words: object) -> tuple
     return prepare(name, data_dir, say=said.append, **LOCAL, **words), said  # type: ignore[arg-type]
 
 
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+def whole(content: bytes, *, length: int | None = None) -> Answer:
+    """Answer with ``content``; a larger ``length`` breaks the connection before the announced end."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(length or len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+
+    return answer
+
+
+def status(code: int) -> Answer:
+    return lambda request: request.send_error(code)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    """Return a function that serves its answers at a new loopback address, in turn; the last one repeats."""
+    answers: list[list[Answer]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            left = answers[int(self.path.strip("/"))]
+            (left.pop(0) if len(left) > 1 else left[0])(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def add(*these: Answer) -> str:
+        answers.append(list(these))
+        return f"http://127.0.0.1:{server.server_port}/{len(answers) - 1}"
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield add
+        server.shutdown()
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """An address that refuses connections."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        return f"http://127.0.0.1:{server.server_port}/"
+
+
 def present(array: np.ndarray | None) -> np.ndarray:
     assert array is not None
     return array
 
 
-# Readers: exact values, and refusal before anything is parsed
+# Readers: exact values, and refusal before parsing
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -131,30 +189,30 @@ def test_idx_pixels_are_exact_plain_and_packed(tmp_path: Path, pack: Callable[[b
     images = grey(3)
     content = idx_bytes(images)
     path = written(tmp_path / "any-name", pack(content))
-    assert np.array_equal(idx.read_images(path, sha256(content))["images"], images)
+    assert np.array_equal(read_idx(path, sha256(content))["images"], images)
 
 
 def test_idx_refuses_a_header_that_does_not_fit(tmp_path: Path):
     content = struct.pack(">IIII", 0x803, 4, 28, 28) + grey(3).tobytes()
-    with pytest.raises(Damaged, match="header does not describe"):
-        idx.read_images(written(tmp_path / "f", content), sha256(content))
+    with pytest.raises(CorruptFile, match="header does not describe"):
+        read_idx(written(tmp_path / "f", content), sha256(content))
     labels = struct.pack(">II", 0x801, 3) + b"\1\2\3"
-    with pytest.raises(Damaged, match="shorter than an IDX header"):
-        idx.read_images(written(tmp_path / "f", labels), sha256(labels))
+    with pytest.raises(CorruptFile, match="shorter than an IDX header"):
+        read_idx(written(tmp_path / "f", labels), sha256(labels))
 
 
 @pytest.mark.parametrize("spoil", [lambda c: c[:-1], lambda c: c[:100] + b"\xff" + c[101:], lambda c: b""])
 def test_idx_refuses_truncated_and_altered_files(tmp_path: Path, spoil: Callable[[bytes], bytes]):
     content = idx_bytes(grey(3) // 2)
     for name, bad in (("plain", spoil(content)), ("packed", gzip.compress(spoil(content)))):
-        with pytest.raises(Damaged, match=f"{name} is truncated or altered"):
-            idx.read_images(written(tmp_path / name, bad), sha256(content))
+        with pytest.raises(CorruptFile, match=f"{name} is truncated or altered"):
+            read_idx(written(tmp_path / name, bad), sha256(content))
 
 
-def test_a_truncated_gzip_file_is_damaged(tmp_path: Path):
+def test_a_truncated_gzip_file_is_corrupt(tmp_path: Path):
     content = idx_bytes(grey(3))
-    with pytest.raises(Damaged, match="truncated or altered"):
-        idx.read_images(written(tmp_path / "f.gz", gzip.compress(content)[:-20]), sha256(content))
+    with pytest.raises(CorruptFile, match="truncated or altered"):
+        read_idx(written(tmp_path / "f.gz", gzip.compress(content)[:-20]), sha256(content))
 
 
 def test_git_blob_id_is_gits():
@@ -165,15 +223,15 @@ def test_git_blob_id_is_gits():
 def test_amat_becomes_black_and_white_bytes(tmp_path: Path):
     bits = np.random.RandomState(0).randint(0, 2, size=(4, 784))
     content = amat_bytes(bits)
-    images = amat.read_binary_images(written(tmp_path / "f.amat", content), git_blob_id(content))["images"]
+    images = read_amat(written(tmp_path / "f.amat", content), git_blob_id(content))["images"]
     assert images.dtype == np.uint8
     assert np.array_equal(images, 255 * bits)
 
 
 @pytest.mark.parametrize("bad", [b"0 1 0 1\n", amat_bytes(np.full((1, 784), 2)), b"1 " * 783 + b"x"])
 def test_amat_refuses_anything_but_rows_of_bits(tmp_path: Path, bad: bytes):
-    with pytest.raises(Damaged, match="784 zeros and ones"):
-        amat.read_binary_images(written(tmp_path / "f.amat", bad), git_blob_id(bad))
+    with pytest.raises(CorruptFile, match="784 zeros and ones"):
+        read_amat(written(tmp_path / "f.amat", bad), git_blob_id(bad))
 
 
 def mat_bytes(upright: np.ndarray, **more: np.ndarray) -> bytes:
@@ -183,12 +241,12 @@ def mat_bytes(upright: np.ndarray, **more: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_chardata_is_turned_upright(tmp_path: Path):
+def test_omniglot_is_turned_upright(tmp_path: Path):
     upright = np.zeros((2, 28, 28))
     upright[0, 3, 5:20] = 1.0  # a horizontal stroke in row 3
     upright[1] = grey(1).reshape(28, 28) / 255
     content = mat_bytes(upright, testdata=upright[1].flatten(order="F")[:, None])
-    arrays = chardata.read_chardata(written(tmp_path / "c.mat", content), git_blob_id(content))
+    arrays = read_omniglot(written(tmp_path / "c.mat", content), git_blob_id(content))
     assert np.array_equal(arrays["data"].reshape(2, 28, 28), np.rint(255 * upright))
     assert np.array_equal(arrays["testdata"], arrays["data"][1:])
     assert arrays["data"][0, 3 * 28 + 5 : 3 * 28 + 20].all()
@@ -198,7 +256,7 @@ def test_chardata_is_turned_upright(tmp_path: Path):
     assert as_stored.reshape(28, 28)[5:20, 3].all()
 
 
-def test_chardata_refuses_wrong_levels_shapes_and_checksums(tmp_path: Path):
+def test_omniglot_refuses_wrong_levels_shapes_and_checksums(tmp_path: Path):
     good = np.zeros((1, 28, 28))
     cases = {
         "outside": mat_bytes(good + 7, testdata=np.zeros((784, 1))),
@@ -206,24 +264,24 @@ def test_chardata_refuses_wrong_levels_shapes_and_checksums(tmp_path: Path):
         "784 pixels an": mat_bytes(good),
     }
     for message, content in cases.items():
-        with pytest.raises(Damaged, match=message):
-            chardata.read_chardata(written(tmp_path / "c.mat", content), git_blob_id(content))
-    with pytest.raises(Damaged, match="checksum"):
-        chardata.read_chardata(written(tmp_path / "c.mat", b"not even a mat file"), "0" * 40)
+        with pytest.raises(CorruptFile, match=message):
+            read_omniglot(written(tmp_path / "c.mat", content), git_blob_id(content))
+    with pytest.raises(CorruptFile, match="checksum"):
+        read_omniglot(written(tmp_path / "c.mat", b"not even a mat file"), "0" * 40)
 
 
-def test_drawings_do_not_depend_on_the_container(tmp_path: Path):
+def test_omniglot_original_does_not_depend_on_the_zip_file(tmp_path: Path):
     names, ink = small_drawings("background", 3, 0)
     write_zip(tmp_path / "a.zip", names, ink)
-    expected = sha256(drawings.ink_records(names, ink))
-    arrays = drawings.read_drawings(tmp_path / "a.zip", expected)
-    assert np.array_equal(arrays["images"], drawings.reduce_ink(ink))
+    expected = sha256(ink_records(names, ink))
+    arrays = read_omniglot_original(tmp_path / "a.zip", expected)
+    assert np.array_equal(arrays["images"], reduce_ink(ink))
     assert np.array_equal(arrays["characters"], np.repeat([0, 1, 2], 20))
 
 
-def test_drawings_refuse_one_changed_pixel_a_cut_zip_and_other_sizes(tmp_path: Path):
+def test_omniglot_original_refuses_one_changed_pixel_a_cut_zip_and_other_sizes(tmp_path: Path):
     names, ink = small_drawings("background", 1, 0)
-    expected = sha256(drawings.ink_records(names, ink))
+    expected = sha256(ink_records(names, ink))
     changed = ink.copy()
     changed[7, 50, 50] ^= True
     write_zip(tmp_path / "changed.zip", names, changed)
@@ -233,8 +291,8 @@ def test_drawings_refuse_one_changed_pixel_a_cut_zip_and_other_sizes(tmp_path: P
     write_zip(tmp_path / "small.zip", names, ink[:, :100, :100])
     write_zip(tmp_path / "empty.zip", [], ink[:0])
     for name in ("changed", "cut", "small", "empty"):
-        with pytest.raises(Damaged, match=rf"{name}\.zip is truncated or altered"):
-            drawings.read_drawings(tmp_path / f"{name}.zip", expected)
+        with pytest.raises(CorruptFile, match=rf"{name}\.zip is truncated or altered"):
+            read_omniglot_original(tmp_path / f"{name}.zip", expected)
 
 
 def test_the_reduction_is_the_mean_ink_of_each_cell():
@@ -242,24 +300,24 @@ def test_the_reduction_is_the_mean_ink_of_each_cell():
     # The same by brute force: every pixel as 4x4 quarters, every cell 15x15 of them.
     quarters = ink.repeat(4, axis=1).repeat(4, axis=2)
     means = quarters.reshape(3, 28, 15, 28, 15).mean(axis=(2, 4))
-    assert np.abs(drawings.reduce_ink(ink) - 255 * means.reshape(3, 784)).max() <= 0.5 + 1e-9
-    assert drawings.reduce_ink(np.ones((1, 105, 105), bool)).min() == 255
-    assert drawings.reduce_ink(np.zeros((1, 105, 105), bool)).max() == 0
+    assert np.abs(reduce_ink(ink) - 255 * means.reshape(3, 784)).max() <= 0.5 + 1e-9
+    assert reduce_ink(np.ones((1, 105, 105), bool)).min() == 255
+    assert reduce_ink(np.zeros((1, 105, 105), bool)).max() == 0
 
 
-def test_embedded_table_is_checked(tmp_path: Path):
+def test_mnist5k_table_is_verified(tmp_path: Path):
     table = np.hstack([grey(4), np.array([[0], [1], [0], [1]], np.uint8)])
     text = "\n".join(",".join(map(str, row)) for row in table).encode()
     path = written(tmp_path / "t.csv.gz", gzip.compress(text))
-    arrays = embedded.read_digits(path, sha256(table.tobytes()))
+    arrays = read_mnist5k(path, sha256(table.tobytes()))
     assert np.array_equal(arrays["images"], table[:, :784])
     assert arrays["labels"].tolist() == [0, 1, 0, 1]
     for bad in (text[:-9], b"a,b\n", b""):
-        with pytest.raises(Damaged):
-            embedded.read_digits(written(tmp_path / "t.csv.gz", gzip.compress(bad)), sha256(table.tobytes()))
+        with pytest.raises(CorruptFile):
+            read_mnist5k(written(tmp_path / "t.csv.gz", gzip.compress(bad)), sha256(table.tobytes()))
 
 
-# Protocols and the catalogue
+# Protocols and the catalog
 
 
 def test_protocol_names():
@@ -288,7 +346,7 @@ def test_a_seed_that_changes_no_pixel_is_not_part_of_the_name():
         ),
         ({"name": "binarized_mnist", "binarization": "dynamic"}, r"choose from: static"),
         ({"name": "omniglot", "split": "iwae"}, r"dataset\.split=iwae"),
-        ({"name": "mnist", "seed": -1}, r"dataset\.seed=-1"),
+        ({"name": "mnist", "seed": -1}, r"dataset\.seed must be >= 0 and < 2\*\*32, got -1"),
     ],
 )
 def test_unknown_words_are_refused(words: dict, message: str):
@@ -296,10 +354,10 @@ def test_unknown_words_are_refused(words: dict, message: str):
         protocol_for(**words)
 
 
-def test_the_catalogue_is_complete_and_needs_neither_numpy_nor_torch():
-    assert set(NAMES) == set(SOURCES) == set(RECIPES)
+def test_the_catalog_is_complete_and_needs_neither_numpy_nor_torch():
+    assert set(NAMES) == set(PUBLISHED_FILES) == set(SPLITTERS)
     for entry in CATALOG.values():
-        assert set(entry.how) == set(entry.splits)
+        assert set(entry.how_split) == set(entry.splits)
         assert set(entry.binarizations) <= set(BINARIZATIONS)
     code = (
         "import sys, vaebench.datasets as d; d.CATALOG; d.protocol_for('mnist');"
@@ -356,7 +414,7 @@ def test_mnist_splits_go_by_position(small_mnist: Path):
     assert np.array_equal(iwae.arrays.test, grey(20, 1))
 
 
-def test_omniglot_validates_on_the_tail_of_burdas_shuffle(tmp_path: Path, install: Callable[..., None]):
+def test_omniglot_validates_on_the_tail_of_the_papers_shuffle(tmp_path: Path, install: Callable[..., None]):
     pool, test = grey(30).reshape(30, 28, 28) / 255, grey(8, 1).reshape(8, 28, 28) / 255
     content = mat_bytes(pool, testdata=np.stack([image.flatten(order="F") for image in test], axis=1))
     written(tmp_path / "chardata.mat", content)
@@ -374,9 +432,9 @@ def test_omniglot_original_tests_on_a_quarter_of_each_character(tmp_path: Path, 
     for (names, ink), part in zip(parts, ("background", "evaluation"), strict=True):
         (tmp_path / "omniglot-py").mkdir(exist_ok=True)
         write_zip(tmp_path / f"omniglot-py/images_{part}.zip", names, ink)
-    install("omniglot_original", (55, 20, 25), [sha256(drawings.ink_records(*part)) for part in parts])
+    install("omniglot_original", (55, 20, 25), [sha256(ink_records(*part)) for part in parts])
     arrays = small_prepare(tmp_path, "omniglot_original", binarization="none")[0].arrays
-    reduced = np.concatenate([drawings.reduce_ink(ink) for _, ink in parts])
+    reduced = np.concatenate([reduce_ink(ink) for _, ink in parts])
     character_of = {image.tobytes(): number // 20 for number, image in enumerate(reduced)}
     tested = [character_of[image.tobytes()] for image in arrays.test]
     assert np.bincount(tested).tolist() == [5] * 5
@@ -399,8 +457,8 @@ def test_binarized_mnist_keeps_its_own_split(tmp_path: Path, install: Callable[.
 def test_mnist5k_is_stratified_disjoint_and_always_the_same(tmp_path: Path):
     prepared, _ = small_prepare(tmp_path, "mnist5k")
     assert prepared.fingerprint == MNIST5K_FINGERPRINT
-    path = SOURCES["mnist5k"][0].found(tmp_path)[0]
-    source = embedded.read_digits(path, SOURCES["mnist5k"][0].digest)
+    path = PUBLISHED_FILES["mnist5k"][0].found(tmp_path)[0]
+    source = read_mnist5k(path, PUBLISHED_FILES["mnist5k"][0].digest)
     digit_of = {image.tobytes(): label for image, label in zip(source["images"], source["labels"], strict=True)}
     arrays = prepared.arrays
     parts = (arrays.train, present(arrays.grey_validation), present(arrays.grey_test))
@@ -410,10 +468,10 @@ def test_mnist5k_is_stratified_disjoint_and_always_the_same(tmp_path: Path):
     assert small_prepare(tmp_path, "mnist5k", seed=1)[0].fingerprint != MNIST5K_FINGERPRINT
 
 
-# Binarisations of the splits
+# Binarization of the splits
 
 
-def test_what_each_binarisation_keeps_grey(small_mnist: Path):
+def test_what_each_binarization_keeps_grey(small_mnist: Path):
     made = {word: small_prepare(small_mnist, binarization=word)[0].arrays for word in BINARIZATIONS}
     pool, test = grey(50), grey(20, 1)
     assert np.array_equal(made["dynamic"].train, pool[10:])
@@ -449,7 +507,7 @@ def test_the_second_time_reads_one_file_and_no_source(small_mnist: Path):
     assert second.fingerprint == first.fingerprint
     assert all(np.array_equal(second.arrays.parts()[name], array) for name, array in first.arrays.parts().items())
     assert said == said_again == []
-    assert not list(small_mnist.rglob("*.part"))
+    assert not list(small_mnist.rglob("*.tmp"))
 
 
 def rewrite_header(path: Path, protocol_name: str) -> None:
@@ -474,7 +532,7 @@ def swap_pixels(path: Path) -> None:
         swap_pixels,
     ],
 )
-def test_a_damaged_cache_is_named_and_made_again(small_mnist: Path, spoil: Callable[[Path], None]):
+def test_a_corrupt_cache_is_named_and_made_again(small_mnist: Path, spoil: Callable[[Path], None]):
     first, _ = small_prepare(small_mnist)
     assert first.cache is not None
     spoil(first.cache)
@@ -487,13 +545,13 @@ def test_a_damaged_cache_is_named_and_made_again(small_mnist: Path, spoil: Calla
 
 
 def test_a_read_only_folder_sends_the_cache_to_the_user(small_mnist: Path, own_user_cache: Path):
-    small_mnist.chmod(0o555)  # binds even root, whom the system would let write
+    small_mnist.chmod(0o555)  # refused even to root, whom the system lets write
     try:
         prepared, said = small_prepare(small_mnist)
         assert prepared.cache is not None
         assert own_user_cache in prepared.cache.parents
         assert len(said) == 1
-        assert "cannot be written" in said[0]
+        assert "cannot write to" in said[0]
         assert small_prepare(small_mnist)[1] == []
         assert sorted(path.name for path in small_mnist.iterdir()) == ["MNIST"]
     finally:
@@ -520,7 +578,7 @@ def test_a_full_disk_costs_only_the_cache(small_mnist: Path, monkeypatch: pytest
     assert len(said) == 1
 
 
-def test_processes_that_prepare_at_once_leave_a_sound_cache(tmp_path: Path):
+def test_processes_that_prepare_at_once_leave_a_valid_cache(tmp_path: Path):
     code = (
         "import sys; from pathlib import Path; from vaebench.datasets import prepare;"
         "print(prepare('mnist5k', Path(sys.argv[1]), rebuild=True).fingerprint)"
@@ -535,11 +593,30 @@ def test_processes_that_prepare_at_once_leave_a_sound_cache(tmp_path: Path):
 
 def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path: Path):
     path = written(tmp_path / "f", b"old")
-    with pytest.raises(UnicodeEncodeError), replacing(path) as part:
-        part.write_text("half\udc80", encoding="utf-8")
+    with pytest.raises(UnicodeEncodeError), replacing(path) as temporary:
+        temporary.write_text("half\udc80", encoding="utf-8")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
     assert first_writable([path / "below a file", tmp_path / "new"]) == tmp_path / "new"
+
+
+def test_replacing_moves_the_old_file_only_for_a_complete_new_one(tmp_path: Path):
+    path, old = written(tmp_path / "f", b"old"), tmp_path / "f.old"
+    with pytest.raises(FileNotFoundError), replacing(path, keep_old_as=old):
+        pass  # nothing was written
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    with replacing(path, keep_old_as=old) as temporary:
+        temporary.write_bytes(b"new")
+    assert (path.read_bytes(), old.read_bytes()) == (b"new", b"old")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other cache folders")
+def test_the_user_cache_is_where_the_documentation_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache() == tmp_path / "vaebench"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_cache() == tmp_path / ".cache/vaebench"
 
 
 # Finding and downloading
@@ -551,18 +628,18 @@ def test_a_file_lying_directly_in_data_dir_is_found(small_mnist: Path):
     assert small_prepare(small_mnist)[0].arrays.train.shape == (40, 784)
 
 
-def test_a_damaged_file_is_named_and_never_used(small_mnist: Path):
+def test_a_corrupt_file_is_named_and_never_used(small_mnist: Path):
     path = small_mnist / "MNIST/raw/train-images-idx3-ubyte"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte is truncated or altered.*delete or replace"):
         small_prepare(small_mnist)
     assert not (small_mnist / "vaebench").exists()
-    written(small_mnist / "train-images-idx3-ubyte", content)  # a sound copy elsewhere will do
+    written(small_mnist / "train-images-idx3-ubyte", content)  # a valid copy elsewhere is used
     assert small_prepare(small_mnist)[0].arrays.train.shape == (40, 784)
 
 
-def test_fashion_files_are_not_damaged_mnist_files(small_mnist: Path, install: Callable[..., None]):
+def test_fashion_files_are_not_corrupt_mnist_files(small_mnist: Path, install: Callable[..., None]):
     fashion = [idx_bytes(grey(50, 5)), idx_bytes(grey(20, 6))]
     install("fashion_mnist", (40, 10, 20), [sha256(content) for content in fashion])
     for path in list(small_mnist.glob("MNIST/raw/*")):
@@ -577,54 +654,93 @@ def test_fashion_files_are_not_damaged_mnist_files(small_mnist: Path, install: C
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "mnist5k"])
-def test_without_a_network_one_message_says_what_to_do(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    nowhere = (tmp_path / "nowhere").as_uri()
-    sources = tuple(dataclasses.replace(source, urls=(nowhere, nowhere)) for source in SOURCES[name])
-    monkeypatch.setitem(SOURCES, name, sources)
+def test_without_a_network_one_message_says_what_to_do(
+    name: str, tmp_path: Path, nowhere: str, monkeypatch: pytest.MonkeyPatch
+):
+    files = tuple(dataclasses.replace(file, urls=(nowhere, nowhere)) for file in PUBLISHED_FILES[name])
+    monkeypatch.setitem(PUBLISHED_FILES, name, files)
     with pytest.raises(UserError) as caught:
         prepare(name, tmp_path / "data", progress=False)
     message = str(caught.value)
     assert "\n" not in message
     for expected in (
-        *(source.names[0] for source in sources),
+        *(file.names[0] for file in files),
         str(tmp_path / "data"),
         "dataset=mnist5k",
-        nowhere,
+        f"({nowhere}: Connection refused)",
     ):
         assert expected in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_downloads_are_verified_and_mirrors_tried_in_turn(tmp_path: Path, install: Callable[..., None]):
-    contents = {name: idx_bytes(grey(count, count)) for name, count in (("train", 50), ("t10k", 20))}
-    served = {name: gzip.compress(content) for name, content in contents.items()}
-    urls = []
-    for name, packed in served.items():
-        cut = written(tmp_path / f"cut/{name}", packed[: len(packed) // 2])
-        whole = written(tmp_path / f"whole/{name}", packed)
-        urls.append(((tmp_path / "gone").as_uri(), cut.as_uri(), whole.as_uri()))
-    install("mnist", (40, 10, 20), [sha256(content) for content in contents.values()], tuple(urls))
-    data_dir = tmp_path / "data"
-    prepared = prepare("mnist", data_dir, progress=False)
-    assert np.array_equal(present(prepared.arrays.grey_test), grey(20, 20))
-    kept = {path.name: path.read_bytes() for path in (data_dir / "MNIST/raw").iterdir()}
-    assert kept == {f"{name}-images-idx3-ubyte.gz": packed for name, packed in served.items()}
+SMALL = [idx_bytes(grey(50)), idx_bytes(grey(20, 1))]
+SMALL_DIGESTS = [sha256(content) for content in SMALL]
 
 
-def test_an_altered_download_is_not_kept(tmp_path: Path, install: Callable[..., None]):
-    served = written(tmp_path / "served", gzip.compress(idx_bytes(grey(50)))).as_uri()
-    install("mnist", (40, 10, 20), [sha256(b"another"), sha256(b"one")], ((served,), (served,)))
-    with pytest.raises(UserError, match="what came is not the file on record"):
+def test_downloads_are_verified_and_mirrors_tried_in_turn(
+    tmp_path: Path, install: Callable[..., None], serve: Callable[..., str]
+):
+    served = [gzip.compress(content) for content in SMALL]
+    urls = [(serve(status(404)), serve(whole(packed[: len(packed) // 2])), serve(whole(packed))) for packed in served]
+    install("mnist", (40, 10, 20), SMALL_DIGESTS, urls)
+    prepared = prepare("mnist", tmp_path / "data", progress=False)
+    assert np.array_equal(present(prepared.arrays.grey_test), grey(20, 1))
+    kept = {path.name: path for path in (tmp_path / "data/MNIST/raw").iterdir()}
+    names = ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
+    assert {name: path.read_bytes() for name, path in kept.items()} == dict(zip(names, served, strict=True))
+    # Other users of a shared folder can read the files: their mode is not that of a temporary file.
+    ordinary = written(tmp_path / "ordinary", b"").stat().st_mode
+    assert {path.stat().st_mode for path in kept.values()} == {ordinary}
+
+
+def test_a_download_replaces_another_datasets_file_of_the_same_name(
+    tmp_path: Path, install: Callable[..., None], serve: Callable[..., str]
+):
+    fashion = idx_bytes(grey(50, 5))
+    install("fashion_mnist", (40, 10, 20), [sha256(fashion), sha256(b"none")])
+    install("mnist", (40, 10, 20), SMALL_DIGESTS, [(serve(whole(content)),) for content in SMALL])
+    path = written(tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz", fashion)
+    prepare("mnist", tmp_path, progress=False)
+    assert path.read_bytes() == SMALL[0]
+
+
+@pytest.mark.parametrize("failure", [status(503), whole(b"half", length=9)], ids=["status", "broken off"])
+def test_a_failed_download_is_retried(
+    failure: Answer,
+    tmp_path: Path,
+    install: Callable[..., None],
+    serve: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    install("mnist", (40, 10, 20), SMALL_DIGESTS, [(serve(failure, whole(SMALL[0])),), (serve(whole(SMALL[1])),)])
+    monkeypatch.setattr(download, "_RETRIES", 1)
+    assert prepare("mnist", tmp_path, progress=False).arrays.train.shape == (40, 784)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (whole(gzip.compress(idx_bytes(grey(50, 1)))), "the downloaded file does not match its checksum"),
+        (whole(b"<html>log in first</html>"), "the downloaded file does not match its checksum"),
+        (whole(SMALL[0][:900]), "the downloaded file does not match its checksum"),
+        (whole(SMALL[0][:900], length=len(SMALL[0])), "900 bytes read"),
+        (status(404), "HTTP 404 Not Found"),
+    ],
+    ids=["altered", "web page", "truncated", "broken off", "not found"],
+)
+def test_a_wrong_download_is_refused_and_not_kept(
+    answer: Answer, reason: str, tmp_path: Path, install: Callable[..., None], serve: Callable[..., str]
+):
+    install("mnist", (40, 10, 20), SMALL_DIGESTS, [(serve(answer),), (serve(answer),)])
+    with pytest.raises(UserError, match=reason):
         prepare("mnist", tmp_path / "data", progress=False)
-    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_download_for_a_read_only_folder_goes_to_the_user(
-    tmp_path: Path, own_user_cache: Path, install: Callable[..., None]
+    tmp_path: Path, own_user_cache: Path, install: Callable[..., None], serve: Callable[..., str]
 ):
-    contents = [idx_bytes(grey(50)), idx_bytes(grey(20, 1))]
-    urls = tuple((written(tmp_path / str(i), content).as_uri(),) for i, content in enumerate(contents))
-    install("mnist", (40, 10, 20), [sha256(content) for content in contents], urls)
+    install("mnist", (40, 10, 20), SMALL_DIGESTS, [(serve(whole(content)),) for content in SMALL])
     data_dir = tmp_path / "data"
     data_dir.mkdir(mode=0o555)
     said: list[str] = []
@@ -634,9 +750,22 @@ def test_a_download_for_a_read_only_folder_goes_to_the_user(
     assert prepare("mnist", data_dir, rebuild=True, progress=False, say=said.append, download=False)
 
 
+def test_the_progress_bar_counts_a_download(
+    tmp_path: Path, install: Callable[..., None], serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    install("mnist", (40, 10, 20), SMALL_DIGESTS, [(serve(whole(content)),) for content in SMALL])
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(download, "tqdm", functools.partial(download.tqdm, file=shown))
+    prepare("mnist", tmp_path, progress=False)
+    assert shown.getvalue() == ""
+    prepare("mnist", tmp_path / "again", progress=True)
+    assert "train-images-idx3-ubyte.gz: 100%" in shown.getvalue()
+
+
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source = dataclasses.replace(SOURCES["mnist5k"][0], package="no_such_package_here")
-    monkeypatch.setitem(SOURCES, "mnist5k", (source,))
+    source = dataclasses.replace(PUBLISHED_FILES["mnist5k"][0], package="no_such_package_here")
+    monkeypatch.setitem(PUBLISHED_FILES, "mnist5k", (source,))
     with pytest.raises(UserError, match="pip install no_such_package_here"):
         small_prepare(tmp_path, "mnist5k")
 

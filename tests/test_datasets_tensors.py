@@ -1,4 +1,4 @@
-"""Binarisation with exact probabilities, and a dataset as tensors."""
+"""Binarization with exact probabilities, and a dataset as tensors."""
 
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def test_a_dataset_holds_bytes_and_observes_pixels(tmp_path: Path):
     assert load("mnist5k", tmp_path, progress=False).fingerprint == data.fingerprint
 
 
-def test_rebinarised_splits_come_from_the_grey_levels(tmp_path: Path):
+def test_rebinarized_splits_come_from_the_grey_levels(tmp_path: Path):
     data = load("mnist5k", tmp_path, progress=False)
     assert torch.equal(data.rebinarized("test", seed=data.protocol.seed), data.test)
     fresh = data.rebinarized("test", seed=7)
@@ -132,7 +132,7 @@ def test_rebinarised_splits_come_from_the_grey_levels(tmp_path: Path):
     assert not torch.equal(fresh, data.test)
     sure = (data.grey["test"] == 0) | (data.grey["test"] == 255)
     assert torch.equal(fresh[sure], data.grey["test"][sure])
-    with pytest.raises(UserError, match="no grey levels behind its train"):
+    with pytest.raises(UserError, match="no grey levels for train"):
         data.rebinarized("train", seed=7)
 
 

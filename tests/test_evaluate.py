@@ -93,7 +93,7 @@ def test_evaluations_asked_for(words: str, expected: list[str]):
         ("estimator.processes=2", "unknown key estimator.processes .did you mean 'processes'"),
         ("estimator.tau=prio", "did you mean 'prior'"),
         ("estimator.repeats=0", "estimator.repeats must be >= 1"),
-        ("estimator.binarise=anew", "estimator.binarise must be one of fixed, fresh"),
+        ("estimator.binarize=anew", "estimator.binarize must be one of fixed, fresh"),
         ("--multirunn", "unknown flag"),
     ],
 )
@@ -304,17 +304,17 @@ def test_repeats_have_noise_of_their_own_and_both_errors_are_shown(run: Path, mo
     assert (read_per_image(RunFolder(run), thrice).repeats == found.repeats).all()
 
 
-def test_fresh_binarisations_are_another_protocol(run: Path):
+def test_fresh_binarizations_are_another_protocol(run: Path):
     fixed = evaluated(run, "estimator.repeats=2")
-    fresh = evaluated(run, "estimator.repeats=2", "estimator.binarise=fresh")
-    assert fresh.protocol == f"{fixed.protocol}/rebinarised-seed0"
+    fresh = evaluated(run, "estimator.repeats=2", "estimator.binarize=fresh")
+    assert fresh.protocol == f"{fixed.protocol}/rebinarized-seed0"
     there, anew = (read_per_image(RunFolder(run), record) for record in (fixed, fresh))
     assert (there.images == anew.images).all()
     # Nats between pixels, hundredths between noises.
     apart = np.abs(np.diff(there.repeats, axis=0)).mean()
     assert np.abs(np.diff(anew.repeats, axis=0)).mean() > 2 * apart
     assert np.abs(anew.repeats[0] - there.repeats[0]).mean() > 2 * apart
-    assert evaluated(run, "estimator.repeats=2", "estimator.binarise=fresh").mean == fresh.mean
+    assert evaluated(run, "estimator.repeats=2", "estimator.binarize=fresh").mean == fresh.mean
 
 
 def test_images_and_noise_are_chosen_apart(run: Path):

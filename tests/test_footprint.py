@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark import footprint
+from benchmark.__main__ import main
 from benchmark.memory import EVALUATING, MIB, TRAINING, Added, added, measured
-
-from vaebench import cli
 
 SMALL = ["device=cpu", "trainer.threads=1", "decoder.hidden=[16]", "encoder.hidden=[16]", "latent_dim=4"]
 
@@ -63,7 +62,7 @@ def test_the_table_says_how_flat_and_how_linear(monkeypatch: pytest.MonkeyPatch,
         return Added(5.0, None) if "trainer.microbatch=32" in words else Added(whole, whole)
 
     monkeypatch.setattr(footprint, "in_a_fresh_process", fake)
-    assert cli.main(["bench", "--memory", "device=cpu", "threads=1"]) == 0
+    assert main(["--memory", "--device=cpu", "--threads=1"]) == 0
     printed = capsys.readouterr().out
     assert {words[2:4] for words in asked} == {("device=cpu", "trainer.threads=1")}
     assert "tensors 21.0; the count within 5 % of it; +5.0%" in printed

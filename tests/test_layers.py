@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "vaebench"
 
 ROOMS = [
-    {"errors", "bounds", "batch", "direction", "whole_files", "__version__"},
+    {"errors", "bounds", "batch", "direction", "files", "__version__"},
     {"noise", "distributions", "hmc", "nets", "flows", "config", "datasets", "runtime", "isolation", "compiler"},
     {"model", "priors", "encoders", "gradients", "objective", "estimators", "records"},
     {"registry", "report"},

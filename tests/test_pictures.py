@@ -270,7 +270,7 @@ def test_the_same_command_gives_the_same_file(command: str, trained: Path, tmp_p
     torch.manual_seed(12)
     assert draw(look, elsewhere).read_bytes() == first
     other = draw(replace(look, seed=1), trained, tmp_path / "other.png").read_bytes()
-    # The means of a Gaussian encoder know of no seed, and the images of mnist5k are binarised once.
+    # The means of a Gaussian encoder know of no seed, and the images of mnist5k are binarized once.
     assert (other == first) == (command == "interpolate")
 
 

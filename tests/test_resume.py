@@ -129,8 +129,8 @@ def test_after_a_signal(
 
 KILLED = """
 import os, signal, sys
-from vaebench.config import compose
 from vaebench.train.session import train
+from vaebench.config import compose
 from vaebench.train.update import Update
 step, taken = Update.step, [0]
 def counting(self, *args, **kwargs):

@@ -82,7 +82,7 @@ def _configured(config: Config, given: Diagnosis) -> Config:
             images=given.images,
             seed=given.seed,
             image_seed=None,
-            binarise="fixed",
+            binarize="fixed",
         ),
     )
 

@@ -1,7 +1,7 @@
 """Loops written by hand for one model each, in plain torch: what vaebench's generality is measured against.
 
 They compute what the package computes for the same settings (784-300-300-32, SiLU, one Adam step for each batch, pixels
-binarised at each visit) and do nothing else: no log, no checkpoint, no check that a loss is finite.
+binarized at each visit) and do nothing else: no log, no checkpoint, no check that a loss is finite.
 """
 
 import math
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
-    "AdversarialFloor",
-    "Floor",
-    "GaussianFloor",
+    "AdversarialBaseline",
+    "Baseline",
+    "GaussianBaseline",
     "HandWritten",
-    "HierarchicalFloor",
-    "InverseAutoregressiveFloor",
+    "HierarchicalBaseline",
+    "InverseAutoregressiveBaseline",
     "autocast",
     "binary",
 ]
@@ -50,7 +50,7 @@ def log_standard_normal(value: Tensor) -> Tensor:
     return -0.5 * value.square().sum(-1) - 0.5 * math.log(2 * math.pi) * LATENT
 
 
-class Floor(nn.Module):
+class Baseline(nn.Module):
     """A model with a decoder; ``log_weights(x, k)`` is (K, B)."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Floor(nn.Module):
         return [(list(self.parameters()), self, 1)]
 
 
-class GaussianFloor(Floor):
+class GaussianBaseline(Baseline):
     """The variational autoencoder."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class _Additive(nn.Module):
         return self.last(F.silu(self.second(hidden) + self.inject_second(u)))
 
 
-class HierarchicalFloor(Floor):
+class HierarchicalBaseline(Baseline):
     """IWHVI with L inner samples; the part of each network that depends on x runs once per image."""
 
     def __init__(self, inner: int) -> None:
@@ -130,7 +130,7 @@ class HierarchicalFloor(Floor):
         return z, torch.logsumexp(ratios, 0) - math.log(self.inner + 1)
 
 
-class InverseAutoregressiveFloor(Floor):
+class InverseAutoregressiveBaseline(Baseline):
     """A Gaussian and ``steps`` inverse autoregressive steps with one masked hidden stack each."""
 
     def __init__(self, steps: int, width: int, depth: int) -> None:
@@ -181,7 +181,7 @@ class _Masked(nn.Module):
         return target, 1e-3 + (1 - 1e-3) * gate.sigmoid()
 
 
-class AdversarialFloor(Floor):
+class AdversarialBaseline(Baseline):
     """Adversarial variational Bayes: a sampler fed with noise, and a discriminator with steps of its own."""
 
     def __init__(self, noise: int, hidden: tuple[int, ...], repeats: int) -> None:
@@ -246,10 +246,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 class HandWritten:
-    """The training loop: shuffle, binarise, step.
+    """The training loop: shuffle, binarize, step.
 
     Args:
-        floor: the model.
+        baseline: the model.
         intensities: pixel bytes, (N, 784), on the device.
         k: importance samples.
         batch: images in a batch.
@@ -258,15 +258,21 @@ class HandWritten:
     """
 
     def __init__(
-        self, floor: Floor, intensities: Tensor, k: int, batch: int, precision: str = "float32", compiled: bool = False
+        self,
+        baseline: Baseline,
+        intensities: Tensor,
+        k: int,
+        batch: int,
+        precision: str = "float32",
+        compiled: bool = False,
     ) -> None:
-        self.floor, self.k, self.batch, self.precision = floor.to(intensities.device), k, batch, precision
+        self.baseline, self.k, self.batch, self.precision = baseline.to(intensities.device), k, batch, precision
         self.probabilities = intensities.float() / 255
         self.shares = [
             (torch.optim.Adam(parameters, lr=1e-3, fused=True), torch.compile(loss) if compiled else loss, repeats)
-            for parameters, loss, repeats in self.floor.updates()
+            for parameters, loss, repeats in self.baseline.updates()
         ]
-        self.log_weights = torch.compile(floor.log_weights) if compiled else floor.log_weights
+        self.log_weights = torch.compile(baseline.log_weights) if compiled else baseline.log_weights
 
     def epoch(self) -> None:
         """Take one step for each batch."""

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from benchmark.baselines import (
-    AdversarialFloor,
-    Floor,
-    GaussianFloor,
+    AdversarialBaseline,
+    Baseline,
+    GaussianBaseline,
     HandWritten,
-    HierarchicalFloor,
-    InverseAutoregressiveFloor,
+    HierarchicalBaseline,
+    InverseAutoregressiveBaseline,
     binary,
 )
 from benchmark.counting import count
@@ -74,7 +74,7 @@ class Case:
     unit: str
     words: Sequence[str]
     """What follows ``vaebench train``."""
-    floor: Callable[[], Floor]
+    baseline: Callable[[], Baseline]
     k: int = 1
     evaluates: bool = False
     in_pythae: bool = False
@@ -102,7 +102,7 @@ class Case:
         candidates: Candidates = {}
         for precision, suffix in PRECISIONS.items():
             for compiled, way in ((False, ""), (True, COMPILED)) if bench.compiled else ((False, ""),):
-                loop = HandWritten(self.floor(), data, self.k, bench.batch, precision, compiled)
+                loop = HandWritten(self.baseline(), data, self.k, bench.batch, precision, compiled)
                 candidates[HAND + way + suffix] = returning(images, loop.epoch)
                 own = folder / f"{self.name}{way}{suffix}".replace(" ", "-")
                 epoch = self._trainer(self._experiment(bench, images, precision, compiled), own, stack)
@@ -111,7 +111,7 @@ class Case:
             epoch = _pythae().training(binary(data.float() / 255), self.k, bench.batch, folder)
             candidates[PYTHAE] = returning(images, epoch)
         x = torch.zeros(bench.batch, data.shape[1], device=bench.device)
-        flops = counted(lambda: HandWritten(self.floor(), data, self.k, bench.batch).step(x))
+        flops = counted(lambda: HandWritten(self.baseline(), data, self.k, bench.batch).step(x))
         return Work(candidates, flops / bench.batch, bench.batch * self.k)
 
     def _trainer(self, experiment: Experiment, folder: Path, stack: ExitStack) -> Callable[[], None]:
@@ -125,14 +125,14 @@ class Case:
     def _steps_in_a_round(self, bench: Bench) -> int:
         """Return how many steps the loop written by hand takes in the time of a round."""
         few = 3
-        loop = HandWritten(self.floor(), grey_images(few * bench.batch).to(bench.device), self.k, bench.batch)
+        loop = HandWritten(self.baseline(), grey_images(few * bench.batch).to(bench.device), self.k, bench.batch)
         loop.epoch()
         return max(few, round(few * bench.seconds / seconds_of(loop.epoch, bench.device)))
 
     def _evaluation(self, bench: Bench) -> Work:
         data = grey_images(EVALUATED_IMAGES).to(bench.device)
         rows = ROWS["cuda" if bench.device.type == "cuda" else "cpu"]
-        loops = {p: HandWritten(self.floor(), data, 1, bench.batch, p) for p in PRECISIONS}
+        loops = {p: HandWritten(self.baseline(), data, 1, bench.batch, p) for p in PRECISIONS}
         hand = loops["float32"]
         hand.evaluate(100, rows)
         k = max(100, round(100 * bench.seconds / seconds_of(lambda: hand.evaluate(100, rows), bench.device)))
@@ -140,7 +140,7 @@ class Case:
         candidates: Candidates = {}
         for precision, suffix in PRECISIONS.items():
             for compiled, way in ((False, ""), (True, COMPILED)) if bench.compiled else ((False, ""),):
-                loop = HandWritten(loops[precision].floor, data, 1, bench.batch, precision, compiled)
+                loop = HandWritten(loops[precision].baseline, data, 1, bench.batch, precision, compiled)
                 candidates[HAND + way + suffix] = returning(amount, lambda loop=loop: loop.evaluate(k, rows))
                 words = [f"estimator.k={k}", f"precision={precision}", f"compile={str(compiled).lower()}"]
                 work = evaluation(self._experiment(bench, bench.batch, precision), data, words)
@@ -200,22 +200,24 @@ def counted(work: Callable[[], object]) -> float:
 
 INNER = 5
 CASES = [
-    Case("train gaussian", "images/s", ["encoder=gaussian"], GaussianFloor, in_pythae=True),
+    Case("train gaussian", "images/s", ["encoder=gaussian"], GaussianBaseline, in_pythae=True),
     Case(
         "train gaussian, iwae-16",
         "images/s",
         ["encoder=gaussian", "objective=iwae"],
-        GaussianFloor,
+        GaussianBaseline,
         k=16,
         in_pythae=True,
     ),
-    Case("evaluate gaussian", "image-samples/s", ["encoder=gaussian"], GaussianFloor, evaluates=True, in_pythae=True),
+    Case(
+        "evaluate gaussian", "image-samples/s", ["encoder=gaussian"], GaussianBaseline, evaluates=True, in_pythae=True
+    ),
     Case(
         "train iwhvi",
         "images/s",
         ["encoder=iwhvi", f"encoder.inner_k={INNER}"],
-        lambda: HierarchicalFloor(INNER),
+        lambda: HierarchicalBaseline(INNER),
     ),
-    Case("train iaf", "images/s", ["encoder=iaf"], lambda: InverseAutoregressiveFloor(4, 128, 2)),
-    Case("train avb", "images/s", ["encoder=avb"], lambda: AdversarialFloor(64, (512, 512), 3)),
+    Case("train iaf", "images/s", ["encoder=iaf"], lambda: InverseAutoregressiveBaseline(4, 128, 2)),
+    Case("train avb", "images/s", ["encoder=avb"], lambda: AdversarialBaseline(64, (512, 512), 3)),
 ]

@@ -1,4 +1,4 @@
-"""What each lever gains: a step with it and with the plain way in its place, side by side, and where the time went."""
+"""The gain of each optimisation: a step with it and without it, in turn, and the time in each operator."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +24,7 @@ from vaebench.nets.activations import ACTIVATIONS
 from vaebench.train.compile import compiled_where_it_pays
 from vaebench.train.updates import plan_of, updates
 
-__all__ = ["LEVERS", "Gain", "Lever", "gain", "gains_text"]
+__all__ = ["OPTIMISATIONS", "Gain", "Optimisation", "gain", "gains_text"]
 
 SHOWN = 8
 MOST_PROFILED = 10
@@ -33,14 +33,14 @@ Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Lever:
+class Optimisation:
     """One thing that makes a step faster."""
 
     name: str
     words: Sequence[str]
     """What follows ``vaebench train``, or ``vaebench evaluate RUN``, before and after."""
     before: Sequence[str] = ()
-    """Settings without the lever."""
+    """Settings without the optimisation."""
     after: Sequence[str] = ()
     """Settings with it."""
     plain: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -51,7 +51,7 @@ class Lever:
 
 @dataclass(frozen=True)
 class Gain:
-    """One lever, measured."""
+    """One optimisation, measured."""
 
     name: str
     settings: str
@@ -59,7 +59,7 @@ class Gain:
     """Milliseconds for a step of all updates, pixels drawn, or for an evaluation."""
     after: float
     ratio: float
-    """Median over rounds of how many times more steps there are with the lever."""
+    """Median over rounds of how many times more steps there are with the optimisation."""
     profile: dict[str, tuple[float, float]]
     """Milliseconds for a step in each operator itself, before and after; those that take most."""
 
@@ -73,47 +73,47 @@ def _pixels_from_probabilities(intensities: Tensor, generator: torch.Generator |
     return torch.bernoulli(intensities.float() / 255, generator=generator)
 
 
-LEVERS = [
-    Lever(
+OPTIMISATIONS = [
+    Optimisation(
         "products in bf16",
         ["objective=iwae", "k=16"],
         before=["trainer.precision=float32"],
         after=["trainer.precision=bf16"],
     ),
-    Lever(
+    Optimisation(
         "a likelihood with its own backward pass",
         ["objective=iwae", "k=16", "trainer.precision=bf16"],
         plain=lambda: patch.object(Bernoulli, "log_prob", _log_prob_of_three_tensors),
     ),
-    Lever(
+    Optimisation(
         "pixels from random bytes",
         ["trainer.precision=bf16"],
         plain=lambda: patch.object(dataset, "binarize", _pixels_from_probabilities),
     ),
-    Lever(
+    Optimisation(
         "a compiled loss",
         ["trainer.precision=bf16"],
         before=["trainer.compile=false"],
         after=["trainer.compile=true"],
     ),
-    Lever(
+    Optimisation(
         "elu from vectorised functions",
         ["encoder=avb_ac"],
         plain=lambda: patch.dict(ACTIVATIONS, elu=F.elu),
     ),
-    Lever(
+    Optimisation(
         "softplus from vectorised functions",
         ["decoder=iwhvi"],
         plain=lambda: patch.dict(ACTIVATIONS, softplus=F.softplus),
     ),
-    Lever(
+    Optimisation(
         "a compiled p(x, z)",
         ["estimator=iwae", "estimator.k=80", "precision=bf16"],
         before=["compile=false"],
         after=["compile=true"],
         evaluates=True,
     ),
-    Lever(
+    Optimisation(
         "a compiled gradient of p(x, z)",
         # A walk of one short move: nearly all of it is the pilot's.
         ["estimator=ais", "estimator.temperatures=1", "estimator.leapfrog=1"],
@@ -124,13 +124,13 @@ LEVERS = [
 ]
 
 
-def gain(lever: Lever, bench: Bench) -> Gain:
-    """Measure a step with the lever and without it, in turn, and profile both."""
+def gain(optimisation: Optimisation, bench: Bench) -> Gain:
+    """Measure a step with the optimisation and without it, in turn, and profile both."""
     runtime.set_threads(bench.threads)
-    made = _evaluation if lever.evaluates else _step
+    made = _evaluation if optimisation.evaluates else _step
     steps = {
-        "before": made([*lever.words, *lever.before], bench, lever.plain),
-        "after": made([*lever.words, *lever.after], bench, nullcontext),
+        "before": made([*optimisation.words, *optimisation.before], bench, optimisation.plain),
+        "after": made([*optimisation.words, *optimisation.after], bench, nullcontext),
     }
     for step in steps.values():
         step()
@@ -139,14 +139,14 @@ def gain(lever: Lever, bench: Bench) -> Gain:
     works = {name: partial(_times, count, step) for name, step in steps.items()}
     timing = side_by_side(works, bench.rounds, bench.device)
     before, after = (_profiled(profiled, step, bench.device) for step in steps.values())
-    shown = sorted(before.keys() | after.keys(), key=lambda name: -max(before.get(name, 0), after.get(name, 0)))[:SHOWN]
+    costly = sorted(before.keys() | after.keys(), key=lambda name: -max(before.get(name, 0), after.get(name, 0)))
     return Gain(
-        lever.name,
-        " ".join(lever.words),
+        optimisation.name,
+        " ".join(optimisation.words),
         1e3 / timing.rate("before"),
         1e3 / timing.rate("after"),
         timing.ratio("after", "before"),
-        {name: (before.get(name, 0.0), after.get(name, 0.0)) for name in shown},
+        {name: (before.get(name, 0.0), after.get(name, 0.0)) for name in costly},
     )
 
 
@@ -199,14 +199,17 @@ def _profiled(count: int, step: Step, device: torch.device) -> dict[str, float]:
 
 
 def gains_text(gains: Sequence[Gain]) -> str:
-    """Return markdown: a table of all levers, and one of operators for each."""
+    """Return markdown: a table of all optimisations, and one of operators for each."""
     ranked = sorted(gains, key=lambda one: -one.ratio)
     rows = [
         [one.name, f"`{one.settings}`", f"{one.before:.2f}", f"{one.after:.2f}", f"{one.ratio:.2f}"] for one in ranked
     ]
-    lines = table(["lever", "settings", "before, ms", "after, ms", "times as fast"], rows)
+    lines = table(["optimisation", "settings", "before, ms", "after, ms", "times as fast"], rows)
     for one in ranked:
-        rows = [[f"`{name}`", f"{before:.2f}", f"{after:.2f}"] for name, (before, after) in one.profile.items()]
+        rows = [
+            [f"`{name}`", f"{before:.2f}", f"{after:.2f}"]
+            for name, (before, after) in list(one.profile.items())[:SHOWN]
+        ]
         lines += ["", f"{one.name}, `{one.settings}`:", ""]
         lines += table(["operator itself", "before, ms", "after, ms"], rows)
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Pythae's own trainer and likelihood estimate for the models of two cases: imported only where pythae is installed.
 
-The networks are those of the loops written by hand. Pythae cannot binarise as it trains and is given images that are
+The networks are those of the loops written by hand. Pythae cannot binarize as it trains and is given images that are
 binary already; what is timed is one of its epochs, without the copies and files of the model that its `train` makes
 around them. It runs in float32: it has no bf16, and none of its mixed precision for binary images.
 

@@ -1,6 +1,7 @@
-"""`vaebench data`: what is there, and making a dataset ready."""
+"""`vaebench data`: list the datasets, or prepare one."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from vaebench.cli.flags import HELP as HELP_FLAGS
@@ -11,12 +12,12 @@ __all__ = ["run"]
 
 HELP = """usage: vaebench data [DATASET ...] [data_dir=DIR] [binarization=...] [split=...] [seed=N] [FLAGS]
 
-Without a DATASET: show which are there. With one: find its files in data_dir or download them, verify them,
-and keep one compact file per protocol. data_dir is $VAEBENCH_DATA_DIR, or data/, unless you say otherwise.
+Without a DATASET, list all datasets and their state. With one, find its files in data_dir or download them,
+verify them, and cache the pixels in one file per protocol. The default data_dir is $VAEBENCH_DATA_DIR, else data/.
 
 flags:
-  --no-download    use only what data_dir holds
-  --rebuild        read and verify the original files again
+  --no-download    use only files that are already on this machine
+  --rebuild        ignore the cached pixels; read and verify the published files again
 
 examples:
   vaebench data
@@ -30,7 +31,7 @@ SETTINGS = ("data_dir", "binarization", "split", "seed")
 
 
 def run(words: list[str]) -> int:
-    """Carry out ``vaebench data <words>`` and return the exit code."""
+    """Run ``vaebench data <words>`` and return the exit code."""
     parsed = parse(words, FLAGS)
     if "--help" in parsed.flags:
         print(HELP, end="")
@@ -40,7 +41,7 @@ def run(words: list[str]) -> int:
     data_dir = Path(settings.pop("data_dir", os.environ.get("VAEBENCH_DATA_DIR") or "data")).expanduser()
     if not names:
         if settings or parsed.flags:
-            raise UserError("which dataset? `vaebench data` shows them, `vaebench data mnist` prepares one")
+            raise UserError("missing DATASET: `vaebench data` lists the datasets, `vaebench data mnist` prepares one")
         show(data_dir)
     for name in names:
         prepare(name, data_dir, settings, parsed.flags)
@@ -48,26 +49,25 @@ def run(words: list[str]) -> int:
 
 
 def setting(word: str) -> tuple[str, str]:
-    """Return a word such as ``split=iwae`` as (key, value); the long name dataset.split is understood too."""
+    """Return a word such as ``split=iwae`` or ``dataset.split=iwae`` as (key, value)."""
     key, _, value = word.partition("=")
     short = key.removeprefix("dataset.")
     if short not in SETTINGS:
-        raise UserError(f"unknown key {key}{did_you_mean(short, SETTINGS)}; keys: {', '.join(SETTINGS)}")
+        raise UserError(f"unknown key {key}{did_you_mean(short, SETTINGS)}; choose from: {', '.join(SETTINGS)}")
     return short, value
 
 
 def show(data_dir: Path) -> None:
-    """Print each dataset, its sizes, and what of it is in ``data_dir``."""
+    """Print the state, sizes and summary of each dataset."""
     from vaebench.datasets.preparation import available
 
     print(f"data_dir: {data_dir}")
-    for entry in available(data_dir):
-        sizes = "/".join(f"{size:,}" for size in entry.sizes)
-        print(f"  {entry.name:<18} {entry.state:<9} {sizes:<22} {entry.summary}")
+    for dataset in available(data_dir):
+        print(f"  {dataset.name:<18} {dataset.state:<9} {listed(dataset.sizes):<22} {dataset.summary}")
 
 
 def prepare(name: str, data_dir: Path, settings: dict[str, str], flags: dict[str, str]) -> None:
-    """Prepare one dataset and print where it is."""
+    """Prepare one dataset and print its protocol, fingerprint and cache file."""
     from vaebench.datasets.preparation import prepare as prepare_dataset
 
     prepared = prepare_dataset(
@@ -79,9 +79,13 @@ def prepare(name: str, data_dir: Path, settings: dict[str, str], flags: dict[str
         download="--no-download" not in flags,
         rebuild="--rebuild" in flags,
     )
-    sizes = "/".join(f"{size:,}" for size in prepared.protocol.sizes)
-    place = prepared.cache or "in memory only: no folder to write to"
+    sizes, place = listed(prepared.protocol.sizes), prepared.cache or "not cached: no folder can be written to"
     print(f"{prepared.protocol}: {sizes} images, fingerprint {prepared.fingerprint} ({place})")
+
+
+def listed(sizes: Iterable[int]) -> str:
+    """Return sizes such as ``55,000/5,000/10,000``."""
+    return "/".join(f"{size:,}" for size in sizes)
 
 
 def whole_number(text: str) -> int:

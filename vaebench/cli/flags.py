@@ -10,7 +10,6 @@ from vaebench.config.words import key_value
 from vaebench.errors import UserError, did_you_mean
 
 __all__ = [
-    "BENCH",
     "BOARD",
     "COMPARE",
     "DIAGNOSE",
@@ -66,7 +65,6 @@ REPORT = flags("-o --output=", "--title=", "--quantity=", "--unfinished")
 BOARD = flags("--port=", "--host=", "--open")
 TUNE = flags("--trials=", "--prune", "--seed=")
 SHOW = flags("--settings")
-BENCH = flags("--compiled", "--cost", "--levers", "--start-up", "--memory", "-o --output=")
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),

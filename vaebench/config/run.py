@@ -35,6 +35,9 @@ def from_yaml(text: str, place: str = "config.yaml") -> Config:
         raise UserError(f"{place} is corrupt (not yaml): {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise UserError(f"{place} is corrupt: it contains no settings")
+    estimator = values.get("estimator")
+    if isinstance(estimator, dict) and "binarise" in estimator:  # as spelt in older runs
+        estimator["binarize"] = estimator.pop("binarise")
     try:
         return build(Config, values)
     except UserError as error:

@@ -76,7 +76,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Choice):
-    """The protocol: the images, their split, their binarisation, and the seed of both."""
+    """The protocol: the images, their split, their binarization, and the seed of both."""
 
     binarization: Word
     split: Word
@@ -124,7 +124,7 @@ class Estimator(Choice):
     for ``inner_k``, None means the same as in training. The ``simulated`` split holds images drawn from the model; some
     estimators support it.
 
-    The result is the average of ``repeats`` independent estimates; with ``binarise=fresh`` each repeat also draws new
+    The result is the average of ``repeats`` independent estimates; with ``binarize=fresh`` each repeat also draws new
     pixels. ``image_seed`` chooses the random subset of images; None means ``seed``. ``processes`` divide the images.
     ``precision`` applies to the networks and is independent of the training's. ``compile=auto`` compiles p(x, z) if
     the whole evaluation becomes faster.
@@ -138,7 +138,7 @@ class Estimator(Choice):
     share_psi: bool | None = None
     images: Several | None = None
     image_seed: Seed | None = None
-    binarise: Literal["fixed", "fresh"] = "fixed"
+    binarize: Literal["fixed", "fresh"] = "fixed"
     repeats: Count = 1
     batch: Count | None = None
     chunk: Count | None = None

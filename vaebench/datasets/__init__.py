@@ -1,4 +1,4 @@
-"""Datasets as named, versioned protocols: which images, which split, which binarisation, which seed."""
+"""Datasets as named, versioned protocols: images, split, binarization and seed."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from vaebench.datasets.preparation import Availability, Prepared, available, prepare
     from vaebench.datasets.protocol import Protocol, protocol_for
 
-# Imported on first use: the catalogue must not wait for numpy, nor the preparation for torch.
+# Imported on first use: the catalog needs no numpy, and the preparation needs no torch.
 _HOMES = {
     "BINARIZATIONS": "catalog",
     "CATALOG": "catalog",
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

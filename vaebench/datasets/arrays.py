@@ -1,4 +1,4 @@
-"""The prepared pixels of a protocol: intensities as bytes, P(pixel = 1) = byte / 255."""
+"""Binarize the splits of a protocol: pixels are bytes, with P(pixel = 1) = byte / 255."""
 
 import hashlib
 from dataclasses import dataclass, fields
@@ -6,15 +6,14 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from vaebench.datasets.protocol import Protocol
-from vaebench.datasets.recipes import Splits
-from vaebench.datasets.splits import stream
+from vaebench.datasets.splits import Splits, stream
 
-__all__ = ["Arrays", "arrays_of", "draw_pixels"]
+__all__ = ["Arrays", "binarize_splits", "draw_pixels"]
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """uint8 (N, 784) each; the ``grey`` ones are what validation and test were drawn from, if known."""
+    """The pixels of a protocol, uint8 (N, 784); ``grey_*``: the grey levels that a binarized split was drawn from."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -23,12 +22,12 @@ class Arrays:
     grey_test: np.ndarray | None = None
 
     def parts(self) -> dict[str, np.ndarray]:
-        """The arrays that are there, by name."""
+        """Return the arrays that are not None, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: array for name, array in named.items() if array is not None}
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and pixels; the first 16 hexadecimal digits."""
+        """Return the first 16 hexadecimal digits of the SHA-256 of names, shapes and pixels."""
         digest = hashlib.sha256()
         for name, array in self.parts().items():
             digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
@@ -39,15 +38,15 @@ class Arrays:
 def draw_pixels(intensities: np.ndarray, seed: int, split: str) -> np.ndarray:
     """Draw each pixel once: 255 with probability byte / 255, else 0.
 
-    A whole number uniform on 0..254 is below the byte with exactly that probability, so 0 never and 255
-    always shows ink. The stream depends on the seed and the split's name only.
+    An integer uniform on 0..254 is below the byte with exactly that probability: byte 0 never gives 255, and byte 255
+    always does. The stream depends only on the seed and the split's name.
     """
     threshold = stream(seed, split).randint(0, 255, size=intensities.shape, dtype=np.uint8)
     return (threshold < intensities).astype(np.uint8) * np.uint8(255)
 
 
-def arrays_of(splits: Splits, protocol: Protocol) -> Arrays:
-    """Apply a protocol's binarisation to the grey levels of its splits."""
+def binarize_splits(splits: Splits, protocol: Protocol) -> Arrays:
+    """Return the pixels of a protocol from the grey levels of its splits."""
     train, validation, test = splits
     if protocol.binarization == "threshold":
         return Arrays(*(np.where(split > 127, np.uint8(255), np.uint8(0)) for split in splits))

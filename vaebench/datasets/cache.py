@@ -1,4 +1,4 @@
-"""One compact file per protocol, so that the second start reads pixels and nothing else."""
+"""Keep the pixels of each protocol in one compact file, so that a second start reads only that file."""
 
 import json
 import zipfile
@@ -8,39 +8,39 @@ from pathlib import Path
 import numpy as np
 
 from vaebench.datasets.arrays import Arrays
-from vaebench.datasets.checked import Damaged
+from vaebench.datasets.checksum import CorruptFile
 from vaebench.datasets.protocol import Protocol
-from vaebench.datasets.sources import user_cache
-from vaebench.datasets.whole_files import replacing
+from vaebench.files import replacing, user_cache
 
-__all__ = ["cached_files", "places", "read", "write"]
+__all__ = ["cache_paths", "cached_files", "read", "write"]
 
 _FOLDER = "vaebench"
-_LEVEL = 3  # of deflate
+_LEVEL = 3  # of zip compression
 _PARTS = ("train", "validation", "test", "grey_validation", "grey_test")
 
 
-def places(protocol: Protocol, data_dir: Path) -> list[Path]:
-    """Where a protocol's file may be: below ``data_dir``, else in the user's cache."""
+def cache_paths(protocol: Protocol, data_dir: Path) -> list[Path]:
+    """Return the paths that a protocol's file may have: below ``data_dir``, then in the user's cache folder."""
     return [root / f"{protocol.slug}.npz" for root in _roots(data_dir)]
 
 
 def cached_files(name: str, data_dir: Path) -> tuple[Path, ...]:
-    """The prepared files of every protocol of one dataset."""
+    """Return the existing cache files of all protocols of a dataset."""
     return tuple(path for root in _roots(data_dir) for path in sorted(root.glob(f"{name}-*.npz")))
 
 
 def write(path: Path, protocol: Protocol, arrays: Arrays) -> None:
-    """Write the pixels and their fingerprint, whole or not at all.
+    """Write the pixels and their fingerprint; create missing folders.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written to.
     """
     header = json.dumps({"protocol": str(protocol), "fingerprint": arrays.fingerprint()})
     members = {"header": np.array(header), **arrays.parts()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        replacing(path) as part,
-        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive,
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive,
     ):
         for name, array in members.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -48,19 +48,19 @@ def write(path: Path, protocol: Protocol, arrays: Arrays) -> None:
 
 
 def read(path: Path, protocol: Protocol) -> Arrays:
-    """Read a protocol's pixels and verify them by their fingerprint.
+    """Read a protocol's pixels and verify their fingerprint.
 
     Raises:
-        Damaged: not such a file, another protocol's, or pixels that do not have the fingerprint.
+        CorruptFile: the file is no such file, belongs to another protocol, or its pixels have another fingerprint.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             header = json.loads(stored["header"].item())
             arrays = Arrays(**{name: stored[name] for name in _PARTS if name in stored.files})
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise Damaged(path, str(error)) from error
+        raise CorruptFile(path, str(error)) from error
     if header != {"protocol": str(protocol), "fingerprint": arrays.fingerprint()}:
-        raise Damaged(path, "its pixels are not those that its header names")
+        raise CorruptFile(path, "its pixels do not match its header")
     return arrays
 
 

@@ -1,90 +1,89 @@
-"""What each dataset is, in words and numbers: no data, no torch, nothing slow to import."""
+"""Describe each dataset in words and numbers; imports neither data nor torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["BINARIZATIONS", "CATALOG", "NAMES", "Entry", "Sizes"]
+__all__ = ["BINARIZATIONS", "CATALOG", "NAMES", "DatasetInfo", "Sizes"]
 
 Sizes = tuple[int, int, int]
 """Numbers of training, validation and test images."""
 
 BINARIZATIONS: Mapping[str, str] = {
-    "dynamic": "training images drawn from their grey levels at every use, validation and test once",
-    "static": "all images drawn once from their grey levels",
-    "threshold": "a pixel is 1 where its grey level is above one half",
-    "none": "grey levels as they are; a Bernoulli likelihood of them is not a proper log-likelihood",
+    "dynamic": "training images are drawn from their grey levels at every use, validation and test images once",
+    "static": "all images are drawn once from their grey levels",
+    "threshold": "a pixel is 1 if its grey level is above one half",
+    "none": "pixels are grey levels, for which a Bernoulli likelihood is not a proper log-likelihood",
 }
 
 _GREY = ("dynamic", "static", "threshold", "none")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One dataset: its sizes per split, how each split is made, and the binarisations it allows.
+class DatasetInfo:
+    """One dataset: the sizes of each split, how the split is made, and the allowed binarizations.
 
-    The first of ``binarizations`` is the default. ``seeded_split`` says that the protocol's seed moves
-    images between the parts; otherwise the seed only draws the binarisation. ``version`` goes up
-    whenever the same words would give other pixels.
+    The first of ``binarizations`` is the default. ``seeded_split``: the protocol's seed decides which images are in
+    which part; otherwise it only draws the binarization. Raise ``version`` when the same settings give new pixels.
     """
 
     name: str
     summary: str
     splits: Mapping[str, Sizes]
-    how: Mapping[str, str]
+    how_split: Mapping[str, str]
     binarizations: tuple[str, ...] = _GREY
     seeded_split: bool = False
     version: int = 1
 
     @property
     def binary(self) -> bool:
-        """Whether the files themselves hold only black and white, with no grey levels to draw from."""
+        """Whether the files hold only black and white pixels, so that there are no grey levels to draw from."""
         return "none" not in self.binarizations
 
 
-_ENTRIES = (
-    Entry(
+_DATASETS = (
+    DatasetInfo(
         name="mnist5k",
-        summary="5,000 MNIST digits that come with the installation; works offline; not a benchmark",
+        summary="5,000 MNIST digits included in the installation; works offline; not a benchmark",
         splits={"default": (4_000, 500, 500)},
-        how={"default": "embedded 5,000-image MNIST subset, 400/50/50 of each digit; benchmarks: dataset=mnist"},
+        how_split={"default": "MNIST subset of 5,000 images, 400/50/50 of each digit; benchmarks: dataset=mnist"},
         seeded_split=True,
     ),
-    Entry(
+    DatasetInfo(
         name="mnist",
         summary="the 70,000 MNIST digits, 28x28; the benchmark",
         splits={"default": (55_000, 5_000, 10_000), "iwae": (59_600, 400, 10_000)},
-        how={
-            "default": "MNIST, the first 5,000 training images validate",
-            "iwae": "MNIST with the IWAE paper's split, the last 400 training images validate",
+        how_split={
+            "default": "MNIST; validation: the first 5,000 training images",
+            "iwae": "MNIST, split of the IWAE paper; validation: the last 400 training images",
         },
     ),
-    Entry(
+    DatasetInfo(
         name="binarized_mnist",
-        summary="MNIST binarised once by Larochelle; results compare with papers on 'static MNIST'",
+        summary="MNIST binarized once by Larochelle: the 'static MNIST' of papers",
         splits={"default": (50_000, 10_000, 10_000)},
-        how={"default": "Larochelle's binarised MNIST, with its own split"},
+        how_split={"default": "Larochelle's binarized MNIST and split"},
         binarizations=("static",),
     ),
-    Entry(
+    DatasetInfo(
         name="omniglot",
-        summary="28x28 Omniglot of the IWAE paper (chardata.mat); the one behind published figures",
+        summary="28x28 Omniglot of the IWAE paper (chardata.mat), used in published results",
         splits={"default": (23_000, 1_345, 8_070)},
-        how={"default": "Omniglot as in the IWAE paper, 1,345 training images (shuffled, seed 123) validate"},
+        how_split={"default": "Omniglot as in the IWAE paper; validation: 1,345 training images (shuffled, seed 123)"},
     ),
-    Entry(
+    DatasetInfo(
         name="omniglot_original",
-        summary="the 32,460 original Omniglot drawings reduced to 28x28; not the published figures' data",
+        summary="the 32,460 original Omniglot drawings reduced to 28x28; not comparable with published results",
         splits={"default": (23_000, 1_345, 8_115)},
-        how={"default": "original Omniglot reduced to 28x28, 5 of the 20 drawings of each character test"},
+        how_split={"default": "original Omniglot reduced to 28x28; test: 5 of the 20 drawings of each character"},
         seeded_split=True,
     ),
-    Entry(
+    DatasetInfo(
         name="fashion_mnist",
         summary="70,000 pictures of clothes, 28x28, in MNIST's format",
         splits={"default": (55_000, 5_000, 10_000)},
-        how={"default": "Fashion-MNIST, the first 5,000 training images validate"},
+        how_split={"default": "Fashion-MNIST; validation: the first 5,000 training images"},
     ),
 )
 
-CATALOG: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+CATALOG: dict[str, DatasetInfo] = {info.name: info for info in _DATASETS}
 NAMES: tuple[str, ...] = tuple(CATALOG)

@@ -1,4 +1,4 @@
-"""A prepared protocol as torch tensors of bytes, small enough to live on the device."""
+"""Load a protocol as torch tensors of bytes, small enough to keep on the device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ __all__ = ["Dataset", "load"]
 class Dataset:
     """The images of one protocol as intensities, uint8 (N, 784): P(pixel = 1) = byte / 255.
 
-    A split that is binarised once holds only 0 and 255, so ``observe`` serves every protocol. ``grey`` holds
-    the intensities that validation and test were drawn from, or the same tensors where there are none.
-    ``fingerprint`` is a hash of all pixels, ``note`` one line for people, ``cache`` the file that holds them.
+    A split that was binarized once holds only 0 and 255, so that ``observe`` works for every protocol. ``grey``: the
+    intensities that validation and test were drawn from, or the split itself if it was not drawn. ``fingerprint``: a
+    hash of all pixels. ``note``: a one-line description. ``cache``: the cache file, or None.
     """
 
     protocol: Protocol
@@ -37,28 +37,28 @@ class Dataset:
 
     @property
     def continuous(self) -> bool:
-        """Whether pixels are grey levels, not draws; a Bernoulli likelihood of them is not a proper one."""
+        """Whether pixels are grey levels; a Bernoulli likelihood of them is not a proper log-likelihood."""
         return self.protocol.continuous
 
     def split(self, name: str) -> Tensor:
-        """The intensities of ``train``, ``validation`` or ``test``: uint8 (N, 784)."""
+        """Return the intensities of ``train``, ``validation`` or ``test``: uint8 (N, 784)."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         if name not in parts:
-            raise UserError(f"unknown split={name}; there are: {', '.join(parts)}")
+            raise UserError(f"unknown split={name}; choose from: {', '.join(parts)}")
         return parts[name]
 
     def observe(self, intensities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What a model sees of a batch, drawn pixels or grey levels: uint8 (B, 784) -> float32 in [0, 1]."""
+        """Return a batch as a model sees it, binarized or grey: uint8 (B, 784) -> float32 in [0, 1]."""
         return intensities.float() / 255 if self.continuous else binarize(intensities, generator)
 
     def rebinarized(self, split: str, seed: int) -> Tensor:
-        """Validation or test drawn afresh: uint8 (N, 784) of 0 and 255; the protocol's seed repeats its draw.
+        """Draw validation or test again: uint8 (N, 784) of 0 and 255; the protocol's own seed gives its own pixels.
 
         Raises:
-            UserError: the protocol keeps no grey levels for this split.
+            UserError: the protocol has no grey levels for this split.
         """
         if split not in self.grey or not self.protocol.drawn:
-            raise UserError(f"{self.protocol} has no grey levels behind its {split} images to draw from again")
+            raise UserError(f"{self.protocol} has no grey levels for {split}, so that its pixels cannot be drawn again")
         grey = self.grey[split]
         return torch.from_numpy(draw_pixels(grey.cpu().numpy(), seed, split)).to(grey.device)
 
@@ -74,10 +74,10 @@ def load(
     progress: bool = True,
     say: Say = to_stderr,
 ) -> Dataset:
-    """Prepare a protocol and return it as tensors; the arguments are those of ``prepare``.
+    """Prepare a protocol and return it as tensors; for the arguments see ``prepare``.
 
     Raises:
-        UserError: an unknown word; files that are damaged, or absent and not to be had.
+        UserError: an unknown setting; corrupt files, or missing files that cannot be downloaded.
     """
     prepared = prepare(
         name,
@@ -93,7 +93,7 @@ def load(
 
 
 def _as_tensors(prepared: Prepared) -> Dataset:
-    # .copy() where numpy only lends read-only memory (an IDX file's bytes), which torch would warn about
+    # Copy read-only memory (an IDX file's bytes): torch warns about it.
     parts = {
         name: torch.from_numpy(array if array.flags.writeable else array.copy())
         for name, array in prepared.arrays.parts().items()

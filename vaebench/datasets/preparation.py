@@ -1,4 +1,4 @@
-"""From a dataset's name to verified pixels: the cache, else the files, else a download. No torch here."""
+"""Prepare a dataset's verified pixels from the cache, its files or a download; imports no torch."""
 
 import os
 import sys
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vaebench.datasets import cache
-from vaebench.datasets.acquire import acquire
-from vaebench.datasets.arrays import Arrays, arrays_of
+from vaebench.datasets.arrays import Arrays, binarize_splits
 from vaebench.datasets.catalog import BINARIZATIONS, CATALOG, Sizes
-from vaebench.datasets.checked import Damaged
+from vaebench.datasets.checksum import CorruptFile
+from vaebench.datasets.download import find_or_download
 from vaebench.datasets.protocol import Protocol, protocol_for
-from vaebench.datasets.recipes import RECIPES, Splits
-from vaebench.datasets.sources import SOURCES
-from vaebench.datasets.whole_files import first_writable
+from vaebench.datasets.published_files import PUBLISHED_FILES
+from vaebench.datasets.splits import SPLITTERS, Splits
 from vaebench.errors import UserError
+from vaebench.files import first_writable
 
 __all__ = ["Availability", "Prepared", "Say", "available", "prepare", "to_stderr"]
 
@@ -24,10 +24,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Availability:
-    """What is there of one dataset.
+    """The files of one dataset that exist.
 
-    ``state``: ``prepared`` (a cache file), ``found`` (all its files, unverified) or ``missing`` (would be
-    downloaded). ``missing`` names the absent files, ``prepared`` the cache files of its protocols.
+    ``state``: ``prepared`` (a cache file exists), ``found`` (all published files exist, not verified) or ``missing``
+    (needs a download). ``found``, ``missing``: the published files. ``prepared``: the cache files of all protocols.
     """
 
     name: str
@@ -41,9 +41,10 @@ class Availability:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Verified pixels of one protocol; ``cache`` is their file, None where no folder could take one.
+    """The verified pixels of one protocol.
 
-    ``reused`` says that the pixels came from the cache; ``note`` is one line on what they are.
+    ``cache``: the cache file, None if no folder could be written to. ``reused``: the pixels came from that file.
+    ``note``: a one-line description.
     """
 
     protocol: Protocol
@@ -55,12 +56,12 @@ class Prepared:
 
 
 def to_stderr(line: str) -> None:
-    """Print one line where it does not mix with results."""
+    """Print a line to standard error, apart from the results."""
     print(line, file=sys.stderr)
 
 
 def available(data_dir: Path) -> list[Availability]:
-    """What is there of every dataset, in the order of the catalogue; looks, but opens nothing."""
+    """Return which files of each dataset exist, in the order of the catalog; open none of them."""
     return [_availability(name, data_dir.expanduser()) for name in CATALOG]
 
 
@@ -76,46 +77,47 @@ def prepare(
     rebuild: bool = False,
     say: Say = to_stderr,
 ) -> Prepared:
-    """Find or download a dataset's files, verify, split and binarise them, and cache the result in one file.
+    """Find or download a dataset's files, verify, split and binarize them, and cache the result in one file.
 
-    ``rebuild`` reads the files again even where a sound cache file exists. ``say`` gets one-line notices.
+    ``rebuild``: read the published files again even if a valid cache file exists. ``say`` receives one-line notices.
 
     Raises:
-        UserError: an unknown word; files that are damaged, or absent and not to be had.
+        UserError: an unknown setting; corrupt files, or missing files that cannot be downloaded.
     """
     protocol, data_dir = protocol_for(name, binarization, split, seed), data_dir.expanduser()
     if not rebuild and (cached := _cached(protocol, data_dir, say)) is not None:
         path, arrays = cached
         return Prepared(protocol, arrays, arrays.fingerprint(), path, True, _note(protocol))
-    splits = RECIPES[name](acquire(name, data_dir, download=download, progress=progress), protocol)
+    splits = SPLITTERS[name](find_or_download(name, data_dir, download=download, progress=progress), protocol)
     _check_sizes(splits, protocol)
-    arrays = arrays_of(splits, protocol)
+    arrays = binarize_splits(splits, protocol)
     path = _keep(protocol, arrays, data_dir, say)
     return Prepared(protocol, arrays, arrays.fingerprint(), path, False, _note(protocol))
 
 
 def _availability(name: str, data_dir: Path) -> Availability:
-    entry = CATALOG[name]
-    found = tuple(path for source in SOURCES[name] for path in source.found(data_dir)[:1])
-    missing = tuple(source.title for source in SOURCES[name] if not source.found(data_dir))
+    info = CATALOG[name]
+    files = PUBLISHED_FILES[name]
+    found = tuple(path for file in files for path in file.found(data_dir)[:1])
+    missing = tuple(file.title for file in files if not file.found(data_dir))
     prepared = cache.cached_files(name, data_dir)
     state = "prepared" if prepared else "missing" if missing else "found"
-    return Availability(name, entry.summary, entry.splits["default"], state, found, missing, prepared)
+    return Availability(name, info.summary, info.splits["default"], state, found, missing, prepared)
 
 
 def _cached(protocol: Protocol, data_dir: Path, say: Say) -> tuple[Path, Arrays] | None:
-    for path in cache.places(protocol, data_dir):
+    for path in cache.cache_paths(protocol, data_dir):
         if os.path.isfile(path):
             try:
                 return path, cache.read(path, protocol)
-            except Damaged as error:
-                say(f"{error}: not used, prepared again")
+            except CorruptFile as error:
+                say(f"{error}: ignoring this cache file and preparing {protocol} again")
     return None
 
 
 def _keep(protocol: Protocol, arrays: Arrays, data_dir: Path, say: Say) -> Path | None:
-    """Write the cache file to the first folder that takes it, and say so if that is not ``data_dir``."""
-    own, fallback = cache.places(protocol, data_dir)
+    """Write the cache file to the first writable folder, and report a folder other than ``data_dir``."""
+    own, fallback = cache.cache_paths(protocol, data_dir)
     for path in (own, fallback):
         if first_writable([path.parent]) is None:
             continue
@@ -124,18 +126,18 @@ def _keep(protocol: Protocol, arrays: Arrays, data_dir: Path, say: Say) -> Path 
         except OSError:  # a full disk
             continue
         if path == fallback:
-            say(f"{data_dir} cannot be written: {protocol} is cached in {fallback}")
+            say(f"cannot write to {data_dir}: caching {protocol} in {fallback}")
         return path
-    say(f"neither {data_dir} nor {fallback.parent} can be written: {protocol} is in memory, for this run only")
+    say(f"cannot write to {data_dir} or {fallback.parent}: keeping {protocol} in memory for this run only")
     return None
 
 
 def _check_sizes(splits: Splits, protocol: Protocol) -> None:
     sizes = tuple(len(split) for split in splits)
     if sizes != protocol.sizes:
-        raise UserError(f"the files of dataset={protocol.dataset} give {sizes} images, not {protocol.sizes}")
+        raise UserError(f"the files of dataset={protocol.dataset} give {sizes} images, expected {protocol.sizes}")
 
 
 def _note(protocol: Protocol) -> str:
-    how = CATALOG[protocol.dataset].how[protocol.split]
+    how = CATALOG[protocol.dataset].how_split[protocol.split]
     return f"{how}; {BINARIZATIONS[protocol.binarization]}" if protocol.continuous else how

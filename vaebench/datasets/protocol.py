@@ -1,4 +1,4 @@
-"""A protocol names exactly the pixels behind a number: dataset, split, binarisation, seed, version."""
+"""Name exactly the pixels that a result was measured on: dataset, split, binarization, seed and version."""
 
 from dataclasses import dataclass, replace
 
@@ -10,10 +10,10 @@ __all__ = ["Protocol", "protocol_for"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """The name of a prepared dataset; two results compare only if their protocols are equal.
+    """The name of a prepared dataset; results are comparable only if their protocols are equal.
 
-    ``str(protocol)`` is ``mnist/dynamic-v1``; a split or a seed that is not the default one is spelt out,
-    as in ``mnist/dynamic-iwae_split-v1`` and ``mnist/static-seed3-v1``.
+    ``str(protocol)`` is ``mnist/dynamic-v1``. It includes a split or a seed other than the default, as in
+    ``mnist/dynamic-iwae_split-v1`` and ``mnist/static-seed3-v1``.
     """
 
     dataset: str
@@ -29,7 +29,7 @@ class Protocol:
 
     @property
     def slug(self) -> str:
-        """The protocol as a file name, without a folder separator."""
+        """Return the protocol as a file name, without a folder separator."""
         return str(self).replace("/", "-")
 
     @property
@@ -39,38 +39,38 @@ class Protocol:
 
     @property
     def drawn(self) -> bool:
-        """Whether validation and test are draws from grey levels that are kept."""
+        """Whether validation and test are drawn from grey levels."""
         return self.binarization in ("dynamic", "static") and not CATALOG[self.dataset].binary
 
     @property
     def continuous(self) -> bool:
-        """Whether pixels are grey levels in [0, 1] rather than draws of 0 and 1."""
+        """Whether pixels are grey levels in [0, 1], not 0 or 1."""
         return self.binarization == "none"
 
 
 def protocol_for(name: str, binarization: str | None = None, split: str = "default", seed: int = 0) -> Protocol:
-    """Check the words that a user typed and return the protocol that they name.
+    """Validate a user's settings and return the protocol that they name.
 
-    ``binarization=None`` is the dataset's own default. A seed that cannot change a pixel (a positional
-    split without random binarisation) is recorded as 0, so that equal data have equal names.
+    ``binarization=None`` means the dataset's default. A seed that changes no pixel (neither split nor binarization is
+    random) becomes 0, so that equal data have equal names.
 
     Raises:
-        UserError: a word is unknown, or the seed is not in [0, 2**32).
+        UserError: a setting is unknown, or the seed is not in [0, 2**32).
     """
     if name not in CATALOG:
-        raise UserError(f"unknown dataset={name}{did_you_mean(name, CATALOG)}; there are: {', '.join(CATALOG)}")
-    entry = CATALOG[name]
-    binarization = entry.binarizations[0] if binarization is None else binarization
-    _require("dataset.binarization", binarization, entry.binarizations, name)
-    _require("dataset.split", split, tuple(entry.splits), name)
+        raise UserError(f"unknown dataset={name}{did_you_mean(name, CATALOG)}; choose from: {', '.join(CATALOG)}")
+    info = CATALOG[name]
+    binarization = info.binarizations[0] if binarization is None else binarization
+    _require("dataset.binarization", binarization, info.binarizations, name)
+    _require("dataset.split", split, tuple(info.splits), name)
     if not 0 <= seed < 2**32:
-        raise UserError(f"dataset.seed={seed} must be at least 0 and below 2**32")
-    protocol = Protocol(name, split, binarization, entry.version, seed)
-    return protocol if entry.seeded_split or protocol.drawn else replace(protocol, seed=0)
+        raise UserError(f"dataset.seed must be >= 0 and < 2**32, got {seed}")
+    protocol = Protocol(name, split, binarization, info.version, seed)
+    return protocol if info.seeded_split or protocol.drawn else replace(protocol, seed=0)
 
 
 def _require(key: str, word: str, choices: tuple[str, ...], name: str) -> None:
     if word not in choices:
         listed = ", ".join(choices)
         hint = did_you_mean(word, choices)
-        raise UserError(f"{key}={word} is not possible for dataset={name}{hint}; choose from: {listed}")
+        raise UserError(f"{key}={word} is not available for dataset={name}{hint}; choose from: {listed}")

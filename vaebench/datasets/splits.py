@@ -1,35 +1,103 @@
-"""Index arithmetic of the splits; random numbers come from numpy's RandomState, whose streams are frozen."""
+"""Split the images of a dataset's files into training, validation and test images.
+
+Random numbers come from numpy's RandomState: numpy guarantees that its streams never change.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["STREAMS", "shuffled_tail", "stratified", "stream"]
+from vaebench.datasets.protocol import Protocol
+from vaebench.datasets.published_files import FileArrays
+
+__all__ = ["SPLITTERS", "STREAMS", "Splits", "shuffled_tail", "stratified", "stream"]
+
+Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Training, validation and test images, uint8 (N, 784)."""
 
 STREAMS = ("train", "validation", "test", "split")
-"""What a protocol's seed draws; each has its own stream, so that no draw depends on another."""
+"""The purposes of a protocol's seed; each has its own stream, so that no draw depends on another."""
+
+_IWAE_PAPER_SEED = 123
+_DRAWERS = 20  # each Omniglot character was drawn by 20 people
 
 
 def stream(seed: int, purpose: str) -> np.random.RandomState:
-    """The random numbers that ``seed`` gives to one of ``STREAMS``."""
+    """Return the random numbers of one of ``STREAMS`` for ``seed``."""
     return np.random.RandomState([STREAMS.index(purpose), seed])
 
 
 def shuffled_tail(count: int, n_tail: int, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Shuffle 0..count-1 and cut off the last ``n_tail``: (head, tail)."""
+    """Shuffle 0..count-1 and cut off the last ``n_tail``; return (head, tail)."""
     order = random.permutation(count)
     return order[: count - n_tail], order[count - n_tail :]
 
 
 def stratified(labels: np.ndarray, shares: tuple[int, ...], random: np.random.RandomState) -> list[np.ndarray]:
-    """Deal each class's members out at random, ``shares[i]`` of them to part i; every part is shuffled.
+    """Return shuffled index arrays, one per share: part i gets ``shares[i]`` random members of each class.
 
     Raises:
-        ValueError: a class has another number of members than the shares add up to.
+        ValueError: the number of members of a class is not the sum of the shares.
     """
-    dealt: list[list[np.ndarray]] = [[] for _ in shares]
+    parts: list[list[np.ndarray]] = [[] for _ in shares]
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
         if len(members) != sum(shares):
             raise ValueError(f"class {label} has {len(members)} members, not {sum(shares)}")
-        for part, chosen in zip(dealt, np.split(members, np.cumsum(shares)[:-1]), strict=True):
+        for part, chosen in zip(parts, np.split(members, np.cumsum(shares)[:-1]), strict=True):
             part.append(chosen)
-    return [random.permutation(np.concatenate(part)) for part in dealt]
+    return [random.permutation(np.concatenate(part)) for part in parts]
+
+
+def _mnist5k(files: list[FileArrays], protocol: Protocol) -> Splits:
+    """Put the same number of images of each digit in a split."""
+    images, labels = files[0]["images"], files[0]["labels"]
+    classes = len(np.unique(labels))
+    train, validation, test = protocol.sizes
+    shares = (train // classes, validation // classes, test // classes)
+    parts = stratified(labels, shares, stream(protocol.seed, "split"))
+    return images[parts[0]], images[parts[1]], images[parts[2]]
+
+
+def _by_position(files: list[FileArrays], protocol: Protocol) -> Splits:
+    """Validate on the first training images (default split) or on the last (the IWAE paper's split)."""
+    pool, test = files[0]["images"], files[1]["images"]
+    n_train, n_validation, _ = protocol.sizes
+    if protocol.split == "iwae":
+        return pool[:n_train], pool[n_train:], test
+    return pool[n_validation:], pool[:n_validation], test
+
+
+def _by_file(files: list[FileArrays], protocol: Protocol) -> Splits:
+    """Use Larochelle's three files as the three splits."""
+    del protocol
+    train, validation, test = (arrays["images"] for arrays in files)
+    return train, validation, test
+
+
+def _omniglot(files: list[FileArrays], protocol: Protocol) -> Splits:
+    """Shuffle the training images with the IWAE paper's seed, not the protocol's, and validate on the last."""
+    pool, test = files[0]["data"], files[0]["testdata"]
+    train, validation = shuffled_tail(len(pool), protocol.sizes[1], np.random.RandomState(_IWAE_PAPER_SEED))
+    return pool[train], pool[validation], test
+
+
+def _omniglot_original(files: list[FileArrays], protocol: Protocol) -> Splits:
+    """Test on a quarter of the drawings of each character; shuffle the others and validate on the last."""
+    background, evaluation = (arrays["characters"] for arrays in files)
+    characters = np.concatenate([background, background.max() + 1 + evaluation])
+    images = np.concatenate([arrays["images"] for arrays in files])
+    n_test = _DRAWERS * protocol.sizes[2] // sum(protocol.sizes)
+    pool, test = stratified(characters, (_DRAWERS - n_test, n_test), stream(protocol.seed, "split"))
+    n_train = protocol.sizes[0]
+    return images[pool[:n_train]], images[pool[n_train:]], images[test]
+
+
+SPLITTERS: dict[str, Callable[[list[FileArrays], Protocol], Splits]] = {
+    "mnist5k": _mnist5k,
+    "mnist": _by_position,
+    "binarized_mnist": _by_file,
+    "omniglot": _omniglot,
+    "omniglot_original": _omniglot_original,
+    "fashion_mnist": _by_position,
+}

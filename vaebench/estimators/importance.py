@@ -266,7 +266,7 @@ def log_likelihoods(
     Args:
         model: p(x, z).
         encoder: q(z|x).
-        observe: maps pixel bytes, (B, X), to images x in [0, 1] (binarised splits stay as they are).
+        observe: maps pixel bytes, (B, X), to images x in [0, 1] (binarized splits stay as they are).
         intensities: pixel bytes, (N, X).
         k: samples per image.
         inner_k: inner samples per sample.

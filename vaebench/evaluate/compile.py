@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from vaebench import runtime
 from vaebench.compiler import Compiler
-from vaebench.datasets.sources import user_cache
 from vaebench.evaluate.job import at_a_time
 from vaebench.experiment import Experiment
+from vaebench.files import user_cache
 from vaebench.model import GenerativeModel, LogJoint
 
 __all__ = ["CompiledModel", "model_for"]

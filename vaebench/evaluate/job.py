@@ -105,7 +105,8 @@ def chosen(experiment: Experiment) -> Images:
         numbers = torch.randperm(len(intensities), generator=generator)[: settings.images].sort().values
         # A subset is another test set: a random 1,000 of MNIST's 10,000 can be a nat off.
         protocol += f"/random{len(numbers)}-seed{seed}"
-    if settings.binarise == "fresh":
+    if settings.binarize == "fresh":
+        # Keep this spelling: older results hold it, and the file name of an evaluation is a hash of it.
         protocol += f"/rebinarised-seed{settings.seed}"
     intensities = _drawn(experiment, intensities, seed)[numbers]
     return Images(numbers, intensities.to(experiment.device), protocol)
@@ -119,8 +120,9 @@ def _image_seed(experiment: Experiment) -> int:
 def _drawn(experiment: Experiment, intensities: Tensor, seed: int) -> Tensor:
     """Return the pixels of the whole split, drawn afresh where that is asked for, or where they are grey."""
     settings, data = experiment.config.estimator, experiment.data
-    fresh = settings.binarise == "fresh"
+    fresh = settings.binarize == "fresh"
     if settings.split != "train":
+        # Keep this spelling, too: the word is hashed into the seed of the pixels.
         own = runtime.derived_seed(settings.seed, "rebinarise") % 2**32
         return data.rebinarized(settings.split, own) if fresh else intensities
     if fresh and not (data.protocol.drawn and data.protocol.binarization == "dynamic"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from vaebench.errors import Busy, UserError
+from vaebench.files import remove, replacing
 
 fcntl: ModuleType | None
 try:
@@ -48,25 +49,13 @@ def write_failed(path: Path, error: OSError) -> UserError:
 
 
 def write_whole(path: Path, data: bytes, *, keep_old_as: Path | None = None) -> None:
-    """Put ``data`` at ``path`` so that a kill at any moment leaves the old file or the new one.
-
-    With ``keep_old_as`` the old file moves there first; a kill between the two moves leaves no file at
-    ``path``. Raises what `write_failed` says; the old file is then untouched and nothing else is left
-    behind.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replace the file ``path`` by ``data`` as `vaebench.files.replacing` does, with the errors of `write_failed`."""
     try:
-        _write_and_sync(temporary, data)
-        if keep_old_as is not None and path.exists():
-            os.replace(path, keep_old_as)
-        os.replace(temporary, path)
+        # Unbuffered: a buffer that could not be written is written again, and fails again, on close.
+        with replacing(path, keep_old_as=keep_old_as) as temporary, open(temporary, "wb", buffering=0) as file:
+            _write_all(file.fileno(), data)
     except OSError as error:
-        _remove(temporary)
         raise write_failed(path, error) from error
-    except BaseException:
-        _remove(temporary)
-        raise
-    _sync_folder(path.parent)
 
 
 def write_json(path: Path, obj: object) -> None:
@@ -77,37 +66,13 @@ def write_json(path: Path, obj: object) -> None:
 def clean_temporaries(folder: Path) -> None:
     """Remove what killed writers left in ``folder``; only for the holder of its lock, who writes alone."""
     for temporary in folder.glob(".*.tmp"):
-        _remove(temporary)
-
-
-def _write_and_sync(path: Path, data: bytes) -> None:
-    # Unbuffered, because a buffer that could not be written is written again, and fails again, on close.
-    with open(path, "wb", buffering=0) as file:
-        _write_all(file.fileno(), data)
-        os.fsync(file.fileno())
+        remove(temporary)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
     while left:  # a disk that fills up accepts a part, and complains at the next write
         left = left[os.write(descriptor, left) :]
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can: the rename itself has already happened."""
-    if os.name != "posix":
-        return
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class Appender:
@@ -204,7 +169,7 @@ def _try_marker(path: Path) -> Callable[[], None] | None:
     with contextlib.suppress(OSError):
         os.write(descriptor, _me().encode())
     os.close(descriptor)
-    return lambda: _remove(marker)
+    return lambda: remove(marker)
 
 
 def _marker(path: Path) -> Path:

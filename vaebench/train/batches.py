@@ -1,4 +1,4 @@
-"""Training images: bytes on the device, shuffled and binarised there."""
+"""Training images: bytes on the device, shuffled and binarized there."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +18,7 @@ class Batches:
         intensities: pixel bytes, (N, X), on the device that trains.
         observe: draws images x, (B, X), from bytes, with the generator given.
         batch_size: images in a batch; the last of an epoch may be smaller.
-        seed: of the order and of the binarisation.
+        seed: of the order and of the binarization.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.generator = torch.Generator(intensities.device)
+        # Keep this spelling: the word is hashed into the seed, and another word would change every trained model.
         self.generator.manual_seed(derived_seed(seed, "binarisation"))
 
     def __len__(self) -> int:
@@ -47,9 +48,9 @@ class Batches:
             yield self.observe(self.intensities[order[start : start + self.batch_size]], self.generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the binarisation's generator; the order needs no state."""
+        """Return the binarization's generator; the order needs no state."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on binarising where ``state`` was taken."""
+        """Go on binarizing where ``state`` was taken."""
         self.generator.set_state(state["generator"])

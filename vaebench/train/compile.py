@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from vaebench import runtime
 from vaebench.compiler import Compiler
 from vaebench.config import Config
-from vaebench.datasets.sources import user_cache
 from vaebench.errors import UserError
 from vaebench.experiment import Experiment
+from vaebench.files import user_cache
 from vaebench.gradients import GradientEstimator
 from vaebench.train.trainer import Plan
 from vaebench.train.update import Loss, Settings, Update

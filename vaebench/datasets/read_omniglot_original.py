@@ -1,7 +1,7 @@
-"""The original Omniglot: zip files of 105x105 black-and-white PNG drawings, reduced to 28x28 grey levels.
+"""Read the original Omniglot: zip files of 105x105 black-and-white PNG drawings, reduced to 28x28 grey levels.
 
-The reduction is the exact mean of the ink under each of the 28x28 cells (3.75 pixels wide), rounded to a byte
-in whole numbers: every platform gives the same bytes.
+Each output pixel is the exact mean of the ink in a cell 3.75 pixels wide, rounded to a byte in integer arithmetic.
+Every platform gives the same bytes.
 """
 
 import hashlib
@@ -15,22 +15,22 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from vaebench.datasets.checked import Damaged, require
+from vaebench.datasets.checksum import CorruptFile, require_digest
 
-__all__ = ["ink_records", "read_drawings", "reduce_ink"]
+__all__ = ["ink_records", "read_omniglot_original", "reduce_ink"]
 
 _SIDE, _REDUCED = 105, 28
-_CHUNK = 500  # drawings decoded at once: bounds memory, keeps the bar moving
+_CHUNK = 500  # drawings decoded at once: limits memory and updates the progress bar often
 
 
-def read_drawings(path: Path, expected: str, progress: bool = False) -> dict[str, np.ndarray]:
-    """Read ``images`` (N, 784) uint8 and ``characters`` (N,), the number of each one's character.
+def read_omniglot_original(path: Path, expected: str, progress: bool = False) -> dict[str, np.ndarray]:
+    """Return ``images`` (N, 784) uint8 and ``characters`` (N,), the number of each drawing's character.
 
-    ``expected`` is the digest of names and pixels (``ink_records``), so that any container with the same
-    drawings will do. Drawings come in the order of their names, characters are numbered in that order.
+    Drawings are sorted by name, and characters are numbered in that order. ``expected`` is the SHA-256 of the names
+    and pixels (``ink_records``), so that any zip file with the same drawings is accepted.
 
     Raises:
-        Damaged: not a zip of PNG files of 105x105 pixels, or other drawings than those on record.
+        CorruptFile: the file is not a zip of PNG files of 105x105 pixels, or its digest differs.
     """
     names, chunks, digest = [], [], hashlib.sha256()
     try:
@@ -39,29 +39,29 @@ def read_drawings(path: Path, expected: str, progress: bool = False) -> dict[str
             names += chunk_names
             chunks.append(reduce_ink(ink))
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, UnidentifiedImageError) as error:
-        raise Damaged(path, str(error)) from error
-    require(path, digest.hexdigest(), expected)
+        raise CorruptFile(path, str(error)) from error
+    require_digest(path, digest.hexdigest(), expected)
     _, characters = np.unique([name.rsplit("/", 1)[0] for name in names], return_inverse=True)
     return {"images": np.concatenate(chunks), "characters": characters}
 
 
 def ink_records(names: list[str], ink: np.ndarray) -> bytes:
-    """What the digest runs over: for each drawing its name, a zero byte and its ink packed to bits."""
+    """Return the bytes to hash: for each drawing its name, a zero byte and its ink packed to bits."""
     packed = np.packbits(ink.reshape(len(ink), -1), axis=1)
     return b"".join(name.encode() + b"\0" + bits.tobytes() for name, bits in zip(names, packed, strict=True))
 
 
 def reduce_ink(ink: np.ndarray) -> np.ndarray:
-    """Mean ink in each cell of a 28x28 grid: bool (N, 105, 105) -> uint8 (N, 784), 255 where all is ink."""
+    """Average the ink in each cell of a 28x28 grid: bool (N, 105, 105) -> uint8 (N, 784), 255 for a full cell."""
     weights = _overlaps()
-    cells = weights @ ink.astype(np.float64) @ weights.T  # whole numbers below 2**53: exact
+    cells = weights @ ink.astype(np.float64) @ weights.T  # integers below 2**53: exact
     full = int(weights[0].sum()) ** 2
     return ((2 * 255 * cells.astype(np.int64) + full) // (2 * full)).astype(np.uint8).reshape(len(ink), -1)
 
 
 def _overlaps() -> np.ndarray:
-    """How much of pixel j lies in cell i, in quarter pixels: (28, 105), each row sums to 15."""
-    # 105/28 pixels a cell = 15 quarters; pixel j covers the quarters 4j to 4j + 4.
+    """Return how much of pixel j lies in cell i, in quarter pixels: (28, 105), each row sums to 15."""
+    # A cell is 105/28 pixels = 15 quarters wide; pixel j covers the quarters 4j to 4j + 4.
     start = np.maximum(15 * np.arange(_REDUCED)[:, None], 4 * np.arange(_SIDE)[None, :])
     stop = np.minimum(15 * np.arange(1, _REDUCED + 1)[:, None], 4 * np.arange(1, _SIDE + 1)[None, :])
     return np.maximum(stop - start, 0).astype(np.float64)
@@ -71,8 +71,8 @@ def _chunks_of_ink(path: Path, progress: bool) -> Iterator[tuple[list[str], np.n
     with zipfile.ZipFile(path) as archive:
         names = sorted({name for name in archive.namelist() if name.endswith(".png")})
         if not names:
-            raise ValueError("no PNG files in it")
-        # disable=None shows the bar on a terminal only
+            raise ValueError("it holds no PNG files")
+        # disable=None shows the bar only on a terminal
         with tqdm(total=len(names), desc="drawings", unit="image", disable=None if progress else True) as bar:
             for start in range(0, len(names), _CHUNK):
                 chunk = names[start : start + _CHUNK]
@@ -81,7 +81,7 @@ def _chunks_of_ink(path: Path, progress: bool) -> Iterator[tuple[list[str], np.n
 
 
 def _ink_of(png: bytes, name: str) -> np.ndarray:
-    """The strokes of one drawing, bool (105, 105); they are black on white in the file."""
+    """Return the strokes of one drawing, bool (105, 105); the file holds them black on white."""
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         if image.size != (_SIDE, _SIDE):
             raise ValueError(f"{name} is not {_SIDE}x{_SIDE} pixels")

@@ -1,0 +1,114 @@
+"""Find a dataset's files below ``data_dir`` or download them, and return only verified content."""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from tqdm import tqdm
+
+from vaebench.datasets.checksum import CorruptFile
+from vaebench.datasets.published_files import PUBLISHED_FILES, FileArrays, PublishedFile
+from vaebench.errors import UserError
+from vaebench.files import first_writable, replacing, user_cache
+
+__all__ = ["find_or_download"]
+
+_TIMEOUT = 10  # seconds without an answer
+_RETRIES = 1  # of each address, after a failed connection
+
+
+def find_or_download(name: str, data_dir: Path, *, download: bool = True, progress: bool = True) -> list[FileArrays]:
+    """Return the verified arrays of each of a dataset's files, in the order of ``PUBLISHED_FILES[name]``.
+
+    Raises:
+        UserError: a file is corrupt, or missing and cannot be downloaded; the message names files and folder.
+    """
+    contents: list[FileArrays] = []
+    for file in PUBLISHED_FILES[name]:
+        content, failure = _local(file, name, data_dir, progress), "downloads are disabled"
+        if content is None and download:
+            content, failure = _downloaded(file, data_dir, progress)
+        if content is None:
+            raise UserError(_missing(name, data_dir, failure))
+        contents.append(content)
+    return contents
+
+
+def _local(file: PublishedFile, name: str, data_dir: Path, progress: bool) -> FileArrays | None:
+    """Read the first valid copy; raise for a corrupt copy only if no copy is valid."""
+    corrupt: list[CorruptFile] = []
+    for path in file.found(data_dir):
+        try:
+            return file.read(path, file.digest, progress)
+        except CorruptFile as error:
+            if error.digest not in _digests_of_others(name):
+                corrupt.append(error)
+    if corrupt:
+        raise UserError(f"{corrupt[0]}: delete or replace this file of dataset={name}, then run the command again")
+    return None
+
+
+def _digests_of_others(name: str) -> set[str]:
+    """Return the digests of other datasets' files: MNIST and Fashion-MNIST use the same file names."""
+    return {file.digest for other, files in PUBLISHED_FILES.items() if other != name for file in files}
+
+
+def _downloaded(file: PublishedFile, data_dir: Path, progress: bool) -> tuple[FileArrays | None, str]:
+    """Return the file's arrays from the first address that works, or None and the reason of the last failure."""
+    folders = [root / file.folders[0] for root in (data_dir, user_cache())]
+    folder, reason = first_writable(folders), "no download address is known"
+    if folder is None:
+        return None, f"cannot write to {folders[0]} or {folders[1]}"
+    for url in file.urls:
+        try:
+            return _fetch(file, url, folder / file.names[-1], progress), ""
+        except (OSError, CorruptFile) as error:  # the errors of requests are OSErrors
+            reason = f"{url}: {_reason(error)}"
+    return None, reason
+
+
+def _fetch(file: PublishedFile, url: str, path: Path, progress: bool) -> FileArrays:
+    """Download to a temporary folder, verify, and only then put the file at ``path``."""
+    import pooch  # slow to import, and most starts download nothing
+
+    pooch.get_logger().setLevel("WARNING")  # the progress bar is enough
+    headers = {"User-Agent": "vaebench", "Accept-Encoding": "identity"}  # no compression on the way
+    # disable=None shows the bar only on a terminal; pooch replaces the total, but takes no bar without a total
+    bar = tqdm(total=1, desc=path.name, unit="B", unit_scale=True, disable=None if progress else True)
+    with TemporaryDirectory() as folder, bar:
+        # Pooch gets no checksum: the published one is that of the unpacked content, and is compared by file.read.
+        cache = pooch.create(folder, "", registry={path.name: None}, urls={path.name: url}, retry_if_failed=_RETRIES)
+        get: Any = pooch.HTTPDownloader(cast(Any, bar), chunk_size=1 << 16, timeout=_TIMEOUT, headers=headers)
+        downloaded = Path(cache.fetch(path.name, downloader=get))
+        content = file.read(downloaded, file.digest, progress)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            shutil.copyfile(downloaded, temporary)
+    return content
+
+
+def _reason(error: BaseException) -> str:
+    """Return a few words on why a download failed; the messages of requests are long."""
+    if isinstance(error, CorruptFile):
+        return "the downloaded file does not match its checksum"
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"HTTP {response.status_code} {response.reason}"
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _missing(name: str, data_dir: Path, failure: str) -> str:
+    """Return one message about all missing files of the dataset."""
+    files = [file for file in PUBLISHED_FILES[name] if not file.found(data_dir)] or list(PUBLISHED_FILES[name])
+    titles = ", ".join(file.title for file in files)
+    if package := files[0].package:
+        return f"dataset={name} needs {titles} of the package {package}: run `pip install {package}`"
+    folders = ", ".join(folder or "." for folder in files[0].folders)
+    return (
+        f"dataset={name} needs {titles}: not found in {data_dir.absolute()} (folders {folders}) and could not be "
+        f"downloaded ({failure}); put the files there, set data_dir to their folder, or use dataset=mnist5k, "
+        "which needs no download"
+    )
