@@ -60,10 +60,16 @@ def head(path: Path) -> tuple[str, str]:
     return command, summary
 
 
-def own_keys(group: str, choice: str, folders: Sequence[Path]) -> Any:
+def own_keys(group: str, choice: str, folders: Sequence[Path], *, of: str | None = None) -> Any:
     """Return the settings that the yaml file of a choice declares, with their defaults, as an unresolved DictConfig.
 
     Settings of the files in its defaults list are included.
+
+    Args:
+        group: the group of the choice.
+        choice: its name.
+        folders: where to look for the yaml file.
+        of: the group of the settings; by default ``group``. Only a file with ``# @package _global_`` has others.
     """
     from omegaconf import DictConfig, OmegaConf
 
@@ -73,5 +79,7 @@ def own_keys(group: str, choice: str, folders: Sequence[Path]) -> Any:
     assert isinstance(content, DictConfig)
     parents = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
     if re.search(r"^# *@package +_global_", text, re.MULTILINE):
-        content = content.get(group, OmegaConf.create({}))
-    return OmegaConf.merge(*(own_keys(group, parent, folders) for parent in parents), content)
+        content = content.get(of or group, OmegaConf.create({}))
+    elif of not in (None, group):
+        content = OmegaConf.create({})
+    return OmegaConf.merge(*(own_keys(group, parent, folders, of=of) for parent in parents), content)

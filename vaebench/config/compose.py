@@ -13,7 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaebench.config.catalog import config_dir, own_keys
 from vaebench.config.check import build, convert, same_type, unknown_key
-from vaebench.config.combinations import SCHEDULES, check_combinations, check_objective, without_late_entries
+from vaebench.config.combinations import (
+    SCHEDULES,
+    check_combinations,
+    hierarchical_encoder_needed,
+    without_late_entries,
+)
 from vaebench.config.explain import explain
 from vaebench.config.schema import Choice, Compile, Config, Count, Estimator, Precision
 from vaebench.config.words import key_of
@@ -51,14 +56,16 @@ def from_hydra(cfg: DictConfig, hydra: DictConfig | None = None) -> Config:
     hydra = _current_hydra() if hydra is None else hydra
     values = _resolved(cfg)
     declared = {group: _declared(group, values, cfg, hydra) for group in OPEN_GROUPS}
-    inner_samples = "inner_k" in declared["encoder"]
-    # Before the keys: the objectives for hierarchical encoders set encoder.inner_k.
-    check_objective(values["objective"]["name"], values["encoder"]["name"], inner_samples=inner_samples)
+    objective_inner_k = own_keys("objective", hydra.runtime.choices["objective"], _sources(hydra), of="encoder").get(
+        "inner_k"
+    )
+    if objective_inner_k is not None and "inner_k" not in declared["encoder"]:
+        raise hierarchical_encoder_needed(values["objective"]["name"])
     for group, schema in OPEN_GROUPS.items():
         values[group] = _checked_choice(group, schema, values[group], declared[group])
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if isinstance(values.get(key), str)}
     config = without_late_entries(build(Config, values))
-    check_combinations(config, inner_samples=inner_samples)
+    check_combinations(config, objective_inner_k)
     return config
 
 
@@ -163,8 +170,12 @@ def _declared(group: str, values: dict[str, Any], cfg: DictConfig, hydra: DictCo
     node = values.get(group)
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         raise UserError(f"{group} needs a choice: `vaebench list {group}` shows the choices")
-    sources = [Path(urlparse(s.path).path if "://" in s.path else s.path) for s in hydra.runtime.config_sources]
     context = cfg.copy()
     OmegaConf.set_struct(context, False)
-    context[group] = own_keys(group, hydra.runtime.choices[group], sources)
+    context[group] = own_keys(group, hydra.runtime.choices[group], _sources(hydra))
     return _resolved(context)[group]
+
+
+def _sources(hydra: DictConfig) -> list[Path]:
+    """Return the folders of yaml files, in hydra's order."""
+    return [Path(urlparse(s.path).path if "://" in s.path else s.path) for s in hydra.runtime.config_sources]
