@@ -11,7 +11,7 @@ from vaebench.config import Config, compose, run_folder, to_yaml
 from vaebench.records import ResultRecord, RunFolder, append_result, write_json
 from vaebench.records.folder import State
 
-__all__ = ["made_run", "record"]
+__all__ = ["composed", "made_run", "record"]
 
 
 @cache

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from browser import Browser, available, browser
 from made_runs import made_run, record
 
 from vaebench.cli import main
+from vaebench.direction import Direction
 from vaebench.records import Diagnostics, Measure, Recorder, RunFolder, write_diagnostics
 from vaebench.report.charts import ticks
 from vaebench.report.curves import Curve
-from vaebench.report.markup import Markup, element
-from vaebench.report.methods import mean_curve
+from vaebench.report.groups import mean_curve
 
 METHODS = [("gaussian", "elbo", 1), ("gaussian", "iwae", 5), ("hvm", "iwae", 5), ("avb", "elbo", 1)]
 
@@ -47,7 +48,9 @@ DIAGNOSTICS = Diagnostics(
     settings={"draws": 10},
     measures={
         "active_units": Measure(title="active units", value=3.0, definition="those that <vary>", unit="of 4"),
-        "rate": Measure(title="rate", value=6.231, stderr=0.021, definition="KL", unit="nats", direction="upper_bound"),
+        "rate": Measure(
+            title="rate", value=6.231, stderr=0.021, definition="KL", unit="nats", direction=Direction.UPPER_BOUND
+        ),
         "ess": Measure(title="effective weights", value=None, definition="refused"),
     },
     coordinates={"variance_of_mean": [1.0, 0.5, 2.0, 0.0], "kl": [1.0, 0.5, 2.0, 0.0]},
@@ -123,6 +126,28 @@ def test_the_page_needs_nothing_else(page: Path):
     assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", page.read_text(encoding="utf-8"))
 
 
+def test_all_text_is_escaped(tmp_path: Path):
+    bad = '<b>&"' + "'"
+    command = ["vaebench", "train", bad]
+    folder = made_run(tmp_path, "encoder=gaussian", results=[record(-1.0)], command=command, device=bad, host=bad)
+    with_curves(folder, -1.0)
+    write_diagnostics(folder, replace(DIAGNOSTICS, measures={"a": Measure(title=bad, value=1.0, definition=bad)}))
+    made_run(tmp_path, "encoder=hvm", state="running").write_status("failed", bad)
+    output = tmp_path / "page.html"
+    assert main(["report", str(tmp_path), "-o", str(output), "--title", bad]) == 0
+    tags = [tag for tag, _ in read(output).tags]
+    assert "b" not in tags
+    assert output.read_text(encoding="utf-8").count("&lt;b&gt;&amp;&#34;") >= 6
+
+
+def test_a_run_that_stopped_early_is_marked_in_the_page(tmp_path: Path):
+    made_run(tmp_path, "encoder=gaussian", results=[record(-1.0)], stopped_early={"epoch": 12, "of": 50})
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "≥ \N{MINUS SIGN}1.00^" in text
+    assert "1 run (marked ^) stopped early: 12 of 50 epochs" in text
+
+
 def test_links_within_the_page_arrive(page: Path):
     tags = read(page).tags
     places = {attributes["id"] for _, attributes in tags if "id" in attributes}
@@ -160,7 +185,7 @@ def test_filters_and_refusals(runs: Path, tmp_path: Path, capsys: pytest.Capture
     assert "gaussian" not in output.read_text(encoding="utf-8")
     assert main(["report", str(runs), "--filter", "encoder=hvm,k=7", "-o", str(output)]) == 2
     assert main(["report", str(runs), "-o", str(tmp_path)]) == 2
-    assert "is a folder: name a file" in capsys.readouterr().err
+    assert "is a folder: give a file name" in capsys.readouterr().err
 
 
 def test_runs_without_a_result_or_a_curve_make_a_page(tmp_path: Path):
@@ -170,11 +195,6 @@ def test_runs_without_a_result_or_a_curve_make_a_page(tmp_path: Path):
 
 
 # the parts
-
-
-def test_text_is_escaped_and_markup_is_not():
-    made = element("p", "<a>", element("b", "&"), None, [Markup("<i/>"), "'"], class_='x"y', hidden=True, id=None)
-    assert made == '<p class="x&quot;y" hidden>&lt;a&gt;<b>&amp;</b><i/>&#x27;</p>'
 
 
 @pytest.mark.parametrize(

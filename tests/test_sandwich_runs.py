@@ -31,7 +31,7 @@ Sided = dict[tuple[str, str], ResultRecord]
 
 def sided(records: list[ResultRecord]) -> Sided:
     """Return records by quantity and direction."""
-    found = {(record.quantity, record.direction): record for record in records}
+    found = {(record.quantity, record.direction.value): record for record in records}
     assert len(found) == len(records)
     return found
 

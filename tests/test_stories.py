@@ -11,7 +11,7 @@ from made_runs import made_run, record
 
 from vaebench.cli import main
 from vaebench.records import RunFolder, last_metrics, read_metrics
-from vaebench.report.curves import Curve, curves_span, plotted, thinned
+from vaebench.report.curves import Curve, shown_range, text_plot, thinned
 from vaebench.report.overview import ago
 
 LINES = [
@@ -21,26 +21,65 @@ LINES = [
 ]
 
 
-def test_list_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_list_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     made_run(tmp_path, "encoder=gaussian", results=[record(-100.0)], metrics=LINES)
     failed = made_run(tmp_path, "encoder=hvm", state="running", metrics=LINES[:1])
     failed.write_status("failed", "the loss was not finite at step 3")
     made_run(tmp_path, "encoder=hvm", seed=1, state="running")  # its process is gone
     made_run(tmp_path, "encoder=hvm", seed=2).status.write_text("{")
+    monkeypatch.setenv("COLUMNS", "150")
     assert main(["list", "runs", str(tmp_path)]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["run", "state", "epoch", "updated", "result"]
+    assert head.split() == ["run", "state", "epoch", "result", "updated", "estimate"]
     assert lines[0].startswith("mnist5k/gaussian-elbo-k1/0-")
     assert "finished  " in lines[0]
     assert "3/50" in lines[0]
-    assert lines[0].endswith("test log p(x) >= -100.00 +- 0.50 (IWAE, k=64, mnist5k/dynamic-v1)")
+    assert ">= -100.00 +- 0.50  " in lines[0]
+    assert lines[0].endswith("test log p(x) (IWAE, k=64, mnist5k/dynamic-v1)")
     assert "1/50" in lines[1]
-    assert lines[1].endswith("the loss was not finite at step 3")
-    assert "ended without a word (killed?)" in lines[2]
-    assert "damaged" in lines[3]
+    assert lines[2] == "    the loss was not finite at step 3"
+    assert lines[4].startswith("    ")  # the reason of the interruption
+    assert "damaged" in lines[5]
     assert lines[-1] == "4 runs: 1 finished, 1 failed, 1 interrupted, 1 damaged"
     assert main(["list", "runs", str(tmp_path), "--filter", "state=interrupted,failed", "--filter", "seed=1"]) == 0
     assert "2 runs: 1 interrupted, 1 damaged" in capsys.readouterr().out
+
+
+def test_list_runs_fits_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    made_run(tmp_path, "encoder=full_gaussian", results=[record(-100.0)], metrics=LINES)
+    failed = made_run(tmp_path, "encoder=hvm", state="running")
+    failed.write_status("failed", "a long message " * 20)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert main(["list", "runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["run", "state", "epoch", "result"]
+    assert any(line.startswith("left out to fit 80 columns: updated, estimate") for line in lines)
+    assert main(["list"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_run_that_stopped_early_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    early = made_run(tmp_path, "encoder=gaussian", metrics=LINES, stopped_early={"epoch": 3, "of": 50})
+    whole = made_run(tmp_path, "encoder=gaussian", seed=1, metrics=LINES)
+    assert main(["list", "runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("3/50 early") == 1
+    assert "early: 1 run stopped before the last epoch" in out
+    assert main(["show", str(early.path)]) == 0
+    assert "stopped     early, at epoch 3 of 50" in capsys.readouterr().out
+    assert main(["show", str(whole.path)]) == 0
+    assert "early," not in capsys.readouterr().out
+
+
+def test_show_notes_a_warm_up_longer_than_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    long, whole = (
+        made_run(tmp_path, "encoder=gaussian", f"trainer.kl_warmup={epochs}", metrics=LINES) for epochs in (200, 50)
+    )
+    assert main(["show", str(long.path)]) == 0
+    assert "note        trainer.kl_warmup=200 is longer than trainer.epochs=50" in capsys.readouterr().out
+    assert main(["show", str(whole.path)]) == 0
+    assert "note  " not in capsys.readouterr().out
 
 
 def test_list_runs_where_there_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -108,15 +147,15 @@ def test_a_terminal_without_unicode_gets_ascii(tmp_path: Path):
 
 
 def test_plot_puts_values_where_they_belong():
-    lines = plotted([0.0, 1.0, 2.0], [-100.0, -95.0, -90.0], width=5, height=3, letters="ascii")
+    lines = text_plot([0.0, 1.0, 2.0], [-100.0, -95.0, -90.0], width=5, height=3, letters="ascii")
     assert lines == [" -90.0 +    *", " -95.0 +  *", "-100.0 +*"]
 
 
 def test_the_first_fall_of_a_loss_does_not_hide_the_rest():
-    low, high = curves_span([-500.0, *(-100.0 + i / 10 for i in range(40))])
+    low, high = shown_range([-500.0, *(-100.0 + i / 10 for i in range(40))])
     assert high == pytest.approx(-96.1)
     assert low > -120
-    assert curves_span([-3.0, -3.0]) == (-3.5, -2.5)
+    assert shown_range([-3.0, -3.0]) == (-3.5, -2.5)
 
 
 def test_thinning_keeps_means_and_the_last_point():

@@ -25,6 +25,7 @@ from vaebench.cli.sweep.live import shown, view_of
 from vaebench.cli.sweep.records import JobRecord, Records
 from vaebench.cli.sweep.table import JobRow, summary, table
 from vaebench.config import Config, compose, from_yaml, identity, run_folder, to_yaml
+from vaebench.direction import Direction
 from vaebench.errors import RunFailed
 from vaebench.isolation import isolated
 from vaebench.records import ResultRecord, RunFolder, append_result, read_results
@@ -78,7 +79,7 @@ def result(config: Config, estimator: str = "IWAE") -> ResultRecord:
         mean=-100.0 - config.seed,
         stderr=1.5,
         n_images=500,
-        direction="lower_bound",
+        direction=Direction.LOWER_BOUND,
         epoch=1,
         seconds=1.0,
     )

@@ -38,7 +38,6 @@ from vaebench.estimators.importance import Chunks, PerImage, weighed
 from vaebench.evaluate.job import Images, chosen
 from vaebench.experiment import Experiment, build, load_best
 from vaebench.records import Diagnostics, Measure, RunFolder, format_table, write_diagnostics
-from vaebench.records.results import Direction as Found
 from vaebench.train.update import Loss, Settings, Update
 from vaebench.train.updates import updates
 
@@ -221,7 +220,7 @@ def _coordinates(look: _Look, found: Seen) -> Measures:
     definition = f"sum over d of E_x {what}: at most E KL(q(z|x) || p(z)), whatever the encoder's log q is"
     return {
         "active_units_kl": counted,
-        "rate_gaussian": _mean("rate, Gaussian approximation", values.sum(1), "lower_bound", definition),
+        "rate_gaussian": _mean("rate, Gaussian approximation", values.sum(1), Direction.LOWER_BOUND, definition),
     }
 
 
@@ -239,14 +238,14 @@ def _per_coordinate(look: _Look, found: Seen) -> dict[str, list[float]]:
 
 # Rates ----------------------------------------------------------------------------------------------------
 
-_RATES: dict[Direction, tuple[Found, str]] = {
-    Direction.EXACT: ("exact", "by draws and their exact log q"),
-    Direction.UPPER_BOUND: ("upper_bound", "by an upper bound on log q(z|x): what that is loose by is counted too"),
-    Direction.ESTIMATE: ("estimate", "by a learned log q(z|x), which may be off to either side"),
+_RATES: dict[Direction, str] = {
+    Direction.EXACT: "by draws and their exact log q",
+    Direction.UPPER_BOUND: "by an upper bound on log q(z|x): what that is loose by is counted too",
+    Direction.ESTIMATE: "by a learned log q(z|x), which may be off to either side",
 }
 
 
-def _mean(title: str, values: Tensor, direction: Found, definition: str, **extra: float) -> Measure:
+def _mean(title: str, values: Tensor, direction: Direction, definition: str, **extra: float) -> Measure:
     """Return the mean over images with its standard error."""
     if not bool(values.isfinite().all()):
         raise RunFailed(f"{title}: {int((~values.isfinite()).sum())} of {len(values)} images have no finite value")
@@ -264,17 +263,17 @@ def _mean(title: str, values: Tensor, direction: Found, definition: str, **extra
 
 def _rates(look: _Look, found: Seen) -> Measures:
     encoder = look.experiment.encoder
-    direction, how = _RATES[encoder.direction]
+    how = _RATES[encoder.direction]
     if encoder.has_inner_samples:
         how += f" (inner_k={look.inner_k})"
     return {
         "reconstruction": _mean(
-            "reconstruction", found.log_likelihood, "exact", "E_x E_q[log p(x|z)], minus the distortion"
+            "reconstruction", found.log_likelihood, Direction.EXACT, "E_x E_q[log p(x|z)], minus the distortion"
         ),
         "rate": _mean(
             "rate",
             found.rate,
-            direction,
+            encoder.direction,
             f"E_x KL(q(z|x) || p(z)) = E_x E_q[log q(z|x) - log p(z)], {how}",
         ),
     }
@@ -305,7 +304,7 @@ def _by_density(table: AggregateDensity, found: Seen) -> Measures:
         "information_lower": _mean(
             "information I(x; z)",
             table.information_at_least(),
-            "lower_bound",
+            Direction.LOWER_BOUND,
             f"{_POPULATION}: E log q(z_i|x_i) - log 1/N sum_j q(z_i|x_j) over N={n} images, i among them (Poole et al. "
             f"2019). It cannot exceed log N = {cap:.2f}, however much z tells: near that, the cap is all it says",
             cap=cap,
@@ -313,20 +312,20 @@ def _by_density(table: AggregateDensity, found: Seen) -> Measures:
         "information_upper": _mean(
             "information I(x; z)",
             table.information_at_most(),
-            "upper_bound",
+            Direction.UPPER_BOUND,
             f"the same without i in the sum, over the {n - 1} others; the rate is an upper bound, too",
         ),
         "aggregate_kl_lower": _mean(
             "aggregate KL(q(z) || p(z))",
             table.log_mixture_of_others() - found.log_prior,
-            "lower_bound",
+            Direction.LOWER_BOUND,
             f"q(z) = E_x q(z|x), estimated without i: rate minus the upper bound on I(x; z). Below 0 it says nothing; "
             f"it needs so many images that their posteriors overlap, N={n} here",
         ),
         "aggregate_kl_upper": _mean(
             "aggregate KL(q(z) || p(z))",
             table.log_mixture() - found.log_prior,
-            "upper_bound",
+            Direction.UPPER_BOUND,
             f"with i in the mixture: rate minus the lower bound on I(x; z), hence at least rate - {cap:.2f}",
         ),
     }
@@ -335,12 +334,12 @@ def _by_density(table: AggregateDensity, found: Seen) -> Measures:
 def _by_critic(table: AggregateDensity, found: Seen, direction: Direction) -> Measures:
     """What draws alone say, for encoders whose density cannot be evaluated at the draws of other images."""
     n, cap, least = len(table.own), table.cap, table.information_at_least()
-    upper: Found = "estimate" if direction is Direction.ESTIMATE else "upper_bound"
+    upper = Direction.ESTIMATE if direction is Direction.ESTIMATE else Direction.UPPER_BOUND
     return {
         "information_lower": _mean(
             "information I(x; z)",
             least,
-            "lower_bound",
+            Direction.LOWER_BOUND,
             f"{_POPULATION}: E log r(z_i|x_i) - log 1/N sum_j r(z_i|x_j) over N={n} images, r the Gaussian with the "
             "moments of other draws, as q's own density is not known everywhere (InfoNCE, valid for any r; van den "
             f"Oord et al. 2018). It cannot exceed log N = {cap:.2f}",
@@ -374,7 +373,7 @@ def _effective_weights(look: _Look) -> Measures:
     definition = f"(sum w)^2 / sum w^2 of the k={look.k} weights of an image, from 1 to k, averaged over images"
     if encoder.direction is Direction.ESTIMATE:
         definition += "; by a learned log q, so that it tells of the learned ratio as well as of q"
-    found = _mean("effective weights", torch.cat(values), "estimate", definition)
+    found = _mean("effective weights", torch.cat(values), Direction.ESTIMATE, definition)
     return {"ess": dataclasses.replace(found, unit=f"of {look.k}")}
 
 

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-__all__ = ["Direction"]
+__all__ = ["Direction", "checked_direction"]
 
 
 class Direction(StrEnum):
@@ -24,3 +24,10 @@ class Direction(StrEnum):
     def of_log_likelihood(self) -> "Direction":
         """The direction of an importance-weighted estimate of log p(x) made with this log_q."""
         return Direction.ESTIMATE if self is Direction.ESTIMATE else Direction.LOWER_BOUND
+
+
+def checked_direction(name: str) -> Direction:
+    """Return the direction of that name, as results.json holds it. ValueError when there is none."""
+    if name not in list(Direction):
+        raise ValueError(f"direction must be one of {', '.join(Direction)}, not {name!r}")
+    return Direction(name)

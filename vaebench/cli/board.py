@@ -46,7 +46,7 @@ def run(words: list[str]) -> int:
         print(HELP, end="")
         return 0
     port = whole(parsed.flags["--port"], "--port", 1, 65535) if "--port" in parsed.flags else None
-    from vaebench.cli.compare import DEFAULT_FOLDER
+    from vaebench.cli.selection import DEFAULT_FOLDER
 
     paths = [Path(path) for path in parsed.rest or [DEFAULT_FOLDER]]
     folders = chosen_folders(paths, [condition for (condition,) in filters])
@@ -68,10 +68,10 @@ def chosen_folders(paths: Sequence[Path], filters: Sequence[str]) -> "list[RunFo
 
     if not filters:
         return RunFolder.find(paths)
-    from vaebench.report.filters import chosen
+    from vaebench.report.filters import matching_runs
     from vaebench.report.runs import read_runs
 
-    folders = [run.folder for run in chosen(read_runs(paths)[0], filters)]
+    folders = [run.folder for run in matching_runs(read_runs(paths)[0], filters)]
     if not folders:
         raise UserError("no run meets the conditions of --filter")
     return folders

@@ -1,32 +1,32 @@
-"""`vaebench compare`: results side by side, seeds aggregated, only like with like."""
+"""`vaebench compare`: tables of comparable results, averaged over seeds."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vaebench.cli.flags import COMPARE, parse, take
+from vaebench.cli.flags import COMPARE, take
+from vaebench.cli.selection import comparison_options, nothing_to_compare, selection
 from vaebench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from vaebench.report import Comparison, Pair, Table
 
-__all__ = ["DEFAULT_FOLDER", "nothing_to_compare", "run"]
-
-DEFAULT_FOLDER = "outputs"
+__all__ = ["run"]
 
 HELP = """usage: vaebench compare [RUN ...] [FLAGS]
 
-Compare results, runs grouped by everything but the seed, best first. RUN is a run folder or a folder of runs
-(default: outputs). Only like stands with like: protocol, split, estimator and its k, number of images, trainer.epochs.
->= marks a lower bound, <= an upper bound, ~ an estimate that bounds nothing and has no rank.
+Compare results, best first. Runs that differ only in the seed share a row. RUN is a run folder or a folder of runs
+(default: outputs). A table holds results with the same protocol, split, estimator, k, number of images and
+trainer.epochs. The signs: >= lower bound, <= upper bound, ~ estimate that is not a bound and has no rank. The marks:
+* some runs did not finish, ^ some runs stopped early.
 
 flags:
   --format FORMAT      table, md, csv, json or latex
   --columns A,B,...    settings (optimizer.lr) and facts (parameters) to show before the numbers
   --diff               show every setting that differs between the methods
-  --filter CONDITION   encoder=iwhvi, encoder=gaussian,hvm or 'k>=5'; may be repeated, all must hold
+  --filter CONDITION   encoder=iwhvi, encoder=gaussian,hvm or 'k>=5'; repeat it to require several conditions
   --pair A B           differences between two methods over common seeds, with a confidence interval
   --quantity NAME      compare results of another quantity than log p(x)
-  --unfinished         runs that did not finish too, marked *, where they have a result
+  --unfinished         include runs that did not finish but have a result, marked *
 
 examples:
   vaebench compare
@@ -39,43 +39,36 @@ examples:
 
 def run(words: list[str]) -> int:
     """Carry out ``vaebench compare <words>`` and return the exit code."""
-    filters, words = take(words, "--filter", 1)
     paired, words = take(words, "--pair", 2)
-    parsed = parse(words, COMPARE)
-    if "--help" in parsed.flags:
-        print(HELP, end="")
+    chosen = selection(words, COMPARE, HELP)
+    if chosen is None:
         return 0
-    form = checked_format(parsed.flags.get("--format", "table"))
-    # here, so that --help answers at once
+    output_format = checked_format(chosen.flags.get("--format", "table"))
+    # here, so that --help stays fast
     from vaebench.report.comparison import check_columns, compare
-    from vaebench.report.formats import Chosen, render
+    from vaebench.report.formats import ColumnChoice, render
 
-    comparison = compare(
-        parsed.rest or [DEFAULT_FOLDER],
-        filters=[condition for (condition,) in filters],
-        quantity=parsed.flags.get("--quantity", "log p(x)"),
-        unfinished="--unfinished" in parsed.flags,
-    )
+    comparison = compare(chosen.paths, **comparison_options(chosen))
     if not comparison.tables:
         raise nothing_to_compare(comparison)
-    columns = parsed.flags["--columns"].split(",") if "--columns" in parsed.flags else None
+    columns = chosen.flags["--columns"].split(",") if "--columns" in chosen.flags else None
     check_columns(columns or [], comparison)
-    chosen = Chosen(columns, every_difference="--diff" in parsed.flags)
-    print(render(comparison, form, chosen, found_pairs(comparison, paired)), end="")
+    choice = ColumnChoice(columns, every_difference="--diff" in chosen.flags)
+    print(render(comparison, output_format, choice, pairs_of_tables(comparison, paired)), end="")
     return 0
 
 
-def checked_format(form: str) -> str:
-    """Return ``form`` if there is such a format."""
+def checked_format(name: str) -> str:
+    """Return ``name`` if it is an output format."""
     from vaebench.report.formats import FORMATS
 
-    if form not in FORMATS:
-        raise UserError(f"--format must be one of {', '.join(FORMATS)}, not '{form}'{did_you_mean(form, FORMATS)}")
-    return form
+    if name not in FORMATS:
+        raise UserError(f"--format must be one of {', '.join(FORMATS)}, not '{name}'{did_you_mean(name, FORMATS)}")
+    return name
 
 
-def found_pairs(comparison: "Comparison", asked: Sequence[Sequence[str]]) -> "list[tuple[Table, list[Pair]]]":
-    """Return the pairs of every table that has some. UserError when none has, with the largest table's reason."""
+def pairs_of_tables(comparison: "Comparison", asked: Sequence[Sequence[str]]) -> "list[tuple[Table, list[Pair]]]":
+    """Return the pairs in each table that has any. UserError with the largest table's reason if no table has any."""
     from vaebench.report.pairs import pairs
 
     found: list[tuple[Table, list[Pair]]] = []
@@ -89,13 +82,3 @@ def found_pairs(comparison: "Comparison", asked: Sequence[Sequence[str]]) -> "li
         if len(refusals) == len(comparison.tables):
             raise refusals[0]
     return found
-
-
-def nothing_to_compare(comparison: "Comparison") -> UserError:
-    """Return the error that says why there is no table."""
-    reasons = [f"{folder}: {reason}" for folder, reason in comparison.left_out[:5]]
-    if len(comparison.left_out) > len(reasons):
-        reasons.append(f"and {len(comparison.left_out) - len(reasons)} more")
-    if comparison.filtered:
-        reasons.append(f"{comparison.filtered} runs were filtered out")
-    return UserError("there is nothing to compare:\n  " + "\n  ".join(reasons))

@@ -1,19 +1,22 @@
-"""`vaebench list`: what can be chosen; `vaebench list runs`: what was run."""
+"""`vaebench list`: the choices of the config groups; `vaebench list runs`: the runs in a folder."""
 
 from pathlib import Path
 
 from vaebench.cli.flags import HELP as HELP_FLAGS
-from vaebench.cli.flags import TRAIN, parse, take
+from vaebench.cli.flags import TRAIN, parse
+from vaebench.cli.selection import selection
 from vaebench.config.catalog import config_dir, default_choices, described, groups
 from vaebench.errors import UserError, did_you_mean
+from vaebench.records.text import table
 
 __all__ = ["run"]
 
 HELP = """usage: vaebench list [GROUP] [--config-dir DIR]
        vaebench list runs [FOLDER ...] [--filter CONDITION]
 
-Show the choices of every config group, or of one, with a line about each; * marks the default. `vaebench list runs`
-shows the runs in a folder (default: outputs): state, progress, when something was last recorded, the latest result.
+List the choices of all config groups, or of one group, with a short description; * marks the default.
+`vaebench list runs` lists the runs in a folder (default: outputs) with state, progress and latest result. `early` in
+the epoch column marks a run that stopped early.
 
 examples:
   vaebench list runs
@@ -42,37 +45,28 @@ def run(words: list[str]) -> int:
         if group not in known:
             hint = did_you_mean(group, known)
             raise UserError(f"there is no group '{group}'{hint}; groups: {', '.join(known)}")
-    print("\n\n".join(section(group, folders) for group in parsed.rest or known))
+    print("\n\n".join(choices_of(group, folders) for group in parsed.rest or known))
     return 0
 
 
-def section(group: str, folders: list[Path]) -> str:
-    """Return the choices of one group, a line each."""
-    choices = described(group, folders)
-    width = max((len(listed.choice) for listed in choices), default=0)
+def choices_of(group: str, folders: list[Path]) -> str:
+    """Return the choices of one group with their descriptions."""
     default = default_choices().get(group)
-    lines = [
-        f"  {'*' if listed.choice == default else ' '} {listed.choice:<{width}}  {listed.summary}".rstrip()
-        for listed in choices
-    ]
-    return "\n".join([group, *lines])
+    rows = [(f"  {'*' if c.choice == default else ' '} {c.choice}", c.summary) for c in described(group, folders)]
+    choices = table(("choice", "summary"), rows, wrap="summary", keep=("summary",), titles=False)
+    return f"{group}\n{choices}"
 
 
 def list_runs(words: list[str]) -> int:
-    """Show the runs at or below the folders in ``words``."""
-    filters, words = take(words, "--filter", 1)
-    parsed = parse(words, HELP_FLAGS)
-    if parsed.flags:
-        print(HELP, end="")
+    """Print the runs at or below the folders in ``words``."""
+    chosen = selection(words, HELP_FLAGS, HELP)
+    if chosen is None:
         return 0
-    from vaebench.cli.compare import DEFAULT_FOLDER
-    from vaebench.report.filters import chosen
+    from vaebench.report.filters import matching_runs
     from vaebench.report.overview import overview
     from vaebench.report.runs import read_runs
 
-    paths = parsed.rest or [DEFAULT_FOLDER]
-    runs, damaged = read_runs(paths)
-    kept = chosen(runs, [condition for (condition,) in filters])
-    base = Path(paths[0]) if len(paths) == 1 else Path()
-    print("\n".join(overview(kept, damaged, base)))
+    runs, damaged = read_runs(chosen.paths)
+    base = Path(chosen.paths[0]) if len(chosen.paths) == 1 else Path()
+    print(overview(matching_runs(runs, chosen.filters), damaged, base))
     return 0

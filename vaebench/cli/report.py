@@ -1,23 +1,24 @@
-"""`vaebench report`: one self-contained page about many runs."""
+"""`vaebench report`: a self-contained HTML page about many runs."""
 
 from pathlib import Path
 
-from vaebench.cli.flags import REPORT, parse, take
+from vaebench.cli.flags import REPORT
+from vaebench.cli.selection import Selection, comparison_options, nothing_to_compare, selection
 from vaebench.errors import UserError
 
 __all__ = ["run"]
 
 HELP = """usage: vaebench report [RUN ...] [-o FILE] [FLAGS]
 
-Write one page with tables, learning curves, pictures and every run's command. RUN is a run folder or a folder of runs
-(default: outputs). The page needs no network, no script and no other file.
+Write an HTML page with tables, learning curves, pictures and the command of every run. RUN is a run folder or a folder
+of runs (default: outputs). The page needs no network, no script and no other file.
 
 flags:
-  -o FILE, --output FILE    where to (report.html)
-  --title TEXT              of the page
-  --filter CONDITION        as in `vaebench compare`; may be repeated
-  --quantity NAME           results of another quantity than log p(x)
-  --unfinished              runs that did not finish into the tables too, marked *
+  -o FILE, --output FILE    the file to write (default: report.html)
+  --title TEXT              the title of the page
+  --filter CONDITION        as in `vaebench compare`; repeat it to require several conditions
+  --quantity NAME           show results of another quantity than log p(x)
+  --unfinished              include runs that did not finish in the tables, marked *
 
 examples:
   vaebench report
@@ -28,15 +29,13 @@ examples:
 
 def run(words: list[str]) -> int:
     """Carry out ``vaebench report <words>`` and return the exit code."""
-    filters, words = take(words, "--filter", 1)
-    parsed = parse(words, REPORT)
-    if "--help" in parsed.flags:
-        print(HELP, end="")
+    chosen = selection(words, REPORT, HELP)
+    if chosen is None:
         return 0
-    output = Path(parsed.flags.get("--output", "report.html")).expanduser()
+    output = Path(chosen.flags.get("--output", "report.html")).expanduser()
     if output.is_dir():
-        raise UserError(f"{output} is a folder: name a file, as in -o {output / 'report.html'}")
-    text = made(parsed.rest, [condition for (condition,) in filters], parsed.flags)
+        raise UserError(f"{output} is a folder: give a file name, for example -o {output / 'report.html'}")
+    text = page_of(chosen)
     from vaebench.records.files import write_whole
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -45,23 +44,16 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def made(paths: list[str], filters: list[str], flags: dict[str, str]) -> str:
-    """Return the page. UserError when no run is left."""
-    from vaebench.cli.compare import DEFAULT_FOLDER, nothing_to_compare
+def page_of(chosen: Selection) -> str:
+    """Return the page. UserError when no run meets the filters."""
     from vaebench.report.comparison import compare_runs
-    from vaebench.report.filters import chosen
+    from vaebench.report.filters import matching_runs
     from vaebench.report.page import page
     from vaebench.report.runs import read_runs
 
-    runs, damaged = read_runs(paths or [DEFAULT_FOLDER])
-    comparison = compare_runs(
-        runs,
-        damaged,
-        filters=filters,
-        quantity=flags.get("--quantity", "log p(x)"),
-        unfinished="--unfinished" in flags,
-    )
-    kept = chosen(runs, filters)
+    runs, damaged = read_runs(chosen.paths)
+    comparison = compare_runs(runs, damaged, **comparison_options(chosen))
+    kept = matching_runs(runs, chosen.filters)
     if not kept:
         raise nothing_to_compare(comparison)
-    return page(kept, comparison, title=flags.get("--title"))
+    return page(kept, comparison, title=chosen.flags.get("--title"))

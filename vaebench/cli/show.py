@@ -1,8 +1,6 @@
-"""`vaebench show`: one run's story."""
+"""`vaebench show`: the summary of a run."""
 
-import sys
 from pathlib import Path
-from typing import Literal
 
 from vaebench.cli.flags import SHOW, parse
 from vaebench.errors import UserError
@@ -11,14 +9,14 @@ __all__ = ["run"]
 
 HELP = """usage: vaebench show RUN [RUN ...] [--settings]
 
-Show what a run trained, with which command, on which data and machine, for how long, and what came of it.
+Show the summary of a run: settings, command, data, machine, time, learning curve, results and files.
 
 flags:
-  --settings    every setting that defines the model too
+  --settings    show every setting that defines the model
 
 examples:
   vaebench show outputs/mnist5k/hvm-iwae-k16/0-1a2b3c4d
-  vaebench list runs                                       # which runs there are
+  vaebench list runs                                       # the runs in outputs/
 """
 
 
@@ -29,18 +27,11 @@ def run(words: list[str]) -> int:
         print(HELP, end="")
         return 0
     if not parsed.rest:
-        raise UserError("which run? `vaebench show RUN`; `vaebench list runs` shows them")
+        raise UserError("missing RUN: give a run folder; `vaebench list runs` lists them")
     from vaebench.records import RunFolder
+    from vaebench.report.run_summary import run_summary
     from vaebench.report.runs import Run
-    from vaebench.report.story import story
 
     runs = [Run.read(RunFolder.open(Path(path))) for path in parsed.rest]
-    texts = [story(run, letters=letters(), every_setting="--settings" in parsed.flags) for run in runs]
-    print("\n\n".join(texts))
+    print("\n\n".join(run_summary(run, every_setting="--settings" in parsed.flags) for run in runs))
     return 0
-
-
-def letters() -> Literal["braille", "ascii"]:
-    """Return what the terminal can show."""
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    return "braille" if encoding.startswith("utf") else "ascii"

@@ -14,13 +14,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vaebench.direction import Direction
 from vaebench.distributions import DiagonalNormal
 from vaebench.model import GenerativeModel
 from vaebench.nets.networks import Networks
@@ -43,22 +43,6 @@ __all__ = [
 
 Tau = Literal["learned", "prior"]
 """Where inner samples come from: tau(psi|z,x), or q(psi|x)."""
-
-
-class Direction(Enum):
-    """What ``log_q`` is to log q(z|x); results made from it are labelled by it."""
-
-    EXACT = "exact"
-    """log_q = log q(z|x)."""
-    UPPER_BOUND = "upper bound"
-    """E[exp(-log_q) | z] = 1/q(z|x), hence E[log_q | z] >= log q(z|x)."""
-    ESTIMATE = "estimate"
-    """A learned density ratio: the contract fails and nothing made from it is a bound."""
-
-    @property
-    def of_log_likelihood(self) -> Literal["lower_bound", "estimate"]:
-        """The direction of an importance-weighted estimate of log p(x) made with this log_q."""
-        return "estimate" if self is Direction.ESTIMATE else "lower_bound"
 
 
 class Draw(NamedTuple):

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaebench import runtime
+from vaebench.direction import Direction
 from vaebench.encoders.base import Encoder
 from vaebench.errors import UserError, did_you_mean
 from vaebench.estimators.ais import AISResult, Settings, ais, batch_size, has_density, moment_matched, refuse_unmixed
@@ -103,7 +104,9 @@ def annealed(experiment: Experiment) -> EstimatorJob:
         return torch.cat([result.rows().cpu(), certificate.rows_beside(part)])
 
     def summarise(rows: Tensor) -> list[Estimate]:
-        estimate = annealing_found("AIS", "lower_bound", AISResult.from_rows(rows[:OWN_ROWS]), annealing.shown())
+        estimate = annealing_found(
+            "AIS", Direction.LOWER_BOUND, AISResult.from_rows(rows[:OWN_ROWS]), annealing.shown()
+        )
         extra, note = certificate.summarise(rows[OWN_ROWS:])
         return [replace(estimate, extra=estimate.extra | extra, note=note)]
 
@@ -211,8 +214,8 @@ def bidirectional(experiment: Experiment) -> EstimatorJob:
         # The error that the settings make at most, beside each of the two numbers.
         gap = {"gap": both.gap, "gap_stderr": both.gap_stderr} if count > 1 else {"gap": both.gap}
         return [
-            annealing_found("BDMC", "lower_bound", both.forward, annealing.shown(), **gap),
-            annealing_found("BDMC", "upper_bound", both.reverse, annealing.shown(), **gap),
+            annealing_found("BDMC", Direction.LOWER_BOUND, both.forward, annealing.shown(), **gap),
+            annealing_found("BDMC", Direction.UPPER_BOUND, both.reverse, annealing.shown(), **gap),
         ]
 
     return EstimatorJob(
@@ -231,7 +234,7 @@ def bidirectional(experiment: Experiment) -> EstimatorJob:
 
 def annealing_found(
     estimator: str,
-    direction: Literal["lower_bound", "upper_bound"],
+    direction: Direction,
     result: AISResult,
     settings: dict[str, Any],
     **extra: float,

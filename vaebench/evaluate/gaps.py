@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -174,36 +174,34 @@ class _Gaps:
         """Return the gaps, and what they are differences of, each with its direction."""
         exact = self.encoder.direction is Direction.EXACT
         estimates = [
-            self._found("log p(x)", "lower_bound", found.log_likelihood),
-            self._found("ELBO of q", "exact" if exact else "lower_bound", found.elbo),
-            self._found("ELBO of the best Gaussian", "lower_bound", found.gaussian),
+            self._found("log p(x)", Direction.LOWER_BOUND, found.log_likelihood),
+            self._found("ELBO of q", Direction.EXACT if exact else Direction.LOWER_BOUND, found.elbo),
+            self._found("ELBO of the best Gaussian", Direction.LOWER_BOUND, found.gaussian),
         ]
         if self.tuned:
-            estimates.append(self._found("ELBO of q*", "lower_bound", found.family))
-        estimates.append(self._found("inference gap", "lower_bound", found.log_likelihood - found.bound))
+            estimates.append(self._found("ELBO of q*", Direction.LOWER_BOUND, found.family))
+        estimates.append(self._found("inference gap", Direction.LOWER_BOUND, found.log_likelihood - found.bound))
         if self.tuned or self.is_gaussian:
             amortised = found.family - found.elbo
             estimates += [
-                self._found("approximation gap", "estimate", found.log_likelihood - found.family),
-                self._found("amortisation gap", "lower_bound" if exact else "estimate", amortised),
+                self._found("approximation gap", Direction.ESTIMATE, found.log_likelihood - found.family),
+                self._found("amortisation gap", Direction.LOWER_BOUND if exact else Direction.ESTIMATE, amortised),
             ]
         if not self.is_gaussian:
             gap = found.log_likelihood - found.gaussian
-            estimates.append(self._found("approximation gap of a Gaussian", "estimate", gap))
+            estimates.append(self._found("approximation gap of a Gaussian", Direction.ESTIMATE, gap))
         return estimates + self._bound_gaps(found)
 
     def _bound_gaps(self, found: _Parts) -> list[Estimate]:
         estimates, k = [], self.experiment.k
         if self.hierarchical:
-            estimates.append(self._found("bound gap", "lower_bound", found.elbo - found.bound))
+            estimates.append(self._found("bound gap", Direction.LOWER_BOUND, found.elbo - found.bound))
         if k > 1:
             gap = found.log_likelihood - found.importance_weighted
-            estimates.append(self._found(f"gap of the IWAE-{k} bound", "lower_bound", gap))
+            estimates.append(self._found(f"gap of the IWAE-{k} bound", Direction.LOWER_BOUND, gap))
         return estimates
 
-    def _found(
-        self, quantity: str, direction: Literal["exact", "lower_bound", "upper_bound", "estimate"], values: Tensor
-    ) -> Estimate:
+    def _found(self, quantity: str, direction: Direction, values: Tensor) -> Estimate:
         given = self.experiment.config.estimator
         return Estimate(
             estimator="gaps",

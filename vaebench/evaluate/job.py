@@ -4,12 +4,13 @@ what is reported of them."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vaebench import runtime
+from vaebench.direction import Direction
 from vaebench.errors import UserError
 from vaebench.experiment import Experiment
 
@@ -21,7 +22,7 @@ class Estimate:
     """A result but for where and when it was found: the fields are those of a result record."""
 
     estimator: str
-    direction: Literal["exact", "lower_bound", "upper_bound", "estimate"]
+    direction: Direction
     values: Tensor
     """Nats per image, (N,)."""
     quantity: str = "log p(x)"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ QUANTITIES = {
 """What results call the fields of a SandwichResult, in the order in which they are reported; of the model's own images,
 ``image_information`` is that of the model."""
 
-Directions = Literal["exact", "lower_bound", "upper_bound", "estimate"]
 WAYS = ("forward", "reverse")
 
 
@@ -318,11 +317,13 @@ def _found(measure: _Measure, name: str, between: Between) -> Iterator[Estimate]
         found: Side | None = getattr(between, side)
         if found is None or (between.single and side == "lower"):
             continue
-        direction: Directions = "exact" if between.single else "lower_bound" if side == "lower" else "upper_bound"
+        direction = (
+            Direction.EXACT if between.single else Direction.LOWER_BOUND if side == "lower" else Direction.UPPER_BOUND
+        )
         yield Estimate(
             estimator="sandwich",
             quantity=QUANTITIES[name],
-            direction="estimate" if estimate and not annealed else direction,
+            direction=Direction.ESTIMATE if estimate and not annealed else direction,
             values=found.values,
             k=measure.k,
             inner_k=measure.inner_k if measure.encoder.direction is Direction.UPPER_BOUND else None,

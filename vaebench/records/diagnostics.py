@@ -6,12 +6,13 @@ import shutil
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_args
+from typing import Any
 
+from vaebench.direction import Direction, checked_direction
 from vaebench.errors import UserError
 from vaebench.records.files import write_json
 from vaebench.records.folder import RunFolder
-from vaebench.records.results import SIGNS, Direction
+from vaebench.records.text import SIGNS, with_error
 
 __all__ = ["Diagnostics", "Measure", "format_table", "read_diagnostics", "write_diagnostics"]
 
@@ -28,7 +29,7 @@ class Measure:
     value: float | None
     definition: str
     """What exactly was computed, and how it can mislead."""
-    direction: Direction = "estimate"
+    direction: Direction = Direction.ESTIMATE
     """What the value is to the quantity: in expectation itself, a bound on it, or neither is known."""
     stderr: float | None = None
     unit: str = ""
@@ -36,8 +37,7 @@ class Measure:
     """Numbers that belong to it: a cap, a noise floor, how many are undecided."""
 
     def __post_init__(self) -> None:
-        if self.direction not in get_args(Direction):
-            raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, not {self.direction!r}")
+        object.__setattr__(self, "direction", checked_direction(self.direction))
         if not self.title or not self.definition:
             raise ValueError("a diagnostic needs its title and its definition")
         for name, value in {"value": self.value, "stderr": self.stderr, **self.extra}.items():
@@ -97,10 +97,11 @@ def _number(measure: Measure) -> str:
         return "-"
     if measure.unit.startswith("of ") and measure.stderr is None:
         return f"   {measure.value:.0f} {measure.unit}"
-    decimals = 3 if abs(measure.value) < 1 else 2
-    error = "" if measure.stderr is None else f" +- {measure.stderr:.{decimals}f}"
+    places = 3 if abs(measure.value) < 1 else 2
+    plain = f"{measure.value:.{places}f}"
+    shown = plain if measure.stderr is None else with_error(measure.value, measure.stderr, places=places)
     unit = f" {measure.unit}" if measure.unit.startswith("of ") else ""
-    return f"{SIGNS[measure.direction]:<3}{measure.value:.{decimals}f}{error}{unit}"
+    return f"{SIGNS[measure.direction]:<3}{shown}{unit}"
 
 
 def _coordinate_lines(found: Diagnostics, width: int) -> list[str]:

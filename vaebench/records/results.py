@@ -4,17 +4,15 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
+from vaebench.direction import Direction, checked_direction
 from vaebench.errors import UserError
 from vaebench.records.files import exclusive, write_json
 from vaebench.records.folder import RunFolder
+from vaebench.records.text import counted, decimals, with_error, with_sign
 
-__all__ = ["SIGNS", "Direction", "ResultRecord", "append_result", "format_line", "read_results"]
-
-Direction = Literal["exact", "lower_bound", "upper_bound", "estimate"]
-
-SIGNS: dict[Direction, str] = {"exact": "=", "lower_bound": ">=", "upper_bound": "<=", "estimate": "~"}
+__all__ = ["ResultRecord", "append_result", "format_line", "read_results"]
 
 PRECISIONS = ("", "float32", "bf16")
 
@@ -55,8 +53,7 @@ class ResultRecord:
     per_image: str | None = None
 
     def __post_init__(self) -> None:
-        if self.direction not in get_args(Direction):
-            raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, not {self.direction!r}")
+        object.__setattr__(self, "direction", checked_direction(self.direction))
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS[1:])}, not {self.precision!r}")
         for name in ("estimator", "split", "protocol", "quantity"):
@@ -127,11 +124,13 @@ def format_line(record: ResultRecord) -> str:
     repeats ``... >= -86.41 +- 0.07 (images) +- 0.01 (10 repeats) (...)``.
     """
     repeated = record.extra.get("repeat_stderr")
-    decimals = _decimals(record.stderr) if repeated is None else max(map(_decimals, (record.stderr, repeated)))
-    number = f"{record.mean:.{decimals}f} +- {record.stderr:.{decimals}f}"
+    places = decimals(record.stderr, repeated)
+    number = with_error(record.mean, record.stderr, places=places)
     if repeated is not None:
-        number += f" (images) +- {repeated:.{decimals}f} ({_counted(record.repeats, 'repeat')})"
-    return f"{record.split} {record.quantity} {SIGNS[record.direction]} {number} ({', '.join(_circumstances(record))})"
+        number += f" (images) +- {repeated:.{places}f} ({counted(record.repeats, 'repeat')})"
+    return (
+        f"{record.split} {record.quantity} {with_sign(record.direction, number)} ({', '.join(_circumstances(record))})"
+    )
 
 
 def _circumstances(record: ResultRecord) -> list[str]:
@@ -141,20 +140,9 @@ def _circumstances(record: ResultRecord) -> list[str]:
     if record.precision == "bf16":
         numbers["precision"] = record.precision
     words += [f"{name}={value}" for name, value in numbers.items() if value is not None]
-    words += [record.protocol, _counted(record.n_images, "image")]
+    words += [record.protocol, counted(record.n_images, "image")]
     shown = record.repeats == 1 or "repeat_stderr" in record.extra
-    return words if shown else [*words, _counted(record.repeats, "repeat")]
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def _decimals(stderr: float) -> int:
-    """Two decimals, or as many as it takes to show a smaller standard error."""
-    if stderr == 0 or stderr >= 0.005:
-        return 2
-    return math.ceil(-math.log10(stderr))
+    return words if shown else [*words, counted(record.repeats, "repeat")]
 
 
 def _to_json(record: ResultRecord) -> dict[str, Any]:

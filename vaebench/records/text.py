@@ -13,7 +13,18 @@ from vaebench.direction import Direction
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["SIGNS", "counted", "decimals", "encodable", "number", "shows_unicode", "table", "with_error", "with_sign"]
+__all__ = [
+    "SIGNS",
+    "counted",
+    "decimals",
+    "encodable",
+    "number",
+    "shows_unicode",
+    "table",
+    "with_error",
+    "with_sign",
+    "wrapped",
+]
 
 SIGNS: dict[Direction, str] = {
     Direction.EXACT: "=",
@@ -98,15 +109,30 @@ def table(
     lines: list[str] = []
     for across, group in groupby(([head] if titles else []) + list(rows), key=lambda row: isinstance(row, str)):
         if across:
-            lines += _across([str(row) for row in group], width)
+            lines += [wrapped(str(row), first=" " * 4, rest=" " * 4, width=width) for row in group]
         else:
             some = [[row[c].replace("\n", " ") for c in shown] for row in group]
             lines += _aligned(some, sizes, right, styles or {}, titles=titles and not lines)
     if missing := [name for column, name in enumerate(head) if column not in shown]:
         needed = sum(natural) + _GAP * (len(head) - 1)
-        lines.append(f"left out to fit {width} columns: {', '.join(missing)}")
-        lines.append(f"to see all: a terminal of {needed} columns, or COLUMNS={needed}{', or ' * bool(hint)}{hint}")
+        ways = " or ".join(way for way in (f"COLUMNS={needed}", hint) if way)
+        lines.append(
+            wrapped(f"left out to fit {width} columns: {', '.join(missing)} (to see all: {ways})", width=width)
+        )
     return encodable("\n".join(lines))
+
+
+def wrapped(text: str, *, first: str = "", rest: str = "  ", width: int | None = None) -> str:
+    """Return ``text`` in lines that fit ``width`` (default: the terminal's); ``first`` and ``rest`` indent them.
+
+    A word that does not fit, for example a path, stays whole.
+    """
+    import textwrap
+
+    width = width or terminal_width()
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def terminal_width() -> int:
@@ -151,18 +177,6 @@ def _aligned(
     return [line.rstrip() for line in captured.get().splitlines()]
 
 
-def _across(texts: Sequence[str], width: int) -> list[str]:
-    """Return texts as indented lines, long ones wrapped."""
-    import textwrap
-
-    indent = " " * 4
-    return [
-        line
-        for text in texts
-        for line in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent) or [""]
-    ]
-
-
 def _console(width: int) -> "Console":
     from rich.console import Console
 
@@ -180,7 +194,7 @@ def _width(cell: str) -> int:
 
 def _is_number(cell: str) -> bool:
     """Whether a cell holds a number, with or without a sign before it and a unit or mark behind it."""
-    text = cell.lstrip(">=<~ ").rstrip("*")
+    text = cell.lstrip(">=<~ ").rstrip("*^")
     try:
         float(text.split(" ")[0].replace(",", ""))
     except ValueError:
@@ -199,10 +213,10 @@ def shows_unicode(stream: TextIO | None = None) -> bool:
 
 def encodable(text: str, stream: TextIO | None = None) -> str:
     """Return ``text`` in letters that ``stream`` (default: stdout) can show: ``>=`` for ``≥``, for example."""
-    stream = stream or sys.stdout
-    if shows_unicode(stream):
+    output = stream or sys.stdout
+    if shows_unicode(output):
         return text
     for letter, ascii_letters in _ASCII.items():
         text = text.replace(letter, ascii_letters)
-    encoding = stream.encoding or "ascii"
+    encoding = output.encoding or "ascii"
     return text.encode(encoding, errors="replace").decode(encoding)

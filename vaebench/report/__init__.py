@@ -1,10 +1,10 @@
-"""What many runs say together: tables of like with like, paired differences, one page with pictures.
+"""Many runs at a glance: tables of comparable results, paired differences, and an HTML page.
 
-Reads run folders only, and imports neither torch nor TensorBoard before a picture is asked for.
+This package only reads run folders. It never imports torch, and imports TensorBoard only to read pictures.
 """
 
 from vaebench.report.comparison import Comparison, compare
-from vaebench.report.likeness import Conditions
+from vaebench.report.conditions import Conditions
 from vaebench.report.pairs import Pair, pairs
 from vaebench.report.runs import LeftOut, Run, read_runs
 from vaebench.report.tables import Row, Table

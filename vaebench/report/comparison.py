@@ -1,4 +1,4 @@
-"""Results side by side: seeds aggregated, only like with like, and whatever is left out is said."""
+"""Tables of comparable results, averaged over seeds, and the runs that are in no table."""
 
 import itertools
 from collections import defaultdict
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vaebench.errors import UserError, did_you_mean
 from vaebench.records import ResultRecord
-from vaebench.report.filters import chosen
-from vaebench.report.likeness import FOLLOWS_ENCODER, LOG_LIKELIHOOD, SIMULATED, Conditions, Result
+from vaebench.report.conditions import FOLLOWS_ENCODER, LOG_LIKELIHOOD, SIMULATED, Conditions, Result
+from vaebench.report.filters import matching_runs
 from vaebench.report.runs import LeftOut, Run, read_runs
 from vaebench.report.tables import FACTS, Row, Table
 
@@ -18,12 +18,12 @@ __all__ = ["Comparison", "check_columns", "compare", "compare_runs"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tables, the largest first, and what is in none of them."""
+    """Tables, the largest first, and the runs that are in no table."""
 
     tables: Sequence[Table]
     left_out: Sequence[LeftOut] = ()
     filtered: int = 0
-    """Runs that the filters took away."""
+    """The number of runs that do not meet the filters."""
     notes: Sequence[str] = field(default=())
 
     @property
@@ -33,7 +33,7 @@ class Comparison:
 
     @property
     def runs(self) -> list[Run]:
-        """Every run in some table, once, in the order of the tables."""
+        """Every run that is in a table, once, in the order of the tables."""
         seen = {run.folder.path: run for table in self.tables for run in table.runs}
         return list(seen.values())
 
@@ -50,11 +50,11 @@ def compare(
     Args:
         paths: run folders, or folders of runs.
         filters: conditions that must all hold, as in ``encoder=gaussian,hvm`` or ``k>=5``.
-        quantity: of the results to compare.
-        unfinished: whether runs that did not finish are compared too, marked, where they have a result.
+        quantity: the quantity whose results are compared.
+        unfinished: whether to include runs that did not finish but have a result; they are marked.
 
     Raises:
-        UserError: a path holds no run, or a filter names a setting that no run has.
+        UserError: there is no run below a path, or a filter names a setting that no run has.
     """
     runs, damaged = read_runs(paths)
     return compare_runs(runs, damaged, filters=filters, quantity=quantity, unfinished=unfinished)
@@ -68,13 +68,13 @@ def compare_runs(
     quantity: str = LOG_LIKELIHOOD,
     unfinished: bool = False,
 ) -> Comparison:
-    """Compare runs that were read already; otherwise as :func:`compare`."""
-    kept = chosen(runs, filters)
+    """Compare runs that are already read; otherwise like :func:`compare`."""
+    kept = matching_runs(runs, filters)
     results, without = _results(kept, quantity, unfinished=unfinished)
-    results, doubled = _once(results)
+    results, repeated = _without_repeats(results)
     tables = sorted(_tables(results), key=lambda table: -len(table.runs))
-    left_out = [*damaged, *without, *doubled]
-    return Comparison(tables, left_out, len(runs) - len(kept), list(_why_several(tables)))
+    left_out = [*damaged, *without, *repeated]
+    return Comparison(tables, left_out, len(runs) - len(kept), list(_table_differences(tables)))
 
 
 def _results(runs: Sequence[Run], quantity: str, *, unfinished: bool) -> tuple[list[Result], list[LeftOut]]:
@@ -82,7 +82,7 @@ def _results(runs: Sequence[Run], quantity: str, *, unfinished: bool) -> tuple[l
     results: list[Result] = []
     left_out: list[LeftOut] = []
     for run in runs:
-        reason = _why_not(run, quantity, unfinished=unfinished)
+        reason = _reason_left_out(run, quantity, unfinished=unfinished)
         if reason:
             left_out.append(LeftOut(run.folder.path, reason))
         else:
@@ -90,21 +90,21 @@ def _results(runs: Sequence[Run], quantity: str, *, unfinished: bool) -> tuple[l
     return results, left_out
 
 
-def _why_not(run: Run, quantity: str, *, unfinished: bool) -> str | None:
-    """Why a run has no result to compare, or None."""
+def _reason_left_out(run: Run, quantity: str, *, unfinished: bool) -> str | None:
+    """Return why a run has no result to compare; None if it has one."""
     records = [record for record in run.results if record.quantity == quantity]
     if run.state != "finished" and not (unfinished and records):
-        return _how_it_stands(run)
+        return _progress(run)
     if not run.results:
-        return "it has no result: `vaebench evaluate` it"
+        return "it has no result: run `vaebench evaluate` on it"
     if not records:
         return f"it has no result of {quantity}, only of {', '.join(sorted({r.quantity for r in run.results}))}"
     if all(record.split == SIMULATED for record in records):
-        return "its only results are on images that its own model simulated, which no other model shares"
+        return "its results are on images simulated from its own model, which are not comparable"
     return None
 
 
-def _how_it_stands(run: Run) -> str:
+def _progress(run: Run) -> str:
     if run.state == "not started":
         return "it never started"
     where = f"{run.state} at epoch {run.epochs_done:.4g} of {run.config.trainer.epochs}"
@@ -114,7 +114,7 @@ def _how_it_stands(run: Run) -> str:
 
 
 def _latest(run: Run, quantity: str) -> list[ResultRecord]:
-    """The results of one run, each with the weights of the latest epoch it was estimated for."""
+    """Return the results of one run, each for the weights of the latest epoch."""
     latest: dict[tuple[object, ...], ResultRecord] = {}
     for record in run.results:
         if record.quantity == quantity and record.split != SIMULATED:
@@ -124,8 +124,8 @@ def _latest(run: Run, quantity: str) -> list[ResultRecord]:
     return list(latest.values())
 
 
-def _once(results: Sequence[Result]) -> tuple[list[Result], list[LeftOut]]:
-    """Leave out a run that repeats another one's configuration and seed; the latest stays."""
+def _without_repeats(results: Sequence[Result]) -> tuple[list[Result], list[LeftOut]]:
+    """Leave out runs that repeat the configuration and seed of another run; keep the latest."""
     places: dict[tuple[str, int], Run] = {}
     for run, _ in results:
         other = places.setdefault((run.method, run.seed), run)
@@ -136,7 +136,7 @@ def _once(results: Sequence[Result]) -> tuple[list[Result], list[LeftOut]]:
         {r.run.folder.path: places[r.run.method, r.run.seed] for r in results} if len(kept) < len(results) else {}
     )
     return kept, [
-        LeftOut(path, f"it repeats {stays.folder.path}: the same configuration and seed")
+        LeftOut(path, f"it repeats {stays.folder.path}: same configuration and seed")
         for path, stays in repeated.items()
         if path != stays.folder.path
     ]
@@ -151,13 +151,13 @@ def _tables(results: Iterable[Result]) -> Iterator[Table]:
     alike: dict[Conditions, list[tuple[int | None, Result]]] = defaultdict(list)
     for result in results:
         conditions = Conditions.of(result)
-        alike[conditions.without_inner()].append((conditions.inner_k, result))
+        alike[conditions.without_inner_k()].append((conditions.inner_k, result))
     for conditions, pairs in alike.items():
         inner = sorted({inner_k for inner_k, _ in pairs if inner_k is not None}) or [None]
         for inner_k in inner:
-            # An exact density needs no inner samples, and can stand beside any number of them.
-            chosen = [result for own, result in pairs if own in (None, inner_k)]
-            yield Table(conditions.with_inner(inner_k), _ranked(_rows(chosen)))
+            # An exact density needs no inner samples, so it is comparable with any number of them.
+            comparable = [result for own, result in pairs if own in (None, inner_k)]
+            yield Table(conditions.with_inner_k(inner_k), _ranked(_rows(comparable)))
 
 
 def _rows(results: Iterable[Result]) -> list[Row]:
@@ -172,7 +172,7 @@ def _rows(results: Iterable[Result]) -> list[Row]:
 
 
 def _ranked(rows: Iterable[Row]) -> list[Row]:
-    """Sort the rows, highest first, and count those that can be ranked."""
+    """Sort the rows, highest first, and rank those that can be ranked."""
     highest_first = sorted(rows, key=lambda row: -row.mean)
     ranked = [row for row in highest_first if _can_be_ranked(row.record)]
     others = [row for row in highest_first if not _can_be_ranked(row.record)]
@@ -180,34 +180,34 @@ def _ranked(rows: Iterable[Row]) -> list[Row]:
 
 
 def _can_be_ranked(record: ResultRecord) -> bool:
-    """A higher bound on log p(x) is better; of a gap, say, or of an upper bound, nobody knows."""
+    """Whether a higher number is better: of lower bounds on log p(x) it is, of gaps or upper bounds it is not."""
     return record.quantity == LOG_LIKELIHOOD and record.direction in ("lower_bound", "exact")
 
 
-def _why_several(tables: Sequence[Table]) -> Iterator[str]:
-    """Say in what the conditions of several tables differ, and how to bring them together."""
+def _table_differences(tables: Sequence[Table]) -> Iterator[str]:
+    """Yield the conditions in which several tables differ, and how to get one table."""
     if len(tables) < 2:
         return
     facts = [table.conditions.__dict__ for table in tables]
-    differing = [name for name in facts[0] if len({fact[name] for fact in facts}) > 1]
-    if "protocol" in differing:  # other images have other bytes
-        differing = [name for name in differing if name != "fingerprint"]
+    differing_conditions = [name for name in facts[0] if len({fact[name] for fact in facts}) > 1]
+    if "protocol" in differing_conditions:  # other images have other bytes
+        differing_conditions = [name for name in differing_conditions if name != "fingerprint"]
     names = {"n_images": "number of images", "epochs": "trainer.epochs", "upper": "direction"}
     yield (
-        f"{len(tables)} tables, because not all results are alike: they differ in "
-        f"{', '.join(names.get(name, name) for name in differing)}"
+        f"{len(tables)} tables, because the results are not all comparable: they differ in "
+        f"{', '.join(names.get(name, name) for name in differing_conditions)}"
     )
     pairs = itertools.combinations(tables, 2)
-    if any(a.conditions.without_inner() == b.conditions.without_inner() for a, b in pairs):
+    if any(a.conditions.without_inner_k() == b.conditions.without_inner_k() for a, b in pairs):
         most = max(table.conditions.inner_k or 0 for table in tables)
         yield (
-            "encoders with inner samples were evaluated with several inner_k: `vaebench evaluate RUN... "
-            f"estimator.inner_k={most}` puts them in one table"
+            "encoders with inner samples were evaluated with different inner_k: run `vaebench evaluate RUN... "
+            f"estimator.inner_k={most}` to get one table"
         )
 
 
 def check_columns(columns: Sequence[str], comparison: Comparison) -> None:
-    """Raise UserError for a column that is neither a setting of a run nor a fact about a row."""
+    """Raise UserError for a column that is neither a setting of a run nor in ``FACTS``."""
     known = {*FACTS, *(key for row in comparison.rows for key in row.settings)}
     if unknown := [column for column in columns if column not in known]:
         facts = ", ".join(FACTS)

@@ -1,4 +1,4 @@
-"""Learning curves: read from metrics.jsonl, thinned, and drawn with characters."""
+"""Learning curves: reading them from metrics.jsonl, thinning them, and plotting them as text."""
 
 import math
 import statistics
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from vaebench.report.runs import Run
 
-__all__ = ["TRAINING", "VALIDATION", "Curve", "curve", "curves_span", "plotted", "thinned"]
+__all__ = ["TRAINING", "VALIDATION", "Curve", "curve", "shown_range", "text_plot", "thinned"]
 
 VALIDATION = "validation/log_likelihood"
 TRAINING = "train/bound"
@@ -15,17 +15,17 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille
 
 
 class Curve(NamedTuple):
-    """Finite values of one tag, in the order of their steps."""
+    """The finite values of one tag, in the order of steps."""
 
     tag: str
     epochs: list[float]
     seconds: list[float]
-    """Of training so far, all sessions."""
+    """Training time so far, summed over sessions."""
     values: list[float]
 
 
 def curve(run: Run, tag: str) -> Curve:
-    """Return a run's curve of ``tag``; empty lists where it has none."""
+    """Return the curve of ``tag``; its lists are empty if the run has none."""
     lines = [line for line in run.metrics if tag in line and math.isfinite(line[tag])]
     return Curve(
         tag,
@@ -36,7 +36,7 @@ def curve(run: Run, tag: str) -> Curve:
 
 
 def thinned(curve: Curve, most: int) -> Curve:
-    """Return at most about ``most`` points, the last one kept; each stands for the mean of those around it."""
+    """Return at most about ``most`` points, each the mean of a few neighbours at the place of the last of them."""
     n = len(curve.values)
     if n <= most:
         return curve
@@ -50,8 +50,8 @@ def thinned(curve: Curve, most: int) -> Curve:
     )
 
 
-def curves_span(values: Sequence[float]) -> tuple[float, float]:
-    """Return the range of nats worth showing: the start of a training lies far below all that follows, and is cut."""
+def shown_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range of nats to show; it cuts off the start of training, which lies far below the rest."""
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]
     quarter = ordered[len(ordered) // 4]
@@ -59,11 +59,11 @@ def curves_span(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def plotted(
+def text_plot(
     xs: Sequence[float], ys: Sequence[float], *, width: int = 60, height: int = 10, letters: Literal["braille", "ascii"]
 ) -> list[str]:
-    """Return a curve as ``height`` lines of text with a scale at the left; values below the scale lie on its edge."""
-    low, high = curves_span(ys)
+    """Return ``height`` lines of text with a scale at the left; values below the scale are drawn on its edge."""
+    low, high = shown_range(ys)
     per_row, per_column = (4, 2) if letters == "braille" else (1, 1)
     rows, columns = height * per_row, width * per_column
     grid = [[False] * columns for _ in range(rows)]
@@ -89,7 +89,7 @@ def _letter(grid: list[list[bool]], top: int, left: int, letters: str) -> str:
 
 
 def _with_scale(texts: list[str], low: float, high: float, letters: str) -> list[str]:
-    """Put the values of the first, middle and last line at the left."""
+    """Add the values of the first, middle and last line at the left."""
     marked = {0: high, len(texts) // 2: high - (high - low) * (len(texts) // 2) / (len(texts) - 1), len(texts) - 1: low}
     labels = [f"{marked[row]:.1f}" if row in marked else "" for row in range(len(texts))]
     width = max(map(len, labels))

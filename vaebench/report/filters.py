@@ -1,4 +1,4 @@
-"""Filters: conditions on a run, as a user types them: ``encoder=iwhvi``, ``k>=5``, ``encoder=gaussian,hvm``."""
+"""Filters: conditions on the settings of a run, such as ``encoder=iwhvi``, ``k>=5``, ``encoder=gaussian,hvm``."""
 
 import operator
 import re
@@ -10,7 +10,7 @@ import yaml
 from vaebench.errors import UserError, did_you_mean
 from vaebench.report.runs import Run, Scalar
 
-__all__ = ["Condition", "all_hold", "check_known", "chosen", "parse"]
+__all__ = ["Condition", "all_hold", "check_known", "matching_runs", "parse"]
 
 _WORDS = re.compile(r"(?P<key>[A-Za-z_][\w.]*)\s*(?P<sign>!=|>=|<=|=|>|<)\s*(?P<value>.+)", re.DOTALL)
 _ORDER: dict[str, Callable[[float, float], bool]] = {
@@ -23,14 +23,14 @@ _ORDER: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """``key sign value``; with ``=`` and ``!=`` there may be several values."""
+    """``key sign value``; ``=`` and ``!=`` allow several values."""
 
     key: str
     sign: str
     values: tuple[Scalar, ...]
 
     def holds(self, settings: Mapping[str, Scalar]) -> bool:
-        """Whether it holds; a setting that a run does not have equals null, and is in no order."""
+        """Whether the condition holds; a setting that a run does not have is null, for which no inequality holds."""
         value = settings.get(self.key)
         if self.sign in ("=", "!="):
             return any(_same(value, wanted) for wanted in self.values) == (self.sign == "=")
@@ -44,9 +44,10 @@ class Condition:
 
 
 def parse(text: str) -> list[Condition]:
-    """Return the conditions in ``text``: ``encoder=gaussian,hvm,k>1`` are two, and the first allows two values.
+    """Return the conditions in ``text``, separated by commas: ``encoder=gaussian,hvm,k>1`` has two.
 
-    UserError when it is not of that form.
+    Raises:
+        UserError: the text has another form.
     """
     conditions: list[Condition] = []
     for piece in _pieces(text):
@@ -58,7 +59,7 @@ def parse(text: str) -> list[Condition]:
             last = conditions.pop()
             conditions.append(Condition(last.key, last.sign, (*last.values, _value(piece))))
         else:
-            raise UserError(f"'{text}' is no condition: write encoder=iwhvi, encoder=gaussian,hvm or k>=5 (quoted)")
+            raise UserError(f"'{text}' is not a condition: write encoder=iwhvi, encoder=gaussian,hvm or 'k>=5'")
     for condition in conditions:
         _check_order(condition)
     return conditions
@@ -69,10 +70,11 @@ def all_hold(conditions: Iterable[Condition], settings: Mapping[str, Scalar]) ->
     return all(condition.holds(settings) for condition in conditions)
 
 
-def chosen(runs: Sequence[Run], texts: Iterable[str]) -> list[Run]:
-    """Return the runs for which every condition holds; beside the settings there are ``seed`` and ``state``.
+def matching_runs(runs: Sequence[Run], texts: Iterable[str]) -> list[Run]:
+    """Return the runs for which every condition holds; conditions may use settings, ``seed`` and ``state``.
 
-    UserError for a condition that is none, or about a setting that no run has.
+    Raises:
+        UserError: a text is not a condition, or names a setting that no run has.
     """
     conditions = [condition for text in texts for condition in parse(text)]
     if runs:
@@ -82,7 +84,7 @@ def chosen(runs: Sequence[Run], texts: Iterable[str]) -> list[Run]:
 
 
 def check_known(keys: Iterable[str], known: Iterable[str]) -> None:
-    """Raise UserError for a key that no run has."""
+    """Raise UserError for a key that is not known."""
     names = set(known)
     for key in keys:
         if key not in names:
@@ -91,25 +93,25 @@ def check_known(keys: Iterable[str], known: Iterable[str]) -> None:
 
 def _check_order(condition: Condition) -> None:
     if condition.sign in _ORDER and not isinstance(condition.values[0], int | float):
-        raise UserError(f"{condition}: {condition.sign} compares numbers")
+        raise UserError(f"{condition}: {condition.sign} needs a number")
 
 
 def _same(value: Scalar, wanted: Scalar) -> bool:
     if isinstance(value, bool) or isinstance(wanted, bool):
         return value is wanted
-    # A list in a configuration is its text here, with or without spaces.
+    # Lists are compared as text, with or without spaces.
     if isinstance(value, str) and isinstance(wanted, str):
         return value.replace(" ", "") == wanted.replace(" ", "")
     return value == wanted
 
 
 def _value(text: str) -> Scalar:
-    """Return a word as a configuration would hold it: numbers, true, false and null are not text."""
+    """Return a word as a config would hold it: numbers, true, false and null are not text."""
     try:
         value = yaml.safe_load(text.strip())
     except yaml.YAMLError:
         return text.strip()
-    if isinstance(value, str):  # yaml 1.1 takes 1e-3 for a word
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         return _number(value)
     return value if isinstance(value, int | float | None) else text.strip()
 
@@ -122,7 +124,7 @@ def _number(text: str) -> Scalar:
 
 
 def _pieces(text: str) -> Sequence[str]:
-    """Split at the commas that stand in no brackets."""
+    """Split at the commas outside brackets."""
     pieces, depth = [""], 0
     for letter in text:
         depth += (letter in "[{(") - (letter in "]})")

@@ -1,51 +1,45 @@
 """A comparison as text: for a terminal, Markdown, CSV, JSON or LaTeX."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vaebench.records.results import SIGNS, Direction
+from vaebench.direction import Direction
+from vaebench.records.text import SIGNS, counted, encodable, number, wrapped
+from vaebench.records.text import table as text_table
 from vaebench.report.comparison import Comparison
-from vaebench.report.differences import differing, label, telling, usual
+from vaebench.report.differences import common_values, differing_settings, distinguishing_settings, label
 from vaebench.report.pairs import LEVEL, Interval, Pair
 from vaebench.report.tables import FACTS, Row, Table
 
-__all__ = ["FORMATS", "TYPOGRAPHIC", "Chosen", "cells", "duration", "headings", "number", "render"]
+__all__ = ["FORMATS", "TYPOGRAPHIC", "ColumnChoice", "cells", "duration", "headings", "render"]
 
-TYPOGRAPHIC: dict[Direction, str] = {"exact": "=", "lower_bound": "≥", "upper_bound": "≤", "estimate": "~"}
-_LATEX_SIGNS: dict[Direction, str] = {"exact": "=", "lower_bound": r"\geq", "upper_bound": r"\leq", "estimate": r"\sim"}
+TYPOGRAPHIC: dict[Direction, str] = dict(zip(Direction, ("=", "≥", "≤", "~"), strict=True))
+_LATEX_SIGNS: dict[Direction, str] = dict(zip(Direction, ("=", r"\geq", r"\leq", r"\sim"), strict=True))
 _LEFT_OUT_SHOWN = 12
+
+Pairs = Sequence[tuple[Table, Sequence[Pair]]]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Which columns stand before the numbers; by default what tells the methods apart."""
+class ColumnChoice:
+    """The columns before the numbers; by default the settings that distinguish the methods."""
 
     columns: Sequence[str] | None = None
     every_difference: bool = False
-    """All settings that differ, not only those that say something new."""
+    """Whether to show all settings that differ, also those that follow from a choice."""
 
-    def of(self, table: Table) -> list[str]:
+    def columns_of(self, table: Table) -> list[str]:
         methods = [row.settings for row in table.rows]
         if self.columns is not None:
             return list(self.columns)
-        return differing(methods) if self.every_difference else telling(methods)
-
-
-def number(value: float | None, *errors: float | None) -> str:
-    """Return nats with two decimals, or with as many as it takes to show the smallest of ``errors``."""
-    if value is None:
-        return "-"
-    small = min((error for error in errors if error), default=1.0)
-    return f"{value:.{2 if small >= 0.005 else min(8, math.ceil(-math.log10(small)))}f}"
+        return differing_settings(methods) if self.every_difference else distinguishing_settings(methods)
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time to two figures in the unit that suits it."""
+    """Return a time with two digits, in seconds, minutes or hours."""
     if seconds is None:
         return "-"
     for limit, divisor, unit in ((100, 1, "s"), (100 * 60, 60, "min"), (math.inf, 3600, "h")):
@@ -55,7 +49,7 @@ def duration(seconds: float | None) -> str:
 
 
 def headings(table: Table, columns: Sequence[str]) -> list[str]:
-    """Return the heads of the columns of `cells`."""
+    """Return the titles of the columns of `cells`."""
     quantity = table.conditions.quantity
     return ["#", *columns, quantity, "n", "sd over seeds", "error over images", "estimator", "best epoch", "time"]
 
@@ -67,7 +61,7 @@ def cells(table: Table, row: Row, columns: Sequence[str], signs: Mapping[Directi
     return [
         "-" if row.rank is None else str(row.rank),
         *(_shown(row.settings.get(column, facts.get(column))) for column in columns),
-        mean + ("*" if row.unfinished else ""),
+        mean + row.marks,
         str(row.n),
         number(row.sd, row.sd),
         number(row.stderr, row.stderr),
@@ -92,63 +86,51 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def render(comparison: Comparison, form: str, chosen: Chosen, pairs: Sequence[tuple[Table, Sequence[Pair]]]) -> str:
-    """Return the comparison, and paired differences if there are any, in one of ``FORMATS``."""
-    return FORMATS[form](comparison, chosen, pairs)
+def render(comparison: Comparison, output_format: str, choice: ColumnChoice, pairs: Pairs) -> str:
+    """Return the comparison and the paired differences in one of ``FORMATS``."""
+    return FORMATS[output_format](comparison, choice, pairs)
 
 
-Pairs = Sequence[tuple[Table, Sequence[Pair]]]
-
-
-def _terminal(comparison: Comparison, chosen: Chosen, pairs: Pairs) -> str:
+def _terminal(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
     sections = [
         "\n".join(
             [
-                f"{table.conditions.title()} ({', '.join(table.conditions.words())}), nats per image",
-                *_aligned(table, chosen.of(table)),
-                *(f"note: {note}" for note in table.notes()),
+                wrapped(f"{table.conditions.title()} ({', '.join(table.conditions.words())}), nats per image"),
+                _text_table(table, choice.columns_of(table)),
+                *(wrapped(f"note: {note}") for note in table.notes()),
             ]
         )
         for table in comparison.tables
     ]
-    sections += ["\n".join(_pair_lines(table, found, chosen)) for table, found in pairs]
-    sections += ["\n".join(lines) for lines in [list(_remarks(comparison))] if lines]
-    return "\n\n".join(sections) + "\n"
+    for table, found in pairs:
+        first, *others = _pair_lines(table, found, choice)
+        sections.append("\n".join([wrapped(first), *(wrapped(line, rest=" " * 4) for line in others)]))
+    remarks = [wrapped(line) if line.startswith("note: ") else line for line in _remarks(comparison)]
+    sections += ["\n".join(remarks)] if remarks else []
+    return encodable("\n\n".join(sections)) + "\n"
 
 
-def _aligned(table: Table, columns: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of a table; words begin, and numbers end, where their column does."""
-    lines = [headings(table, columns), *(cells(table, row, columns) for row in table.rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    right = [all(_numeric(cell) for cell in column[1:]) for column in zip(*lines, strict=True)]
-    for line in lines:
-        padded = zip(line, widths, right, strict=True)
-        yield "  ".join(cell.rjust(width) if end else cell.ljust(width) for cell, width, end in padded).rstrip()
+def _text_table(table: Table, columns: Sequence[str]) -> str:
+    head = headings(table, columns)
+    quantity, *errors = head[1 + len(columns) : 5 + len(columns)]
+    hint = "--format csv"
+    return text_table(head, [cells(table, row, columns) for row in table.rows], keep=(quantity, *errors), hint=hint)
 
 
-def _numeric(cell: str) -> bool:
-    text = cell.lstrip(">=<~ ").rstrip("*")
-    try:
-        float(text.split(" ")[0])
-    except (ValueError, IndexError):
-        return text == "-"
-    return True
-
-
-def _pair_lines(table: Table, found: Sequence[Pair], chosen: Chosen) -> Iterator[str]:
+def _pair_lines(table: Table, found: Sequence[Pair], choice: ColumnChoice) -> Iterator[str]:
     yield f"paired differences, second minus first, {table.conditions.title()}, nats per image"
     for pair in found:
-        first, second = _pair_labels(pair, table, chosen)
+        first, second = _pair_labels(pair, table, choice)
         mark = "" if pair.of_bounds else "~ "
         yield f"  {second}  -  {first}: {mark}{pair.difference:+.2f} {_pair_spread(pair)}"
     if any(not pair.of_bounds for pair in found):
-        yield "note: ~ marks a difference that involves an estimate, which bounds nothing"
-    yield "note: these are differences of bounds; of log-likelihoods only where both bounds are as tight"
+        yield "note: ~ marks a difference that involves an estimate that is not a bound"
+    yield "note: differences of bounds equal those of log-likelihoods only if both bounds are equally tight"
 
 
-def _pair_labels(pair: Pair, table: Table, chosen: Chosen) -> tuple[str, str]:
-    keys, methods = chosen.of(table), [row.settings for row in table.rows]
-    common = usual(methods, keys)
+def _pair_labels(pair: Pair, table: Table, choice: ColumnChoice) -> tuple[str, str]:
+    keys, methods = choice.columns_of(table), [row.settings for row in table.rows]
+    common = common_values(methods, keys)
     return label(pair.first.settings, keys, common), label(pair.second.settings, keys, common)
 
 
@@ -156,7 +138,7 @@ def _pair_spread(pair: Pair) -> str:
     over_seeds, over_images = pair.over_seeds, pair.over_images
     words = []
     if over_seeds is None:
-        words.append("one common seed, so no interval over seeds")
+        words.append("no interval over seeds: one common seed")
     else:
         words.append(_interval(over_seeds, f"{over_seeds.n} common seeds"))
     if over_images is not None:
@@ -165,35 +147,35 @@ def _pair_spread(pair: Pair) -> str:
 
 
 def _interval(interval: Interval, over: str) -> str:
-    verdict = "" if interval.excludes_zero else ", 0 lies within"
+    verdict = "" if interval.excludes_zero else ", contains 0"
     digits = (interval.high - interval.mean,)
     low, high = (f"{'+' if end >= 0 else ''}{number(end, *digits)}" for end in (interval.low, interval.high))
     return f"[{low}, {high}] ({LEVEL:.0%} over {over}{verdict})"
 
 
 def _remarks(comparison: Comparison) -> Iterator[str]:
-    """Yield what is in no table, and why."""
+    """Yield the runs that are in no table, with reasons."""
     yield from (f"note: {note}" for note in comparison.notes)
     if comparison.filtered:
-        yield f"filtered out: {comparison.filtered} run{'s' * (comparison.filtered != 1)}"
+        yield f"filtered out: {counted(comparison.filtered, 'run')}"
     if comparison.left_out:
-        yield f"left out: {len(comparison.left_out)} run{'s' * (len(comparison.left_out) != 1)}"
+        yield f"left out: {counted(len(comparison.left_out), 'run')}"
         for folder, reason in comparison.left_out[:_LEFT_OUT_SHOWN]:
             yield f"  {folder}: {reason}"
         if len(comparison.left_out) > _LEFT_OUT_SHOWN:
-            yield f"  and {len(comparison.left_out) - _LEFT_OUT_SHOWN} more (--format json names them all)"
+            yield f"  and {len(comparison.left_out) - _LEFT_OUT_SHOWN} more (see --format json)"
 
 
-def _markdown(comparison: Comparison, chosen: Chosen, pairs: Pairs) -> str:
+def _markdown(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
     sections = []
     for table in comparison.tables:
-        columns = chosen.of(table)
+        columns = choice.columns_of(table)
         head = headings(table, columns)
         lines = [cells(table, row, columns, TYPOGRAPHIC) for row in table.rows]
         body = [_markdown_line(line) for line in [head, ["---"] * len(head), *lines]]
         title = f"**{table.conditions.title()}** ({', '.join(table.conditions.words())}), nats per image"
         sections.append("\n".join([title, "", *body, *(f"\n{note}" for note in table.notes())]))
-    sections += ["\n".join(f"- {line.strip()}" for line in _pair_lines(t, found, chosen)) for t, found in pairs]
+    sections += ["\n".join(f"- {line.strip()}" for line in _pair_lines(t, found, choice)) for t, found in pairs]
     sections += ["\n".join(f"- {line.strip()}" for line in _remarks(comparison))]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -202,30 +184,32 @@ def _markdown_line(line: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
 
 
-def _csv(comparison: Comparison, chosen: Chosen, pairs: Pairs) -> str:
-    """One line for each row of each table, numbers in full; the conditions are columns too."""
-    del pairs  # another shape: --format json has them
-    keys = dict.fromkeys(column for table in comparison.tables for column in chosen.of(table))
-    conditions = list(comparison.tables[0].conditions.facts()) if comparison.tables else []
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    settings = [key for key in keys if key not in FACTS]
-    writer.writerow(["table", *(f"table.{name}" for name in conditions), *settings, *FACTS])
-    for index, table in enumerate(comparison.tables, start=1):
-        shared = [_plain(value) for value in table.conditions.facts().values()]
-        for row in table.rows:
-            facts = row.facts()
-            own = [row.settings.get(key) for key in settings] + [facts[name] for name in FACTS]
-            writer.writerow([index, *shared, *map(_plain, own)])
-    return buffer.getvalue()
+def _csv(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
+    """Return one line for each row of each table, all digits; the conditions of a table are columns too."""
+    del pairs  # they have other columns: --format json has them
+    import pandas  # here, because it takes longer to import than everything else
+
+    keys = dict.fromkeys(key for table in comparison.tables for key in choice.columns_of(table) if key not in FACTS)
+    rows = [
+        {
+            "table": index,
+            **{f"table.{name}": _plain(value) for name, value in table.conditions.facts().items()},
+            **{key: row.settings.get(key) for key in keys},
+            **row.facts(),
+        }
+        for index, table in enumerate(comparison.tables, start=1)
+        for row in table.rows
+    ]
+    # dtype=object: pandas would make the whole numbers of a column with gaps fractional.
+    return pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def _plain(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, dict | list) else value
 
 
-def _json(comparison: Comparison, chosen: Chosen, pairs: Pairs) -> str:
-    del chosen  # a program gets everything
+def _json(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
+    del choice  # a program gets everything
     values = {
         "tables": [_table_json(table) for table in comparison.tables],
         "pairs": [_pair_json(table, pair, comparison) for table, found in pairs for pair in found],
@@ -269,10 +253,10 @@ def _ends(interval: Interval | None) -> list[float] | None:
     return None if interval is None else [interval.low, interval.high]
 
 
-def _latex(comparison: Comparison, chosen: Chosen, pairs: Pairs) -> str:
-    """Return tables for the booktabs package; notes and what was left out stand in comments."""
-    blocks = [_latex_table(table, chosen.of(table)) for table in comparison.tables]
-    comments = [line for t, found in pairs for line in _pair_lines(t, found, chosen)] + list(_remarks(comparison))
+def _latex(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
+    """Return tables for the booktabs package; notes and runs left out are comments."""
+    blocks = [_latex_table(table, choice.columns_of(table)) for table in comparison.tables]
+    comments = [line for t, found in pairs for line in _pair_lines(t, found, choice)] + list(_remarks(comparison))
     return "\n\n".join([*blocks, "\n".join(f"% {line}" for line in comments)]).rstrip() + "\n"
 
 
@@ -285,8 +269,8 @@ def _latex_table(table: Table, columns: Sequence[str]) -> str:
     for row in table.rows:
         texts = [_latex_text(text) for text in cells(table, row, columns)]
         value = number(row.mean, row.sd, row.stderr)
-        star = "^{*}" if row.unfinished else ""
-        texts[1 + len(columns)] = f"${_LATEX_SIGNS[row.record.direction]} {value}{star}$"
+        marks = f"^{{{row.marks.replace('^', chr(92) + 'dagger')}}}" if row.marks else ""
+        texts[1 + len(columns)] = f"${_LATEX_SIGNS[row.record.direction]} {value}{marks}$"
         lines.append(" & ".join(texts) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", *(f"% note: {note}" for note in table.notes())]
     return "\n".join(lines)
@@ -300,7 +284,7 @@ def _latex_text(text: str) -> str:
     return "".join(special.get(letter, letter) for letter in text)
 
 
-FORMATS: dict[str, Callable[[Comparison, Chosen, Pairs], str]] = {
+FORMATS: dict[str, Callable[[Comparison, ColumnChoice, Pairs], str]] = {
     "table": _terminal,
     "md": _markdown,
     "csv": _csv,

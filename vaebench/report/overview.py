@@ -1,36 +1,42 @@
-"""What is in a folder of runs, a line each."""
+"""The runs in a folder, one row each."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vaebench.records.results import SIGNS
-from vaebench.report.formats import number
+from vaebench.records.text import counted, table, with_error, with_sign
 from vaebench.report.runs import LeftOut, Run
 
 __all__ = ["ago", "overview"]
 
-_ERROR_SHOWN = 80
+_STYLES = {"finished": "green", "running": "cyan", "failed": "red", "damaged": "red", "interrupted": "yellow"}
+_HEAD = ("run", "state", "epoch", "result", "updated", "estimate")
 
 
-def overview(runs: Sequence[Run], damaged: Sequence[LeftOut], base: Path) -> Iterator[str]:
-    """Yield a line for each run, folders relative to ``base``, and a last one that counts them."""
-    lines = [("run", "state", "epoch", "updated", "result")]
-    lines += [
-        (_place(run.folder.path, base), run.state, _progress(run), ago(run.updated), _outcome(run)) for run in runs
-    ]
-    lines += [(_place(folder, base), "damaged", "-", "-", reason) for folder, reason in damaged]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+def overview(runs: Sequence[Run], damaged: Sequence[LeftOut], base: Path) -> str:
+    """Return a table of runs, with the errors of those that have no result, and a last line that counts the states.
+
+    ``base`` is the folder to which the run folders are relative.
+    """
+    rows: list[Sequence[str] | str] = []
+    for run in runs:
+        number, estimate = _latest_result(run)
+        rows.append((_place(run.folder.path, base), run.state, _progress(run), number, ago(run.updated), estimate))
+        if run.status and run.status.error and not run.results:
+            rows.append(run.status.error)
+    for folder, reason in damaged:
+        rows += [(_place(folder, base), "damaged", "-", "-", "-", "-"), reason]
     states = Counter([run.state for run in runs] + ["damaged"] * len(damaged))
-    total = len(runs) + len(damaged)
-    yield f"\n{total} run{'s' * (total != 1)}: {', '.join(f'{count} {state}' for state, count in states.most_common())}"
+    counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    lines = [table(_HEAD, rows, styles=_STYLES, keep=("state", "epoch", "result")), ""]
+    if early := sum(run.stopped_early is not None for run in runs):
+        lines.append(f"early: {counted(early, 'run')} stopped before the last epoch (trainer.patience)")
+    return "\n".join([*lines, f"{counted(len(runs) + len(damaged), 'run')}: {counts}"])
 
 
 def ago(moment: datetime | None, now: datetime | None = None) -> str:
-    """Return how long ago a moment was, as in ``3 min ago``."""
+    """Return how long ago a moment was, for example ``3 min ago``."""
     if moment is None:
         return "-"
     seconds = max(0.0, ((now or datetime.now(UTC)) - moment).total_seconds())
@@ -45,17 +51,15 @@ def _place(path: Path, base: Path) -> str:
 
 
 def _progress(run: Run) -> str:
-    return f"{run.epochs_done:.4g}/{run.config.trainer.epochs}"
+    return f"{run.epochs_done:.4g}/{run.config.trainer.epochs}{' early' if run.stopped_early else ''}"
 
 
-def _outcome(run: Run) -> str:
-    """The latest result in short; for a run that has none, what ended it."""
-    if run.results:
-        record = run.results[-1]
-        mean = f"{number(record.mean, record.stderr)} +- {number(record.stderr, record.stderr)}"
-        more = f" (and {len(run.results) - 1} more)" if len(run.results) > 1 else ""
-        effort = f"k={record.k}, " if record.k is not None else ""
-        sign = SIGNS[record.direction]
-        return f"{record.split} {record.quantity} {sign} {mean} ({record.estimator}, {effort}{record.protocol}){more}"
-    error = run.status.error if run.status else None
-    return "-" if not error else error if len(error) <= _ERROR_SHOWN else error[: _ERROR_SHOWN - 3] + "..."
+def _latest_result(run: Run) -> tuple[str, str]:
+    """Return the number of the latest result, and what was estimated and how."""
+    if not run.results:
+        return "-", "-"
+    record = run.results[-1]
+    effort = f"k={record.k}, " if record.k is not None else ""
+    more = f" (and {len(run.results) - 1} more)" if len(run.results) > 1 else ""
+    estimate = f"{record.split} {record.quantity} ({record.estimator}, {effort}{record.protocol}){more}"
+    return with_sign(record.direction, with_error(record.mean, record.stderr)), estimate

@@ -1,4 +1,4 @@
-"""Paired differences: two methods under the same seeds, and on the same images, each with a confidence interval."""
+"""Paired differences between two methods, over common seeds and over common images, with confidence intervals."""
 
 import math
 import statistics
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vaebench.errors import UserError
-from vaebench.report.differences import differing
+from vaebench.report.differences import differing_settings
 from vaebench.report.filters import Condition, all_hold, check_known, parse
 from vaebench.report.tables import Row, Table
 
@@ -31,40 +31,40 @@ class Interval:
 
 @dataclass(frozen=True)
 class Pair:
-    """``second`` minus ``first``, two methods that agree in all settings but those that were named."""
+    """``second`` minus ``first``: two methods that agree in all settings except the named ones."""
 
     first: Row
     second: Row
     seeds: Sequence[int]
-    """Those that both have."""
+    """The seeds that both methods have."""
     difference: float
     """Mean over these seeds, nats per image; positive where ``second`` has the higher number."""
     over_seeds: Interval | None
-    """How much other trainings would differ; None for one seed: no spread, no interval."""
+    """The uncertainty from training; None for one common seed."""
     over_images: Interval | None
-    """How much other images would differ, for these very trainings; None where images have no numbers of their own."""
+    """The uncertainty from the choice of images, for these trained models; None without results per image."""
 
     @property
     def of_bounds(self) -> bool:
-        """Whether both numbers are bounds; a difference that involves an estimate is marked."""
+        """Whether both numbers are bounds (or exact), and neither is an estimate."""
         return "estimate" not in (self.first.record.direction, self.second.record.direction)
 
 
 def pairs(table: Table, first: str, second: str) -> list[Pair]:
-    """Return the pairs of rows of ``table`` of which one meets ``first`` and the other ``second``.
+    """Return the pairs of rows of ``table`` in which one row meets ``first`` and the other meets ``second``.
 
-    They agree in every setting that neither names (a choice's own settings go with the choice). Both are conditions
-    such as ``encoder=gaussian`` or ``encoder=hvm,k=5``.
+    Both are conditions such as ``encoder=gaussian`` or ``encoder=hvm,k=5``. The two rows agree in every setting that
+    neither condition names. A condition on a choice, for example the encoder, includes the settings of that choice.
 
     Raises:
-        UserError: no two such rows, the message says what is in the way; a file with the images' numbers is damaged.
+        UserError: there are no two such rows (the message says why), or a file of results per image is corrupt.
     """
     one, other = parse(first), parse(second)
     check_known((c.key for c in [*one, *other]), {key for row in table.rows for key in row.settings})
     left = [row for row in table.rows if all_hold(one, row.settings)]
     right = [row for row in table.rows if all_hold(other, row.settings)]
     named = {condition.key for condition in [*one, *other]}
-    found = [pair for a in left for b in right if a is not b and _agree(a, b, named) for pair in _pair(a, b)]
+    found = [pair for a in left for b in right if a is not b and not _others(a, b, named) for pair in _pair(a, b)]
     if not found:
         raise UserError(_why_none(left, right, one, other, named))
     return found
@@ -74,7 +74,7 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Return the mean of ``values`` with Student's interval for it. ValueError for fewer than two values."""
     if len(values) < 2:
         raise ValueError("an interval needs at least two values")
-    from scipy.special import stdtrit  # here, because a table without pairs must not wait for it
+    from scipy.special import stdtrit  # here, because a table without pairs does not need it
 
     mean, n = statistics.fmean(values), len(values)
     half = float(stdtrit(n - 1, 0.5 + level / 2)) * statistics.stdev(values) / math.sqrt(n)
@@ -92,12 +92,12 @@ def _pair(first: Row, second: Row) -> Iterator[Pair]:
 
 
 def _over_images(first: Row, second: Row, seeds: Sequence[int]) -> Interval | None:
-    """Return the interval over images of the difference averaged over seeds, None where it cannot be had.
+    """Return the interval over images of the difference averaged over seeds; None without results per image.
 
-    The two methods' numbers of one image go up and down together, so that this is far narrower than the two errors
-    over images suggest.
+    The results of two methods on one image are correlated, so this interval is far narrower than the two errors over
+    images suggest.
     """
-    import numpy  # here, because a table without pairs must not wait for it
+    import numpy  # here, because a table without pairs does not need it
 
     from vaebench.records import read_per_image
 
@@ -113,15 +113,11 @@ def _over_images(first: Row, second: Row, seeds: Sequence[int]) -> Interval | No
     return t_interval(differences.tolist())
 
 
-def _agree(first: Row, second: Row, named: set[str]) -> bool:
-    return not _others(first, second, named)
-
-
 def _others(first: Row, second: Row, named: set[str]) -> list[str]:
-    """The settings in which two rows differ beside the named ones and those that go with a named choice."""
+    """Return the settings in which two rows differ, without the named ones and those of a named choice."""
     return [
         key
-        for key in differing([first.settings, second.settings])
+        for key in differing_settings([first.settings, second.settings])
         if key not in named and key.partition(".")[0] not in named
     ]
 
@@ -131,11 +127,11 @@ def _why_none(
 ) -> str:
     for rows, conditions in ((left, one), (right, other)):
         if not rows:
-            return f"no row of the table has {', '.join(map(str, conditions))}, so there is nothing to pair"
+            return f"no row of the table has {', '.join(map(str, conditions))}, so there is no pair"
     candidates = [(a, b) for a in left for b in right if a is not b]
-    if any(_agree(a, b, named) for a, b in candidates):
-        return "the two methods have no seed in common, so there is nothing to pair: train both with the same seeds"
+    if any(not _others(a, b, named) for a, b in candidates):
+        return "the two methods have no seed in common: train both with the same seeds"
     if not candidates:
-        return "both conditions mean the same row: there is nothing to pair"
+        return "both conditions select the same row: give conditions on two different rows"
     closest = min((_others(a, b, named) for a, b in candidates), key=len)
-    return f"no two rows agree in everything else: they differ in {', '.join(closest)} too; name these as well"
+    return f"no two rows agree in all other settings: they also differ in {', '.join(closest)}; name these settings too"

@@ -1,4 +1,4 @@
-"""The pictures of a run: what TensorBoard shows of it, and the PNG files that were made of it afterwards."""
+"""The pictures of a run: the images in its TensorBoard events, and the PNG files in its pictures folder."""
 
 import base64
 import struct
@@ -9,7 +9,7 @@ from vaebench.report.runs import Run
 __all__ = ["Picture", "pictures"]
 
 FOLDER = "pictures"
-# What `vaebench sample`, `reconstruct`, `interpolate` and `traverse` draw; other files are called by their names.
+# Titles of the files that `vaebench sample`, `reconstruct`, `interpolate` and `traverse` write.
 _TITLES = {
     "sample": "samples of the best weights",
     "reconstruct": "reconstructions by the best weights",
@@ -21,7 +21,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Picture(NamedTuple):
-    """A PNG with the words to put under it."""
+    """A PNG with its caption."""
 
     title: str
     detail: str
@@ -39,8 +39,8 @@ class Picture(NamedTuple):
 
 
 def pictures(run: Run) -> list[Picture]:
-    """Return the latest picture of each kind; one too large for a page is left out."""
-    # here, because TensorBoard's readers take longer to import than all the rest
+    """Return the latest picture of each kind, without those that are too large for a page."""
+    # here, because TensorBoard's readers are slow to import
     from vaebench.records.events import read_pictures
 
     found = [Picture(tag, f"step {step:,}", data) for tag, (step, data) in read_pictures(run.folder.path).items()]

@@ -1,4 +1,4 @@
-"""Runs as a comparison sees them: what was asked for, how it stands, what was measured."""
+"""Run folders as read for lists, tables and pages: config, status, results and manifest."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ Scalar = str | float | bool | None
 
 
 class LeftOut(NamedTuple):
-    """A run, or one of its results, that is in no table, and why."""
+    """A run, or one of its results, that is in no table, with the reason."""
 
     folder: Path
     reason: str
@@ -35,18 +35,18 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, read."""
+    """The contents of one run folder."""
 
     folder: RunFolder
     config: Config
     status: Status | None
-    """None where the run never wrote one."""
+    """None where the run has not written status.json."""
     results: list[ResultRecord]
     manifest: dict[str, Any]
 
     @classmethod
     def read(cls, folder: RunFolder) -> "Run":
-        """Read everything but the metrics. UserError when a file is damaged."""
+        """Read everything but the metrics. UserError when a file is corrupt."""
         status = folder.read_status() if folder.status.exists() else None
         return cls(folder, read(folder.path), status, read_results(folder), read_manifest(folder))
 
@@ -56,12 +56,12 @@ class Run:
 
     @cached_property
     def method(self) -> str:
-        """The name of all repetitions of this run: a hash of what defines its model, but for the seed."""
+        """The hash that runs share which differ only in the seed."""
         return identity(self.config, with_seed=False)
 
     @cached_property
     def settings(self) -> dict[str, Scalar]:
-        """What defines the trained model, flat, without the seed."""
+        """The settings that define the trained model, flat, without the seed."""
         return settings_of({key: value for key, value in defining(self.config).items() if key != "seed"})
 
     @property
@@ -69,37 +69,42 @@ class Run:
         """running, finished, failed, interrupted, or "not started"."""
         return "not started" if self.status is None else self.status.state
 
+    @property
+    def stopped_early(self) -> dict[str, Any] | None:
+        """``{"epoch": reached, "of": planned}`` of a run that early stopping ended; None for all others."""
+        return self.manifest.get("stopped_early") or getattr(self.status, "stopped_early", None)
+
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         return read_metrics(self.folder)
 
     @cached_property
     def epochs_done(self) -> float:
-        """How far the training came, in epochs."""
+        """The number of epochs trained so far."""
         last = last_metrics(self.folder)
         return 0.0 if last is None else float(last["epoch"])
 
     @property
     def updated(self) -> datetime | None:
-        """When anything was last recorded, UTC."""
+        """The time of the last record, UTC."""
         times = [datetime.fromtimestamp(p.stat().st_mtime, UTC) for p in (self.folder.metrics,) if p.exists()]
         times += [datetime.fromisoformat(self.status.updated)] if self.status else []
         return max(times, default=None)
 
     @property
     def wall_seconds(self) -> float | None:
-        """Seconds spent on the run, evaluation at its end included."""
+        """Seconds spent on the run, with the evaluation at its end."""
         seconds = self.manifest.get("wall_seconds")
         return None if seconds is None else float(seconds)
 
     @property
     def parameters(self) -> int | None:
-        """How many numbers were trained."""
+        """The number of trained parameters."""
         return self.manifest.get("parameters", {}).get("total")
 
 
 def settings_of(values: Mapping[str, Any]) -> dict[str, Scalar]:
-    """Return nested settings flat, in the words that a user types: ``encoder`` for ``encoder.name``."""
+    """Return nested settings as one mapping with the keys that a user types: ``encoder`` for ``encoder.name``."""
     return {key.removesuffix(".name"): value for key, value in flatten(values).items()}
 
 
@@ -107,7 +112,7 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[LeftOut]]:
     """Return the runs at or below ``paths``, and those that cannot be read.
 
     Raises:
-        UserError: a path holds no run at all.
+        UserError: there is no run at or below a path.
     """
     runs: list[Run] = []
     damaged: list[LeftOut] = []

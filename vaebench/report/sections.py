@@ -1,63 +1,92 @@
-"""The parts of a page: results, learning curves, compute, diagnostics, pictures."""
+"""The content of the sections of a page: results, learning curves, diagnostics and pictures, for the templates."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+from vaebench.direction import Direction
 from vaebench.records import Diagnostics, Measure, last_metrics, read_diagnostics
-from vaebench.report.charts import Point, Series, bars, chart, mark, scale, series_class, ticks
+from vaebench.records.text import number, with_error
+from vaebench.report.charts import BarChart, Chart, Point, Series, axes_of, percent, ticks
 from vaebench.report.curves import VALIDATION, Curve
-from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings, number
-from vaebench.report.markup import Markup, element
-from vaebench.report.methods import Method, mean_curve
+from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings
+from vaebench.report.groups import RunGroup, mean_curve
 from vaebench.report.pictures import Picture, pictures
 from vaebench.report.runs import Run
 from vaebench.report.tables import Row, Table
 
-__all__ = ["curves", "diagnostics", "results", "shown_pictures", "switches"]
+__all__ = [
+    "MOST_PICTURED",
+    "DiagnosticsTable",
+    "PicturesOfKind",
+    "Results",
+    "about_curves",
+    "curves",
+    "diagnostics",
+    "pictures_by_kind",
+    "results",
+]
 
-_MOST_PICTURED = 24  # methods
+MOST_PICTURED = 24  # groups
 _SMALL = 300  # pixels
 
 
-def switches(methods: Sequence[Method]) -> Markup:
-    """Return a box for each method that shows and hides it in every chart and picture."""
-    labels = [
-        element(
-            "label",
-            element("input", type="checkbox", checked=True, id=f"show{method.number}"),
-            _key(method),
-            element("span", method.label),
-            class_=series_class(method.number).split(" ", 1)[1],
-        )
-        for method in methods
-    ]
-    return element("fieldset", element("legend", "Methods (uncheck to hide)"), element("div", labels))
-
-
-def _key(method: Method) -> Markup:
-    line = element("line", x1=0, x2=26, y1=4, y2=4)
-    return element("svg", line, class_="key " + series_class(method.number).split(" ", 1)[1], aria_hidden="true")
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 # Results --------------------------------------------------------------------------------------------------
 
 
-def results(table: Table, methods: Mapping[str, Method], keys: Sequence[str]) -> Iterator[Markup]:
-    """Yield the results of one table as marks on one scale, and as numbers."""
-    yield element("h3", f"{table.conditions.split} {table.conditions.quantity}")
-    protocol = [] if table.conditions.protocol in (None, "") else [table.conditions.protocol]
-    yield element(
-        "p", ", ".join([*protocol, *table.conditions.words()]) + "; nats per image, highest first", class_="soft"
-    )
-    yield _forest(table, methods)
-    yield from (element("p", note, class_="note") for note in table.notes())
-    yield _numbers(table, keys)
+class ResultRow(NamedTuple):
+    """A row of results on a common scale; places are in percent of the scale."""
+
+    group: RunGroup
+    rank: str
+    value: str
+    errors: str
+    words: str
+    """The value in words, for screen readers."""
+    direction: Direction
+    x: str
+    bars: list[tuple[tuple[str, str], str]]
+    """The ends of each error bar, and its class."""
+    seeds: list[tuple[str, str]]
+    """The place of each seed, and its value in words."""
 
 
-def _forest(table: Table, methods: Mapping[str, Method]) -> Markup:
+class Results(NamedTuple):
+    """A table of results, drawn on a common scale and as numbers."""
+
+    title: str
+    about: str
+    rows: list[ResultRow]
+    ticks: list[tuple[str, str]]
+    notes: list[str]
+    head: list[tuple[str, bool]]
+    """The title of each column, and whether it holds numbers."""
+    lines: list[list[tuple[str, bool]]]
+
+
+def results(table: Table, groups: Mapping[str, RunGroup], keys: Sequence[str]) -> Results:
+    """Return the results of one table; ``keys`` are the settings to show as columns."""
     low, high = _range(table.rows)
-    items = [_strip(row, methods[row.method], low, high) for row in table.rows]
-    items.append(element("li", element("span", class_="blank"), _scale(low, high), element("span", class_="blank")))
-    return element("div", element("ol", items), class_="forest")
+    head = headings(table, keys)
+    # All columns are numbers but the settings and the estimator.
+    numeric = [i == 0 or (i > len(keys) and name != "estimator") for i, name in enumerate(head)]
+    lines = [
+        [(_minus(text) if end else text, end) for text, end in zip(texts, numeric, strict=True)]
+        for texts in (cells(table, row, keys, TYPOGRAPHIC) for row in table.rows)
+    ]
+    conditions = table.conditions
+    return Results(
+        title=f"{conditions.split} {conditions.quantity}",
+        about=", ".join([conditions.protocol, *conditions.words()]),
+        rows=[_result_row(row, groups[row.method], low, high) for row in table.rows],
+        ticks=[(percent(low, high, value), _minus(f"{value:g}")) for value in ticks(low, high)],
+        notes=list(table.notes()),
+        head=list(zip(head, numeric, strict=True)),
+        lines=lines,
+    )
 
 
 def _range(rows: Sequence[Row]) -> tuple[float, float]:
@@ -67,81 +96,26 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
     return min(tips) - room, max(tips) + room
 
 
-def _strip(row: Row, method: Method, low: float, high: float) -> Markup:
-    digits = (row.sd, row.stderr)
-    sign, star = TYPOGRAPHIC[row.record.direction], "*" if row.unfinished else ""
-    spread = f"sd {number(row.sd, *digits)} (n={row.n})" if row.sd is not None else "n=1"
-    value = element(
-        "span",
-        element("strong", f"{sign} {_minus(number(row.mean, *digits))}{star} "),
-        element("small", f"± {number(row.stderr, *digits)}, {spread}"),
-        class_="value",
+def _result_row(row: Row, group: RunGroup, low: float, high: float) -> ResultRow:
+    def ends(half: float) -> tuple[str, str]:
+        return percent(low, high, row.mean - half), percent(low, high, row.mean + half)
+
+    errors = (row.sd, row.stderr)
+    spread = f"sd {number(row.sd, *errors)} (n={row.n})" if row.sd is not None else "n=1"
+    direction = row.record.direction
+    return ResultRow(
+        group=group,
+        rank="" if row.rank is None else str(row.rank),
+        value=f"{TYPOGRAPHIC[direction]} {_minus(number(row.mean, *errors))}{row.marks}",
+        errors=f"± {number(row.stderr, *errors)}, {spread}",
+        words=f"{direction.replace('_', ' ')} {row.mean:.2f}, error over images {row.stderr:.2f}",
+        direction=direction,
+        x=percent(low, high, row.mean),
+        bars=[(ends(half), name) for half, name in ((row.sd, "spread"), (row.stderr, "error")) if half is not None],
+        seeds=[(percent(low, high, record.mean), f"seed {run.seed}: {record.mean:.2f}") for run, record in row.results]
+        if row.n > 1
+        else [],
     )
-    rank = element("span", "" if row.rank is None else str(row.rank), class_="rank")
-    name = element("span", rank, _key(method), element("span", method.title), class_="name")
-    return element("li", name, _marks(row, low, high), value, class_=series_class(method.number))
-
-
-def _marks(row: Row, low: float, high: float) -> Markup:
-    def line(half: float, name: str) -> Markup:
-        ends = [scale(low, high, row.mean + sign * half) for sign in (-1, 1)]
-        return element("line", x1=ends[0], x2=ends[1], y1=13, y2=13, class_=name)
-
-    seeds = [
-        element(
-            "circle",
-            element("title", f"seed {run.seed}: {record.mean:.2f}"),
-            cx=scale(low, high, record.mean),
-            cy=13,
-            r=2.6,
-        )
-        for run, record in row.results
-    ]
-    words = {"exact": "exact", "lower_bound": "lower bound", "upper_bound": "upper bound", "estimate": "estimate"}
-    title = f"{words[row.record.direction]} {row.mean:.2f}, error over images {row.stderr:.2f}"
-    shape = element("g", element("title", title), mark(row.record.direction, 8))
-    return element(
-        "svg",
-        line(row.sd, "spread") if row.sd is not None else None,
-        line(row.stderr, "error"),
-        element("g", seeds, class_="dot faint") if row.n > 1 else None,
-        element("svg", shape, x=scale(low, high, row.mean), y=13, overflow="visible"),
-        class_="strip",
-        role="img",
-        aria_label=title,
-    )
-
-
-def _scale(low: float, high: float) -> Markup:
-    marks = []
-    for value in ticks(low, high):
-        x = scale(low, high, value)
-        marks.append(element("line", x1=x, x2=x, y1=0, y2=5, class_="base"))
-        marks.append(element("text", _minus(f"{value:g}"), x=x, y=19, class_="tick", text_anchor="middle"))
-    base = element("line", x1="0%", x2="100%", y1=0.5, y2=0.5, class_="base")
-    return element("svg", base, marks, class_="strip scale", aria_hidden="true")
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _numbers(table: Table, keys: Sequence[str]) -> Markup:
-    head = headings(table, keys)
-    # The rank, the value, n and the errors, the epoch and the time are numbers.
-    right = {0, len(keys) + 1, len(keys) + 2, len(keys) + 3, len(keys) + 4, len(keys) + 6, len(keys) + 7}
-
-    def line(kind: str, texts: Sequence[str]) -> Markup:
-        return element("tr", [element(kind, t, class_="number" if i in right else None) for i, t in enumerate(texts)])
-
-    rows = [
-        line(
-            "td", [_minus(text) if i in right else text for i, text in enumerate(cells(table, row, keys, TYPOGRAPHIC))]
-        )
-        for row in table.rows
-    ]
-    body = element("table", element("thead", line("th", head)), element("tbody", rows))
-    return element("div", body, class_="wide", tabindex=0, role="region", aria_label="results as numbers")
 
 
 # Curves ---------------------------------------------------------------------------------------------------
@@ -151,94 +125,75 @@ _TAGS = {
     "train/reconstruction": "Reconstruction term in training",
     "train/kl": "KL term in training",
 }
+_CurvesOfGroup = tuple[RunGroup, Sequence[Curve]]
 
 
-def curves(place: str, methods: Sequence[Method], tables: Sequence[Table]) -> Iterator[Markup]:
-    """Yield the learning curves, by epoch and by time, the parts of the bound, and results against time."""
-    figures = []
-    samples = sorted({method.runs[0].config.trainer.validation_k for method in methods})
+def curves(place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> list[Chart]:
+    """Return charts of the validation by epoch and by time, of the parts of the bound, and of results by time."""
+    samples = sorted({group.runs[0].config.trainer.validation_k for group in groups})
     title = f"Validation log p(x), k={' or '.join(map(str, samples))}"
-    validation = [(method, method.curves(VALIDATION)) for method in methods]
-    figures.append(_curves(f"{place}-epochs", f"{title}, by epoch", "epoch", validation, by_time=False))
-    figures.append(_curves(f"{place}-time", f"{title}, by time", "seconds of training", validation, by_time=True))
+    validation = [(group, group.curves(VALIDATION)) for group in groups]
+    figures = [
+        _curves(f"{place}-epochs", f"{title}, by epoch", "epoch", validation, by_time=False),
+        _curves(f"{place}-time", f"{title}, by time", "seconds of training", validation, by_time=True),
+    ]
     for tag, title in _TAGS.items():
-        found = [(method, method.curves(tag)) for method in methods]
+        found = [(group, group.curves(tag)) for group in groups]
         figures.append(_curves(f"{place}-{tag.split('/')[1]}", title, "epoch", found, by_time=False))
-    named = {method.name: method for method in methods}
+    named = {group.name: group for group in groups}
     figures += [_compute(f"{place}-{i}", table, named) for i, table in enumerate(tables)]
-    if shown := [figure for figure in figures if figure is not None]:
-        yield element("h3", "Learning curves and compute")
-        yield element("div", shown, class_="charts")
-        yield element("p", _about_curves([run for method in methods for run in method.runs]), class_="soft")
+    return [figure for figure in figures if figure is not None]
 
 
-def _about_curves(runs: Sequence[Run]) -> str:
+def about_curves(runs: Sequence[Run]) -> str:
+    """Return the text under the charts."""
     devices = sorted({str(run.manifest["device"]) for run in runs if run.manifest.get("device")})
-    text = "Validation is importance-weighted, of the weights at that time. Time is training time, without evaluation"
+    text = "Validation is importance-weighted, with the weights at that time. Time is training time without evaluation"
     if devices:
         text += f", on {devices[0]}" if len(devices) == 1 else f"; on several devices: {', '.join(devices)}"
     return f"{text}. Against compute: small marks are single seeds, vertical lines the standard error over images."
 
 
-def _curves(
-    name: str, title: str, x_label: str, found: Sequence[tuple[Method, Sequence[Curve]]], *, by_time: bool
-) -> Markup | None:
-    """Return one chart, None where no run has such a curve."""
+def _curves(name: str, title: str, x_label: str, found: Sequence[_CurvesOfGroup], *, by_time: bool) -> Chart | None:
+    """Return one chart; None where no run has such a curve."""
 
     def line(curve: Curve) -> tuple[Sequence[float], Sequence[float]]:
         return (curve.seconds if by_time else curve.epochs), curve.values
 
     series = []
-    for method, own in found:
+    for group, own in found:
         if own:
             mean = mean_curve(own)
-            last = (
-                f"{method.title}: {mean.values[-1]:.2f} at epoch {mean.epochs[-1]:g}" if mean.values else method.title
-            )
+            last = f": {mean.values[-1]:.2f} at epoch {mean.epochs[-1]:g}" if mean.values else ""
             seeds = [line(curve) for curve in own] if len(own) > 1 else []
-            series.append(Series(method.number, last, line(mean), seeds))
-    return chart(name, title, x_label, "nats per image", series) if series else None
+            series.append(Series(group.number, group.title + last, line(mean), seeds))
+    return Chart(name, title, x_label, "nats per image", axes_of(series), series) if series else None
 
 
-# Compute --------------------------------------------------------------------------------------------------
+def _compute(name: str, table: Table, groups: Mapping[str, RunGroup]) -> Chart | None:
+    """Return results against seconds of training; None where no run recorded its time."""
+    found = [(groups[row.method], _points(row, groups[row.method])) for row in table.rows]
+    series = [Series(group.number, group.title, points=points) for group, points in found if points]
+    effort = "" if table.conditions.k is None else f" k={table.conditions.k},"
+    title = f"{table.conditions.split} {table.conditions.quantity},{effort} against compute"
+    if not series:
+        return None
+    axes = axes_of(series, spread=True)
+    return Chart(f"compute-{name}", title, "seconds of training", "nats per image", axes, series)
 
 
-def _compute(name: str, table: Table, methods: Mapping[str, Method]) -> Markup | None:
-    """Return results against seconds of training, None where no run recorded its time."""
-    series = []
-    for row in table.rows:
-        method = methods[row.method]
-        if points := _points(row, method):
-            series.append(Series(method.number, method.title, points=points))
-    title = f"{table.conditions.split} {table.conditions.quantity}, k={table.conditions.k}, against compute"
-    title = title if table.conditions.k is not None else title.replace("k=None, ", "")
-    return (
-        chart(f"compute-{name}", title, "seconds of training", "nats per image", series, spread=True)
-        if series
-        else None
-    )
-
-
-def _points(row: Row, method: Method) -> list[Point]:
+def _points(row: Row, group: RunGroup) -> list[Point]:
     """Return a point for the mean over seeds, and one for each seed where there are several."""
     timed = [(run, record, seconds) for run, record in row.results if (seconds := _training_seconds(run)) is not None]
     if not timed:
         return []
-    title, direction = method.title, row.record.direction
-    seeds = [
-        Point(
-            seconds,
-            record.mean,
-            0.0,
-            direction,
-            f"{title}, seed {run.seed}: {record.mean:.2f}, {duration(seconds)}",
-            False,
-        )
-        for run, record, seconds in timed
-    ]
+    title, direction = group.title, row.record.direction
+    seeds = []
+    for run, record, seconds in timed if len(timed) > 1 else []:
+        words = f"{title}, seed {run.seed}: {record.mean:.2f}, {duration(seconds)}"
+        seeds.append(Point(seconds, record.mean, 0.0, direction, words, main=False))
     x = sum(seconds for *_, seconds in timed) / len(timed)
-    words = f"{title}: {row.mean:.2f}, {duration(x)}"
-    return [*(seeds if len(timed) > 1 else []), Point(x, row.mean, row.stderr, direction, words)]
+    return [*seeds, Point(x, row.mean, row.stderr, direction, f"{title}: {row.mean:.2f}, {duration(x)}")]
 
 
 def _training_seconds(run: Run) -> float | None:
@@ -249,101 +204,70 @@ def _training_seconds(run: Run) -> float | None:
 # Diagnostics ----------------------------------------------------------------------------------------------
 
 
-def diagnostics(methods: Sequence[Method]) -> Iterator[Markup]:
-    """Yield what diagnostics.json says: a table of measures, and KL by latent coordinate."""
-    found = [
-        (method, run, values) for method in methods for run in method.runs if (values := read_diagnostics(run.folder))
-    ]
-    if not found:
-        return
-    yield element("h3", "Diagnostics")
-    yield _measures(found)
-    yield element("details", element("summary", "What these numbers are"), element("dl", _definitions(found)))
-    figures = [
-        element(
-            "figure",
-            element("figcaption", f"{method.title}, seed {run.seed}: {title}"),
-            bars(f"{title}, {method.title}", values.coordinates[name], method.number, "nats"),
-            class_=f"chart s{method.number}",
-        )
-        for method, run, values in found
-        for name, title in _KL_NAMES.items()
-        if values.coordinates.get(name)
-    ]
-    if figures:
-        yield element("h4", "KL per latent coordinate")
-        yield element("div", figures, class_="charts")
+class DiagnosticsTable(NamedTuple):
+    """The diagnostics of all diagnosed runs."""
+
+    titles: list[str]
+    rows: list[tuple[RunGroup, Run, list[str]]]
+    definitions: list[tuple[str, str]]
+    figures: list[BarChart]
+    """The KL by latent coordinate."""
 
 
 _KL_NAMES = {"kl": "KL, nats", "kl_gaussian_approximation": "KL of the moment-matched Gaussian, nats"}
 
 
-Found = Sequence[tuple[Method, Run, Diagnostics]]
-
-
-def _measures(found: Found) -> Markup:
-    names = dict.fromkeys(name for *_, values in found for name in values.measures)
-    titles = {name: next(v.measures[name].title for *_, v in found if name in v.measures) for name in names}
-    head = element(
-        "tr", element("th", "method"), element("th", "seed"), [element("th", titles[name]) for name in names]
+def diagnostics(groups: Sequence[RunGroup]) -> DiagnosticsTable | None:
+    """Return what the runs' diagnostics.json hold; None where no run has one."""
+    found = [(group, run, values) for group in groups for run in group.runs if (values := read_diagnostics(run.folder))]
+    if not found:
+        return None
+    titles = {name: measure.title for *_, values in reversed(found) for name, measure in values.measures.items()}
+    names = list(dict.fromkeys(name for *_, values in found for name in values.measures))
+    # A definition may depend on the encoder.
+    definitions = dict.fromkeys((m.title, m.definition) for *_, values in found for m in values.measures.values())
+    return DiagnosticsTable(
+        [titles[name] for name in names],
+        [(group, run, [_measure(values.measures.get(name)) for name in names]) for group, run, values in found],
+        list(definitions),
+        [figure for group, run, values in found for figure in _kl_figures(group, run, values)],
     )
-    rows = [
-        element(
-            "tr",
-            element("td", method.title),
-            element("td", str(run.seed), class_="number"),
-            [element("td", _measure(values.measures.get(name)), class_="number") for name in names],
-            class_=f"s{method.number}",
-        )
-        for method, run, values in found
-    ]
-    body = element("table", element("thead", head), element("tbody", rows))
-    return element("div", body, class_="wide", tabindex=0, role="region", aria_label="diagnostics")
+
+
+def _kl_figures(group: RunGroup, run: Run, values: Diagnostics) -> Iterator[BarChart]:
+    for name, title in _KL_NAMES.items():
+        if numbers := values.coordinates.get(name):
+            caption = f"{group.title}, seed {run.seed}: {title}"
+            yield BarChart(caption, f"{title}, {group.title}", numbers, group.number, "nats")
 
 
 def _measure(measure: Measure | None) -> str:
     if measure is None or measure.value is None:
         return "-"
-    # What is counted is exact, or an estimate whose doubts the definition tells.
-    sign = "" if measure.direction == "exact" else f"{TYPOGRAPHIC[measure.direction]} "
-    if measure.stderr is None:
-        return f"{sign}{_minus(f'{measure.value:.4g}')} {measure.unit}".strip()
-    mean, error = number(measure.value, measure.stderr), number(measure.stderr, measure.stderr)
-    return f"{sign}{_minus(mean)} ± {error} {measure.unit}".strip()
-
-
-def _definitions(found: Found) -> Iterator[Markup]:
-    """Yield each definition once; they may differ with the encoder."""
-    seen: dict[tuple[str, str], None] = {}
-    for *_, values in found:
-        for measure in values.measures.values():
-            seen.setdefault((measure.title, measure.definition))
-    for title, definition in seen:
-        yield element("dt", title)
-        yield element("dd", definition)
+    sign = "" if measure.direction is Direction.EXACT else f"{TYPOGRAPHIC[measure.direction]} "
+    plain = f"{measure.value:.4g}"
+    value = plain if measure.stderr is None else with_error(measure.value, measure.stderr, sign="±")
+    return f"{sign}{_minus(value)} {measure.unit}".strip()
 
 
 # Pictures -------------------------------------------------------------------------------------------------
 
 
-def shown_pictures(methods: Sequence[Method]) -> Iterator[Markup]:
-    """Yield the pictures, those of one kind side by side."""
-    kinds: dict[tuple[str, bool], list[Markup]] = {}
-    for method in methods[:_MOST_PICTURED]:
-        run, found = next(((run, own) for run in method.runs if (own := pictures(run))), (method.runs[0], []))
+class PicturesOfKind(NamedTuple):
+    """The pictures with the same title, each with its group and caption."""
+
+    title: str
+    large: bool
+    """Whether the pictures contain text, which needs room."""
+    pictures: list[tuple[Picture, RunGroup, str]]
+
+
+def pictures_by_kind(groups: Sequence[RunGroup]) -> list[PicturesOfKind]:
+    """Return the pictures of each group's first run that has pictures, sorted by kind."""
+    kinds: dict[tuple[str, bool], list[tuple[Picture, RunGroup, str]]] = {}
+    for group in groups[:MOST_PICTURED]:
+        run, found = next(((run, own) for run in group.runs if (own := pictures(run))), (group.runs[0], []))
         for picture in found:
-            # What has words in it needs room to be read.
-            large = picture.size[0] > _SMALL
-            kinds.setdefault((picture.title, large), []).append(_picture(picture, method, run))
-    for (title, large), figures in kinds.items():
-        yield element("h3", title[:1].upper() + title[1:])
-        yield element("div", figures, class_="pictures large" if large else "pictures")
-    if len(methods) > _MOST_PICTURED:
-        yield element("p", f"pictures of the first {_MOST_PICTURED} of {len(methods)} methods", class_="note")
-
-
-def _picture(picture: Picture, method: Method, run: Run) -> Markup:
-    text = f"{method.title}, seed {run.seed}, {picture.detail}"
-    width, height = picture.size
-    image = element("img", src=picture.uri, alt=f"{picture.title}: {text}", width=width, height=height)
-    return element("figure", image, element("figcaption", text), class_=f"s{method.number}")
+            caption = f"{group.title}, seed {run.seed}, {picture.detail}"
+            kinds.setdefault((picture.title, picture.size[0] > _SMALL), []).append((picture, group, caption))
+    return [PicturesOfKind(title[:1].upper() + title[1:], large, found) for (title, large), found in kinds.items()]

@@ -1,13 +1,16 @@
-"""Tables of results: a row for each method, seeds aggregated, and the notes that a reader needs."""
+"""Tables of results: a row for each method, averaged over seeds, and notes for the reader."""
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vaebench.config import describe
 from vaebench.records import ResultRecord
-from vaebench.report.likeness import FOLLOWS_ENCODER, LOG_LIKELIHOOD, Conditions, Result
+from vaebench.records.text import counted
+from vaebench.report.conditions import FOLLOWS_ENCODER, LOG_LIKELIHOOD, Conditions, Result
 from vaebench.report.runs import Run, Scalar
 
 __all__ = ["FACTS", "Row", "Table"]
@@ -36,19 +39,20 @@ FACTS = (
     "device",
     "method",
     "unfinished",
+    "stopped_early",
 )
-"""What can be a column beside the settings; a row's value of each is in :meth:`Row.facts`."""
+"""The columns that are not settings; :meth:`Row.facts` returns their values."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method: runs that differ in nothing but the seed, and their results under the table's conditions."""
+    """One method: runs that differ only in the seed, and their results under the table's conditions."""
 
     settings: Mapping[str, Scalar]
     results: Sequence[Result]
     """Sorted by seed."""
     rank: int | None = None
-    """From 1, the best lower bound on log p(x); None for estimates, which bound nothing, and for all else."""
+    """1 for the best lower bound on log p(x); None for results that cannot be ranked."""
 
     @property
     def method(self) -> str:
@@ -56,7 +60,7 @@ class Row:
 
     @property
     def record(self) -> ResultRecord:
-        """The first seed's record, for what all of them share."""
+        """The record of the first seed, for the fields that all seeds share."""
         return self.results[0].record
 
     @property
@@ -75,14 +79,14 @@ class Row:
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation over seeds (n - 1), nats; None for one seed, which has no spread."""
+        """Standard deviation over seeds (n - 1 in the denominator), nats; None for one seed."""
         return statistics.stdev(result.record.mean for result in self.results) if self.n > 1 else None
 
     @property
     def stderr(self) -> float:
-        """The estimator's own standard error, over images, of one seed (root mean square over seeds), nats.
+        """Standard error over images of one seed (root mean square over seeds), nats.
 
-        All seeds see the same images, so that more seeds do not make it smaller.
+        All seeds are evaluated on the same images, so more seeds do not reduce it.
         """
         return math.sqrt(statistics.fmean(result.record.stderr**2 for result in self.results))
 
@@ -91,20 +95,29 @@ class Row:
         return [result.run for result in self.results if result.run.state != "finished"]
 
     @property
+    def stopped_early(self) -> list[Run]:
+        return [result.run for result in self.results if result.run.stopped_early]
+
+    @property
+    def marks(self) -> str:
+        """``*`` for runs that did not finish, ``^`` for runs that stopped early."""
+        return "*" * bool(self.unfinished) + "^" * bool(self.stopped_early)
+
+    @property
     def epochs(self) -> tuple[float, float]:
-        """The fewest and the most epochs that the weights in use were trained for."""
+        """The fewest and the most epochs after which the evaluated weights were saved."""
         epochs = [result.record.epoch for result in self.results]
         return min(epochs), max(epochs)
 
     @property
     def wall_seconds(self) -> float | None:
-        """Mean over seeds of the seconds spent on a run; None where one did not record it."""
+        """Mean over seeds of the seconds spent on a run; None where a run did not record them."""
         seconds = [result.run.wall_seconds for result in self.results]
         known = [value for value in seconds if value is not None]
         return statistics.fmean(known) if len(known) == len(seconds) else None
 
     def facts(self) -> dict[str, Any]:
-        """Return what can be a column beside the settings, by name."""
+        """Return the value of every name in ``FACTS``."""
         record = self.record
         lowest, highest = self.epochs
         return {
@@ -130,12 +143,13 @@ class Row:
             "device": self.results[0].run.manifest.get("device"),
             "method": self.method,
             "unfinished": len(self.unfinished),
+            "stopped_early": len(self.stopped_early),
         }
 
 
 @dataclass(frozen=True)
 class Table:
-    """Methods that may be compared, best first; what is not ranked comes last."""
+    """Methods that may be compared, the best first, rows without a rank last."""
 
     conditions: Conditions
     rows: Sequence[Row]
@@ -145,30 +159,31 @@ class Table:
         return [result.run for row in self.rows for result in row.results]
 
     def notes(self) -> Iterator[str]:
-        """Yield what a reader must know before believing the order."""
+        """Yield the facts that limit what the order of the rows means."""
         single = sum(row.n == 1 for row in self.rows)
         if single:
             which = "each method" if single == len(self.rows) else f"{single} of {len(self.rows)} methods"
-            yield f"n=1 for {which}: there is no spread over seeds, so a difference may be the seed's luck"
+            yield f"n=1 for {which}: the spread over seeds is unknown, so a difference may be due to the seed"
         if any(row.record.direction == "estimate" for row in self.rows):
-            yield "~ marks an estimate that bounds nothing: it has no rank among bounds"
+            yield "~ marks an estimate that is not a bound: it has no rank"
         if self.conditions.quantity != LOG_LIKELIHOOD:
-            yield f"sorted, but not ranked: of {self.conditions.quantity}, more is not better as such"
+            yield f"sorted, but not ranked: a higher {self.conditions.quantity} is not necessarily better"
         if self.conditions.upper:
-            yield "an upper bound that is higher is not a better model: these rows have no rank"
-        if unfinished := [run for row in self.rows for run in row.unfinished]:
-            done = [run.epochs_done for run in unfinished]
-            span = f"{min(done):.0f}" if round(min(done)) == round(max(done)) else f"{min(done):.0f} to {max(done):.0f}"
-            runs = _counted(len(unfinished), "run")
-            yield f"{runs} (marked *) did not finish: {span} of {self.conditions.epochs} epochs"
+            yield "a higher upper bound does not mean a better model: these rows have no rank"
+        if unfinished := [run.epochs_done for row in self.rows for run in row.unfinished]:
+            yield f"{counted(len(unfinished), 'run')} (marked *) did not finish: {self._span(unfinished)}"
+        if early := [run.stopped_early["epoch"] for run in self.runs if run.stopped_early]:
+            yield f"{counted(len(early), 'run')} (marked ^) stopped early: {self._span(early)}"
+        schedules = Counter(note for run in self.runs for note in describe.schedules_past_the_end(run.config))
+        yield from (f"{counted(count, 'run')}: {note}" for note, count in schedules.items())
         yield from self._code()
+
+    def _span(self, epochs: Sequence[float]) -> str:
+        low, high = f"{min(epochs):.0f}", f"{max(epochs):.0f}"
+        return f"{low if low == high else f'{low} to {high}'} of {self.conditions.epochs} epochs"
 
     def _code(self) -> Iterator[str]:
         states = [run.manifest.get("git") for run in self.runs]
         commits = {state["commit"][:8] for state in states if state and state.get("commit")}
         if len(commits) > 1:
             yield f"the runs were trained by {len(commits)} versions of the code: {', '.join(sorted(commits))}"
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vaebench import runtime
+from vaebench.config import describe
 from vaebench.encoders.base import Direction
 from vaebench.experiment import Experiment
 
@@ -30,17 +31,12 @@ def header(experiment: Experiment, folder: Path) -> str:
         "dataset": f"{data.protocol}: {sizes} images of {height}x{width}",
         "": data.note,
         "encoder": encoder,
-        "decoder": f"{config.decoder.name} {_shape(config.decoder.hidden)} {config.decoder.activation}, "
-        f"latent_dim={config.latent_dim}, prior {config.prior.name}",
-        "objective": f"{config.objective.name}, k={config.k}, gradient {config.objective.gradient}",
+        "decoder": describe.decoder(config),
+        "objective": describe.objective(config),
         "note": experiment.gradient_note or "",
         "parameters": " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items()),
-        "training": f"{config.trainer.epochs} epochs, batches of {config.trainer.batch_size}, seed {config.seed}",
+        "training": describe.training(config),
         "device": f"{runtime.describe(experiment.device)}, {config.trainer.precision}",
         "folder": str(folder),
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items() if text)
-
-
-def _shape(hidden: tuple[int, ...]) -> str:
-    return "-".join(map(str, hidden))

@@ -1,22 +1,24 @@
-"""Methods as a page shows them: a number (its colour), a name, and the runs that differ in nothing but the seed."""
+"""Groups of runs that differ only in the seed, as a page shows them."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vaebench.report.charts import colour_class
 from vaebench.report.curves import Curve, curve, thinned
 from vaebench.report.runs import Run, Scalar
 
-__all__ = ["Method", "mean_curve"]
+__all__ = ["RunGroup", "mean_curve"]
 
-_POINTS = 160  # of a curve: more than a screen shows
+_POINTS = 160  # of a curve: enough for a chart on a page
 
 
 @dataclass(frozen=True)
-class Method:
-    """One method in a page."""
+class RunGroup:
+    """Runs that differ only in the seed; a page calls such a group a method."""
 
     number: int
+    """Selects the colour and dashes in charts."""
     title: str
     settings: Mapping[str, Scalar]
     runs: Sequence[Run]
@@ -24,22 +26,33 @@ class Method:
 
     @property
     def name(self) -> str:
+        """The hash that all runs of the group share."""
         return self.runs[0].method
 
     @property
+    def colour(self) -> str:
+        """The classes of its colour and dashes."""
+        return colour_class(self.number)
+
+    @property
+    def classes(self) -> str:
+        """The classes of everything that belongs to the group: its check box hides them."""
+        return f"s{self.number} {self.colour}"
+
+    @property
     def label(self) -> str:
-        """The title, and how many of its runs are not finished."""
+        """The title, with the number of unfinished runs if there are any."""
         unfinished = sum(run.state != "finished" for run in self.runs)
         return f"{self.title} ({unfinished} of {len(self.runs)} unfinished)" if unfinished else self.title
 
     def curves(self, tag: str) -> list[Curve]:
-        """Return each run's curve of ``tag``, thinned; runs without one are left out."""
+        """Return the curve of ``tag`` of each run that has one, thinned."""
         found = [thinned(curve(run, tag), _POINTS) for run in self.runs]
         return [one for one in found if one.values]
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Return the mean over seeds at the epochs that all of them have, times averaged too."""
+    """Return the mean over seeds of values and times, at the epochs that all curves have."""
     at = [dict(zip(c.epochs, zip(c.seconds, c.values, strict=True), strict=True)) for c in curves]
     epochs = [epoch for epoch in curves[0].epochs if all(epoch in one for one in at)]
     return Curve(

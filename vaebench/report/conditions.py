@@ -1,16 +1,18 @@
-"""What makes two results alike, so that they may stand in one table.
+"""The conditions under which two results are comparable and share a table.
 
-Two results are alike when they are of one quantity on the same images under one protocol, by the same estimator with
-the same effort and precision, of models trained for the same number of epochs. Each set of such conditions is a table
-of its own. What an estimator takes from the encoder is the row's and not the table's: the name IWAE or DIWHVI (the
-latter with an exact density is the former), whose draws are weighed, what annealing starts from. A number of inner
-samples must agree among the rows that have one; an exact density has none, and stands in the table of each.
+Two results are comparable if they estimate the same quantity on the same images under the same protocol. They also need
+the same estimator with the same effort and precision, and models trained for the same number of epochs.
+
+Details of the estimator that depend on the encoder are shown per row; they do not split tables. These are the name IWAE
+or DIWHVI (DIWHVI with an exact density is IWAE), the proposal, and the initial distribution of annealing. The number of
+inner samples must agree among the rows that have inner samples; an exact density has none and fits every table.
 """
 
 import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from vaebench.direction import Direction
 from vaebench.records import ResultRecord
 from vaebench.report.runs import Run
 
@@ -23,7 +25,7 @@ LOG_LIKELIHOOD = "log p(x)"
 
 
 class Result(NamedTuple):
-    """One run's result."""
+    """A result with its run."""
 
     run: Run
     record: ResultRecord
@@ -31,26 +33,26 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What must agree for two results to stand in one table."""
+    """The facts that must agree for two results to share a table."""
 
     quantity: str
     split: str
     protocol: str
     fingerprint: str | None
-    """Of the data themselves; None where a run did not record it."""
+    """The hash of the data; None where a run did not record it."""
     n_images: int
     repeats: int
     estimator: str
     k: int | None
     inner_k: int | None
-    """Of the rows that have inner samples."""
+    """The number of inner samples in the rows that have any."""
     settings: tuple[tuple[str, str], ...]
     precision: str
-    """Of the networks in the evaluation."""
+    """The precision of the networks in the evaluation."""
     epochs: int
-    """The budget, trainer.epochs."""
+    """The planned length of training, trainer.epochs."""
     upper: bool
-    """Whether the numbers are upper bounds, which rank nothing."""
+    """Whether the numbers are upper bounds, which give no ranking."""
 
     @classmethod
     def of(cls, result: Result) -> "Conditions":
@@ -69,22 +71,22 @@ class Conditions:
             settings=tuple(sorted(settings.items())),
             precision=record.precision or run.config.trainer.precision,
             epochs=run.config.trainer.epochs,
-            upper=record.direction == "upper_bound",
+            upper=record.direction is Direction.UPPER_BOUND,
         )
 
-    def without_inner(self) -> "Conditions":
-        return self.with_inner(None)
+    def without_inner_k(self) -> "Conditions":
+        return self.with_inner_k(None)
 
-    def with_inner(self, inner_k: int | None) -> "Conditions":
+    def with_inner_k(self, inner_k: int | None) -> "Conditions":
         return Conditions(**{**self.__dict__, "inner_k": inner_k})
 
     def title(self) -> str:
-        """Return what the numbers of the table are, for example ``test log p(x), mnist/dynamic-v1``."""
+        """Return the quantity and the data, for example ``test log p(x), mnist/dynamic-v1``."""
         return f"{self.split} {self.quantity}, {self.protocol}"
 
     def words(self) -> list[str]:
-        """Return the further conditions, each in a few words."""
-        words = [f"{self.n_images:,} image{'s' * (self.n_images != 1)}", self.estimator]
+        """Return the other conditions, each in a few words."""
+        words = [f"{self.n_images:,} {'image' if self.n_images == 1 else 'images'}", self.estimator]
         numbers = {"k": self.k, "inner_k": self.inner_k, **dict(self.settings)}
         words += [f"{name}={value}" for name, value in numbers.items() if value is not None]
         words += [f"precision={self.precision}"] if self.precision != "float32" else []
@@ -93,5 +95,5 @@ class Conditions:
         return [*words, f"trainer.epochs={self.epochs}"]
 
     def facts(self) -> dict[str, Any]:
-        """Return everything, for programs."""
+        """Return all conditions, for JSON and CSV."""
         return {**self.__dict__, "settings": {name: json.loads(text) for name, text in self.settings}}

@@ -1,37 +1,42 @@
-"""One run's story in a terminal: what was trained, where, for how long, what came of it."""
+"""The summary of one run: its settings, data, machine and time, its learning curve and its results."""
 
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from vaebench.config import describe
 from vaebench.records import format_line
-from vaebench.report.curves import TRAINING, VALIDATION, curve, plotted
+from vaebench.records.text import shows_unicode, table
+from vaebench.report.curves import TRAINING, VALIDATION, curve, text_plot
 from vaebench.report.formats import duration
 from vaebench.report.overview import ago
 from vaebench.report.runs import Run
 
-__all__ = ["code_of", "command_of", "facts_of", "story"]
+__all__ = ["code_of", "command_of", "facts_of", "run_summary"]
 
-_WIDTH = 12
+_NAME_WIDTH = 12
 
 
-def story(run: Run, *, letters: Literal["braille", "ascii"], every_setting: bool = False) -> str:
-    """Return the story; ``letters`` says what the curve is drawn with."""
-    facts = [f"{name:<{_WIDTH}}{text}".rstrip() for name, text in facts_of(run, aging=True) if text]
-    sections = ["\n".join(facts), "\n".join(_curve(run, letters)), "\n".join(_results(run)), "\n".join(_files(run))]
-    if every_setting:
-        sections.insert(1, "\n".join(f"  {key} = {_text(value)}" for key, value in run.settings.items()))
+def run_summary(run: Run, *, every_setting: bool = False) -> str:
+    """Return the summary for a terminal; ``every_setting`` adds the settings that define the model."""
+    facts = "\n".join(f"{name:<{_NAME_WIDTH}}{text}" for name, text in facts_of(run, with_age=True) if text)
+    settings = "\n".join(f"  {key} = {'null' if value is None else value}" for key, value in run.settings.items())
+    sections = [
+        facts,
+        settings if every_setting else "",
+        *("\n".join(part(run)) for part in (_curve, _results, _files)),
+    ]
     return "\n\n".join(section for section in sections if section)
 
 
 def command_of(run: Run) -> str:
-    """Return the command that started the run, as a shell takes it; "" where it was not recorded."""
+    """Return the command that started the run, quoted for a shell; "" where it was not recorded."""
     return shlex.join(map(str, run.manifest.get("command", [])))
 
 
 def code_of(session: dict[str, Any]) -> str:
-    """Return versions and commit of a session in the manifest."""
+    """Return the versions and the commit of a session in the manifest."""
     versions, git = session.get("versions", {}), session.get("git")
     words = [f"{name} {versions[name]}" for name in ("vaebench", "torch", "python") if versions.get(name)]
     if git:
@@ -40,27 +45,28 @@ def code_of(session: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def facts_of(run: Run, *, aging: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield the facts about a run by name; ``aging`` ones say how long ago it was, which a kept page must not."""
-    config, manifest = run.config, run.manifest
-    encoder, objective = config.encoder, config.objective
+def facts_of(run: Run, *, with_age: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield facts about a run, each as (name, text).
+
+    ``with_age`` adds how long ago the run was updated; a page that is kept must not contain that.
+    """
+    config, manifest, encoder = run.config, run.manifest, run.config.encoder
     yield "run", str(run.folder.path)
-    yield "state", _state(run, aging=aging)
+    yield "state", _state(run, with_age=with_age)
     inner = f", inner_k={encoder.inner_k}" if encoder.inner_k else ""
-    yield "encoder", f"{encoder.name}{inner}, {encoder.trunk} {_widths(encoder.hidden)} {encoder.activation}"
-    yield "objective", f"{objective.name}, k={config.k}, gradient {objective.gradient}"
-    decoder = config.decoder
-    yield (
-        "decoder",
-        f"{decoder.name} {_widths(decoder.hidden)} {decoder.activation}, latent_dim={config.latent_dim}, "
-        f"prior {config.prior.name}",
-    )
+    network = describe.network(encoder.trunk, encoder.hidden, encoder.activation)
+    yield "encoder", f"{encoder.name}{inner}, {network}"
+    yield "objective", describe.objective(config)
+    yield "decoder", describe.decoder(config)
     yield "parameters", _parameters(manifest.get("parameters", {}))
     yield "data", _data(manifest.get("dataset", {}))
     yield "training", _training(run)
+    if run.stopped_early:
+        yield "stopped", f"early, at epoch {run.stopped_early['epoch']:g} of {run.stopped_early['of']}"
+    yield from (("note", note) for note in describe.schedules_past_the_end(config))
     yield "command", command_of(run)
     yield "device", ", ".join(str(manifest[name]) for name in ("device", "host") if manifest.get(name))
-    yield "time", f"{duration(run.wall_seconds)}, begun {manifest.get('time', 'at an unknown time')}"
+    yield "time", f"{duration(run.wall_seconds)}, started {manifest.get('time', 'at an unknown time')}"
     yield "code", code_of(manifest)
     for restart in manifest.get("restarts", []):
         step = "the beginning" if restart.get("step") is None else f"step {restart['step']}"
@@ -68,10 +74,10 @@ def facts_of(run: Run, *, aging: bool = False) -> Iterator[tuple[str, str]]:
         yield "restart", f"from {step} at {restart.get('time')} on {where}"
 
 
-def _state(run: Run, *, aging: bool) -> str:
+def _state(run: Run, *, with_age: bool) -> str:
     error = f": {run.status.error}" if run.status and run.status.error else ""
     moment = "" if run.updated is None else f", {run.updated:%Y-%m-%d %H:%M} UTC"
-    return f"{run.state}{moment}{f' ({ago(run.updated)})' if aging and moment else ''}{error}"
+    return f"{run.state}{moment}{f' ({ago(run.updated)})' if with_age and moment else ''}{error}"
 
 
 def _training(run: Run) -> str:
@@ -92,18 +98,14 @@ def _data(dataset: dict[str, str]) -> str:
     return ", fingerprint ".join(dataset[name] for name in ("protocol", "fingerprint") if name in dataset)
 
 
-def _widths(hidden: tuple[int, ...]) -> str:
-    return "-".join(map(str, hidden))
-
-
-def _curve(run: Run, letters: Literal["braille", "ascii"]) -> Iterator[str]:
-    """Yield the validation curve, or the training curve of a run that was not validated twice yet."""
+def _curve(run: Run) -> Iterator[str]:
+    """Yield a plot of the validation curve, or of the training curve where there are fewer than two validations."""
     found = next((c for tag in (VALIDATION, TRAINING) if len((c := curve(run, tag)).values) > 1), None)
     if found is None:
         return
     best = max(range(len(found.values)), key=found.values.__getitem__)
     yield f"{found.tag} by epoch, nats per image; highest {found.values[best]:.2f} at epoch {found.epochs[best]:g}"
-    lines = plotted(found.epochs, found.values, letters=letters)
+    lines = text_plot(found.epochs, found.values, letters="braille" if shows_unicode() else "ascii")
     yield from lines
     margin = min(line.index(mark) for line in lines for mark in "┤│+|" if mark in line) + 1
     first, last = f"{found.epochs[0]:g}", f"{found.epochs[-1]:g}"
@@ -115,21 +117,20 @@ def _results(run: Run) -> Iterator[str]:
         yield "results"
         yield from (f"  {format_line(record)}" for record in run.results)
     else:
-        yield "no result yet: `vaebench evaluate` estimates log p(x)"
+        yield "no result yet: run `vaebench evaluate` to estimate log p(x)"
 
 
 def _files(run: Run) -> Iterator[str]:
     """Yield the files of the run with their sizes."""
     yield "files"
-    paths = sorted(p for p in run.folder.path.rglob("*") if p.is_file() and not _hidden(p, run.folder.path))
-    names = [str(path.relative_to(run.folder.path)) for path in paths]
-    width = max(map(len, names), default=0)
-    for path, name in zip(paths, names, strict=True):
-        yield f"  {name:<{width}}  {_size(path.stat().st_size)}"
+    base = run.folder.path
+    paths = sorted(path for path in base.rglob("*") if path.is_file() and not _hidden(path.relative_to(base)))
+    rows = [(f"  {path.relative_to(base)}", _size(path.stat().st_size)) for path in paths]
+    yield table(("file", "size"), rows, keep=("size",), titles=False)
 
 
-def _hidden(path: Path, base: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(base).parts)
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _size(count: int) -> str:
@@ -137,7 +138,3 @@ def _size(count: int) -> str:
         if count < limit:
             return f"{count / divisor:.3g} {unit}"
     return f"{count / 10**9:.3g} GB"
-
-
-def _text(value: object) -> str:
-    return "null" if value is None else str(value)
