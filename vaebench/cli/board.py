@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaebench.cli.flags import BOARD, parse, take, whole
+from vaebench.cli.flags import BOARD, whole
+from vaebench.cli.selection import selection
 from vaebench.errors import UserError
+from vaebench.records.text import counted
 
 if TYPE_CHECKING:
     from vaebench.records import RunFolder
@@ -40,21 +42,16 @@ examples:
 
 def run(words: list[str]) -> int:
     """Carry out ``vaebench board <words>`` and return the exit code."""
-    filters, words = take(words, "--filter", 1)
-    parsed = parse(words, BOARD)
-    if "--help" in parsed.flags:
-        print(HELP, end="")
+    chosen = selection(words, BOARD, HELP)
+    if chosen is None:
         return 0
-    port = whole(parsed.flags["--port"], "--port", 1, 65535) if "--port" in parsed.flags else None
-    from vaebench.cli.selection import DEFAULT_FOLDER
-
-    paths = [Path(path) for path in parsed.rest or [DEFAULT_FOLDER]]
-    folders = chosen_folders(paths, [condition for (condition,) in filters])
-    with logdir(paths, folders, everything=not filters) as place:
-        address = launched(place, port, parsed.flags.get("--host", "localhost"))
-        count = f"{len(folders)} run{'s' * (len(folders) != 1)}"
-        print(f"TensorBoard on {count} at {address} (Ctrl-C stops it)", flush=True)
-        if "--open" in parsed.flags:
+    flags, paths = chosen.flags, [Path(path) for path in chosen.paths]
+    port = whole(flags["--port"], "--port", 1, 65535) if "--port" in flags else None
+    folders = chosen_folders(paths, chosen.filters)
+    with logdir(paths, folders, everything=not chosen.filters) as place:
+        address = launched(place, port, flags.get("--host", "localhost"))
+        print(f"TensorBoard on {counted(len(folders), 'run')} at {address} (Ctrl-C stops it)", flush=True)
+        if "--open" in flags:
             webbrowser.open(address)
         with contextlib.suppress(KeyboardInterrupt):
             while True:

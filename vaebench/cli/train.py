@@ -104,14 +104,11 @@ def run_job(cfg: object) -> None:
 
     from vaebench.cli.argv import command_line
     from vaebench.config import from_hydra
-    from vaebench.config.compose import notices
 
     assert isinstance(cfg, DictConfig)
     # Unresolved: an override may contain a reference; from_hydra reports an invalid one.
     overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     config = from_hydra(cfg)
-    for line in notices(cfg, config):
-        print(line, flush=True)
     from vaebench.train.session import train
 
     with command_line(["vaebench", "train", *overrides]):

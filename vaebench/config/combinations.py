@@ -3,16 +3,12 @@
 These checks read yaml files and need no torch. Checks that need an encoder or an objective are in `experiment.build`.
 """
 
-from dataclasses import replace
-
 from vaebench.config.catalog import config_dir, described, own_keys
 from vaebench.config.schema import Config
 from vaebench.datasets.protocol import protocol_for
 from vaebench.errors import UserError
 
-__all__ = ["SCHEDULES", "check_combinations", "hierarchical_encoder_needed", "without_late_entries"]
-
-SCHEDULES = ("k_schedule", "inner_k_schedule")
+__all__ = ["check_combinations", "hierarchical_encoder_needed"]
 
 
 def hierarchical_encoder_needed(objective: str) -> UserError:
@@ -51,14 +47,3 @@ def check_combinations(config: Config, objective_inner_k: int | None) -> None:
             f"trainer.validate_every must be <= trainer.epochs={trainer.epochs}, got {trainer.validate_every}: "
             "validation chooses the best weights"
         )
-
-
-def without_late_entries(config: Config) -> Config:
-    """Return the configuration without the schedule entries that start after the last epoch."""
-    trainer = config.trainer
-    reached = {
-        key: {epoch: value for epoch, value in schedule.items() if epoch < trainer.epochs} or None
-        for key in SCHEDULES
-        if (schedule := getattr(trainer, key))
-    }
-    return replace(config, trainer=replace(trainer, **reached)) if reached else config

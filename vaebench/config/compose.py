@@ -1,7 +1,7 @@
 """Compose overrides to a checked Config, through hydra."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -13,18 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaebench.config.catalog import config_dir, own_keys
 from vaebench.config.check import build, convert, same_type, unknown_key
-from vaebench.config.combinations import (
-    SCHEDULES,
-    check_combinations,
-    hierarchical_encoder_needed,
-    without_late_entries,
-)
+from vaebench.config.combinations import check_combinations, hierarchical_encoder_needed
 from vaebench.config.explain import explain
 from vaebench.config.schema import Choice, Compile, Config, Count, Estimator, Precision
 from vaebench.config.words import key_of
 from vaebench.errors import UserError
 
-__all__ = ["compose", "for_evaluation", "from_hydra", "notices"]
+__all__ = ["compose", "for_evaluation", "from_hydra"]
 
 HYDRA_VERSION = "1.3"
 PATHS = ("data_dir", "output_dir")
@@ -64,19 +59,9 @@ def from_hydra(cfg: DictConfig, hydra: DictConfig | None = None) -> Config:
     for group, schema in OPEN_GROUPS.items():
         values[group] = _checked_choice(group, schema, values[group], declared[group])
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if isinstance(values.get(key), str)}
-    config = without_late_entries(build(Config, values))
+    config = build(Config, values)
     check_combinations(config, objective_inner_k)
     return config
-
-
-def notices(cfg: DictConfig, config: Config) -> Iterator[str]:
-    """Yield one line for each setting of ``cfg`` that ``config``, made from it, does not use."""
-    epochs = config.trainer.epochs
-    for key in SCHEDULES:
-        late = sorted(set(cfg.trainer[key] or {}) - set(getattr(config.trainer, key) or {}))
-        if late:
-            entries = ", ".join(f"{epoch}:{cfg.trainer[key][epoch]}" for epoch in late)
-            yield f"trainer.{key}: left out {entries}, because training ends after trainer.epochs={epochs}"
 
 
 def for_evaluation(config: Config, overrides: Sequence[str]) -> Config:

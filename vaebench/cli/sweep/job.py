@@ -18,7 +18,6 @@ from vaebench.cli.argv import command_line
 from vaebench.cli.failure import message, report_failure
 from vaebench.cli.sweep.records import JobRecord, JobStatus, Records, has_checkpoint, job_key, results_of, skip_reason
 from vaebench.config import Config, from_hydra, run_folder
-from vaebench.config.compose import notices
 from vaebench.errors import Busy
 from vaebench.records import RunFolder
 
@@ -75,7 +74,7 @@ class SweepJob:
             records.write(key, JobRecord("running", pid=os.getpid(), host=socket.gethostname()))
             with self._output(records.path(key, ".log")):
                 number = f"job {self.numbers.get(key, '?')} of {len(self.numbers)}"
-                print("", f"== {number}: {' '.join(overrides)}", *notices(cfg, config), sep="\n", flush=True)
+                print(f"\n== {number}: {' '.join(overrides)}", flush=True)
                 record = self._run(run, config, overrides, records)
         else:
             records.write(key, record)
