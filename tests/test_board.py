@@ -176,4 +176,4 @@ def test_refused(runs: Path, words: list[str], message: str, capsys: pytest.Capt
 def test_a_port_that_is_taken(runs: Path, address: str, capsys: pytest.CaptureFixture[str]):
     port = address.rstrip("/").rpartition(":")[2]
     assert main(["board", str(runs), "--port", port]) == 2
-    assert "choose another port" in capsys.readouterr().err
+    assert "use another port" in capsys.readouterr().err
