@@ -4,7 +4,9 @@ import contextlib
 import io
 import json
 import os
+import pty
 import signal
+import sys
 import threading
 import time
 import types
@@ -474,3 +476,24 @@ def test_other_output_appears_above_the_live_view():
         print("a message")
     assert "a message" in screen.getvalue()
     assert "running" in screen.getvalue()
+
+
+def test_a_real_terminal_shows_the_running_job_and_not_its_output(folder: Path):
+    """The job redirects sys.stdout to its log, and the view must not follow it there."""
+    code = (
+        "import sys, time, vaebench.train.session as session; from vaebench.cli import main; "
+        "session.train = lambda config: (print('output of the job'), time.sleep(2.5)); "
+        "sys.exit(main(['train', '-m', 'seed=0,1']))"
+    )
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, [sys.executable, "-c", code], os.environ | {"TERM": "xterm", "COLUMNS": "80"})
+    seen = b""
+    with contextlib.suppress(OSError):  # a pseudo-terminal ends in one
+        while part := os.read(terminal, 4096):
+            seen += part
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, seen
+    assert b"1 running, 1 waiting" in seen
+    assert b"output of the job\r\n" not in seen
+    (log,) = (folder / "outputs/.sweeps").glob("*/jobs/0-*.log")
+    assert log.read_text().splitlines()[-1] == "output of the job"

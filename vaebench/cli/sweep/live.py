@@ -34,13 +34,18 @@ def shows_live() -> bool:
 @contextlib.contextmanager
 def shown(rows: Callable[[], Sequence[JobRow]], console: "Console | None" = None) -> Iterator[None]:
     """Show a table of ``rows()`` during the block, and remove it afterwards. Other output appears above the table."""
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
+
+    # This stdout, also while a job redirects sys.stdout to its log.
+    console = console or Console(file=sys.stdout)
 
     def view() -> "Text":
         return Text.from_ansi(view_of(rows(), shutil.get_terminal_size((80, 24)).lines))
 
-    with Live(get_renderable=view, console=console, refresh_per_second=1, transient=True):
+    with Live(get_renderable=view, console=console, refresh_per_second=1, transient=True) as live:
+        live.refresh()
         yield
 
 
