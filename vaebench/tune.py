@@ -41,10 +41,6 @@ class Outcome:
     folder: str | None
     error: str | None = None
 
-    def status_text(self) -> str:
-        """Return the state, with the reason of a failure."""
-        return f"{self.state}: {self.error}" if self.error else self.state
-
 
 class Search:
     """One search, kept in ``<output_dir>/.studies``: the same words go on with it.

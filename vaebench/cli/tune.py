@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vaebench.cli.flags import TUNE, parse, whole
 from vaebench.errors import RunFailed, UserError
+from vaebench.records.text import table as text_table
 
 if TYPE_CHECKING:
     from vaebench.tune import Outcome, Search
@@ -81,13 +82,13 @@ def best_of(found: Sequence["Outcome"]) -> "Outcome | None":
 def table(found: Sequence["Outcome"]) -> str:
     """Return the table of trials: finished ones first, best first."""
     ranked = sorted(found, key=lambda one: (one.state != "finished", -(one.value or float("-inf"))))
-    rows = [["trial", "status", "validation log p(x)", "settings"]]
+    head = ["trial", "status", "validation log p(x)", "settings"]
+    rows: list[list[str] | str] = []
     for one in ranked:
         value = "" if one.value is None else f">= {one.value:.2f}"
-        rows.append([str(one.number), one.status_text(), value, " ".join(one.words)])
-    widths = [max(len(row[column]) for row in rows) for column in range(3)] + [0]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+        rows.append([str(one.number), one.state, value, " ".join(one.words)])
+        rows += [one.error] if one.error else []
+    return text_table(head, rows, wrap="settings", keep=("settings",))
 
 
 def ending(search: "Search", best: "Outcome") -> str:

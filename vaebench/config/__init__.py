@@ -5,18 +5,10 @@ from vaebench.config.compose import compose, for_evaluation, from_hydra
 from vaebench.config.evaluations import evaluations
 from vaebench.config.identity import identity, run_folder
 from vaebench.config.run import from_yaml, read, to_yaml
-from vaebench.config.schema import Config, Dataset, Decoder, Encoder, Estimator, Objective, Optimizer, Prior, Trainer
+from vaebench.config.schema import Config
 
 __all__ = [
     "Config",
-    "Dataset",
-    "Decoder",
-    "Encoder",
-    "Estimator",
-    "Objective",
-    "Optimizer",
-    "Prior",
-    "Trainer",
     "compose",
     "config_dir",
     "evaluations",

@@ -15,7 +15,7 @@ from vaebench.config.catalog import config_dir, own_keys
 from vaebench.config.check import build, convert, same_type, unknown_key
 from vaebench.config.combinations import check_combinations, hierarchical_encoder_needed
 from vaebench.config.explain import explain
-from vaebench.config.schema import Choice, Compile, Config, Count, Estimator, Precision
+from vaebench.config.schema import Choice, Compile, Config, Count, EstimatorSettings, Precision
 from vaebench.config.words import key_of
 from vaebench.errors import UserError
 
@@ -81,7 +81,7 @@ def for_evaluation(config: Config, overrides: Sequence[str]) -> Config:
         saved, own = config.to_dict()["estimator"], values["estimator"]
         own |= {key: saved[key] for key in saved if key in own and f"estimator.{key}" not in given}
     declared = _declared("estimator", values, cfg, hydra)
-    values["estimator"] = _checked_choice("estimator", Estimator, values["estimator"], declared)
+    values["estimator"] = _checked_choice("estimator", EstimatorSettings, values["estimator"], declared)
     # All estimators have these settings, so their yaml files do not declare them.
     for key, kind in (("processes", Count), ("precision", Precision), ("compile", Compile)):
         values["estimator"][key] = convert(values[key], kind, key)
@@ -145,7 +145,9 @@ def _checked_choice(
     typed = {f.name for f in fields(schema)}
     # null switches parts of an estimator off (estimator.bdmc=null), and the estimator checks it.
     return {
-        key: value if key in typed else same_type(value, declared[key], f"{group}.{key}", optional=schema is Estimator)
+        key: value
+        if key in typed
+        else same_type(value, declared[key], f"{group}.{key}", optional=schema is EstimatorSettings)
         for key, value in given.items()
     }
 

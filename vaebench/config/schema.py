@@ -15,16 +15,16 @@ from typing import Annotated, Any, Literal
 __all__ = [
     "Choice",
     "Config",
-    "Dataset",
-    "Decoder",
-    "Encoder",
-    "Estimator",
-    "Objective",
-    "Optimizer",
-    "Prior",
+    "DatasetSettings",
+    "DecoderSettings",
+    "EncoderSettings",
+    "EstimatorSettings",
+    "ObjectiveSettings",
+    "OptimizerSettings",
+    "PriorSettings",
     "Rule",
-    "Sweep",
-    "Trainer",
+    "SweepSettings",
+    "TrainerSettings",
 ]
 
 
@@ -70,12 +70,12 @@ class Choice:
         # While copy or pickle rebuild the object, "arguments" itself is missing.
         if key != "arguments" and key in self.arguments:
             return self.arguments[key]
-        group, name = type(self).__name__.lower(), self.__dict__.get("name")
+        group, name = type(self).__name__.removesuffix("Settings").lower(), self.__dict__.get("name")
         raise AttributeError(f"{group}={name} has no setting '{key}'")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset(Choice):
+class DatasetSettings(Choice):
     """The protocol: the images, their split, their binarization, and the seed of both."""
 
     binarization: Word
@@ -84,7 +84,7 @@ class Dataset(Choice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder(Choice):
+class EncoderSettings(Choice):
     """``inner_k`` is the number of inner samples of a hierarchical encoder, and 0 for all others."""
 
     trunk: Word
@@ -94,7 +94,7 @@ class Encoder(Choice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoder(Choice):
+class DecoderSettings(Choice):
     """The network from latents to pixels."""
 
     hidden: Widths
@@ -102,12 +102,12 @@ class Decoder(Choice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prior(Choice):
+class PriorSettings(Choice):
     """The distribution of the latents."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(Choice):
+class ObjectiveSettings(Choice):
     """``bound`` is the quantity to maximise, ``gradient`` the estimator of its gradient."""
 
     bound: Word
@@ -115,7 +115,7 @@ class Objective(Choice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimator(Choice):
+class EstimatorSettings(Choice):
     """The estimator of log p(x) after training.
 
     ``proposal`` chooses the importance distribution: ``own`` is the encoder; ``valid`` is the encoder too, except for
@@ -149,7 +149,7 @@ class Estimator(Choice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer:
+class OptimizerSettings:
     """Adam and its learning rate schedule."""
 
     name: Literal["adam"]
@@ -164,7 +164,7 @@ class Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainer:
+class TrainerSettings:
     """The training loop. Durations are in epochs, except ``log_every``, which is in steps.
 
     ``compile=auto`` compiles a loss if the whole training becomes faster.
@@ -193,7 +193,7 @@ class Trainer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class SweepSettings:
     """When a sweep starts a job. These settings do not define a run."""
 
     retry_failed: bool = True
@@ -212,15 +212,15 @@ class Config:
     data_dir: Word
     output_dir: Word
     name: Word | None
-    dataset: Dataset
-    decoder: Decoder
-    encoder: Encoder
-    prior: Prior
-    objective: Objective
-    optimizer: Optimizer
-    trainer: Trainer
-    estimator: Estimator
-    sweep: Sweep = Sweep()
+    dataset: DatasetSettings
+    decoder: DecoderSettings
+    encoder: EncoderSettings
+    prior: PriorSettings
+    objective: ObjectiveSettings
+    optimizer: OptimizerSettings
+    trainer: TrainerSettings
+    estimator: EstimatorSettings
+    sweep: SweepSettings = SweepSettings()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested dicts and lists, as in config.yaml."""

@@ -21,7 +21,7 @@ from vaebench.cli.sweep.live import live_rows, shown, shows_live
 from vaebench.cli.sweep.plan import PlannedJob, plan
 from vaebench.cli.sweep.records import JobRecord, Records, skip_reason
 from vaebench.cli.sweep.table import JobRow, summary, table
-from vaebench.config.schema import Sweep
+from vaebench.config.schema import SweepSettings
 from vaebench.errors import RunFailed, UserError
 from vaebench.records import write_json
 from vaebench.records.folder import now
@@ -60,7 +60,7 @@ class _Sweep:
         self.folder = Path(config.hydra.sweep.dir).absolute()
         self.records = Records(self.folder)
         configs = [job.config for job in jobs if job.config is not None]
-        self.settings = configs[0].sweep if configs else Sweep()
+        self.settings = configs[0].sweep if configs else SweepSettings()
         self.started = now()
         self.signal: int | None = None
         self.launcher_failure: str | None = None
