@@ -1,6 +1,6 @@
-# Sourced by the other scripts: `run` prints a command and runs it; `make_venv DIR` makes a virtual environment.
+# Functions of the other scripts, which source this file.
 
-# Print a command as a person would type it, then run it.
+# Print a command, quoted for a shell, then run it.
 run() {
     printf '\n$'
     for word in "$@"; do
@@ -18,7 +18,7 @@ supported() {
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
 }
 
-# Print the Python to use: $PYTHON if set, or else the first supported one.
+# Print the path of Python: $PYTHON if set, else the first supported one.
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
         supported "$PYTHON" && echo "$PYTHON" && return
@@ -29,11 +29,11 @@ find_python() {
         supported "$candidate" && echo "$candidate" && return
     done
     echo "vaebench needs Python 3.11, 3.12 or 3.13, and python3 is $(python3 --version 2>&1 || true)." >&2
-    echo "Install one of them and name it: PYTHON=/path/to/python3.12 $0" >&2
+    echo "Install one of them, then run: PYTHON=/path/to/python3.12 $0" >&2
     return 2
 }
 
-# Make the virtual environment $1 unless it is there and works.
+# Make the virtual environment $1, unless it exists and works.
 make_venv() {
     if supported "$1/bin/python" && "$1/bin/python" -m pip --version >/dev/null 2>&1; then
         return
@@ -43,4 +43,13 @@ make_venv() {
         echo "Python could not make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2
         return 2
     }
+}
+
+# Install Chromium and its driver with apt-get. Needs root and a package mirror.
+install_chromium() {
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+    echo "installing chromium and chromium-driver with apt-get"
+    export DEBIAN_FRONTEND=noninteractive
+    timeout 120 apt-get -qq update >/dev/null 2>&1 || echo "apt-get update failed; trying without it" >&2
+    timeout 600 apt-get -qq install --yes --no-install-recommends chromium chromium-driver >/dev/null 2>&1
 }

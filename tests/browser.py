@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over the WebDriver protocol with nothing but the standard library."""
+"""A headless Chromium, controlled over the WebDriver protocol with the standard library."""
 
 import base64
 import contextlib
@@ -55,7 +55,7 @@ class Browser:
         return self.send("goog/cdp/execute", cmd=command, params=values)
 
     def open(self, url: str, *, width: int, dark: bool) -> None:
-        """Show a page as a screen of that width would, in light or dark."""
+        """Show a page on a screen ``width`` pixels wide, with a light or dark colour scheme."""
         phone = width < 600
         self.chrome("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -67,12 +67,12 @@ class Browser:
         return self.send("execute/sync", script=script, args=list(arguments))
 
     def press(self, key: str) -> None:
-        """Press a key on whatever has the focus."""
+        """Press a key; the focused element receives it."""
         strokes = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
         self.send("actions", actions=[{"type": "key", "id": "keyboard", "actions": strokes}])
 
     def wait_for(self, script: str, seconds: float = _SECONDS) -> Any:
-        """Run ``script`` until it returns something that is true, and return that."""
+        """Run ``script`` until it returns a true value, and return that value."""
         end = time.monotonic() + seconds
         while not (value := self.run(script)):
             if time.monotonic() > end:
@@ -81,16 +81,16 @@ class Browser:
         return value
 
     def logged(self, kind: str) -> list[dict[str, Any]]:
-        """Return what the console ("browser") or the network ("performance") said since the last call."""
+        """Return the entries of the console ("browser") or the network ("performance") since the last call."""
         return self.send("se/log", type=kind)
 
     def requests(self) -> list[str]:
-        """Return every address asked for since the last call."""
+        """Return the addresses requested since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.logged("performance")]
         return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
     def picture(self, path: Path) -> None:
-        """Keep a picture of the whole page."""
+        """Save a picture of the whole page."""
         size = self.chrome("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         data = self.chrome("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
@@ -99,7 +99,7 @@ class Browser:
 
 @contextlib.contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """Run a browser with an empty ``profile`` folder of its own."""
+    """Run a browser with the empty folder ``profile``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -117,7 +117,7 @@ def browser(profile: Path) -> Iterator[Browser]:
 
 
 def _started(address: str, profile: Path) -> str:
-    """Return the session's id, once the driver answers."""
+    """Wait until the driver answers; return the id of a new session."""
     options = {"binary": _chromium(), "args": [*ARGUMENTS, f"--user-data-dir={profile}"]}
     wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
     end = time.monotonic() + _SECONDS

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-# The machines that run this suite share few cores; the tests' tensors are small.
+# The tests' tensors are small, and test processes share the cores.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the person at this machine has prepared must not be found, nor added to."""
+    """The tests neither read nor write the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -20,13 +20,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """Every test starts from the same random state, whatever ran before it."""
+    """Every test starts from the same random state."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    """Make float64 the default: exact answers are compared in it."""
+    """Make float64 the default, for comparisons with exact answers."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -34,5 +34,5 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def default_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder where the embedded data set is prepared, once for all tests."""
+    """The folder in which the embedded data set is prepared, once for all tests."""
     return tmp_path_factory.mktemp("data")

@@ -1,4 +1,4 @@
-"""Run folders made without training: settings, results and curves that a test chooses."""
+"""Run folders without training, with the settings, results and curves that a test chooses."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def made_run(
     metrics: Sequence[Mapping[str, Any]] = (),
     **manifest: Any,
 ) -> RunFolder:
-    """Make a run folder below ``root`` as `vaebench train` would leave it."""
+    """Make a run folder below ``root`` with the files of `vaebench train`."""
     config = replace(composed(overrides), seed=seed, output_dir=str(root))
     folder = RunFolder(run_folder(config)).create(to_yaml(config))
     if state:

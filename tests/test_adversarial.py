@@ -10,6 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from oracles.adversarial import (
+    DUAL_LOSS,
+    SETTINGS,
+    T_STAR,
+    Affine,
+    Q,
+    Quadratic,
+    StatePrior,
+    States,
+    StateTable,
+    train_discriminator,
+)
+from oracles.finite import PRIOR, Likelihood
+from oracles.scalar import GAUSSIAN, IMAGE, Named, exact_gradient
+from oracles.scalar import model as scalar_model
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 from toys import ConstantDecoder, Mean, linear_gaussian, one_image
@@ -30,21 +45,6 @@ from vaebench.objective import Objective, evidence, weigh
 from vaebench.priors import StandardNormalPrior
 from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.records.checkpoint import Checkpoints
-from vaebench.selftest.oracles.adversarial import (
-    DUAL_LOSS,
-    SETTINGS,
-    T_STAR,
-    Affine,
-    Q,
-    Quadratic,
-    StatePrior,
-    States,
-    StateTable,
-    train_discriminator,
-)
-from vaebench.selftest.oracles.finite import PRIOR, Likelihood
-from vaebench.selftest.oracles.scalar import GAUSSIAN, IMAGE, Named, exact_gradient
-from vaebench.selftest.oracles.scalar import model as scalar_model
 from vaebench.train.header import header
 from vaebench.train.losses import AuxiliaryUpdateLoss, BoundLoss
 from vaebench.train.session import train

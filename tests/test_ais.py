@@ -12,6 +12,7 @@ from pathlib import Path as FilePath
 
 import pytest
 import torch
+from oracles.annealing import bridge, exact_move, expected_log_weight, hmc_move, shared
 from test_every_config import ONE_STEP
 from torch import Tensor
 from toys import (
@@ -53,7 +54,6 @@ from vaebench.estimators.importance import PerImage
 from vaebench.evaluate.run import evaluate
 from vaebench.records import RunFolder, read_results
 from vaebench.runtime import derived_seed
-from vaebench.selftest.oracles.annealing import bridge, exact_move, expected_log_weight, hmc_move, shared
 from vaebench.train.session import train
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -4,13 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-from toys import Mean, WithoutOwnPsi
-
-from vaebench import bounds
-from vaebench.encoders.base import Encoder
-from vaebench.objective import Objective
-from vaebench.selftest.oracles.scalar import (
+from oracles.scalar import (
     GAUSSIAN,
     IMAGE,
     Named,
@@ -20,6 +14,12 @@ from vaebench.selftest.oracles.scalar import (
     posterior_divergence,
     standard_hierarchy,
 )
+from torch import Tensor
+from toys import Mean, WithoutOwnPsi
+
+from vaebench import bounds
+from vaebench.encoders.base import Encoder
+from vaebench.objective import Objective
 
 pytestmark = pytest.mark.usefixtures("float64")
 

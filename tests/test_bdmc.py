@@ -5,6 +5,7 @@ from pathlib import Path as FilePath
 
 import pytest
 import torch
+from oracles.annealing import bridge, exact_move, expected_log_weight, hmc_move, shared
 from test_every_config import ONE_STEP
 from torch import Tensor
 from toys import Mean, gaussian, learned, linear_gaussian
@@ -16,7 +17,6 @@ from vaebench.errors import RunFailed, UserError
 from vaebench.estimators.annealing import anneal, linear
 from vaebench.estimators.bdmc import bdmc, simulated
 from vaebench.evaluate.run import evaluate
-from vaebench.selftest.oracles.annealing import bridge, exact_move, expected_log_weight, hmc_move, shared
 from vaebench.train.session import train
 
 pytestmark = pytest.mark.usefixtures("float64")

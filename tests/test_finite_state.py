@@ -7,9 +7,7 @@ handed each of them as if it had drawn it; the expectation is then a finite sum.
 import math
 
 import pytest
-
-from vaebench import bounds
-from vaebench.selftest.oracles.finite import (
+from oracles.finite import (
     ELBO,
     EXACT_REVERSE,
     LOG_EVIDENCE,
@@ -25,6 +23,8 @@ from vaebench.selftest.oracles.finite import (
     expected_shared,
     states_as_often_as_probable,
 )
+
+from vaebench import bounds
 from vaebench.selftest.oracles.wrong import WithoutOwnPsi
 
 pytestmark = pytest.mark.usefixtures("float64")

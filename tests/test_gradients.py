@@ -5,6 +5,17 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from oracles.scalar import (
+    GAUSSIAN,
+    HIERARCHICAL,
+    IMAGE,
+    SIVI,
+    Named,
+    Replicated,
+    exact_bound,
+    exact_gradient,
+    model,
+)
 from torch import Tensor, nn
 from toys import (
     CELLS,
@@ -29,17 +40,6 @@ from vaebench.gradients import GradientEstimator, rescale_paths
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective, evidence
 from vaebench.priors import StandardNormalPrior
-from vaebench.selftest.oracles.scalar import (
-    GAUSSIAN,
-    HIERARCHICAL,
-    IMAGE,
-    SIVI,
-    Named,
-    Replicated,
-    exact_bound,
-    exact_gradient,
-    model,
-)
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles import scalar
 from test_constant_decoder import PIXELS, constant_model, truth
 from torch import Tensor, nn
 from toys import (
@@ -28,7 +29,6 @@ from vaebench.encoders.langevin import LangevinEncoder
 from vaebench.errors import UserError
 from vaebench.model import GenerativeModel
 from vaebench.objective import evidence, weigh
-from vaebench.selftest.oracles import scalar
 
 pytestmark = pytest.mark.usefixtures("float64")
 

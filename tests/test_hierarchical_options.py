@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles.scalar import HIERARCHICAL, IMAGE, Named, Replicated, exact_gradient, model
 from torch import Tensor
 from toys import (
     Mean,
@@ -31,7 +32,6 @@ from vaebench.encoders.reverse import GatedReverse
 from vaebench.errors import UserError
 from vaebench.nets.networks import Networks
 from vaebench.objective import Objective, evidence
-from vaebench.selftest.oracles.scalar import HIERARCHICAL, IMAGE, Named, Replicated, exact_gradient, model
 from vaebench.train.update import Settings
 from vaebench.train.updates import updates
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles.scalar import Named
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
 from toys import AffineGaussian, Mean, gaussian, one_image
@@ -35,7 +36,6 @@ from vaebench.priors import (
     StandardNormalPrior,
     VampPrior,
 )
-from vaebench.selftest.oracles.scalar import Named
 
 pytestmark = pytest.mark.usefixtures("float64")
 

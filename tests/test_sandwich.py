@@ -5,6 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from oracles import finite
+from oracles.finite import ELBO, REVERSE, SIVI, Enumeration, Reverse, encoder_for
 from test_closed_form import STRENGTH
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
@@ -30,8 +32,6 @@ from vaebench.encoders.base import Direction, Encoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.estimators.sandwich import Between, SandwichResult, Side, information_about_images, sandwich
 from vaebench.objective import weigh
-from vaebench.selftest.oracles import finite
-from vaebench.selftest.oracles.finite import ELBO, REVERSE, SIVI, Enumeration, Reverse, encoder_for
 
 pytestmark = pytest.mark.usefixtures("float64")
 

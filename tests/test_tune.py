@@ -144,7 +144,7 @@ def test_failures_are_told_and_counted(
     monkeypatch.setattr(tuning, "train", failing)
     assert tune(tmp_path, "trainer.epochs=1", "k=1,2", "--trials", "2") == 1
     printed = capsys.readouterr()
-    assert printed.out.count("failed: the loss was not finite") == 2
+    assert printed.out.count("    the loss was not finite") == 2
     assert "no trial finished" in printed.err
 
 

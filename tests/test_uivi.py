@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles.scalar import IMAGE, SIVI, Replicated, model
 from torch import Tensor
 from toys import Hierarchy, Mean, linear_gaussian, one_image, sivi, wide_hierarchy
 
@@ -15,7 +16,6 @@ from vaebench.encoders.hierarchical import HierarchicalEncoder, Joint
 from vaebench.encoders.unbiased import UnbiasedEncoder
 from vaebench.errors import UserError
 from vaebench.objective import Objective, evidence
-from vaebench.selftest.oracles.scalar import IMAGE, SIVI, Replicated, model
 
 pytestmark = pytest.mark.usefixtures("float64")
 

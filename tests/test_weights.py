@@ -56,6 +56,28 @@ def test_k_hat_of_a_gaussian_proposal_that_is_too_narrow(scale: float):
     assert exact - 0.05 < found < exact + 0.03
 
 
+def arviz_k_hat(log_w: Tensor) -> Tensor:
+    """Return k-hat, (B,), from arviz-stats, for log weights (K, B)."""
+    from arviz_stats.base.array import array_stats  # here, because its import is slow
+
+    # Its argument is minus the log weights, as in leave-one-out cross-validation.
+    return torch.from_numpy(array_stats.psislw(-log_w.numpy(), axis=0)[1])
+
+
+# The two round the tail length differently unless K is a square, or a multiple of five below 225.
+@pytest.mark.parametrize("k", [50, 225, 900, 4900])
+@pytest.mark.parametrize("shape", [-0.5, 0.3, 0.7, 1.2])
+def test_k_hat_is_that_of_arviz(shape: float, k: int):
+    log_w = generalised_pareto(shape)[:k, :20]
+    found, reference = summary(log_w).pareto_k(), arviz_k_hat(log_w)
+    assert (found - reference).abs().max() < 1e-9
+
+
+def test_control_another_tail_is_not_that_of_arviz():
+    log_w = generalised_pareto(0.7)[:4900, :20]
+    assert (pareto_k(log_w.topk(tail_length(4900), 0).values) - arviz_k_hat(log_w)).abs().min() > 1e-6
+
+
 def test_control_k_hat_tells_narrow_proposals_from_wide_ones():
     assert (summary(of_a_narrow_proposal(0.35)).pareto_k() > RELIABLE).double().mean() > 0.6
     assert (summary(of_a_narrow_proposal(0.8)).pareto_k() > RELIABLE).double().mean() < 0.02

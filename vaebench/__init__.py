@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vaebench.experiment import Experiment, build, load
     from vaebench.objective import Evidence, evidence
 
-# Everything public is imported on first use: `vaebench --help` must not wait for torch.
+# Public names are imported on first use, so that `vaebench --help` does not import torch.
 _HOMES = {
     "build": "vaebench.experiment",
     "load": "vaebench.experiment",
@@ -40,9 +40,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name on first use."""
     if name == "bounds":
         return importlib.import_module("vaebench.bounds")
     if name not in _HOMES:
         raise AttributeError(f"module 'vaebench' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, so that completion in a notebook shows them before they are imported."""
+    return list(__all__)

@@ -27,7 +27,7 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "draw images and their reconstructions"),
     "interpolate": ("interpolate", "draw paths between images through latent space"),
     "traverse": ("traverse", "draw an image with one latent coordinate changed at a time"),
-    "selftest": ("selftest", "check this machine against exact answers"),
+    "selftest": ("selftest", "compare what this machine computes with exact answers"),
 }
 
 HELP = """usage: vaebench <command> [...]

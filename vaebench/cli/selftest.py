@@ -1,4 +1,4 @@
-"""`vaebench selftest`: exact answers against what this machine computes."""
+"""`vaebench selftest`: compare what this machine computes with exact answers."""
 
 import platform
 import time
@@ -15,18 +15,18 @@ __all__ = ["run"]
 
 HELP = """usage: vaebench selftest [--only CHECK,...] [KEY=VALUE ...] [-o FILE.json]
 
-Compare bounds, gradients, densities and estimators with exact answers, on this machine and device. Takes about
-half a minute. Exit code 0: all passed; 1: some did not, and their names are the last line.
+Compare precision, noise, gradients, flows, weights and resuming with exact answers, on this machine and device.
+Takes about ten seconds. Exit code 0: all checks passed; 1: the last line names the checks that failed.
 
-A row passes where `got` is within `tolerance` of `expected`; a row whose rule says `not` is a wrong formula, which
-has to be caught: it passes where it is off by more. `s.e.` are standard errors of a Monte Carlo mean.
+A row passes if `got` differs from `expected` by at most `tolerance`. A control is a wrong formula: it passes if it
+differs by more, and is then `caught`.
 
 keys: device (auto|cpu|cuda|cuda:N), threads, seed
 
 flags:
-  --only CHECK,...     these checks only
-  --list               show the checks
-  -o, --output FILE    write everything as JSON too
+  --only CHECK,...     run only these checks
+  --list               list the checks
+  -o, --output FILE    also write the rows as JSON
 
 examples:
   vaebench selftest
@@ -37,7 +37,7 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where the checks run, and with which random numbers."""
+    """The settings of the command."""
 
     device: Device = "auto"
     threads: Count | None = None
@@ -45,7 +45,7 @@ class Settings:
 
 
 def run(words: list[str]) -> int:
-    """Carry out ``vaebench selftest <words>`` and return the exit code."""
+    """Run ``vaebench selftest <words>`` and return the exit code."""
     parsed = parse(words, SELFTEST)
     if "--help" in parsed.flags:
         print(HELP, end="")
@@ -61,31 +61,30 @@ def run(words: list[str]) -> int:
 
 
 def target(parsed: Parsed) -> Path | None:
-    """Return where to write the JSON, if anywhere."""
+    """Return the path of the JSON file, or None."""
     if "--output" not in parsed.flags:
         return None
     path = Path(parsed.flags["--output"]).expanduser()
     if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"-o {path}: {'that is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+        raise UserError(f"-o {path}: {'is a folder: name a file' if path.is_dir() else f'no folder {path.parent}'}")
     return path
 
 
 def carry_out(checks: list[str], given: Settings, output: Path | None) -> int:
-    """Run the checks and print their rows as they come."""
+    """Run the checks; print the rows of each check when it ends."""
     import torch
 
     from vaebench import runtime
     from vaebench.records import write_json
     from vaebench.selftest.running import Outcome
     from vaebench.selftest.running import run as run_checks
-    from vaebench.selftest.table import HEADER, as_json, failures, lines, summary, title
+    from vaebench.selftest.table import as_json, as_text, failures, summary, title
 
     runtime.set_threads(given.threads)
     device = runtime.resolve_device(given.device)
     about = {"vaebench": __version__, "torch": torch.__version__, "python": platform.python_version()}
     about |= {"device": runtime.describe(device), "seed": given.seed}
-    print("  ".join(f"{key} {value}" for key, value in about.items()))
-    print(f"{HEADER}", flush=True)
+    print("  ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     outcomes: list[Outcome] = []
     started = time.monotonic()
     for number, event in enumerate(run_checks(checks, device, given.seed)):
@@ -93,7 +92,7 @@ def carry_out(checks: list[str], given: Settings, output: Path | None) -> int:
             print(f"[{number // 2 + 1}/{len(checks)}] {title(event)}", flush=True)
             continue
         outcomes.append(event)
-        print("\n".join(lines(event)), flush=True)
+        print(as_text(event), flush=True)
     print(summary(outcomes, time.monotonic() - started), flush=True)
     if output is not None:
         write_json(output, as_json(outcomes, about))

@@ -1,7 +1,7 @@
-"""`vaebench selftest`: exact answers against what this installation computes on this machine.
+"""`vaebench selftest` compares what this machine computes with exact answers.
 
-``catalog`` knows the checks without importing torch; ``checks`` holds them, one module each; ``oracles`` holds the
-models whose answers are known, which the package's own tests share.
+``catalog`` names the checks without importing torch. ``checks`` has one module for each. ``oracles`` has models with
+exact answers.
 """
 
 from vaebench.selftest.catalog import CHECKS, chosen

@@ -1,4 +1,4 @@
-"""Where the checks run."""
+"""The device, folder and seed of a check."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +12,18 @@ __all__ = ["Bench", "default_dtype"]
 
 @dataclass(frozen=True)
 class Bench:
-    """What a check is given. Within ``with bench.device:`` new tensors are made there."""
+    """The argument of every check. New tensors within ``with bench.device:`` are on the device."""
 
     device: torch.device
     folder: Path
-    """An empty folder, removed afterwards."""
+    """An empty folder, deleted after the check."""
     seed: int = 0
-    """For what takes a seed of its own; torch's generators are seeded with it."""
+    """For functions with a seed argument. Torch's generators are seeded with it before the check."""
 
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make ``dtype`` the one of new tensors within the block."""
+    """Set the default dtype within the block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

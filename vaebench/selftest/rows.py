@@ -1,4 +1,4 @@
-"""One line of the self-test: what was expected, what came out, and by how much the two may differ."""
+"""One row of the self-test: the expected value, the computed value and the tolerance."""
 
 import math
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 __all__ = ["EXACT", "Mean", "Row", "differs", "exact", "near"]
 
 EXACT = 1e-9
-"""How far a number that rounding alone can disturb may lie from its exact value, in float64."""
+"""Tolerance for a number without sampling noise, in float64."""
 ERRORS = 4.0
-"""How many standard errors a Monte Carlo mean may lie from its exact value: one in 16,000 lies further by chance."""
+"""Tolerance for a Monte Carlo mean, in standard errors; by chance one in 16,000 exceeds it."""
 CAUGHT = 8.0
-"""How many standard errors a wrong formula's mean must lie from the right value at least."""
+"""A control's mean must differ from the right value by more than this many standard errors."""
 
 
 @dataclass(frozen=True)
@@ -26,32 +26,32 @@ class Mean:
 
     @classmethod
     def of(cls, replicates: "Tensor") -> "Mean":
-        """Average ``replicates``, any shape, all elements independent."""
+        """Average ``replicates``, a tensor of any shape whose elements are independent."""
         flat = replicates.detach().double().flatten()
         return cls(flat.mean().item(), (flat.std() / flat.numel() ** 0.5).item())
 
     def errors_above(self, truth: float) -> float:
-        """Return how many standard errors the mean lies above ``truth``; rounding counts as no distance."""
+        """Return (mean - truth) in standard errors; 0 if the difference is rounding."""
         distance = self.value - truth
         return 0.0 if abs(distance) < 1e-12 else distance / max(self.stderr, 1e-300)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A number beside the one that it has to be, or, for a control, the one that it must not be."""
+    """A computed number and its expected value; for a control, the value from which it must differ."""
 
     name: str
     expected: float
     got: float
     tolerance: float
     rule: str
-    """Where the tolerance comes from, in a word or two."""
+    """The source of the tolerance, in a few words."""
     control: bool = False
-    """Whether this is a wrong formula, which passes where it is caught: where it differs by more than the tolerance."""
+    """Whether this is a wrong formula, which passes if it differs by more than the tolerance."""
 
     @property
     def passed(self) -> bool:
-        """Whether the number is what it has to be; one that is not finite never is."""
+        """Whether the number is within the tolerance, or, for a control, outside it; NaN and inf never pass."""
         distance = abs(self.got - self.expected)
         if not math.isfinite(distance) or not math.isfinite(self.tolerance):
             return False
@@ -69,7 +69,7 @@ def near(name: str, expected: float, mean: Mean) -> Row:
 
 
 def differs(name: str, right: float, wrong: "Mean | float", tolerance: float = EXACT) -> Row:
-    """Return the row of a wrong formula, which has to differ from the ``right`` value."""
+    """Return the row of a control: a wrong formula, which must differ from the ``right`` value."""
     if isinstance(wrong, Mean):
         return Row(name, right, wrong.value, CAUGHT * wrong.stderr, f"{CAUGHT:g} s.e.", control=True)
     return Row(name, right, wrong, tolerance, "exact", control=True)

@@ -1,4 +1,4 @@
-"""Running checks one after another."""
+"""Runs the checks, one after another."""
 
 import importlib
 import tempfile
@@ -18,28 +18,28 @@ __all__ = ["Outcome", "run"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one check."""
+    """The result of one check."""
 
     check: str
     rows: tuple[Row, ...]
     seconds: float
     error: str | None = None
-    """What the check raised, if it did not come to its end."""
+    """The exception that ended the check, if any."""
 
     @property
     def passed(self) -> bool:
-        """Whether the check came to its end and every row passed."""
+        """Whether the check completed and every row passed."""
         return self.error is None and all(row.passed for row in self.rows)
 
 
 def run(checks: Sequence[str], device: torch.device, seed: int = 0) -> Iterator[Outcome | str]:
-    """Yield each check's name as it starts, and its outcome; what a check raises ends that check alone.
+    """Yield each check's name before it runs, then its outcome. An exception ends only the check that raised it.
 
-    Float64 is the default within a check. No global random state is changed.
+    The default dtype within a check is float64. The global random state does not change.
 
     Args:
         checks: names in :data:`vaebench.selftest.CHECKS`.
-        device: where.
+        device: the device of the checks.
         seed: of the Monte Carlo checks.
     """
     for name in checks:
@@ -56,6 +56,6 @@ def _outcome(name: str, device: torch.device, seed: int) -> Outcome:
             check = importlib.import_module(f"vaebench.selftest.checks.{name}").check
             rows.extend(check(Bench(device, Path(folder), seed)))
         except Exception as raised:
-            # Whatever it is, it is what the self-test is for; the other checks may still say more.
+            # Every exception is a finding, and the other checks must still run.
             error = f"{type(raised).__name__}: {raised}"
     return Outcome(name, tuple(rows), time.monotonic() - started, error)

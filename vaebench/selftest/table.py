@@ -1,57 +1,49 @@
-"""How the self-test reads on a terminal, and as JSON. Free of torch."""
+"""The outcomes of the self-test as text and as JSON, without torch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from vaebench.records.text import counted, table
 from vaebench.selftest.catalog import CHECKS
 from vaebench.selftest.rows import Row
 
 if TYPE_CHECKING:
     from vaebench.selftest.running import Outcome
 
-__all__ = ["HEADER", "as_json", "failures", "lines", "summary", "title"]
+__all__ = ["as_json", "as_text", "failures", "summary", "title"]
 
-WIDTH = 58
-"""Of the names."""
-HEADER = f"{'':2}{'check':<{WIDTH}} {'expected':>14} {'got':>14} {'tolerance':>10}  {'rule':<15} pass"
+HEAD = ("", "expected", "got", "tolerance", "passed")
 
 
 def title(check: str) -> str:
-    """Return the line that opens a check."""
+    """Return the line before the rows of a check."""
     return f"{check}: {CHECKS[check]}"
 
 
-def lines(outcome: "Outcome") -> Iterator[str]:
-    """Yield a line for each row, and one for what the check raised."""
-    for row in outcome.rows:
-        yield _line(row)
+def as_text(outcome: "Outcome") -> str:
+    """Return the table of a check; its last line is the exception that ended the check, if any."""
+    rows: list[Sequence[str] | str] = [_cells(row) for row in outcome.rows]
     if outcome.error is not None:
-        yield f"  the check ended early: {outcome.error}"
+        rows.append(f"the check ended early: {outcome.error}")
+    styles = {"NO": "bold red", "MISSED": "bold red"}
+    return table(HEAD, rows, wrap="", keep=("passed",), styles=styles, hint="-o FILE.json")
 
 
-def _line(row: Row) -> str:
-    rule = f"not, {row.rule}" if row.control else row.rule
-    name = row.name if len(row.name) <= WIDTH else row.name[: WIDTH - 1] + "…"
-    numbers = f"{_number(row.expected):>14} {_number(row.got):>14} {row.tolerance:>10.1e}"
-    return f"  {name:<{WIDTH}} {numbers}  {rule:<15} {'yes' if row.passed else 'NO'}"
-
-
-def _number(value: float) -> str:
-    """Return a number to ten decimals, or in powers of ten where that would show none of it."""
-    if not math.isfinite(value) or (value and not 1e-6 <= abs(value) < 1e4):
-        return f"{value:.3e}"
-    return f"{value:.0f}" if value == int(value) else f"{value:.10f}"
+def _cells(row: Row) -> tuple[str, ...]:
+    """Return the cells of a row; a control that passes was ``caught``."""
+    yes, no = ("caught", "MISSED") if row.control else ("yes", "NO")
+    return row.name, f"{row.expected:.6g}", f"{row.got:.6g}", f"{row.tolerance:.0e}", yes if row.passed else no
 
 
 def summary(outcomes: Sequence["Outcome"], seconds: float) -> str:
-    """Return the last line: how much was checked and what failed."""
+    """Return the last line: the numbers of checks, rows, controls and failures."""
     rows = [row for outcome in outcomes for row in outcome.rows]
-    controls = sum(row.control for row in rows)
-    failed = failures(outcomes)
-    counts = f"{len(rows)} rows of {len(outcomes)} checks, {controls} of them wrong formulas that have to be caught"
-    return f"{counts}; {'all passed' if not failed else f'{len(failed)} checks failed'}; {seconds:.0f} s"
+    controls, failed = sum(row.control for row in rows), len(failures(outcomes))
+    counts = f"{counted(len(outcomes), 'check')}, {counted(len(rows), 'row')}, {counted(controls, 'control')}"
+    verdict = f"{counted(failed, 'check')} failed" if failed else "all passed"
+    return f"{counts}; {verdict}; {seconds:.0f} s"
 
 
 def failures(outcomes: Sequence["Outcome"]) -> list[str]:
@@ -60,7 +52,7 @@ def failures(outcomes: Sequence["Outcome"]) -> list[str]:
 
 
 def as_json(outcomes: Sequence["Outcome"], about: dict[str, Any]) -> dict[str, Any]:
-    """Return everything as plain containers; numbers that are not finite become words."""
+    """Return all outcomes as plain containers; NaN and inf become strings."""
     return {**about, "passed": not failures(outcomes), "checks": [_check(outcome) for outcome in outcomes]}
 
 

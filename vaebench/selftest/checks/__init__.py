@@ -1,1 +1,1 @@
-"""The checks: each module has ``check(bench)``, which yields rows; a new one is named in the catalog."""
+"""One module for each check, with a function ``check(bench)`` that yields rows. The catalog lists the modules."""

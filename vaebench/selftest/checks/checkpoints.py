@@ -1,4 +1,4 @@
-"""Checkpoints carry their own check."""
+"""A checkpoint loads bitwise, and a corrupt one is detected."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["check"]
 
 
 def check(bench: Bench) -> Iterator[Row]:
-    """Compare what is loaded with what was saved; counts 1 for a refusal."""
+    """Compare loaded with saved numbers; a refusal counts as 1."""
     with bench.device:
         weights = torch.randn(50, 7)
     checkpoints = Checkpoints(bench.folder)
@@ -22,17 +22,17 @@ def check(bench: Bench) -> Iterator[Row]:
     checkpoints.save({"identity": "a", "weights": weights})
     loaded = checkpoints.load(identity="a", map_location=bench.device).state["weights"]
     yield exact("max |loaded - saved|", 0, (loaded - weights).abs().max().item(), 0)
-    yield exact("refused: of another configuration", 1, _refused(lambda: checkpoints.load(identity="b")), 0)
+    yield exact("refused: from another config", 1, _refused(lambda: checkpoints.load(identity="b")), 0)
     damage(bench.folder / "last.pt")
     older = checkpoints.load(map_location=bench.device)
-    yield exact("one byte altered: noticed", 1, float(older.notice is not None), 0)
+    yield exact("one byte altered: detected", 1, float(older.notice is not None), 0)
     distance = (older.state["weights"] - (weights - 1)).abs().max().item()
-    yield exact("one byte altered: max |loaded - saved before|", 0, distance, 0)
+    yield exact("one byte altered: |loaded - previous|", 0, distance, 0)
     damage(bench.folder / "last.previous.pt")
-    yield exact("refused: both generations altered", 1, _refused(checkpoints.load), 0)
+    yield exact("refused: both copies altered", 1, _refused(checkpoints.load), 0)
     path = checkpoints.save({"weights": weights}, "best")
     path.write_bytes(path.read_bytes()[:-100])
-    yield exact("refused: cut short", 1, _refused(lambda: checkpoints.load("best")), 0)
+    yield exact("refused: truncated", 1, _refused(lambda: checkpoints.load("best")), 0)
 
 
 def damage(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every flow's log-determinant, inverse and score against autograd."""
+"""Log-determinant and inverse of every flow, against autograd."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ DRAWS, IMAGES = 3, 2
 
 
 def check(bench: Bench) -> Iterator[Row]:
-    """Compare every step, away from where it starts, with its own Jacobian, nats."""
+    """Compare the log-determinant of steps with random parameters with that of their Jacobian, nats."""
     for name in FLOW_SETTINGS:
         with bench.device:
             steps = [_rough(flow_step(name, FlowContext(FEATURES, DIM, index, "tanh"))) for index in (0, 1)]
@@ -34,7 +34,7 @@ def check(bench: Bench) -> Iterator[Row]:
 
 
 def _rough(step: Flow) -> Flow:
-    """Move all parameters far from where they start."""
+    """Move all parameters far from their initial values."""
     with torch.no_grad():
         for parameter in step.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -45,26 +45,26 @@ def _one_family(name: str, steps: list[Flow], features: Tensor, z: Tensor, base:
     conditioned = [step.condition(features) for step in steps]
     found = torch.stack([step(z, known).log_det for step, known in zip(steps, conditioned, strict=True)])
     truth = torch.stack([_log_det(step, z, known) for step, known in zip(steps, conditioned, strict=True)])
-    yield exact(f"max error of log det, {name}", 0, (found - truth).abs().max().item())
-    if found.abs().max() > 0:  # a reflection keeps volumes
-        yield differs(f"max error of log det, {name}, sign turned", 0, (found + truth).abs().max().item(), 0.01)
+    yield exact(f"log det error, {name}", 0, (found - truth).abs().max().item())
+    if found.abs().max() > 0:  # a reflection preserves volume
+        yield differs(f"log det error, {name}, wrong sign", 0, (found + truth).abs().max().item(), 0.01)
     posterior = FlowPosterior(base, tuple(steps), tuple(conditioned))
     with torch.no_grad():
         drawn, log_q = posterior.rsample_and_log_prob((DRAWS,))
-        # Iterative inverses stop at float64's rounding, which the density amplifies.
+        # Iterative inverses stop at rounding in float64, and the density amplifies this error.
         worst = (posterior.log_prob(drawn) - log_q).abs().max().item()
-    yield exact(f"max error of log q by the inverse, {name}", 0, worst, 1e-7)
+    yield exact(f"log q error, {name}", 0, worst, 1e-7)
 
 
 def _log_det(step: Flow, z: Tensor, conditioned: Conditioned) -> Tensor:
     """Return log |det dz'/dz| of each draw, (K, B), by autograd."""
     whole = jacobian(lambda value: step(value, conditioned).z.sum((0, 1)), z)
-    assert isinstance(whole, Tensor)  # (D, K, B, D): draws do not see one another, so their sum has all of it
+    assert isinstance(whole, Tensor)  # (D, K, B, D); draws are independent: the sum has all entries
     return torch.linalg.slogdet(whole.permute(1, 2, 0, 3)).logabsdet
 
 
 def _no_steps(bench: Bench) -> Iterator[Row]:
-    """Without steps a flow encoder is the Gaussian encoder, number for number."""
+    """Compare a flow encoder without steps with the Gaussian encoder."""
     with bench.device:
         posterior, x = TrunkGaussian(MLP(3, [6], "tanh"), DIM), torch.rand(4, 3)
         found = []

@@ -1,4 +1,4 @@
-"""Random numbers that depend on their key alone."""
+"""Noise is a function of its key."""
 
 from collections.abc import Iterator
 
@@ -16,13 +16,13 @@ SHAPE = (200, 40, 25)
 
 
 def check(bench: Bench) -> Iterator[Row]:
-    """Compare the same keys in other chunks, orders and places, and moments with those of N(0, 1)."""
+    """Compare noise of the same keys in other chunks, orders and devices; compare moments with those of N(0, 1)."""
     whole = _normals(bench.device, *SHAPE)
     chunks = torch.cat([_normals(bench.device, 50, *SHAPE[1:], first=first) for first in range(0, 200, 50)])
-    yield exact("max |samples in chunks - at once|", 0, _distance(chunks, whole), 0)
+    yield exact("max |in chunks - at once|", 0, _distance(chunks, whole), 0)
     order = torch.arange(SHAPE[1]).flip(0)
     turned = _normals(bench.device, *SHAPE, images=order)
-    yield exact("max |images in another order - in order|", 0, _distance(turned.flip(1), whole), 0)
+    yield exact("max |images in reverse - in order|", 0, _distance(turned.flip(1), whole), 0)
     yield exact("max |this device - CPU|", 0, _distance(whole.cpu(), _normals(torch.device("cpu"), *SHAPE)))
     single = _normals(bench.device, *SHAPE, dtype=torch.float32)
     yield exact("max |float32 - float64|", 0, _distance(single.double(), whole), 1e-4)

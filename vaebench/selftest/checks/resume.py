@@ -1,4 +1,4 @@
-"""A training that was stopped and resumed is bitwise the one that was not."""
+"""An interrupted and resumed training is bitwise equal to an uninterrupted one."""
 
 import signal
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ STEPS = 3
 
 
 def check(bench: Bench) -> Iterator[Row]:
-    """Count the numbers that differ after three steps on real images, with and without a stop after the first."""
+    """Count the numbers that differ after three steps on real images, with and without an interruption."""
     with default_dtype(torch.float32):
         whole = _trainer(bench, "whole")
         whole.run()
@@ -48,21 +48,19 @@ def check(bench: Bench) -> Iterator[Row]:
             interrupted.run()
         except Interrupted:
             stopped = True
-        yield exact("stopped after the first step", 1, float(stopped and interrupted.progress.step == 1), 0)
+        yield exact("interrupted after the first step", 1, float(stopped and interrupted.progress.step == 1), 0)
         assert interrupted.checkpoints is not None
         saved = interrupted.checkpoints.load().state
         resumed = _resumed(bench, saved, "resumed")
-        yield exact("steps after a stop", STEPS, resumed.progress.step, 0)
-        yield exact("numbers that differ after a stop", 0, _different(whole.state_dict(), resumed.state_dict()), 0)
-        other = {**saved, "random": whole.state_dict()["random"]}
-        careless = _resumed(bench, other, "careless")
-        yield differs(
-            "numbers that differ, random state lost", 0, _different(whole.state_dict(), careless.state_dict()), 0
-        )
+        yield exact("steps after resuming", STEPS, resumed.progress.step, 0)
+        yield exact("differing numbers, resumed", 0, _different(whole.state_dict(), resumed.state_dict()), 0)
+        careless = _resumed(bench, {**saved, "random": whole.state_dict()["random"]}, "careless")
+        different = _different(whole.state_dict(), careless.state_dict())
+        yield differs("differing numbers, random state lost", 0, different, 0)
 
 
 def _resumed(bench: Bench, state: dict[str, Any], name: str) -> Trainer:
-    """Go on from ``state``, as a new process would: with other weights and another random state before."""
+    """Resume from ``state`` as a new process does: starting with other weights and another random state."""
     seed_everything(99)
     trainer = _trainer(bench, name)
     trainer.load_state_dict(state)
@@ -97,7 +95,7 @@ def _recorder(folder: Path, experiment: Experiment) -> Recorder:
 
 
 def _different(one: Any, other: Any) -> int:
-    """Count the numbers in which two states differ, time spent aside."""
+    """Count the numbers in which two states differ; seconds are ignored."""
     if isinstance(one, Tensor):
         return int((one != other).sum()) if one.shape == other.shape else one.numel()
     if isinstance(one, dict):

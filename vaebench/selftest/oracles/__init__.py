@@ -1,1 +1,1 @@
-"""Models and encoders whose every quantity is known exactly; the self-test and the package's own tests share them."""
+"""Models and encoders with exact answers, for the self-test and the package's tests."""

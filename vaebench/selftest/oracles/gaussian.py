@@ -1,12 +1,10 @@
-"""The linear-Gaussian model and Gaussian hierarchies: every density and every divergence in closed form.
+"""The linear-Gaussian model and Gaussian hierarchical encoders.
 
-Linear-Gaussian model: z ~ N(0, I_2), x|z ~ N(W z + b, s^2 I_3), with orthogonal columns of W, so that the
-posterior is a diagonal Gaussian. Gaussian hierarchical encoders: psi|x and z|psi,x affine and Gaussian, so that
-q(z|x) and q(psi|z,x) are known.
+The model: z ~ N(0, I_2), x|z ~ N(W z + b, s^2 I_3). The columns of W are orthogonal, so the posterior is a diagonal
+Gaussian. The hierarchies: psi|x and z|psi,x are affine and Gaussian.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,31 +22,28 @@ __all__ = [
     "AffineConditional",
     "AffineGaussian",
     "ConstantDecoder",
-    "Hierarchy",
-    "IgnoringZ",
     "LinearGaussian",
     "X",
     "Z",
     "exact_gaussian",
     "exact_hierarchical",
-    "exact_reverse",
     "gaussian",
-    "learned",
+    "hierarchical",
     "linear_gaussian",
-    "mixing_as_reverse",
     "one_image",
-    "posterior_hierarchy",
+    "posterior_parts",
     "sivi",
-    "wide_hierarchy",
+    "wide_parts",
 ]
 
 X, Z, PSI = 3, 2, 2
-"""Widths of x, z and psi in everything here that is made without arguments."""
-# The linear-Gaussian model --------------------------------------------------------------------------------
+"""Widths of x, z and psi."""
+SHARE = 0.4
+"""The share of the posterior's variance that psi explains in :func:`posterior_parts`."""
 
 
 class LinearGaussian(GenerativeModel):
-    """p(z) p(x|z) with log p(x) and p(z|x) in closed form."""
+    """p(z) p(x|z), with log p(x) and p(z|x) in closed form."""
 
     def __init__(self, weight: Tensor, bias: Tensor, scale: float) -> None:
         super().__init__(StandardNormalPrior(weight.shape[1]), NormalLikelihood(weight, bias, scale))
@@ -83,19 +78,19 @@ def _identity(weight: Tensor) -> Tensor:
 
 
 def linear_gaussian() -> LinearGaussian:
-    """Return the model of most tests: posterior variances 1/2 and 2/3."""
+    """Return the model with posterior variances 1/2 and 2/3."""
     weight = torch.tensor([[2.0, 1.0], [2.0, -0.5], [1.0, -1.0]])
     weight = weight / weight.norm(dim=0) * torch.tensor([0.8, 0.8 * 0.5**0.5])
     return LinearGaussian(weight, torch.tensor([0.1, -0.2, 0.3]), 0.8)
 
 
 def one_image(replicates: int) -> Tensor:
-    """Return the same x (one of moderate density) in ``replicates`` rows: B counts independent repetitions."""
+    """Return the same x, (B, X), in ``replicates`` rows: B independent repetitions."""
     return torch.tensor([0.9, 0.2, -0.4]).expand(replicates, X)
 
 
 class ConstantDecoder(nn.Module):
-    """p(x|z) = p(x): any encoder's log p(x) is the decoder's."""
+    """p(x|z) = p(x), the same for every z."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -105,14 +100,10 @@ class ConstantDecoder(nn.Module):
         return Bernoulli(self.logits.expand(*z.shape[:-1], -1))
 
 
-# Gaussian building blocks ---------------------------------------------------------------------------------
-
-
 class AffineGaussian(nn.Module):
     """x -> N(A x + a, diag(scale^2)).
 
-    Parameters may carry a leading axis of replicates, (B, D): then each row's gradient is one independent
-    sample of the gradient.
+    Parameters may have a leading axis of replicates, (B, D). The gradient of each row is then an independent sample.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, scale: Tensor) -> None:
@@ -146,113 +137,6 @@ class AffineConditional(Conditional):
         return DiagonalNormal(mean, self.log_scale.exp().expand_as(mean))
 
 
-class IgnoringZ(Conditional):
-    """tau(psi|z,x) = mixing(x), written as a reverse model."""
-
-    def __init__(self, mixing: nn.Module) -> None:
-        super().__init__()
-        self.mixing = mixing
-
-    def condition(self, x: Tensor) -> DiagonalNormal:
-        return self.mixing(x)
-
-    def forward(self, u: Tensor, conditioned: DiagonalNormal) -> DiagonalNormal:
-        del u
-        return conditioned
-
-
-@dataclass(frozen=True)
-class Hierarchy:
-    """psi|x ~ N(M x + m, P), z|psi,x ~ N(A psi + B x + c, S), P and S diagonal, with its exact densities."""
-
-    mixing: AffineGaussian
-    conditional: AffineConditional
-
-    @property
-    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (A, P, S)."""
-        p, s = (2 * module.log_scale.detach() for module in (self.mixing, self.conditional))
-        return self.conditional.u_weight.detach(), torch.diag(p.exp()), torch.diag(s.exp())
-
-    def marginal(self, x: Tensor) -> MultivariateNormal:
-        """Return q(z|x), batch shape (B,)."""
-        a, p, s = self.factors
-        with torch.no_grad():
-            mean = self.mixing(x).mean @ a.T + self.conditional.condition(x)
-        return MultivariateNormal(mean, a @ p @ a.T + s)
-
-    def reverse_posterior(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return (T, R, t, V) of q(psi|z,x) = N(T z + R x + t, V)."""
-        a, p, s = self.factors
-        variance = torch.linalg.inv(torch.linalg.inv(p) + a.T @ torch.linalg.inv(s) @ a)
-        to_z = variance @ a.T @ torch.linalg.inv(s)
-        from_psi = variance @ torch.linalg.inv(p)
-        to_x = from_psi @ self.mixing.weight.detach() - to_z @ self.conditional.x_weight.detach()
-        constant = from_psi @ self.mixing.bias.detach() - to_z @ self.conditional.bias.detach()
-        return to_z, to_x, constant, variance
-
-    def information(self) -> Tensor:
-        """Return I(z; psi) = 1/2 log |C|/|S|, C the covariance of q(z|x), a scalar."""
-        a, p, s = self.factors
-        return 0.5 * (torch.logdet(a @ p @ a.T + s) - torch.logdet(s))
-
-    def divergence_of(self, tau: AffineConditional, x: Tensor) -> Tensor:
-        """Return E_q(z|x) KL(q(psi|z,x) || tau(psi|z,x)), (B,): how far the HVM bound lies below the ELBO.
-
-        Both are Gaussian, and their means differ by D z + d with z ~ q(z|x):
-        (tr(R^-1 V) - n + log |R|/|V| + E (Dz + d)' R^-1 (Dz + d)) / 2.
-        """
-        to_z, to_x, constant, variance = self.reverse_posterior()
-        precision = torch.diag((-2 * tau.log_scale.detach()).exp())
-        slope = to_z - tau.u_weight.detach()
-        offset = x @ (to_x - tau.x_weight.detach()).T + constant - tau.bias.detach()
-        marginal = self.marginal(x)
-        mean = marginal.mean @ slope.T + offset
-        spread = slope @ marginal.covariance_matrix @ slope.T
-        expected_square = (mean @ precision * mean).sum(-1) + (spread @ precision).diagonal(dim1=-2, dim2=-1).sum(-1)
-        log_ratio = -torch.logdet(precision) - torch.logdet(variance)
-        return 0.5 * ((precision @ variance).trace() - len(variance) + log_ratio + expected_square)
-
-    def exact_reverse(self) -> AffineConditional:
-        """Return tau = q(psi|z,x); it has to be diagonal."""
-        to_z, to_x, constant, variance = self.reverse_posterior()
-        assert torch.allclose(variance, torch.diag(variance.diagonal()))
-        return AffineConditional(to_z, to_x, constant, variance.diagonal().sqrt())
-
-    def rough_reverse(self) -> AffineConditional:
-        """Return a tau that is off in slope, offset and scale, and narrower, so that weights stay bounded."""
-        exact = self.exact_reverse()
-        shift = exact.bias.new_tensor([0.15, -0.1])
-        return AffineConditional(exact.u_weight * 0.7, exact.x_weight, exact.bias + shift, exact.log_scale.exp() * 0.8)
-
-
-def _rotation(angle: float) -> Tensor:
-    c, s = math.cos(angle), math.sin(angle)
-    return torch.tensor([[c, -s], [s, c]])
-
-
-def wide_hierarchy(strength: float = 1.0) -> Hierarchy:
-    """A hierarchy with a rotated A, wider than the model's posterior; psi moves z in proportion to ``strength``."""
-    gain, constant, _ = linear_gaussian().posterior()
-    mixing = AffineGaussian(torch.tensor([[0.2, 0.0, 0.1], [0.0, -0.1, 0.1]]), torch.tensor([0.1, 0.0]), torch.ones(2))
-    # S = s^2 I and A = rotation times diagonal keep q(psi|z,x) diagonal while q(z|x) is not.
-    slope = strength * _rotation(0.6) @ torch.diag(torch.tensor([0.5, 0.3]))
-    conditional = AffineConditional(slope, 0.8 * gain, constant + 0.1, 1.05 * torch.ones(2))
-    return Hierarchy(mixing, conditional)
-
-
-def posterior_hierarchy(share: float = 0.4) -> Hierarchy:
-    """A hierarchy whose marginal is the linear-Gaussian model's posterior; psi explains ``share`` of it."""
-    gain, constant, variance = linear_gaussian().posterior()
-    v = variance.diagonal()
-    mixing = AffineGaussian(torch.zeros(PSI, X), torch.zeros(PSI), torch.ones(PSI))
-    conditional = AffineConditional((share * v).sqrt().diag(), gain, constant, ((1 - share) * v).sqrt())
-    return Hierarchy(mixing, conditional)
-
-
-# Encoders -------------------------------------------------------------------------------------------------
-
-
 def gaussian(widen: float = 1.4) -> GaussianEncoder:
     """Return a diagonal Gaussian near the linear-Gaussian model's posterior, ``widen`` times its scale."""
     gain, constant, variance = linear_gaussian().posterior()
@@ -265,31 +149,53 @@ def exact_gaussian() -> GaussianEncoder:
     return GaussianEncoder(AffineGaussian(gain, constant, variance.diagonal().sqrt()))
 
 
+def posterior_parts(share: float = SHARE) -> tuple[AffineGaussian, AffineConditional]:
+    """Return q(psi|x) and q(z|psi,x) whose marginal q(z|x) is the linear-Gaussian model's posterior.
+
+    Args:
+        share: the share of the posterior's variance that psi explains.
+    """
+    gain, constant, variance = linear_gaussian().posterior()
+    v = variance.diagonal()
+    mixing = AffineGaussian(torch.zeros(PSI, X), torch.zeros(PSI), torch.ones(PSI))
+    return mixing, AffineConditional((share * v).sqrt().diag(), gain, constant, ((1 - share) * v).sqrt())
+
+
 def exact_hierarchical() -> HierarchicalEncoder:
-    """Return a hierarchy whose marginal is the linear-Gaussian model's posterior, with its exact reverse model."""
-    toy = posterior_hierarchy()
-    return HierarchicalEncoder(toy.mixing, toy.conditional, toy.exact_reverse())
+    """Return a hierarchy whose marginal is the linear-Gaussian model's posterior, with tau = q(psi|z,x).
+
+    q(psi|z,x) = N((share / v)^(1/2) (z - E[z|x]), 1 - share), where v is the posterior's variance.
+    """
+    gain, constant, variance = linear_gaussian().posterior()
+    slope = (SHARE / variance.diagonal()).sqrt().diag()
+    scale = torch.full((PSI,), (1 - SHARE) ** 0.5)
+    return HierarchicalEncoder(*posterior_parts(), AffineConditional(slope, -slope @ gain, -slope @ constant, scale))
 
 
-def learned() -> HierarchicalEncoder:
-    """Return HVM and IWHVI's cell: a reverse model that is not exact."""
-    toy = wide_hierarchy()
-    return HierarchicalEncoder(toy.mixing, toy.conditional, toy.rough_reverse())
+def wide_parts(strength: float = 1.0) -> tuple[AffineGaussian, AffineConditional]:
+    """Return q(psi|x) and q(z|psi,x) whose marginal is wider than the linear-Gaussian model's posterior.
+
+    Args:
+        strength: psi moves z in proportion to it.
+    """
+    gain, constant, _ = linear_gaussian().posterior()
+    mixing = AffineGaussian(torch.tensor([[0.2, 0.0, 0.1], [0.0, -0.1, 0.1]]), torch.tensor([0.1, 0.0]), torch.ones(2))
+    # The slope is a rotation times a diagonal, and the noise is isotropic: q(psi|z,x) is then diagonal, q(z|x) is not.
+    c, s = math.cos(0.6), math.sin(0.6)
+    slope = strength * torch.tensor([[c, -s], [s, c]]) @ torch.diag(torch.tensor([0.5, 0.3]))
+    return mixing, AffineConditional(slope, 0.8 * gain, constant + 0.1, 1.05 * torch.ones(2))
 
 
-def exact_reverse() -> HierarchicalEncoder:
-    """Return a hierarchy with tau = q(psi|z,x)."""
-    toy = wide_hierarchy()
-    return HierarchicalEncoder(toy.mixing, toy.conditional, toy.exact_reverse())
+def hierarchical() -> HierarchicalEncoder:
+    """Return the encoder of HVM and IWHVI; its reverse model is near q(psi|z,x), but not exact.
+
+    The reverse model is narrower than q(psi|z,x), so that weights have a finite variance.
+    """
+    slope, on_x = torch.tensor([[0.21, 0.15], [-0.1, 0.15]]), torch.tensor([[0.0, -0.07, 0.1], [-0.02, -0.01, 0.18]])
+    reverse = AffineConditional(slope, on_x, torch.tensor([0.18, -0.12]), torch.tensor([0.72, 0.77]))
+    return HierarchicalEncoder(*wide_parts(), reverse)
 
 
 def sivi(share_psi: bool = False) -> HierarchicalEncoder:
-    """Return SIVI's cell."""
-    toy = wide_hierarchy()
-    return HierarchicalEncoder(toy.mixing, toy.conditional, None, share_psi=share_psi)
-
-
-def mixing_as_reverse() -> HierarchicalEncoder:
-    """Return SIVI's cell in its other spelling: a reverse model that returns mixing(x)."""
-    toy = wide_hierarchy()
-    return HierarchicalEncoder(toy.mixing, toy.conditional, IgnoringZ(toy.mixing))
+    """Return the encoder of SIVI."""
+    return HierarchicalEncoder(*wide_parts(), None, share_psi=share_psi)

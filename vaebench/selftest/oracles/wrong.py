@@ -1,4 +1,4 @@
-"""Encoders with the mistakes that others have made, for controls: what tells right from wrong has to catch them."""
+"""Encoders with known mistakes, for controls: a check must detect them."""
 
 import math
 
@@ -12,7 +12,7 @@ __all__ = ["Miscounted", "WithoutOwnPsi"]
 
 
 class Miscounted(Encoder):
-    """Divides the sum of L+1 ratios by L: log_q is too high by log((L+1)/L)."""
+    """Divide the sum of L + 1 ratios by L: log_q is too high by log((L + 1)/L)."""
 
     direction = Direction.UPPER_BOUND
 
@@ -37,7 +37,7 @@ class Miscounted(Encoder):
 
 
 class WithoutOwnPsi(Encoder):
-    """Scores z with psi_1..L alone, all fresh from tau, as UIVI's evaluation does: the bound turns round."""
+    """Score z with psi_1..L only, all drawn from tau: the lower bound on log p(x) becomes an upper bound."""
 
     direction = Direction.ESTIMATE
 

@@ -1,6 +1,6 @@
-"""Annealing on the linear-Gaussian model: every annealed density is Gaussian, so that moves can be exact draws.
+"""Annealing on the linear-Gaussian model: every annealed density is Gaussian, so moves can be exact draws.
 
-The expected log weight is then a sum of known numbers.
+The expected log weight is then known.
 """
 
 import math
@@ -36,13 +36,13 @@ def expected_ratio(model: LinearGaussian, x: Tensor, beta: float) -> Tensor:
 
 
 def expected_log_weight(model: LinearGaussian, x: Tensor, betas: Tensor) -> Tensor:
-    """Return E log w for exact moves along ``betas``, (B,); with falling betas, that of the way back."""
+    """Return E log w for exact moves along ``betas``, (B,); falling ``betas`` give that of the reverse chain."""
     ratios = torch.stack([expected_ratio(model, x, beta.item()) for beta in betas[:-1]])
     return (betas.diff().unsqueeze(1) * ratios).sum(0)
 
 
 def exact_move(model: LinearGaussian, x: Tensor) -> Move:
-    """Draw from each annealed density anew."""
+    """Return the move that draws independently from each annealed density."""
 
     def move(t: int, beta: Tensor, ends: Ends) -> tuple[Tensor, Tensor]:
         mean, variance = annealed_gaussian(model, x, beta[0].item())
@@ -53,7 +53,7 @@ def exact_move(model: LinearGaussian, x: Tensor) -> Move:
 
 
 def hmc_move(path: Path, temperatures: int, batch: int, step: float = 0.5) -> Move:
-    """Move by three leapfrog steps of a fixed size."""
+    """Return HMC moves of three leapfrog steps with a fixed step size."""
     return Hamiltonian(path, torch.full((temperatures + 2, batch), step), torch.ones(batch, 2), leapfrog=3)
 
 

@@ -1,14 +1,14 @@
-"""Adversarial encoders whose discriminator has a known optimum: over two states, and between Gaussians."""
+"""An adversarial encoder over two states, whose discriminator has a known optimum."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vaebench import noise
+from oracles.finite import PRIOR, Scripted
 from vaebench.encoders.adversarial import AdversarialEncoder
 from vaebench.nets.adversarial import LogRatio, Sampler
-from vaebench.selftest.oracles.finite import PRIOR, Scripted
+from vaebench.selftest.oracles.families import Affine, Quadratic
 from vaebench.train.losses import AuxiliaryUpdateLoss
 from vaebench.train.update import Settings, Update
 
@@ -31,49 +31,18 @@ SETTINGS = Settings(k=1, inner_k=0, beta=1.0)
 def train_discriminator(
     encoder: AdversarialEncoder, x: Tensor, steps: int, lr: float, *, sgd: bool = False, momentum: float = 0.0
 ) -> float:
-    """Let the encoder's player play alone, through the real losses and updates; return its last loss."""
+    """Train the discriminator alone, with the package's own losses and updates; return its last loss."""
     player = encoder.auxiliary_losses()["discriminator"]
     optimizer = (
         torch.optim.SGD(player.parameters, lr, momentum=momentum) if sgd else torch.optim.Adam(player.parameters, lr)
     )
-    # Down to nothing at the end, so that what is left of the sampling noise averages out.
+    # The rate falls to 0, so that the remaining sampling noise averages out.
     rate = (lambda epoch: lr) if sgd else (lambda epoch: lr * (1 - epoch) ** 2)
     update = Update("discriminator", AuxiliaryUpdateLoss(player), optimizer, rate)
     loss = torch.nan
     for step in range(steps):
         loss = update.step(x, SETTINGS, step / steps, with_norm=False).value.item()
     return loss
-
-
-class Affine(Sampler):
-    """z = A x + a + L epsilon: q(z|x) = N(A x + a, L L')."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, factor: Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-        self.factor = nn.Parameter(factor)
-
-    def condition(self, x: Tensor) -> Tensor:
-        return x @ self.weight.T + self.bias
-
-    def forward(self, conditioned: Tensor, k: int) -> Tensor:
-        return conditioned + noise.standard_normal((k, *conditioned.shape), conditioned) @ self.factor.T
-
-    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
-        return conditioned, self.factor.square().sum(-1).expand_as(conditioned)
-
-
-class Quadratic(LogRatio):
-    """T(z) = z' A z + b' z + c, whatever x."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.square = nn.Parameter(torch.zeros(dim, dim))
-        self.slope, self.offset = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(()))
-
-    def forward(self, z: Tensor, conditioned: Tensor) -> Tensor:
-        del conditioned
-        return ((z @ self.square) * z).sum(-1) + z @ self.slope + self.offset
 
 
 Q = (0.61, 0.39)
@@ -85,7 +54,7 @@ DUAL_LOSS = 1.2877233595
 
 
 class States(Sampler):
-    """z = 0 and 1 exactly as often as ``probabilities`` say, over 100 images."""
+    """States 0 and 1 over 100 images, with frequencies exactly equal to ``probabilities``."""
 
     def __init__(self, probabilities: tuple[float, float]) -> None:
         super().__init__()
@@ -103,7 +72,7 @@ class States(Sampler):
 
 
 class StatePrior(nn.Module):
-    """p(z), of which each state is drawn exactly as often as it is probable."""
+    """p(z); the frequencies of its draws are exactly its probabilities."""
 
     def __init__(self, probabilities: tuple[float, float] = PRIOR) -> None:
         super().__init__()

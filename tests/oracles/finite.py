@@ -1,7 +1,7 @@
-"""A model with finitely many states: every bound is a finite sum, through the library's own code.
+"""A model with finitely many states, on which the expectation of every bound is a finite sum.
 
-z in {0, 1}, psi in {0, 1, 2}. All outcomes of all draws are laid out along the batch axis, and the encoder is
-handed each of them as if it had drawn it; the expectation is then a finite sum.
+z in {0, 1}, psi in {0, 1, 2}. The batch axis holds all outcomes of all draws. The package's own encoder receives
+each outcome as its draw.
 """
 
 import itertools
@@ -163,7 +163,7 @@ Reverse = Sequence[Sequence[float]]
 
 
 def encoder_for(script: list[Tensor], reverse: Reverse) -> HierarchicalEncoder:
-    """Make the library's encoder over scripted parts; where tau = q(psi) it is given no reverse model."""
+    """Return the package's encoder with scripted parts; ``SIVI`` means no reverse model."""
     tau = None if reverse is SIVI else Table(reverse, script)
     return HierarchicalEncoder(Row(MIXING, script), Table(CONDITIONAL, script), tau)
 
@@ -201,7 +201,7 @@ TABLE = {
     "MIWAE (1,2) is IWAE": (lambda log_w: bounds.miwae(log_w, 1), 2, 1, REVERSE, -1.9266042926),
     "MIWAE (2,2) is IWAE K=2": (lambda log_w: bounds.miwae(log_w, 2), 4, 0, EXACT_REVERSE, -1.9006176117),
 }
-"""What is bounded, K, L, tau and the expectation of the bound, nats."""
+"""Name: bound, K, L, tau, and the expectation of the bound, nats."""
 
 
 def expected_shared(bound: bounds.Bound, k: int, inner_k: int) -> float:
@@ -221,7 +221,7 @@ def expected_shared(bound: bounds.Bound, k: int, inner_k: int) -> float:
 
 
 def states_as_often_as_probable() -> Tensor:
-    """Return exact log weights of 100 draws in which each z occurs exactly as often as q says, (100, 1)."""
+    """Return exact log weights, (100, 1), of 100 draws with exactly 100 q(z|x) draws of each z."""
     # q(z = 1) = .39
     z = torch.tensor([0.0] * 61 + [1.0] * 39).view(100, 1, 1)
     psi = torch.zeros(100, 1, 1)
@@ -230,7 +230,7 @@ def states_as_often_as_probable() -> Tensor:
 
 
 RENYI = {-1.0: -0.8012448201, 0.0: -1.2207799226, 0.5: -1.7061161329, 2.0: -3.2327740339, 1.0: ELBO}
-"""By alpha, nats."""
+"""Renyi bounds by alpha, nats."""
 
 TVO = {False: -1.4679479152, True: -0.9962955298}
-"""Of four equal partitions: the left sum, and the right one (``upper``), nats."""
+"""TVO with four equal partitions, nats: False is the left Riemann sum, True the right one."""

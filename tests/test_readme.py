@@ -1,0 +1,91 @@
+"""The examples of README.md run, with small settings and without a network."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+NOT_RUN = {
+    "board": "it serves TensorBoard until interrupted; tests/test_board.py",
+    "bench": "it takes minutes",
+    "selftest": "tests/test_selftest.py",
+}
+"""Commands that are not run here, with the reason."""
+
+TINY = ["latent_dim=2", "decoder.hidden=[8]", "trainer.epochs=1", "trainer.batch_size=2000", "trainer.validation_k=2"]
+TINY += ["trainer.compile=false", "trainer.progress=false", "device=cpu"]
+ESTIMATOR = ["estimator.k=2", "estimator.images=20"]
+ADDED = {
+    "train": [*TINY, *ESTIMATOR],
+    "tune": [*TINY, "--trials", "2"],
+    "evaluate": ["device=cpu", *ESTIMATOR, "estimator.temperatures=2", "estimator.chains=2"],
+    "diagnose": ["device=cpu", "images=20", "draws=4", "gradients=0"],
+    "sample": ["device=cpu", "n=4"],
+}
+"""Settings added to an example, by command."""
+REPLACED = {
+    "dataset=mnist": "dataset=mnist5k",
+    "outputs/mnist": "outputs/mnist5k/iwhvi-iwae-k16",
+    "encoder=gaussian,hvm,iwhvi": "encoder=gaussian,hvm",
+    "k=1,16": "k=2",
+    "seed=range(3)": "seed=range(1)",
+    "processes=2": "processes=1",
+}
+"""Words of an example that need other data or too much time for a test."""
+
+
+def blocks(text: str) -> list[str]:
+    """Return the indented and the fenced blocks of a page."""
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return fenced + re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE)
+
+
+def examples(text: str) -> list[list[str]]:
+    """Return the words after ``vaebench`` of every example of a page; comments are left out."""
+    lines = (line.strip() for block in blocks(text) for line in block.splitlines())
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("vaebench ")]
+
+
+def small(words: list[str]) -> list[str]:
+    """Return an example with small settings."""
+    return [REPLACED.get(word, word) for word in words] + ADDED.get(words[0], [])
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "vaebench", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_page_has_examples():
+    found = examples(README)
+    assert len(found) >= 12
+    assert {"train", "evaluate", "compare", "report", "sample", "list"} <= {words[0] for words in found}
+
+
+@pytest.mark.slow
+def test_the_examples_run(tmp_path: Path):
+    """In the order of the page: the first examples make the runs that the others read."""
+    for words in examples(README):
+        if words[0] not in NOT_RUN:
+            done = run(small(words), tmp_path)
+            assert done.returncode == 0, f"vaebench {' '.join(words)}\n{done.stderr}"
+            assert "Traceback" not in done.stderr
+    (code,) = [block for block in blocks(README) if "vaebench.load" in block]
+    trained = next(tmp_path.glob("outputs/mnist5k/hvm-iwae-k16/0-*"))
+    code = re.sub(r"outputs/mnist5k/hvm-iwae-k16/0-\w+", str(trained), code).replace("k=5000", "k=5")
+    code += "\nassert values.shape == (100,)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{code}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("line", ["vaebench train encodr=hvm", "vaebench reprot", "vaebench list --no-such-flag"])
+def test_control_a_wrong_example_is_found(line: str, tmp_path: Path):
+    (words,) = examples(f"Text:\n\n    {line}   # a comment\n")
+    assert run(words if words[0] != "train" else small(words), tmp_path).returncode == 2
