@@ -610,9 +610,10 @@ def _forget(stored: FilePath, kept: int) -> None:
     [
         (
             "estimator.initial=encodr",
-            "must be one of prior, encoder, moments, got 'encodr' .did you mean 'encoder'",
+            "must be one of prior, encoder, moments, (not|got) 'encodr' .did you mean 'encoder'",
         ),
         ("estimator.schedule=cosine", "estimator.schedule must be one of linear, sigmoid, adaptive"),
+        ("estimator.temperatures=-1", "estimator.temperatures must be"),
         ("estimator.k=7", "estimator.k"),
     ],
 )

@@ -68,7 +68,7 @@ def address(runs: Path) -> Iterator[str]:
     try:
         assert select.select([board.stdout], [], [], SECONDS)[0], "the board says nothing"
         line = board.stdout.readline()
-        found = re.fullmatch(r"TensorBoard on 4 runs at (http://\S+/) \(Ctrl-C ends it\)\n", line)
+        found = re.fullmatch(r"TensorBoard on 4 runs at (http://\S+/) \(Ctrl-C stops it\)\n", line)
         assert found, line
         yield found[1]
     finally:
@@ -164,7 +164,7 @@ def test_several_folders_are_shown_by_links(runs: Path):
     ("words", "message"),
     [
         (["nowhere"], "there is no folder nowhere"),
-        (["--port", "many"], "--port must be a number"),
+        (["--port", "many"], "--port must be an integer"),
         (["--filter", "seed=9"], "no run meets the conditions"),
     ],
 )
@@ -176,4 +176,4 @@ def test_refused(runs: Path, words: list[str], message: str, capsys: pytest.Capt
 def test_a_port_that_is_taken(runs: Path, address: str, capsys: pytest.CaptureFixture[str]):
     port = address.rstrip("/").rpartition(":")[2]
     assert main(["board", str(runs), "--port", port]) == 2
-    assert "choose another port" in capsys.readouterr().err
+    assert "use another port" in capsys.readouterr().err

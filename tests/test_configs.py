@@ -220,14 +220,14 @@ def test_config_yaml_round_trip(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("k: [", "damaged"),
-        ("", "damaged"),
-        ("just words", "damaged"),
-        ("k: !!python/object/apply:os.system ['touch hacked']", "damaged"),
+        ("k: [", "corrupt"),
+        ("", "corrupt"),
+        ("just words", "corrupt"),
+        ("k: !!python/object/apply:os.system ['touch hacked']", "corrupt"),
         ("k: 1", "seed is missing"),
     ],
 )
-def test_damaged_config_yaml(tmp_path: Path, text: str, message: str, monkeypatch: pytest.MonkeyPatch):
+def test_corrupt_config_yaml(tmp_path: Path, text: str, message: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -238,7 +238,7 @@ def test_damaged_config_yaml(tmp_path: Path, text: str, message: str, monkeypatc
 def test_config_yaml_out_of_range(tmp_path: Path):
     values = to_yaml(compose([])).replace("latent_dim: 32", "latent_dim: 0")
     (tmp_path / "config.yaml").write_text(values)
-    with pytest.raises(UserError, match="latent_dim must be at least 1, not 0"):
+    with pytest.raises(UserError, match="latent_dim must be >= 1, got 0"):
         read(tmp_path)
 
 
@@ -271,7 +271,7 @@ def test_evaluation_with_a_chosen_estimator():
     [
         ("k=3", "unknown key k .did you mean 'estimator.k'"),
         ("estimator.kk=3", "unknown key estimator.kk .did you mean 'estimator.k'"),
-        ("estimator.k=0", "estimator.k must be at least 1"),
+        ("estimator.k=0", "estimator.k must be >= 1"),
         ("estimator=foo", "there is no estimator=foo"),
         ("encoder=hvm", "unknown key encoder"),
         ("estimator.split=tset", "did you mean 'test'"),

@@ -159,8 +159,8 @@ def test_weights_that_are_not_finite_are_reported(default_data_dir: Path):
         ("images=1", "images must be at least 2"),
         ("gradients=2", "gradients must be 0 .none. or 4 and more"),
         ("split=tset", "did you mean 'test'"),
-        ("k=x", "k must be a whole number"),
-        ("k=[", "k must be a whole number"),
+        ("k=x", "k must be an integer"),
+        ("k=[", "k must be an integer"),
     ],
 )
 def test_settings_are_checked(word: str, message: str):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaebench import cli, experiment
 from vaebench.config import compose, config_dir, identity, to_yaml
-from vaebench.config.pictures import Interpolate, Look, Reconstruct, Sample, Traverse
+from vaebench.config.pictures import Interpolate, PictureSettings, Reconstruct, Sample, Traverse
 from vaebench.draw import (
     _spherical,
     decoded,
@@ -202,7 +202,7 @@ MORE = ["decoder=gated_conv"]
 def test_every_choice_can_be_drawn(choice: str, tmp_path: Path, default_data_dir: Path):
     words = [choice] + (["encoder=two_layer"] if choice == "prior=chained" else [])
     folder = untrained(tmp_path / "run", default_data_dir, words)
-    looks: list[Look] = [
+    looks: list[PictureSettings] = [
         Sample(n=6, columns=3, scale=1, **LOOK),
         Reconstruct(n=4, columns=2, scale=1, **LOOK),
         Interpolate(n=2, steps=3, scale=1, **LOOK),
@@ -394,22 +394,22 @@ def test_output_may_be_a_file_in_a_new_folder(trained: Path, tmp_path: Path):
     ("words", "message"),
     [
         (["sample"], "missing RUN: give a run folder"),
-        (["sample", "RUN", "n=0"], "n must be from 1 to 4096, not 0"),
-        (["sample", "RUN", "n=many"], "n must be a whole number"),
+        (["sample", "RUN", "n=0"], "n must be from 1 to 4096, got 0"),
+        (["sample", "RUN", "n=many"], "n must be an integer"),
         (["sample", "RUN", "colums=3"], "unknown key colums (did you mean 'columns'?)"),
         (["sample", "RUN", "split=test"], "unknown key split"),
-        (["reconstruct", "RUN", "split=tset"], "split must be one of train, validation, test, not 'tset' (did you"),
+        (["reconstruct", "RUN", "split=tset"], "split must be one of train, validation, test, got 'tset' (did you"),
         (["reconstruct", "RUN", "images=[]"], "images must be a list of at least one number"),
         (["reconstruct", "RUN", "images=[1000000]"], "there is no image 1000000 in test"),
         (["interpolate", "RUN", "path=curved"], "path must be one of linear, spherical"),
-        (["interpolate", "RUN", "steps=1"], "steps must be at least 2, both ends"),
+        (["interpolate", "RUN", "steps=1"], "steps must be >= 2 (both ends)"),
         (["interpolate", "RUN", "images=[1,2,3]"], "give two numbers for each pair"),
         (["traverse", "RUN", "coordinates=[99]"], "there is no coordinate 99: the decoder sees 8 of them"),
-        (["traverse", "RUN", "reach=0"], "reach must be more than 0"),
+        (["traverse", "RUN", "reach=0"], "reach must be > 0"),
         (["traverse", "RUN", "image=1000000"], "there is no image 1000000 in test"),
         (["sample", "RUN", "--out", "x.png"], "unknown flag --out (did you mean '--output'?)"),
-        (["sample", "RUN", "-o", "x.jpg"], "the name has to end in .png"),
-        (["sample", "RUN", "RUN/..", "-o", "x.png"], "-o names one file, and there are"),
+        (["sample", "RUN", "-o", "x.jpg"], "the name must end in .png"),
+        (["sample", "RUN", "RUN/..", "-o", "x.png"], "-o names one file, but there are"),
         (["sample", "nowhere"], "there is no folder nowhere"),
         (["sample", "RUN", "device=tpu"], "device must be auto, cpu, cuda or cuda:N"),
     ],

@@ -11,7 +11,7 @@ from test_every_config import ONE_STEP
 
 from vaebench import runtime
 from vaebench.config import compose
-from vaebench.config.schema import Estimator
+from vaebench.config.schema import EstimatorSettings
 from vaebench.errors import UserError
 from vaebench.evaluate.job import Estimate, EstimatorInputs, job_for
 from vaebench.evaluate.ranges import LEAST, POSITIVE, check_ranges
@@ -20,17 +20,17 @@ from vaebench.experiment import Experiment, build
 from vaebench.records import ResultRecord, RunFolder
 
 ESTIMATORS = ("iwae", "diwhvi", "ais", "bdmc", "gaps", "sandwich")
-FIELDS = {f.name for f in fields(Estimator)}
+FIELDS = {f.name for f in fields(EstimatorSettings)}
 
 
-def changed(settings: Estimator, **changes: Any) -> Estimator:
+def changed(settings: EstimatorSettings, **changes: Any) -> EstimatorSettings:
     """Return settings without the checks of the command line."""
     own = {key: value for key, value in changes.items() if key not in FIELDS}
     common = {key: value for key, value in changes.items() if key in FIELDS}
     return replace(settings, **common, arguments=settings.arguments | own)
 
 
-def settings_with(key: str) -> Estimator:
+def settings_with(key: str) -> EstimatorSettings:
     """Return the settings of an estimator that has this key."""
     for name in ESTIMATORS:
         settings = compose([f"estimator={name}"]).estimator

@@ -1,9 +1,12 @@
-"""Sweeps: what is done is not done again, what is half done goes on, and no job feels the one before it."""
+"""Sweeps: finished jobs are skipped, interrupted jobs are resumed, and jobs are isolated from each other."""
 
 import contextlib
+import io
 import json
 import os
+import pty
 import signal
+import sys
 import threading
 import time
 import types
@@ -17,10 +20,12 @@ from omegaconf import OmegaConf
 
 from vaebench import runtime
 from vaebench.cli import main
+from vaebench.cli.sweep import launchers
 from vaebench.cli.sweep import run as sweep
 from vaebench.cli.sweep.job import SweepJob
+from vaebench.cli.sweep.live import shown, view_of
 from vaebench.cli.sweep.records import JobRecord, Records
-from vaebench.cli.sweep.table import table
+from vaebench.cli.sweep.table import JobRow, summary, table
 from vaebench.config import Config, compose, from_yaml, identity, run_folder, to_yaml
 from vaebench.direction import Direction
 from vaebench.errors import RunFailed
@@ -101,8 +106,8 @@ def run(*words: str) -> int:
 
 
 def written() -> dict[str, Any]:
-    """Return the latest run.json."""
-    return json.loads(max(Path("outputs/.sweeps").glob("*/run.json")).read_text())
+    """Return the latest sweep.json."""
+    return json.loads(max(Path("outputs/.sweeps").glob("*/sweep.json")).read_text())
 
 
 def statuses() -> list[str]:
@@ -123,7 +128,7 @@ def test_what_is_finished_is_skipped_and_what_is_new_is_added(core: FakeCore, ca
     assert statuses() == ["skipped", "skipped", "finished", "finished"]
     lines = capfd.readouterr().out.splitlines()
     assert "4 jobs: 2 skipped, 2 finished" in lines
-    assert "1    skipped            >= -100.00 +- 1.50  seed=0" in lines
+    assert "1 skipped >= -100.00 +- 1.50 seed=0" in [" ".join(line.split()) for line in lines]
     assert lines[-1].startswith("result: test log p(x) by IWAE, k=5000, mnist5k/dynamic-v1, 500 images; nats")
 
 
@@ -131,10 +136,10 @@ def test_what_failed_is_tried_again(core: FakeCore, capfd: pytest.CaptureFixture
     core.acts[1] = lambda: raise_(RunFailed("the loss was not finite"))
     assert run("seed=0,1,2") == 1
     assert statuses() == ["finished", "failed", "finished"]
-    assert "     the loss was not finite" in capfd.readouterr().out.splitlines()
+    assert "    the loss was not finite" in capfd.readouterr().out.splitlines()
     assert run("seed=0,1,2", "sweep.retry_failed=false") == 1
     assert statuses() == ["skipped", "failed", "skipped"]
-    assert "in an earlier session: the loss was not finite" in capfd.readouterr().out
+    assert "in an earlier sweep: the loss was not finite" in capfd.readouterr().out
     del core.acts[1]
     assert run("seed=0,1,2") == 0
     assert statuses() == ["skipped", "finished", "skipped"]
@@ -159,7 +164,7 @@ def test_fail_fast(core: FakeCore):
 def test_repetitions_run_once(core: FakeCore, capfd: pytest.CaptureFixture[str]):
     assert run("seed=0,0,1", "name=a,b", "sweep.fail_fast=true,false") == 0
     assert core.trained == [0, 1]
-    assert "left out: 10 of 12 combinations" in capfd.readouterr().out
+    assert "left out 10 of 12 combinations" in capfd.readouterr().out
 
 
 def test_a_job_that_makes_no_sense_leaves_the_others_alone(core: FakeCore):
@@ -197,7 +202,7 @@ def test_a_job_that_stays_in_progress_elsewhere_is_busy(core: FakeCore, capfd: p
         other.write_status("running")
         assert run("seed=0,1") == 0
     assert statuses() == ["busy", "finished"]
-    assert f"in progress elsewhere (process {os.getpid()} on " in capfd.readouterr().out
+    assert f"running in another process ({os.getpid()} on " in capfd.readouterr().out
 
 
 def test_a_lock_without_a_status_is_busy_too(core: FakeCore):
@@ -271,7 +276,7 @@ def test_a_job_whose_process_dies_is_tried_once_more(
     assert run("seed=range(3)") == (0 if expected == "finished" else 1)
     # Those that never had their turn are not blamed.
     assert statuses() == ["finished", expected, "finished"]
-    assert "the launcher gave up: RuntimeError: a worker died" in capfd.readouterr().err
+    assert "the launcher failed: RuntimeError: a worker died" in capfd.readouterr().err
 
 
 def test_a_launcher_that_cannot_launch(core: FakeCore, monkeypatch: pytest.MonkeyPatch):
@@ -282,7 +287,7 @@ def test_a_launcher_that_cannot_launch(core: FakeCore, monkeypatch: pytest.Monke
     monkeypatch.setattr("hydra.core.plugins.Plugins.instantiate_launcher", lambda self, **others: Unable())
     assert run("seed=0,1") == 1
     assert statuses() == ["failed", "failed"]
-    assert written()["jobs"][1]["error"] == "the launcher gave up: RuntimeError: Could not detect Slurm"
+    assert written()["jobs"][1]["error"] == "the launcher failed: RuntimeError: Could not detect Slurm"
 
 
 @pytest.mark.parametrize(
@@ -306,9 +311,9 @@ def test_jobs_share_the_cores(
     batch: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(sweep, "cores", lambda: 8)
+    monkeypatch.setattr(launchers, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    share = sweep._Share.of(launcher, OmegaConf.create(settings))
+    share = launchers.MachineShare.of(launcher, OmegaConf.create(settings))
     assert (share.threads(jobs), share.batch) == (threads, batch)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user's own choice
     assert share.threads(jobs) is None
@@ -386,7 +391,7 @@ def test_a_job_s_result_does_not_depend_on_those_before_it(
 
 @pytest.mark.usefixtures("clean", "folder")
 def test_control_the_mess_would_be_felt(tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(runtime, "isolated", contextlib.nullcontext)
+    monkeypatch.setattr("vaebench.isolation.isolated", contextlib.nullcontext)
     monkeypatch.setattr(f"{__name__}.meddle", lambda: torch.set_default_dtype(torch.float64))
     after = sweep_over("0,1", default_data_dir, tmp_path / "after", monkeypatch)
     assert RunFolder(after).read_status().state == "failed"
@@ -402,21 +407,93 @@ def test_the_settings_of_a_sweep_define_no_run():
     assert from_yaml(older) == plain
 
 
-def test_results_of_several_kinds_are_split_paths(folder: Path):
+def test_results_of_several_kinds_are_marked(monkeypatch: pytest.MonkeyPatch):
     config = compose([])
     lines = [
         f"test log p(x) >= {-90 - n}.00 +- 1.50 ({how}, k=5, mnist5k/dynamic-v1, 500 images)"
         for n, how in enumerate(["IWAE", "DIWHVI", "IWAE"])
     ]
-    jobs = [([f"k={n}", "seed=0"], JobRecord("finished", 61.2, [line])) for n, line in enumerate(lines)]
+    jobs = [JobRow(n, [f"k={n}", "seed=0"], JobRecord("finished", 61.2, [line])) for n, line in enumerate(lines, 1)]
+    assert summary([job.record for job in jobs]) == "3 jobs: 3 finished"
     assert table(jobs).splitlines() == [
-        "3 jobs: 3 finished",
-        "job  status    time     result                 settings",
-        "1    finished  0:01:01  >= -90.00 +- 1.50 [a]  k=0",
-        "2    finished  0:01:01  >= -91.00 +- 1.50 [b]  k=1",
-        "3    finished  0:01:01  >= -92.00 +- 1.50 [a]  k=2",
+        "job  status    time                    result  settings",
+        "  1  finished  0:01:01  >= -90.00 +- 1.50 [a]  k=1",
+        "  2  finished  0:01:01  >= -91.00 +- 1.50 [b]  k=2",
+        "  3  finished  0:01:01  >= -92.00 +- 1.50 [a]  k=3",
         "all jobs: seed=0",
         "result [a]: test log p(x) by IWAE, k=5, mnist5k/dynamic-v1, 500 images; nats, standard error over images",
         "result [b]: test log p(x) by DIWHVI, k=5, mnist5k/dynamic-v1, 500 images; nats, standard error over images",
     ]
     assert config.sweep.retry_failed
+
+
+# The live view.
+
+
+def test_the_live_view_shows_states_and_progress(core: FakeCore, monkeypatch: pytest.MonkeyPatch):
+    """While seed 1 runs, seed 0 has finished and seed 2 waits."""
+    views: list[str] = []
+
+    @contextlib.contextmanager
+    def recording(rows: Callable[[], list[JobRow]]) -> Iterator[None]:
+        core.acts[1] = lambda: views.append(view_of(rows(), 24))
+        yield
+
+    monkeypatch.setattr(sweep, "shows_live", lambda: True)
+    monkeypatch.setattr(sweep, "shown", recording)
+    assert run("seed=0,1,2") == 0
+    (view,) = views
+    lines = view.splitlines()
+    assert lines[0] == "3 jobs: 1 finished, 1 running, 1 waiting"
+    assert [line.split()[1] for line in lines[2:5]] == ["finished", "running", "waiting"]
+    (log,) = Path("outputs/.sweeps").glob("*/jobs/1-*.log")
+    assert "== job 2 of 3: seed=1" in log.read_text()
+
+
+def test_a_sweep_without_a_terminal_prints_lines(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    assert run("seed=0") == 0
+    assert "== job 1 of 1: seed=0" in capfd.readouterr().out
+    assert not list(Path("outputs/.sweeps").glob("*/jobs/*.log"))
+
+
+def test_the_live_view_fits_the_terminal_and_shows_running_jobs_first():
+    records = [JobRecord("finished")] * 30 + [JobRecord("running"), JobRecord("failed", error="no")]
+    rows = [JobRow(n, [f"seed={n}"], record) for n, record in enumerate(records, start=1)]
+    lines = view_of(rows, height=20).splitlines()
+    assert len(lines) <= 20
+    assert lines[0] == "32 jobs: 30 finished, 1 running, 1 failed"
+    assert any(line.split()[:2] == ["31", "running"] for line in lines)
+    assert any(line.split()[:2] == ["32", "failed"] for line in lines)
+    assert lines[-1] == "(22 more jobs)"
+
+
+def test_other_output_appears_above_the_live_view():
+    from rich.console import Console
+
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, height=24)
+    with shown(lambda: [JobRow(1, ["seed=0"], JobRecord("running"))], console):
+        print("a message")
+    assert "a message" in screen.getvalue()
+    assert "running" in screen.getvalue()
+
+
+def test_a_real_terminal_shows_the_running_job_and_not_its_output(folder: Path):
+    """The job redirects sys.stdout to its log, and the view must not follow it there."""
+    code = (
+        "import sys, time, vaebench.train.session as session; from vaebench.cli import main; "
+        "session.train = lambda config: (print('output of the job'), time.sleep(2.5)); "
+        "sys.exit(main(['train', '-m', 'seed=0,1']))"
+    )
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, [sys.executable, "-c", code], os.environ | {"TERM": "xterm", "COLUMNS": "80"})
+    seen = b""
+    with contextlib.suppress(OSError):  # a pseudo-terminal ends in one
+        while part := os.read(terminal, 4096):
+            seen += part
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, seen
+    assert b"1 running, 1 waiting" in seen
+    assert b"output of the job\r\n" not in seen
+    (log,) = (folder / "outputs/.sweeps").glob("*/jobs/0-*.log")
+    assert log.read_text().splitlines()[-1] == "output of the job"

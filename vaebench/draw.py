@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vaebench import runtime
 from vaebench.config import Config, read
-from vaebench.config.pictures import Interpolate, Look, Reconstruct, Sample, Traverse
+from vaebench.config.pictures import Interpolate, PictureSettings, Reconstruct, Sample, Traverse
 from vaebench.errors import UserError
 from vaebench.experiment import Experiment, Modules, build, load_best
 from vaebench.records import RunFolder
@@ -166,7 +166,7 @@ class _Trained:
         return Sheet(images.reshape(-1, *self.experiment.data.image_shape[1:]), columns, title, **labels)
 
 
-def draw(look: Look, folder: str | Path, output: str | Path | None = None) -> Path:
+def draw(look: PictureSettings, folder: str | Path, output: str | Path | None = None) -> Path:
     """Draw a picture of a run's best weights and return the path of the PNG file.
 
     Args:
@@ -190,7 +190,7 @@ def draw(look: Look, folder: str | Path, output: str | Path | None = None) -> Pa
     return path
 
 
-def _on_this_machine(config: Config, look: Look) -> Config:
+def _on_this_machine(config: Config, look: PictureSettings) -> Config:
     """Return the run's configuration with the device, data folder and threads of the command."""
     trainer = replace(config.trainer, threads=look.threads, progress=False)
     return replace(config, device=look.device, data_dir=look.data_dir or config.data_dir, trainer=trainer)
@@ -262,7 +262,7 @@ def _coordinates(experiment: Experiment, look: Traverse, spread: LatentSpread) -
     return list(look.coordinates)
 
 
-_SHEETS: dict[type[Look], Callable[[_Trained, Any], Sheet]] = {
+_SHEETS: dict[type[PictureSettings], Callable[[_Trained, Any], Sheet]] = {
     Sample: _sample,
     Reconstruct: _reconstruct,
     Interpolate: _interpolate,

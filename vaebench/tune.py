@@ -41,10 +41,6 @@ class TrialResult:
     folder: str | None
     error: str | None = None
 
-    def status_text(self) -> str:
-        """Return the state, and the error of a failed trial."""
-        return f"{self.state}: {self.error}" if self.error else self.state
-
 
 class Search:
     """One search. Its journal is in ``<output_dir>/.studies``, and the same settings resume it.

@@ -1,4 +1,4 @@
-"""The command line: `vaebench <command> ...`. Each command is one module, imported when it is asked for."""
+"""The command line: `vaebench <command> ...`. Each command is one module, imported when it is used."""
 
 import importlib
 import os
@@ -13,20 +13,20 @@ __all__ = ["main"]
 
 # The command, its module in this package, and one line about it.
 COMMANDS = {
-    "train": ("train", "train a model, evaluate it; the same command goes on where it stopped"),
-    "tune": ("tune", "search for settings by validation log-likelihood"),
+    "train": ("train", "train a model and evaluate it; run the same command again to resume"),
+    "tune": ("tune", "search for the settings with the best validation log-likelihood"),
     "evaluate": ("evaluate", "estimate log p(x) of finished runs"),
-    "diagnose": ("diagnose", "active units, rates, information, gradient noise of finished runs"),
-    "compare": ("compare", "tables of results: seeds aggregated, only like with like"),
-    "report": ("report", "one self-contained page: tables, curves, pictures, commands"),
-    "board": ("board", "TensorBoard on the runs in a folder, or on some of them"),
-    "show": ("show", "one run's story: settings, command, machine, learning curve, results"),
-    "list": ("listing", "show the choices of each config group, or the runs that there are"),
-    "data": ("data", "show, download, verify and prepare datasets"),
-    "sample": ("sample", "draw images from the prior of finished runs, as a PNG"),
-    "reconstruct": ("reconstruct", "draw images beside their reconstructions"),
-    "interpolate": ("interpolate", "draw ways between images through latent space"),
-    "traverse": ("traverse", "draw an image with one latent coordinate moved"),
+    "diagnose": ("diagnose", "measure active units, rates, information, gradient noise of finished runs"),
+    "compare": ("compare", "print tables of comparable results, averaged over seeds"),
+    "report": ("report", "write one HTML page: tables, curves, pictures, commands"),
+    "board": ("board", "start TensorBoard on runs"),
+    "show": ("show", "show one run: settings, command, machine, learning curve, results"),
+    "list": ("listing", "list the choices of the config groups, or the runs in a folder"),
+    "data": ("data", "list, download, verify and prepare datasets"),
+    "sample": ("sample", "draw samples from the prior of finished runs as a PNG"),
+    "reconstruct": ("reconstruct", "draw images and their reconstructions"),
+    "interpolate": ("interpolate", "draw paths between images through latent space"),
+    "traverse": ("traverse", "draw an image with one latent coordinate changed at a time"),
     "selftest": ("selftest", "compare what this machine computes with exact answers"),
 }
 
@@ -34,8 +34,8 @@ HELP = """usage: vaebench <command> [...]
 
 {commands}
 
-  vaebench <command> --help    more on one command
-  vaebench --version           the version
+  vaebench <command> --help    help for one command
+  vaebench --version           print the version
 
 examples:
   vaebench train encoder=hvm objective=iwae k=16
@@ -46,12 +46,16 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command (``sys.argv`` without the program's name by default) and return the exit code.
+    """Run one command and return the exit code.
 
-    0: done; 1: the work failed; 2: the request was wrong; 130 and 143: stopped by SIGINT and SIGTERM.
+    Args:
+        argv: the words after ``vaebench``; by default those of ``sys.argv``.
+
+    Returns:
+        0: success; 1: the work failed; 2: the request was invalid; 130, 143: stopped by SIGINT, SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    # hydra reads HYDRA_FULL_ERROR too, and is given its own value further down.
+    # Read it now: `hydra_app` sets HYDRA_FULL_ERROR for hydra.
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     try:
         return dispatch(words)
@@ -60,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def dispatch(words: list[str]) -> int:
-    """Carry out ``words`` and return the exit code."""
+    """Run the command in ``words`` and return the exit code."""
     if not words or words[0] in ("-h", "--help", "help"):
         lines = [f"  {command:<11} {summary}" for command, (_, summary) in COMMANDS.items()]
         print(HELP.format(commands="\n".join(lines)), end="")

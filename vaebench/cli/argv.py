@@ -1,4 +1,4 @@
-"""The command line that hydra and a run's manifest read."""
+"""Replace ``sys.argv``, from which hydra takes its input and a run the command that it records."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ __all__ = ["command_line"]
 
 @contextmanager
 def command_line(words: Sequence[str]) -> Iterator[None]:
-    """Make ``sys.argv`` read ``words``: hydra takes its input, and a run its recorded command, from there."""
+    """Set ``sys.argv`` to ``words`` within the context."""
     before, sys.argv = sys.argv, list(words)
     try:
         yield

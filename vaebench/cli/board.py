@@ -1,4 +1,4 @@
-"""`vaebench board`: TensorBoard on runs."""
+"""`vaebench board`: start TensorBoard on runs."""
 
 import contextlib
 import io
@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaebench.cli.flags import BOARD, parse, take
+from vaebench.cli.flags import BOARD, whole
+from vaebench.cli.selection import selection
 from vaebench.errors import UserError
+from vaebench.records.text import counted
 
 if TYPE_CHECKING:
     from vaebench.records import RunFolder
@@ -20,17 +22,17 @@ __all__ = ["run"]
 
 HELP = """usage: vaebench board [RUN ...] [FLAGS]
 
-Start TensorBoard on the runs in a folder (default: outputs), print its address, and stop with Ctrl-C. With several RUN
-words or a filter it shows these runs alone; of one folder it shows new runs too, as they come.
+Start TensorBoard on the runs in a folder (default: outputs) and print its address; Ctrl-C stops it.
+With one folder it also shows runs that start later. With several RUNs or a filter it shows exactly these runs.
 
 flags:
-  --port N             the first free one from 6006 on, unless you say
-  --host NAME          localhost; 0.0.0.0 lets other machines in
-  --filter CONDITION   as in `vaebench compare`; may be repeated
-  --open               open a browser as well
+  --port N             default: first free port from 6006
+  --host NAME          default: localhost; 0.0.0.0 allows connections from other machines
+  --filter CONDITION   as in `vaebench compare`; repeat it to require several conditions
+  --open               open a browser
 
-where to look: Custom Scalars has the bound, reconstruction and KL of all runs in one chart; HParams has a row for each
-configuration, its seeds together; Images has samples and reconstructions; Text has each run's configuration.
+tabs: Custom Scalars shows the bound, reconstruction and KL of all runs in one chart. HParams has one row for each
+configuration, with its seeds together. Images shows samples and reconstructions. Text shows each run's configuration.
 
 examples:
   vaebench board
@@ -40,21 +42,16 @@ examples:
 
 def run(words: list[str]) -> int:
     """Carry out ``vaebench board <words>`` and return the exit code."""
-    filters, words = take(words, "--filter", 1)
-    parsed = parse(words, BOARD)
-    if "--help" in parsed.flags:
-        print(HELP, end="")
+    chosen = selection(words, BOARD, HELP)
+    if chosen is None:
         return 0
-    port = checked_port(parsed.flags.get("--port"))
-    from vaebench.cli.selection import DEFAULT_FOLDER
-
-    paths = [Path(path) for path in parsed.rest or [DEFAULT_FOLDER]]
-    folders = chosen_folders(paths, [condition for (condition,) in filters])
-    with logdir(paths, folders, everything=not filters) as place:
-        address = launched(place, port, parsed.flags.get("--host", "localhost"))
-        count = f"{len(folders)} run{'s' * (len(folders) != 1)}"
-        print(f"TensorBoard on {count} at {address} (Ctrl-C ends it)", flush=True)
-        if "--open" in parsed.flags:
+    flags, paths = chosen.flags, [Path(path) for path in chosen.paths]
+    port = whole(flags["--port"], "--port", 1, 65535) if "--port" in flags else None
+    folders = chosen_folders(paths, chosen.filters)
+    with logdir(paths, folders, everything=not chosen.filters) as place:
+        address = launched(place, port, flags.get("--host", "localhost"))
+        print(f"TensorBoard on {counted(len(folders), 'run')} at {address} (Ctrl-C stops it)", flush=True)
+        if "--open" in flags:
             webbrowser.open(address)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
@@ -62,17 +59,8 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def checked_port(text: str | None) -> int | None:
-    """Return the port, None where none was given."""
-    if text is None:
-        return None
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise UserError(f"--port must be a number from 1 to 65535, not '{text}'")
-    return int(text)
-
-
 def chosen_folders(paths: Sequence[Path], filters: Sequence[str]) -> "list[RunFolder]":
-    """Return the runs to show. UserError when there is none."""
+    """Return the runs to show. UserError if there is none."""
     from vaebench.records import RunFolder
 
     if not filters:
@@ -82,13 +70,13 @@ def chosen_folders(paths: Sequence[Path], filters: Sequence[str]) -> "list[RunFo
 
     folders = [run.folder for run in matching_runs(read_runs(paths)[0], filters)]
     if not folders:
-        raise UserError("no run meets the conditions, so there is nothing to show")
+        raise UserError("no run meets the conditions of --filter")
     return folders
 
 
 @contextlib.contextmanager
 def logdir(paths: Sequence[Path], folders: "Sequence[RunFolder]", *, everything: bool) -> Iterator[Path]:
-    """Yield a folder that holds these runs alone: the one given, or one of links to them, for as long as it lasts."""
+    """Yield a folder with exactly these runs: the given one, or a temporary one with links to them."""
     if everything and len(paths) == 1:
         yield paths[0].resolve()
         return
@@ -102,13 +90,13 @@ def logdir(paths: Sequence[Path], folders: "Sequence[RunFolder]", *, everything:
                 link.symlink_to(place, target_is_directory=True)
             except OSError as error:
                 raise UserError(
-                    f"cannot make links to runs here ({error.strerror}): give one folder of runs and no filter"
+                    f"cannot create links to the runs ({error.strerror}): give one folder of runs, without --filter"
                 ) from error
         yield Path(temporary)
 
 
 def launched(place: Path, port: int | None, host: str) -> str:
-    """Start TensorBoard in threads of this process and return its address. UserError when the port is taken."""
+    """Start TensorBoard in threads of this process and return its address. UserError if the port is in use."""
     import logging
 
     from tensorboard import default, program
@@ -119,8 +107,8 @@ def launched(place: Path, port: int | None, host: str) -> str:
     words = ["vaebench board", f"--logdir={place}", f"--host={host}"]
     board.configure([*words, *([] if port is None else [f"--port={port}"])])
     try:
-        # It says at each start that its fast reader is an experiment; what goes wrong is raised.
+        # At each start it prints that its fast reader is experimental. Errors are raised and not printed.
         with contextlib.redirect_stderr(io.StringIO()):
             return board.launch()
     except TensorBoardServerException as error:
-        raise UserError(f"{error}; choose another port or host: --port N, --host NAME") from error
+        raise UserError(f"{error}; use another port or host: --port N, --host NAME") from error

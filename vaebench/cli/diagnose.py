@@ -1,23 +1,25 @@
-"""`vaebench diagnose`: run folders -> what their posteriors and gradients are like."""
+"""`vaebench diagnose`: measure the posteriors and gradients of finished runs."""
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vaebench.cli.each_run import RunJob, each_run
-from vaebench.cli.evaluate import split_paths
-from vaebench.cli.flags import DIAGNOSE, parse, settings
-from vaebench.errors import UserError
+from vaebench.cli.each_run import RunJob, each_run, run_words
+from vaebench.cli.flags import DIAGNOSE, settings
+
+if TYPE_CHECKING:
+    from vaebench.config.diagnosis import Diagnosis
 
 __all__ = ["run"]
 
 HELP = """usage: vaebench diagnose RUN... [KEY=VALUE ...]
 
-Look at a run's best weights: active units, rates, mutual information, effective weights, noise of gradients. Each
-number is printed with its definition; all go into diagnostics.json in the run folder.
-RUN is a run folder, or a folder that holds run folders: each of them is diagnosed.
+Measure active units, rates, mutual information, effective sample size and gradient noise with a run's best weights.
+Each number is printed with its definition; all of them are written to diagnostics.json in the run folder.
+RUN is a run folder or a folder of runs.
 
-keys: split (train|validation|test), images (500, at random; null: all), draws (100, in two halves),
-      k (weights; null: as in training), inner_k, gradients (100; 0: none), seed, batch,
+keys: split (train|validation|test), images (random subset: 500; null: all), draws (100, in two halves),
+      k (importance weights; null: as in training), inner_k, gradients (100; 0: none), seed, batch,
       device, data_dir, threads, progress
 
 examples:
@@ -29,22 +31,18 @@ examples:
 
 def run(words: list[str]) -> int:
     """Carry out ``vaebench diagnose <words>`` and return the exit code."""
-    parsed = parse(words, DIAGNOSE)
-    if parsed.flags:
-        print(HELP, end="")
+    given = run_words(words, DIAGNOSE, HELP)
+    if given is None:
         return 0
-    paths, words = split_paths(parsed.rest)
-    if not paths:
-        raise UserError("missing RUN: give a run folder or a folder of runs")
     from vaebench.config.diagnosis import Diagnosis
-    from vaebench.records import RunFolder
 
-    folders = [folder.path for folder in RunFolder.find(paths)]
-    given = settings(words, Diagnosis)
+    checked = settings(given.settings, Diagnosis)
+    jobs = [RunJob(folder, [], partial(diagnose_run, folder, checked)) for folder in given.folders]
+    return each_run(jobs, "diagnoses")
 
-    def work(folder: Path) -> None:
-        from vaebench.diagnose import diagnose
 
-        diagnose(folder, given)
+def diagnose_run(folder: Path, checked: "Diagnosis") -> None:
+    """Diagnose one run."""
+    from vaebench.diagnose import diagnose
 
-    return each_run([RunJob(folder, [], partial(work, folder)) for folder in folders], "diagnoses")
+    diagnose(folder, checked)

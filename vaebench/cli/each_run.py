@@ -1,13 +1,42 @@
-"""One loop over runs for every command that takes several: a run that fails does not stop the others."""
+"""The runs that a command line names, and one loop over them: a run that fails does not stop the others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vaebench.cli.failure import expected, report_failure
-from vaebench.errors import RunFailed
+from vaebench.cli.flags import parse, path_words
+from vaebench.errors import RunFailed, UserError
 
-__all__ = ["RunJob", "each_run"]
+__all__ = ["RunJob", "RunWords", "each_run", "run_words"]
+
+
+class RunWords(NamedTuple):
+    """The words of a command on runs, separated."""
+
+    folders: list[Path]
+    """The run folders at or below the paths."""
+    settings: list[str]
+    flags: dict[str, str]
+
+
+def run_words(words: Sequence[str], flags: Mapping[str, str], help_text: str) -> RunWords | None:
+    """Separate the words of a command; after ``--help``, print ``help_text`` and return None.
+
+    Raises:
+        UserError: a flag is invalid, or a path is missing or holds no run.
+    """
+    parsed = parse(words, flags)
+    if "--help" in parsed.flags:
+        print(help_text, end="")
+        return None
+    paths, settings = path_words(parsed.rest)
+    if not paths:
+        raise UserError("missing RUN: give a run folder or a folder of runs")
+    from vaebench.records import RunFolder  # here, so that --help stays fast
+
+    folders = [folder.path for folder in RunFolder.find(map(Path, paths))]
+    return RunWords(folders, settings, parsed.flags)
 
 
 class RunJob(NamedTuple):
@@ -49,7 +78,7 @@ def try_one(job: RunJob) -> bool:
     try:
         job.do()
     except Exception as error:
-        # A broken pipe: nobody reads the output any more.
+        # A broken pipe: the reader of the output has gone.
         if isinstance(error, OSError) and not expected(error):
             raise
         report_failure(error, [str(job.folder), *job.words])

@@ -1,4 +1,4 @@
-"""Flags may stand anywhere among the settings: here they are told apart, checked, and put in front."""
+"""Separate flags from settings, validate them, and move the flags to the front."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
 from vaebench.config.check import build
+from vaebench.config.words import key_value
 from vaebench.errors import UserError, did_you_mean
 
 __all__ = [
@@ -22,55 +23,48 @@ __all__ = [
     "TUNE",
     "Parsed",
     "parse",
+    "path_words",
     "settings",
     "take",
+    "whole",
 ]
 
 T = TypeVar("T")
 
-HELP = {"-h": "--help", "--help": "--help"}
-# Each flag and the name it is known by; a name ending in "=" takes a value, one ending in "?=" may take one.
-TRAIN = HELP | {
-    "-m": "--multirun",
-    "--multirun": "--multirun",
-    "-r": "--run",
-    "--run": "--run",
-    "-c": "--cfg=",
-    "--cfg": "--cfg=",
-    "--resolve": "--resolve",
-    "-p": "--package=",
-    "--package": "--package=",
-    "-cd": "--config-dir=",
-    "--config-dir": "--config-dir=",
-    "-cn": "--config-name=",
-    "--config-name": "--config-name=",
-    "-i": "--info?=",
-    "--info": "--info?=",
-    "--hydra-help": "--hydra-help",
-    "--resume": "--resume=",
-}
-EVALUATE = HELP | {"-m": "--multirun", "--multirun": "--multirun"}
-SELFTEST = HELP | {"--only": "--only=", "--list": "--list", "-o": "--output=", "--output": "--output="}
-PICTURE = HELP | {"-o": "--output=", "--output": "--output="}
-# --filter and --pair, which may be repeated, are taken out of the words before: see `take`.
-COMPARE = HELP | {
-    "--format": "--format=",
-    "--columns": "--columns=",
-    "--diff": "--diff",
-    "--quantity": "--quantity=",
-    "--unfinished": "--unfinished",
-}
-REPORT = HELP | {
-    "-o": "--output=",
-    "--output": "--output=",
-    "--title": "--title=",
-    "--quantity": "--quantity=",
-    "--unfinished": "--unfinished",
-}
-BOARD = HELP | {"--port": "--port=", "--host": "--host=", "--open": "--open"}
-TUNE = HELP | {"--trials": "--trials=", "--prune": "--prune", "--seed": "--seed="}
-SHOW = HELP | {"--settings": "--settings"}
+
+def flags(*specs: str) -> dict[str, str]:
+    """Return a map from each spelling of a flag to its long name; ``--help`` is always among them.
+
+    A spec is the long name, with a short one before it if there is one, for example ``-o --output=``. A long name that
+    ends in "=" takes a value; one that ends in "?=" takes an optional value.
+    """
+    spellings = [spec.split() for spec in ("-h --help", *specs)]
+    return {word.rstrip("?="): words[-1] for words in spellings for word in words}
+
+
+HELP = flags()
+TRAIN = flags(
+    "-m --multirun",
+    "-r --run",
+    "-c --cfg=",
+    "--resolve",
+    "-p --package=",
+    "-cd --config-dir=",
+    "-cn --config-name=",
+    "-i --info?=",
+    "--hydra-help",
+    "--resume=",
+)
+EVALUATE = flags("-m --multirun")
 DIAGNOSE = HELP
+SELFTEST = flags("--only=", "--list", "-o --output=")
+PICTURE = flags("-o --output=")
+# --filter and --pair may be repeated: `take` removes them before `parse`.
+COMPARE = flags("--format=", "--columns=", "--diff", "--quantity=", "--unfinished")
+REPORT = flags("-o --output=", "--title=", "--quantity=", "--unfinished")
+BOARD = flags("--port=", "--host=", "--open")
+TUNE = flags("--trials=", "--prune", "--seed=")
+SHOW = flags("--settings")
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -80,19 +74,23 @@ MODES = ("--multirun", "--run", "--cfg", "--info")
 
 
 class Parsed(NamedTuple):
-    """``flags``: long name -> value ("" where it has none); ``rest``: all other words, in order."""
+    """``flags``: long name -> value ("" if it has none); ``rest``: all other words, in order."""
 
     flags: dict[str, str]
     rest: list[str]
 
     def as_words(self) -> list[str]:
-        """Return the words again, flags first."""
+        """Return all words, flags first."""
         return [f"{flag}={value}" if value else flag for flag, value in self.flags.items()] + self.rest
 
 
 def parse(words: Sequence[str], known: Mapping[str, str]) -> Parsed:
-    """Tell flags from other words. UserError for a flag that is unknown or lacks its value."""
-    flags: dict[str, str] = {}
+    """Separate flags from other words.
+
+    Raises:
+        UserError: a flag is unknown, lacks its value, or contradicts another one.
+    """
+    found: dict[str, str] = {}
     rest: list[str] = []
     queue = list(words)
     while queue:
@@ -100,49 +98,64 @@ def parse(words: Sequence[str], known: Mapping[str, str]) -> Parsed:
         if not word.startswith("-"):
             rest.append(_home_expanded(word))
             continue
-        flag, equals, value = word.partition("=")
+        flag, value = key_value(word)
         if flag not in known:
-            raise UserError(f"unknown flag {flag}{did_you_mean(flag, known)}; --help shows them")
-        name = known[flag].rstrip("?=")
-        if known[flag].endswith("=") and not equals:
+            raise UserError(f"unknown flag {flag}{did_you_mean(flag, known)}; --help lists the flags")
+        name, takes_value = known[flag].rstrip("?="), known[flag].endswith("=")
+        if value is not None and not takes_value:
+            raise UserError(f"{flag} takes no value, got '{value}'")
+        if value is None and takes_value:
             value = _next_value(queue, name, optional=known[flag].endswith("?="))
-        elif equals and not known[flag].endswith("="):
-            raise UserError(f"{flag} takes no value")
-        flags[name] = _checked(name, value)
-    _check_modes(flags)
-    return Parsed(flags, rest)
+        found[name] = _checked(name, value or "")
+    _check_modes(found)
+    return Parsed(found, rest)
 
 
 def take(words: Sequence[str], flag: str, count: int) -> tuple[list[list[str]], list[str]]:
-    """Return the values of every ``flag A B ...`` with ``count`` words each, and all other words.
+    """Return the values of every ``flag A B ...``, which takes ``count`` words, and all other words.
 
-    UserError when words are missing behind it.
+    Raises:
+        UserError: there are fewer words after the flag.
     """
     taken: list[list[str]] = []
     rest: list[str] = []
     queue = list(words)
     while queue:
         word = queue.pop(0)
-        name, equals, value = word.partition("=")
+        name, first = key_value(word)
         if name != flag:
             rest.append(word)
             continue
-        values = ([value] if equals else []) + queue[: count - bool(equals)]
-        if len(values) < count or any(value.startswith("-") for value in values):
-            raise UserError(f"{flag} needs {count} value{'s' * (count != 1)}, as in its examples: --help")
-        del queue[: count - bool(equals)]
+        values = [] if first is None else [first]
+        while len(values) < count and queue and not queue[0].startswith("-"):
+            values.append(queue.pop(0))
+        if len(values) < count:
+            raise UserError(f"{flag} needs {count} value{'s' * (count != 1)}; --help has an example")
         taken.append(values)
     return taken, rest
 
 
+def path_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (paths, settings): a word with "=" is a setting, unless a file or folder has this name."""
+    paths = [word for word in words if key_value(word)[1] is None or os.path.exists(word)]
+    return paths, [word for word in words if word not in paths]
+
+
+def whole(text: str, flag: str, least: int, most: int = 2**32 - 1) -> int:
+    """Return the value of a flag as an integer. UserError unless it is one from ``least`` to ``most``."""
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise UserError(f"{flag} must be an integer from {least} to {most}, got '{text}'")
+    return int(text)
+
+
 def _home_expanded(word: str) -> str:
-    """Return ``data_dir=~/x`` with the home folder spelt out; not every shell does, and hydra cannot."""
-    key, equals, value = word.partition("=")
-    return key + equals + os.path.expanduser(value) if value.startswith("~") else word
+    """Return ``data_dir=~/x`` with the home folder in place of ``~``: not every shell does this, and hydra does not."""
+    key, value = key_value(word)
+    return f"{key}={os.path.expanduser(value)}" if value and value.startswith("~") else word
 
 
 def _next_value(queue: list[str], name: str, *, optional: bool) -> str:
-    """Take the value of a flag from the words behind it."""
+    """Remove the value of a flag from the words after it."""
     if optional:
         return queue.pop(0) if queue and queue[0] in VALUES[name] else VALUES[name][0]
     if not queue or queue[0].startswith("-"):
@@ -153,7 +166,7 @@ def _next_value(queue: list[str], name: str, *, optional: bool) -> str:
 
 def _checked(name: str, value: str) -> str:
     if name in VALUES and value not in VALUES[name]:
-        raise UserError(f"{name} must be one of {', '.join(VALUES[name])}, not '{value}'")
+        raise UserError(f"{name} must be one of {', '.join(VALUES[name])}, got '{value}'")
     return value
 
 
@@ -163,21 +176,21 @@ def _check_modes(flags: Mapping[str, str]) -> None:
     if len(modes) > 1:
         raise UserError(f"{' and '.join(modes)} exclude each other: choose one")
     if "--resolve" in flags and "--cfg" not in flags:
-        raise UserError("--resolve belongs to --cfg job")
+        raise UserError("--resolve needs --cfg job")
 
 
 def settings(words: Sequence[str], schema: type[T]) -> T:
-    """Return ``schema``, a dataclass, with what words such as ``seed=3`` set in it, checked as configurations are.
+    """Return the dataclass ``schema`` with the fields that words such as ``seed=3`` set.
 
     Raises:
-        UserError: a word without a value, an unknown key, a value that the key does not take.
+        UserError: a word has no value, its key is unknown, or its value is invalid.
     """
     known = [f.name for f in fields(schema)]  # pyright: ignore[reportArgumentType]
     found: dict[str, Any] = {}
     for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"'{word}' is no setting (KEY=VALUE), nor a path that exists; keys: {', '.join(known)}")
+        key, text = key_value(word)
+        if text is None:
+            raise UserError(f"'{word}' is neither KEY=VALUE nor an existing path; keys: {', '.join(known)}")
         if key not in known:
             raise UserError(f"unknown key {key}{did_you_mean(key, known)}; keys: {', '.join(known)}")
         found[key] = _plain(text)
@@ -185,7 +198,7 @@ def settings(words: Sequence[str], schema: type[T]) -> T:
 
 
 def _plain(text: str) -> Any:
-    """Return a word as yaml reads it, or as it stands."""
+    """Return the yaml value of a word, or the word itself if it is not yaml."""
     import yaml
 
     try:

@@ -1,4 +1,4 @@
-"""hydra, started from inside a command: it composes, sweeps and completes; messages are ours."""
+"""Start hydra from a command: to compose, to sweep, or to complete a word. The error messages are ours."""
 
 import os
 import warnings
@@ -16,22 +16,22 @@ from vaebench.config.explain import explain
 
 __all__ = ["start"]
 
-# Our launcher presets have the names of the plugins' own settings, and are checked against these: that is wanted.
-# Said at import, because launchers' workers compose configurations, too.
+# hydra warns that our launcher presets are validated against the plugins' settings, which is intended.
+# The filter is set at import, because the workers of a launcher compose configurations too.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[str]) -> None:
-    """Let hydra carry out ``words`` (flags first, then overrides) with ``job`` as its task function.
+    """Run hydra on ``words`` (flags first, then overrides) with ``job`` as its task function.
 
     Raises:
-        UserError: hydra refuses the words.
+        UserError: a word is invalid.
     """
     import hydra
     from hydra.core.plugins import Plugins
     from hydra.errors import HydraException
 
-    # hydra runs the modules of its own plugins anew as it looks for them: what derives from one has to come after.
+    # Before our plugin: as hydra looks for its own plugins, it imports their modules again, and ours derives from one.
     plugins = Plugins.instance()
     from vaebench.cli.sweep.hydra_plugin import register
 
@@ -43,7 +43,7 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, config_name, [word for word in words if not word.startswith("-")]) from error
         except ValueError as error:
-            # The one refusal for which hydra has no exception of its own: encoder=null.
+            # hydra raises a plain ValueError for encoder=null.
             if not str(error).startswith("Config group override"):
                 raise
             raise explain(error, config_name, []) from error
@@ -51,7 +51,7 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
 
 @contextmanager
 def full_errors() -> Iterator[None]:
-    """Make hydra raise its errors; it would print them and exit otherwise."""
+    """Make hydra raise its errors; by default it prints them and exits."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

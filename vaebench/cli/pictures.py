@@ -1,62 +1,71 @@
-"""What the commands have in common that draw pictures of runs."""
+"""The common part of the commands that draw pictures of runs."""
 
 from functools import partial
 from pathlib import Path
 
-from vaebench.cli.each_run import RunJob, each_run
-from vaebench.cli.evaluate import split_paths
-from vaebench.cli.flags import PICTURE, parse, settings
-from vaebench.config.pictures import Look
+from vaebench.cli.each_run import RunJob, each_run, run_words
+from vaebench.cli.flags import PICTURE, settings
+from vaebench.config.pictures import PictureSettings
 from vaebench.errors import UserError
 
-__all__ = ["COMMON", "run_picture"]
+__all__ = ["help_text", "run_picture"]
 
-COMMON = """      scale (pixels for one of an image's: 3), seed, device, data_dir, threads
+HELP = """usage: vaebench {command} RUN... [KEY=VALUE ...] [-o FILE.png]
+
+{description}
+RUN is a run folder or a folder of runs; each run gets a picture.
+
+keys: {keys},
+      scale (pixels of the PNG for each pixel of an image: 3), seed, device, data_dir, threads
 
 flags:
-  -o, --output FILE.png    where to, for one RUN; {place} if left out
+  -o, --output FILE.png    the file to write, for one RUN (default: RUN/pictures/{command}.png)
+
+examples:
+  vaebench {command} outputs/mnist5k/hvm-iwae-k16/0-1a2b3c4d
+{examples}
 """
-"""The end of each help text's keys, and its flags."""
 
 
-def run_picture(words: list[str], schema: type[Look], help_text: str) -> int:
-    """Carry out one of the commands and return the exit code; everything is checked before torch is imported.
+def help_text(command: str, description: str, keys: str, *examples: str) -> str:
+    """Return the help text of one command; ``examples`` are words after the command."""
+    lines = [f"  vaebench {command} {example}" for example in examples]
+    return HELP.format(command=command, description=description, keys=keys, examples="\n".join(lines))
+
+
+def run_picture(words: list[str], schema: type[PictureSettings], help_text: str) -> int:
+    """Carry out one of the commands and return the exit code; settings are checked before torch is imported.
 
     Args:
-        words: behind the command.
+        words: after the command.
         schema: the command's settings.
         help_text: printed for --help.
     """
-    parsed = parse(words, PICTURE)
-    if "--help" in parsed.flags:
-        print(help_text, end="")
+    given = run_words(words, PICTURE, help_text)
+    if given is None:
         return 0
-    paths, given = split_paths(parsed.rest)
-    look = settings(given, schema)
-    if not paths:
-        raise UserError("missing RUN: give a run folder or a folder of runs")
-    from vaebench.records import RunFolder
+    look = settings(given.settings, schema)
+    output = target(given.flags.get("--output"), len(given.folders))
+    jobs = [RunJob(folder, [], partial(draw_run, look, folder, output)) for folder in given.folders]
+    return each_run(jobs, "pictures")
 
-    folders = [folder.path for folder in RunFolder.find(paths)]
-    output = target(parsed.flags.get("--output"), len(folders))
 
-    def work(folder: Path) -> None:
-        from vaebench.draw import draw
+def draw_run(look: PictureSettings, folder: Path, output: Path | None) -> None:
+    """Draw the picture of one run and print its path."""
+    from vaebench.draw import draw
 
-        print(draw(look, folder, output), flush=True)
-
-    return each_run([RunJob(folder, [], partial(work, folder)) for folder in folders], "pictures")
+    print(draw(look, folder, output), flush=True)
 
 
 def target(output: str | None, runs: int) -> Path | None:
-    """Return the file that -o names, if it is one that can be written."""
+    """Return the path after -o. UserError unless it can be the PNG file of a single run."""
     if output is None:
         return None
     path = Path(output).expanduser()
     if runs > 1:
-        raise UserError(f"-o names one file, and there are {runs} runs: leave it out, and each gets its own picture")
+        raise UserError(f"-o names one file, but there are {runs} runs: leave -o out to write one picture for each run")
     if path.suffix.lower() != ".png":
-        raise UserError(f"-o {output}: pictures are PNG files, so the name has to end in .png")
+        raise UserError(f"-o {output}: the name must end in .png")
     if path.is_dir():
-        raise UserError(f"-o {output}: that is a folder")
+        raise UserError(f"-o {output}: this is a folder, give a file name")
     return path

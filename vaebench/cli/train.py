@@ -1,4 +1,4 @@
-"""`vaebench train`: settings -> one run, or with -m one run for each combination."""
+"""`vaebench train`: train one run, or with -m one run for each combination of values."""
 
 import os
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ __all__ = ["run"]
 
 HELP = """usage: vaebench train [GROUP=CHOICE ...] [KEY=VALUE ...] [FLAGS]
 
-Train one model and estimate log p(x) of its test images. The same command again goes on where it stopped.
+Train one model and estimate log p(x) of the test images. Run the same command again to resume.
 
 groups (* default):
 {groups}
 keys: k, seed, latent_dim, device (auto|cpu|cuda|cuda:N), data_dir, output_dir, name,
-      and those of the groups, as in optimizer.lr=3e-4: --cfg job shows all
+      and the keys of the groups, for example optimizer.lr=3e-4 (--cfg job shows all keys)
 
 flags:
   -m, --multirun       one run for each combination of comma-separated values
-  --cfg job            show the settings and stop (--resolve: with references filled in)
-  --resume RUN         go on with a run folder, with the settings that it has
-  --config-dir DIR     look for yaml files of your own in DIR too
-  --hydra-help         hydra's further flags
+  --cfg job            print the settings and exit (--resolve: with references replaced by values)
+  --resume RUN         resume the run in folder RUN, with its own settings
+  --config-dir DIR     also use the yaml files in DIR
+  --hydra-help         show hydra's other flags
 
 examples:
   vaebench train encoder=hvm objective=iwae k=16
@@ -52,7 +52,7 @@ def run(words: list[str]) -> int:
 
 
 def group_lines(folders: list[Path]) -> Iterator[str]:
-    """Yield one line per group with its choices, the default one marked."""
+    """Yield one line for each group with its choices; * marks the default."""
     defaults = default_choices()
     for group in groups(folders):
         names = [listed.choice for listed in described(group, folders)]
@@ -61,12 +61,12 @@ def group_lines(folders: list[Path]) -> Iterator[str]:
 
 
 def resume_run(parsed: Parsed) -> int:
-    """Go on with a run folder."""
+    """Resume the run in a folder."""
     others = parsed.rest + [flag for flag in parsed.flags if flag != "--resume"]
     if others:
         raise UserError(
-            f"--resume takes every setting from the run folder, so {' '.join(others)} cannot go with it; "
-            "to change the device or data_dir, repeat the run's own command with the new value"
+            f"--resume takes all settings from the run folder, got {' '.join(others)}: remove it; to change device or "
+            "data_dir, run the original command with the new value"
         )
     from vaebench.train.session import resume
 
@@ -75,20 +75,20 @@ def resume_run(parsed: Parsed) -> int:
 
 
 def through_hydra(parsed: Parsed) -> int:
-    """Let hydra compose the job and run it, or hand the jobs of a sweep to `vaebench.cli.sweep.run`."""
+    """Compose and train the job; with -m, hydra calls `vaebench.cli.sweep.run` instead."""
     from omegaconf import DictConfig
 
     from vaebench.cli.hydra_app import start
 
     require_launcher(parsed.rest)
     if "--multirun" in parsed.flags and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("torchrun starts several processes for one run, and -m asks for several runs: leave one out")
+        raise UserError("torchrun starts several processes for one run, but -m starts several runs: use one of them")
     refused: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:
         try:
             run_job(cfg)
-        except Exception as error:  # hydra would add a message of its own
+        except Exception as error:  # otherwise hydra prints a message of its own
             refused.append(error)
 
     start(job, "train", parsed.as_words())
@@ -98,7 +98,7 @@ def through_hydra(parsed: Parsed) -> int:
 
 
 def run_job(cfg: object) -> None:
-    """Train the one job that hydra composed."""
+    """Train the job that hydra composed."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
@@ -106,7 +106,7 @@ def run_job(cfg: object) -> None:
     from vaebench.config import from_hydra
 
     assert isinstance(cfg, DictConfig)
-    # Unresolved: an override may hold a reference, and a wrong one is for from_hydra to report.
+    # Unresolved: an override may contain a reference; from_hydra reports an invalid one.
     overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     config = from_hydra(cfg)
     from vaebench.train.session import train

@@ -1,23 +1,18 @@
-"""`vaebench traverse`: one latent coordinate at a time as a PNG."""
+"""`vaebench traverse`: draw an image with one latent coordinate changed at a time as a PNG."""
 
-from vaebench.cli.pictures import COMMON, run_picture
+from vaebench.cli.pictures import help_text, run_picture
 from vaebench.config.pictures import Traverse
 
 __all__ = ["run"]
 
-HELP = f"""usage: vaebench traverse RUN... [KEY=VALUE ...] [-o FILE.png]
-
-Encode an image with a run's best weights and decode it with one coordinate of z moved, a row for each coordinate: those
-in which images differ most, unless you name others.
-RUN is a run folder, or a folder that holds run folders: each gets a picture.
-
-keys: n (coordinates: 10), steps (9), reach (standard deviations to either side: 2.5),
-      split (train|validation|test), image (its number: 0), coordinates (their numbers, as in [0,5]),
-{COMMON.format(place="RUN/pictures/traverse.png")}
-examples:
-  vaebench traverse outputs/mnist5k/hvm-iwae-k16/0-1a2b3c4d
-  vaebench traverse outputs/mnist image=17 'coordinates=[0,5]' reach=4
-"""
+HELP = help_text(
+    "traverse",
+    """Encode an image with a run's best weights, and decode it with one coordinate of z changed. Each row shows one
+coordinate; by default those with the largest standard deviation over images.""",
+    """n (coordinates: 10), steps (9), reach (standard deviations to either side: 2.5),
+      split (train|validation|test), image (its index: 0), coordinates (their indices, for example [0,5])""",
+    "outputs/mnist image=17 'coordinates=[0,5]' reach=4",
+)
 
 
 def run(words: list[str]) -> int:

@@ -1,11 +1,12 @@
-"""`vaebench tune`: a search for settings by validation log-likelihood."""
+"""`vaebench tune`: search for the settings with the best validation log-likelihood."""
 
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vaebench.cli.flags import TUNE, parse
+from vaebench.cli.flags import TUNE, parse, whole
 from vaebench.errors import RunFailed, UserError
+from vaebench.records.text import table as text_table
 
 if TYPE_CHECKING:
     from vaebench.tune import Search, TrialResult
@@ -14,18 +15,18 @@ __all__ = ["run"]
 
 HELP = """usage: vaebench tune [GROUP=CHOICE ...] [KEY=VALUES ...] [FLAGS]
 
-Search for the settings with the best validation log-likelihood; test images are never looked at. Each trial is an
-ordinary run in a folder of its own. The same command goes on where it stopped, or with more trials.
+Search for the settings with the best validation log-likelihood. The search does not use test images.
+Each trial is an ordinary run in its own folder. Run the same command again to resume, or with a larger --trials.
 
 values to search:
-  k=1,5,16                                       one of these
-  'optimizer.lr=tag(log,interval(1e-4,1e-2))'    from an interval, evenly in the logarithm
-  'latent_dim=int(interval(8,64))'               whole numbers; without int(...) any number
+  k=1,5,16                                       choose one of these values
+  'optimizer.lr=tag(log,interval(1e-4,1e-2))'    choose from an interval, uniformly in the logarithm
+  'latent_dim=int(interval(8,64))'               choose an integer; without int(...) any number
 
 flags:
-  --trials N      in all (20)
-  --prune         give up trials that are below the median of earlier ones at the same epoch
-  --seed N        of the choice of settings (0); seed=N is that of the trainings
+  --trials N      total number of trials (default: 20)
+  --prune         stop a trial that is below the median of earlier trials at the same epoch
+  --seed N        seed of the search (default: 0); seed=N is the seed of each training
 
 examples:
   vaebench tune encoder=hvm objective=iwae 'optimizer.lr=tag(log,interval(1e-4,1e-2))' k=1,5,16 --trials 20
@@ -39,33 +40,23 @@ def run(words: list[str]) -> int:
     if "--help" in parsed.flags:
         print(HELP, end="")
         return 0
-    trials, seed = (whole(parsed.flags, flag, least) for flag, least in (("--trials", 1), ("--seed", 0)))
-    from vaebench.config.search import split_paths
+    trials = whole(parsed.flags.get("--trials", "20"), "--trials", 1)
+    seed = whole(parsed.flags.get("--seed", "0"), "--seed", 0)
+    from vaebench.config.search import split_spaces
 
-    fixed, spaces = split_paths(parsed.rest)
+    fixed, spaces = split_spaces(parsed.rest)
     if not spaces:
-        raise UserError("nothing to search: give a setting several values, as in k=1,5,16 (--help shows intervals)")
+        raise UserError("nothing to search: give a setting several values, for example k=1,5,16 (--help has more)")
     from vaebench.train.replicas import started_by_torchrun
     from vaebench.tune import Search
 
     if started_by_torchrun():
-        raise UserError("vaebench tune and torchrun exclude each other: a trial is a run of one process")
+        raise UserError("vaebench tune does not support torchrun: each trial is a run of one process")
     return carry_out(Search(fixed, spaces, prune="--prune" in parsed.flags, seed=seed), trials)
 
 
-DEFAULTS = {"--trials": 20, "--seed": 0}
-
-
-def whole(flags: dict[str, str], flag: str, least: int) -> int:
-    """Return the value of a flag as a whole number."""
-    text = flags.get(flag, str(DEFAULTS[flag]))
-    if not text.isdecimal() or int(text) < least:
-        raise UserError(f"{flag} must be a whole number from {least} on, not '{text}'")
-    return int(text)
-
-
 def carry_out(search: "Search", trials: int) -> int:
-    """Run the trials that are missing, and print the table, also when a signal ends them."""
+    """Run the remaining trials and print the table, also if a signal stops the search."""
     from vaebench.tune import trial_results
 
     with search.opened() as study:
@@ -78,33 +69,33 @@ def carry_out(search: "Search", trials: int) -> int:
             if best is not None:
                 print(ending(search, best), flush=True)
     if best is None:
-        raise RunFailed("no trial was finished; the table says why")
+        raise RunFailed("no trial finished: see the table above")
     return 0
 
 
 def best_of(found: Sequence["TrialResult"]) -> "TrialResult | None":
-    """Return the finished trial with the best value."""
+    """Return the finished trial with the best value, or None."""
     finished = [one for one in found if one.state == "finished" and one.value is not None]
     return max(finished, key=lambda one: one.value or 0.0) if finished else None
 
 
 def table(found: Sequence["TrialResult"]) -> str:
-    """Return the trials, best first, those that were not finished last."""
+    """Return the table of trials: finished ones first, best first."""
     ranked = sorted(found, key=lambda one: (one.state != "finished", -(one.value or float("-inf"))))
-    rows = [["trial", "status", "validation log p(x)", "settings"]]
+    head = ["trial", "status", "validation log p(x)", "settings"]
+    rows: list[list[str] | str] = []
     for one in ranked:
         value = "" if one.value is None else f">= {one.value:.2f}"
-        rows.append([str(one.number), one.status_text(), value, " ".join(one.words)])
-    widths = [max(len(row[column]) for row in rows) for column in range(3)] + [0]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+        rows.append([str(one.number), one.state, value, " ".join(one.words)])
+        rows += [one.error] if one.error else []
+    return text_table(head, rows, wrap="settings", keep=("settings",))
 
 
 def ending(search: "Search", best: "TrialResult") -> str:
-    """Say what to do with the best trial, and what its number is."""
+    """Return the commands to evaluate and repeat the best trial, with a warning about its value."""
     command = shlex.join(["vaebench", "train", *search.fixed, *best.words])
     return (
-        "the numbers are bounds from few samples (trainer.validation_k) at the best epoch, on the validation images by "
-        "which\nthe best was chosen: they flatter it. Its test log-likelihood:\n"
-        f"  vaebench evaluate {best.folder}\nand to train it again with other seeds:\n  {command} seed=1"
+        "These values are bounds from few samples (trainer.validation_k) on the images that chose the best epoch and "
+        "trial,\nso the best value is too high. To estimate the test log-likelihood of the best trial:\n"
+        f"  vaebench evaluate {best.folder}\nTo train it with another seed:\n  {command} seed=1"
     )

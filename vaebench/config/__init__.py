@@ -1,22 +1,14 @@
-"""From the words that a user types to one checked, resolved `Config`; free of torch."""
+"""Turn the words that a user types into one checked, resolved `Config`. Imports no torch."""
 
 from vaebench.config.catalog import config_dir
 from vaebench.config.compose import compose, for_evaluation, from_hydra
 from vaebench.config.evaluations import evaluations
 from vaebench.config.identity import identity, run_folder
 from vaebench.config.run import from_yaml, read, to_yaml
-from vaebench.config.schema import Config, Dataset, Decoder, Encoder, Estimator, Objective, Optimizer, Prior, Trainer
+from vaebench.config.schema import Config
 
 __all__ = [
     "Config",
-    "Dataset",
-    "Decoder",
-    "Encoder",
-    "Estimator",
-    "Objective",
-    "Optimizer",
-    "Prior",
-    "Trainer",
     "compose",
     "config_dir",
     "evaluations",

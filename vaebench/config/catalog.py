@@ -1,4 +1,4 @@
-"""The yaml files behind the words a user types: where they are, what they say, which keys they declare."""
+"""The yaml files of the config groups: their folder, the comments at their head, the keys that they declare."""
 
 import re
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ __all__ = ["Listed", "config_dir", "default_choices", "described", "groups", "ow
 
 @cache
 def config_dir() -> Path:
-    """Return the folder of the shipped yaml files: the checkout's, or else the installed package's."""
+    """Return the folder of the yaml files: in the checkout, or in the installed package."""
     package = Path(__file__).resolve().parents[1]
     checkout = package.parent / "configs"
     return checkout if (checkout / "train.yaml").is_file() else package / "configs"
 
 
 class Listed(NamedTuple):
-    """A choice of a group: the word, one line about it, and the command that uses it."""
+    """A choice of a group: its name, a summary of one line, and a command that uses it."""
 
     choice: str
     summary: str
@@ -26,7 +26,7 @@ class Listed(NamedTuple):
 
 
 def groups(folders: Sequence[Path]) -> list[str]:
-    """Return the config groups found in ``folders``, in the order of the defaults list."""
+    """Return the config groups in ``folders``, in the order of the defaults list."""
     found = {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"}
     order = list(default_choices())
     return [group for group in order if group in found] + sorted(found - set(order))
@@ -34,13 +34,13 @@ def groups(folders: Sequence[Path]) -> list[str]:
 
 @cache
 def default_choices() -> dict[str, str]:
-    """Return the choice that each group has when the user makes none."""
+    """Return the default choice of each group."""
     text = (config_dir() / "train.yaml").read_text()
     return dict(re.findall(r"^  - (\w+): (\S+)", text, re.MULTILINE))
 
 
 def described(group: str, folders: Sequence[Path]) -> list[Listed]:
-    """Return the choices of ``group``, sorted; an earlier folder hides a later one's same-named file."""
+    """Return the choices of ``group``, sorted. A file in an earlier folder hides files of its name in later folders."""
     listed = {}
     for folder in folders:
         for path in (folder / group).rglob("*.yaml"):
@@ -50,9 +50,9 @@ def described(group: str, folders: Sequence[Path]) -> list[Listed]:
 
 
 def head(path: Path) -> tuple[str, str]:
-    """Return (command, summary): the first two comment lines of a yaml file, "" where it has none.
+    """Return (command, summary): the first two comment lines of a yaml file, or "".
 
-    hydra insists that a ``# @package`` header comes before them.
+    A ``# @package`` header, which hydra expects on the first line, is skipped.
     """
     lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
     lines = [line.lstrip("# ").strip() for line in lines[:2] if line.startswith("#")]
@@ -60,10 +60,16 @@ def head(path: Path) -> tuple[str, str]:
     return command, summary
 
 
-def own_keys(group: str, choice: str, folders: Sequence[Path]) -> Any:
-    """Return what the yaml of a choice itself declares for its group, parents in its defaults list included.
+def own_keys(group: str, choice: str, folders: Sequence[Path], *, of: str | None = None) -> Any:
+    """Return the settings that the yaml file of a choice declares, with their defaults, as an unresolved DictConfig.
 
-    A DictConfig, unresolved: its keys are the settings of the choice, its values their defaults.
+    Settings of the files in its defaults list are included.
+
+    Args:
+        group: the group of the choice.
+        choice: its name.
+        folders: where to look for the yaml file.
+        of: the group of the settings; by default ``group``. Only a file with ``# @package _global_`` has others.
     """
     from omegaconf import DictConfig, OmegaConf
 
@@ -73,5 +79,7 @@ def own_keys(group: str, choice: str, folders: Sequence[Path]) -> Any:
     assert isinstance(content, DictConfig)
     parents = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
     if re.search(r"^# *@package +_global_", text, re.MULTILINE):
-        content = content.get(group, OmegaConf.create({}))
-    return OmegaConf.merge(*(own_keys(group, parent, folders) for parent in parents), content)
+        content = content.get(of or group, OmegaConf.create({}))
+    elif of not in (None, group):
+        content = OmegaConf.create({})
+    return OmegaConf.merge(*(own_keys(group, parent, folders, of=of) for parent in parents), content)

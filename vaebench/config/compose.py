@@ -1,4 +1,4 @@
-"""Overrides -> Config, through hydra; every value is checked before anything is built from it."""
+"""Compose overrides to a checked Config, through hydra."""
 
 import os
 from collections.abc import Sequence
@@ -12,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaebench.config.catalog import config_dir, own_keys
-from vaebench.config.check import build, convert, like_default, unknown_key
-from vaebench.config.combinations import check_combinations, refuse_pairing
+from vaebench.config.check import build, convert, same_type, unknown_key
+from vaebench.config.combinations import check_combinations, hierarchical_encoder_needed
 from vaebench.config.explain import explain
-from vaebench.config.schema import Choice, Compile, Config, Count, Estimator, Precision
+from vaebench.config.schema import Choice, Compile, Config, Count, EstimatorSettings, Precision
+from vaebench.config.words import key_of
 from vaebench.errors import UserError
 
 __all__ = ["compose", "for_evaluation", "from_hydra"]
@@ -28,37 +29,50 @@ OPEN_GROUPS: dict[str, type[Choice]] = {
 
 
 def compose(overrides: Sequence[str]) -> Config:
-    """Return the configuration of ``vaebench train <overrides>``; UserError says what is wrong with them."""
+    """Return the configuration of ``vaebench train <overrides>``.
+
+    Raises:
+        UserError: an override is invalid.
+    """
     return from_hydra(*_composed("train", overrides))
 
 
 def from_hydra(cfg: DictConfig, hydra: DictConfig | None = None) -> Config:
-    """Check what hydra composed and return it as Config.
+    """Check a configuration that hydra composed, and return it as Config.
 
     Args:
         cfg: the job's configuration, without hydra's own part.
-        hydra: hydra's part; inside a hydra job it is found without being given.
+        hydra: hydra's part; by default that of the current hydra job.
 
     Raises:
-        UserError: an unknown key (+foo=1 too), a wrong type, a value out of range, an impossible combination.
+        UserError: a key is unknown (also with ``+``), a value has the wrong type or is out of range, or the settings
+            contradict each other.
     """
     hydra = _current_hydra() if hydra is None else hydra
     values = _resolved(cfg)
-    refuse_pairing(_name(values, "objective"), _name(values, "encoder"), "psi_dim" in values["encoder"])
+    declared = {group: _declared(group, values, cfg, hydra) for group in OPEN_GROUPS}
+    objective_inner_k = own_keys("objective", hydra.runtime.choices["objective"], _sources(hydra), of="encoder").get(
+        "inner_k"
+    )
+    if objective_inner_k is not None and "inner_k" not in declared["encoder"]:
+        raise hierarchical_encoder_needed(values["objective"]["name"])
     for group, schema in OPEN_GROUPS.items():
-        values[group] = _checked_choice(group, schema, values, cfg, hydra)
+        values[group] = _checked_choice(group, schema, values[group], declared[group])
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if isinstance(values.get(key), str)}
     config = build(Config, values)
-    check_combinations(config)
+    check_combinations(config, objective_inner_k)
     return config
 
 
 def for_evaluation(config: Config, overrides: Sequence[str]) -> Config:
-    """Return a run's ``config`` with what ``vaebench evaluate RUN <overrides>`` asks for.
+    """Return a run's ``config`` with the overrides of ``vaebench evaluate RUN <overrides>``.
 
-    Without ``estimator=...`` the run's own estimator is the one that ``estimator.k=100`` and the like change.
+    Without ``estimator=...``, settings such as ``estimator.k=100`` change the run's own estimator.
+
+    Raises:
+        UserError: an override is invalid.
     """
-    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    given = {key_of(word) for word in overrides}
     chosen = "estimator" in given
     words = overrides if chosen else [f"estimator={config.estimator.name}", *overrides]
     cfg, hydra = _composed_for_evaluation(tuple(words))
@@ -66,8 +80,9 @@ def for_evaluation(config: Config, overrides: Sequence[str]) -> Config:
     if not chosen:
         saved, own = config.to_dict()["estimator"], values["estimator"]
         own |= {key: saved[key] for key in saved if key in own and f"estimator.{key}" not in given}
-    values["estimator"] = _checked_choice("estimator", Estimator, values, cfg, hydra)
-    # Not settings of one estimator or another, and so not in their yaml files.
+    declared = _declared("estimator", values, cfg, hydra)
+    values["estimator"] = _checked_choice("estimator", EstimatorSettings, values["estimator"], declared)
+    # All estimators have these settings, so their yaml files do not declare them.
     for key, kind in (("processes", Count), ("precision", Precision), ("compile", Compile)):
         values["estimator"][key] = convert(values[key], kind, key)
     whole = config.to_dict() | {key: values[key] for key in ("device", "estimator")}
@@ -79,12 +94,12 @@ def for_evaluation(config: Config, overrides: Sequence[str]) -> Config:
 
 @cache
 def _composed_for_evaluation(overrides: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
-    """Return what hydra makes of the words, once for all runs: it takes a tenth of a second."""
+    """Return the composition of ``configs/evaluate.yaml``. Cached for all runs, because it takes 0.1 s."""
     return _composed("evaluate", overrides)
 
 
 def _composed(name: str, overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
-    """Return what hydra makes of ``configs/<name>.yaml`` and the overrides: the job and hydra's own."""
+    """Compose ``configs/<name>.yaml`` and the overrides; return (job, hydra's own part)."""
     import hydra
     from hydra.errors import HydraException
 
@@ -100,12 +115,12 @@ def _current_hydra() -> DictConfig:
     from hydra.core.hydra_config import HydraConfig
 
     node: Any = HydraConfig.instance().cfg
-    assert node is not None, "from_hydra(cfg) without hydra's part works inside a hydra job only"
+    assert node is not None, "from_hydra(cfg) without hydra's part needs a hydra job"
     return node.hydra
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
-    """Return ``cfg`` as plain containers, interpolations resolved."""
+    """Return ``cfg`` as plain containers with interpolations resolved."""
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -115,35 +130,39 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _name(values: dict[str, Any], group: str) -> str:
-    """Return the name in a group, which must be a choice with settings."""
-    node = values.get(group)
-    if not isinstance(node, dict) or not isinstance(node.get("name"), str):
-        raise UserError(f"{group} needs a choice: `vaebench list {group}` shows them")
-    return node["name"]
-
-
 def _checked_choice(
-    group: str, schema: type[Choice], values: dict[str, Any], cfg: DictConfig, hydra: DictConfig
+    group: str, schema: type[Choice], given: dict[str, Any], declared: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the values of one open group, its own arguments checked against the yaml of the choice."""
-    given, declared = values[group] if _name(values, group) else {}, _declared(group, cfg, hydra)
-    typed = {f.name for f in fields(schema)}
+    """Return the values ``given`` in an open group, checked against the defaults ``declared`` by the choice's yaml."""
     for key in given:
         if key not in declared:
             raise unknown_key(f"{group}.", str(key), declared)
     for key, default in declared.items():
         if key not in given:
-            raise UserError(f"{group}.{key} is missing: give it a value, {group}.{key}=...")
+            raise UserError(f"{group}.{key} is missing: set {group}.{key}=...")
         if key == "name" and given[key] != default:
             raise UserError(f"{group}.name is fixed by the choice: write {group}={given[key]}")
-    return {k: v if k in typed else like_default(v, declared[k], f"{group}.{k}") for k, v in given.items()}
+    typed = {f.name for f in fields(schema)}
+    # null switches parts of an estimator off (estimator.bdmc=null), and the estimator checks it.
+    return {
+        key: value
+        if key in typed
+        else same_type(value, declared[key], f"{group}.{key}", optional=schema is EstimatorSettings)
+        for key, value in given.items()
+    }
 
 
-def _declared(group: str, cfg: DictConfig, hydra: DictConfig) -> dict[str, Any]:
-    """Return the settings that the chosen yaml declares, with their defaults, resolved beside ``cfg``."""
-    sources = [Path(urlparse(s.path).path if "://" in s.path else s.path) for s in hydra.runtime.config_sources]
+def _declared(group: str, values: dict[str, Any], cfg: DictConfig, hydra: DictConfig) -> dict[str, Any]:
+    """Return the settings that the yaml of the chosen word declares, with their defaults resolved within ``cfg``."""
+    node = values.get(group)
+    if not isinstance(node, dict) or not isinstance(node.get("name"), str):
+        raise UserError(f"{group} needs a choice: `vaebench list {group}` shows the choices")
     context = cfg.copy()
     OmegaConf.set_struct(context, False)
-    context[group] = own_keys(group, hydra.runtime.choices[group], sources)
+    context[group] = own_keys(group, hydra.runtime.choices[group], _sources(hydra))
     return _resolved(context)[group]
+
+
+def _sources(hydra: DictConfig) -> list[Path]:
+    """Return the folders of yaml files, in hydra's order."""
+    return [Path(urlparse(s.path).path if "://" in s.path else s.path) for s in hydra.runtime.config_sources]

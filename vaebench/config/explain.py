@@ -1,4 +1,4 @@
-"""hydra's and omegaconf's refusals -> one short message that says what to type."""
+"""Turn errors of hydra and omegaconf into one short message that says what to type."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ __all__ = ["explain"]
 
 
 def explain(error: Exception, name: str, overrides: Sequence[str]) -> UserError:
-    """Return the message for ``error``, raised while ``configs/<name>.yaml`` met ``overrides``."""
+    """Return the message for ``error``, raised while composing ``configs/<name>.yaml`` with ``overrides``."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
     if isinstance(error, OverrideParseException):
@@ -23,11 +23,11 @@ def explain(error: Exception, name: str, overrides: Sequence[str]) -> UserError:
     if match := re.search(r"Could not override '([^']+)'", text):
         return _no_such_key(match[1], name, overrides)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return UserError(f"{match[1]} gives several values: add -m to run each, or write a list in brackets [...]")
+        return UserError(f"{match[1]} has several values: add -m to run each, or write a list in brackets [...]")
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
-        return UserError(f"{match[1]} is a setting already: write {match[1]}=... without the +")
+        return UserError(f"{match[1]} exists already: write {match[1]}=... without the +")
     if "Config group override must be" in text:
-        return UserError("a group needs a choice, and null is none: leave the word out")
+        return UserError("null is not a choice of a group: remove this setting to use the default choice")
     return UserError(_first_line(text))
 
 
@@ -38,12 +38,12 @@ def _first_line(text: str) -> str:
 def _unreadable(override: str | None) -> UserError:
     word = override or ""
     if "=" not in word:
-        return UserError(f"'{word}' is not a setting: settings are key=value, as in k=16 or encoder=hvm")
-    return UserError(f"cannot read '{word}': values look like k=16, 'decoder.hidden=[200,200]' or name=\"'a b'\"")
+        return UserError(f"'{word}' is not a setting: write KEY=VALUE, for example k=16 or encoder=hvm")
+    return UserError(f"cannot read '{word}': write, for example, k=16, 'decoder.hidden=[200,200]' or name=\"'a b'\"")
 
 
 def _no_such_choice(path: str) -> UserError:
-    """Return the message for a yaml file that is not there; ``path`` is ``encoder/foo``."""
+    """Return the message for a missing yaml file; ``path`` is, for example, ``encoder/foo``."""
     group = next((g for g in groups([config_dir()]) if path.startswith(g + "/")), "")
     if not group:
         return _no_such_plugin(path)
@@ -60,7 +60,7 @@ def _no_such_plugin(path: str) -> UserError:
 def _no_such_key(key: str, name: str, overrides: Sequence[str]) -> UserError:
     group, _, word = key.partition(".")
     if owners := [choice.choice for choice in _choices_with(group, word)]:
-        return UserError(f"{key} is a setting of {group}={'|'.join(owners)}, not of the {group} chosen here")
+        return UserError(f"{key} is a setting of {group}={'|'.join(owners)}, not of the chosen {group}")
     known = _known_keys(name, overrides)
     return UserError(f"unknown key {key}{_meant(key, known)}; `vaebench train --cfg job` shows every key")
 
@@ -72,7 +72,7 @@ def _choices_with(group: str, word: str) -> list[Listed]:
 
 
 def _meant(key: str, known: Iterable[str]) -> str:
-    """Return a did-you-mean: a key with the same last word (lr -> optimizer.lr), or one spelt alike."""
+    """Return a "did you mean": keys with the same last part (lr: optimizer.lr), or else the key spelt most alike."""
     known, word = list(known), key.rpartition(".")[2]
     namesakes = [full for full in known if full.rpartition(".")[2] == word]
     if 1 <= len(namesakes) <= 3:
@@ -82,7 +82,7 @@ def _meant(key: str, known: Iterable[str]) -> str:
 
 
 def _known_keys(name: str, overrides: Sequence[str]) -> list[str]:
-    """Return the full names of all keys and groups, for the choices in ``overrides`` if these are sound."""
+    """Return the full names of all keys and groups, with the choices in ``overrides`` if these compose."""
     import hydra
     from hydra.errors import HydraException
 

@@ -1,4 +1,4 @@
-"""Which runs are the same run: a hash over all that defines the trained model, and the folder named by it."""
+"""The identity of a run: a hash of all settings that define the trained model, and the run folder that it names."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from vaebench.config.schema import Config
 
 __all__ = ["defining", "identity", "run_folder"]
 
-# Where a run happens and what it shows do not change the model that it trains.
+# These settings change where a run happens or what it prints and records, and not the model that it trains.
 NOT_DEFINING = ("device", "data_dir", "output_dir", "name", "estimator", "sweep")
 NOT_DEFINING_IN_TRAINER = (
     "threads",
@@ -26,8 +26,8 @@ NOT_DEFINING_IN_TRAINER = (
 def defining(config: Config) -> dict[str, Any]:
     """Return the part of the configuration that defines the trained model, as plain containers.
 
-    A setting that is null is off and defines nothing: a later version's new setting, null by default, leaves the
-    names of earlier runs as they are.
+    Settings that are null are left out. So a new setting with the default null does not change the identity of
+    earlier runs.
     """
     values = {key: value for key, value in config.to_dict().items() if key not in NOT_DEFINING}
     values["trainer"] = {k: v for k, v in values["trainer"].items() if k not in NOT_DEFINING_IN_TRAINER}
@@ -41,7 +41,7 @@ def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity(config: Config, *, with_seed: bool = True) -> str:
-    """Return 8 hex digits that name the trained model; ``with_seed=False`` names all its repetitions."""
+    """Return 8 hex digits that identify the trained model; with ``with_seed=False``, the model without its seed."""
     values = defining(config)
     if not with_seed:
         del values["seed"]
@@ -49,7 +49,7 @@ def identity(config: Config, *, with_seed: bool = True) -> str:
 
 
 def canonical(values: dict[str, Any]) -> str:
-    """Return JSON that does not depend on the order of keys, nor on 1 against 1.0."""
+    """Return JSON that is independent of the order of keys, and equal for 1 and 1.0."""
     return json.dumps(_whole_floats_as_ints(values), sort_keys=True, separators=(",", ":"))
 
 

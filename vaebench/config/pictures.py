@@ -1,27 +1,27 @@
-"""What can be said about a picture of a run; each command has a dataclass, and its fields are the command's keys."""
+"""Settings of the picture commands: one dataclass a command, whose fields are the keys on the command line."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from vaebench.config.schema import Count, Device, Natural, Positive, Rule, Seed, Word
 
-__all__ = ["Interpolate", "Look", "Reconstruct", "Sample", "Traverse"]
+__all__ = ["Interpolate", "PictureSettings", "Reconstruct", "Sample", "Traverse"]
 
-Steps = Annotated[int, Rule("at least 2, both ends", lambda value: value >= 2)]
+Steps = Annotated[int, Rule(">= 2 (both ends)", lambda value: value >= 2)]
 Scale = Annotated[int, Rule("from 1 to 16", lambda value: 1 <= value <= 16)]
 Many = Annotated[int, Rule("from 1 to 4096", lambda value: 1 <= value <= 4096)]
-Numbers = Annotated[tuple[Natural, ...], Rule("a list of at least one number, as in [3,17]", len)]
+Numbers = Annotated[tuple[Natural, ...], Rule("a list of at least one number, for example [3,17]", len)]
 Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """What all pictures share."""
+class PictureSettings:
+    """Settings of all pictures."""
 
     seed: Seed = 0
-    """Of the draws."""
+    """Seed of the samples."""
     scale: Scale = 3
-    """Pixels of the picture for one of an image."""
+    """Pixels of the PNG for each pixel of an image, along each axis."""
     device: Device = "auto"
     data_dir: Word | None = None
     """None: as in training."""
@@ -29,31 +29,31 @@ class Look:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Look):
-    """Draws from the prior."""
+class Sample(PictureSettings):
+    """Samples from the prior."""
 
     n: Many = 64
     columns: Count = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruct(Look):
+class Reconstruct(PictureSettings):
     """Images beside their reconstructions."""
 
     n: Many = 32
     """Images."""
     columns: Count = 4
-    """Images in a row, each with its reconstructions."""
+    """Images in each row, each with its reconstructions."""
     draws: Many = 1
     """Reconstructions of each image."""
     split: Split = "test"
     images: Numbers | None = None
-    """Their numbers in the split, from 0; None for the first ``n``."""
+    """Their indices in the split, from 0; None: the first ``n``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interpolate(Look):
-    """Ways from one image to another through latent space."""
+class Interpolate(PictureSettings):
+    """Paths from one image to another through latent space."""
 
     n: Many = 8
     """Pairs."""
@@ -61,20 +61,20 @@ class Interpolate(Look):
     path: Literal["linear", "spherical"] = "linear"
     split: Split = "test"
     images: Numbers | None = None
-    """Two for each pair; None for the first 2 ``n``."""
+    """Indices in the split, two for each pair; None: the first 2 ``n``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Traverse(Look):
-    """One latent coordinate at a time."""
+class Traverse(PictureSettings):
+    """One latent coordinate changed at a time."""
 
     n: Many = 10
-    """Coordinates: those in which the images differ most."""
+    """Coordinates: those with the largest standard deviation over images."""
     steps: Steps = 9
     reach: Positive = 2.5
-    """Standard deviations of the coordinate over images, to either side."""
+    """The range to either side, in standard deviations of the coordinate over images."""
     split: Split = "test"
     image: Natural = 0
-    """The number of the image to start from."""
+    """The index of the image to start from."""
     coordinates: Numbers | None = None
-    """Their numbers, from 0; None for the ``n`` most active."""
+    """Their indices, from 0; None: the ``n`` most active."""

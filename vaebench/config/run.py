@@ -1,4 +1,4 @@
-"""config.yaml in a run folder: written resolved, read without running or resolving anything in it."""
+"""config.yaml in a run folder: written with all values resolved, read with the safe yaml loader."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from vaebench.errors import UserError
 
 __all__ = ["from_yaml", "read", "to_yaml"]
 
-# The safe loader; the one in C, where there is one, reads hundreds of runs at once.
+# The loader in C is faster, which matters when hundreds of runs are read.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -20,15 +20,23 @@ def to_yaml(config: Config) -> str:
 
 
 def from_yaml(text: str, place: str = "config.yaml") -> Config:
-    """Return the configuration written by ``to_yaml``; ``place`` names the file in messages."""
+    """Return the configuration that ``to_yaml`` wrote.
+
+    Args:
+        text: of the file.
+        place: names the file in messages.
+
+    Raises:
+        UserError: the text is not yaml, or a setting is invalid.
+    """
     try:
         values = yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError as error:
-        raise UserError(f"{place} is damaged (not yaml): {str(error).splitlines()[0]}") from error
+        raise UserError(f"{place} is corrupt (not yaml): {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{place} is damaged: it holds no settings")
+        raise UserError(f"{place} is corrupt: it contains no settings")
     estimator = values.get("estimator")
-    if isinstance(estimator, dict) and "binarise" in estimator:  # the spelling in older runs
+    if isinstance(estimator, dict) and "binarise" in estimator:  # as spelt in older runs
         estimator["binarize"] = estimator.pop("binarise")
     try:
         return build(Config, values)
@@ -37,7 +45,7 @@ def from_yaml(text: str, place: str = "config.yaml") -> Config:
 
 
 def read(run_folder: Path) -> Config:
-    """Return the configuration of the run in ``run_folder``."""
+    """Return the configuration of the run in ``run_folder``. UserError if it has none, or an invalid one."""
     path = Path(run_folder) / "config.yaml"
     try:
         text = path.read_text(encoding="utf-8")

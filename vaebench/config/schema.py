@@ -1,8 +1,9 @@
-"""What can be configured: one dataclass per group. The annotations carry the ranges, `check.py` applies them.
+"""The settings of a run: one dataclass for each group. The annotations declare types and ranges for `check.py`.
 
-Groups whose choices are families (encoder, objective, ...) are open: beside the fields here, a choice has the
-further keys of its own yaml, which land in ``arguments`` and read as attributes (``config.encoder.psi_dim``).
-So a new family brings its settings with its yaml, and nothing here changes.
+Groups of families (encoder, objective, ...) are open. A choice of such a group has the fields here and the further keys
+of its yaml file. These keys are stored in ``arguments`` and can be read as attributes (``config.encoder.psi_dim``).
+A new family declares its settings in its yaml file; this module does not change. `check.py` checks the types of these
+settings, and the class that uses a setting checks its range.
 """
 
 import dataclasses
@@ -14,16 +15,16 @@ from typing import Annotated, Any, Literal
 __all__ = [
     "Choice",
     "Config",
-    "Dataset",
-    "Decoder",
-    "Encoder",
-    "Estimator",
-    "Objective",
-    "Optimizer",
-    "Prior",
+    "DatasetSettings",
+    "DecoderSettings",
+    "EncoderSettings",
+    "EstimatorSettings",
+    "ObjectiveSettings",
+    "OptimizerSettings",
+    "PriorSettings",
     "Rule",
-    "Sweep",
-    "Trainer",
+    "SweepSettings",
+    "TrainerSettings",
 ]
 
 
@@ -32,25 +33,26 @@ class Rule:
     """A condition on one value: ``words`` completes the sentence "k must be ..."."""
 
     words: str
-    holds: Callable[[Any], object]  # true or false, or anything that Python takes for that
+    holds: Callable[[Any], object]
+    """Returns a true or a false value."""
 
 
-Count = Annotated[int, Rule("at least 1", lambda value: value >= 1)]
-Several = Annotated[int, Rule("at least 2, for a standard error", lambda value: value >= 2)]
-Natural = Annotated[int, Rule("0 or more", lambda value: value >= 0)]
-Positive = Annotated[float, Rule("more than 0", lambda value: value > 0)]
-NonNegative = Annotated[float, Rule("0 or more", lambda value: value >= 0)]
-Fraction = Annotated[float, Rule("at least 0 and less than 1", lambda value: 0 <= value < 1)]
-# torch takes any seed below 2^64, numpy only below 2^32.
+Count = Annotated[int, Rule(">= 1", lambda value: value >= 1)]
+Several = Annotated[int, Rule(">= 2 (a standard error needs two)", lambda value: value >= 2)]
+Natural = Annotated[int, Rule(">= 0", lambda value: value >= 0)]
+Positive = Annotated[float, Rule("> 0", lambda value: value > 0)]
+NonNegative = Annotated[float, Rule(">= 0", lambda value: value >= 0)]
+Fraction = Annotated[float, Rule(">= 0 and < 1", lambda value: 0 <= value < 1)]
+# torch accepts any seed below 2^64, numpy only seeds below 2^32.
 Seed = Annotated[int, Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32)]
 Device = Annotated[
     str,
     Rule("auto, cpu, cuda or cuda:N", lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None),
 ]
-Word = Annotated[str, Rule("a word", lambda value: value != "")]
-Widths = Annotated[tuple[Count, ...], Rule("a list of at least one width, as in [300,300]", len)]
-Schedule = Annotated[dict[Natural, Count], Rule("a map such as {0:1,100:5}, or null", len)]
-InnerSchedule = Annotated[dict[Natural, Natural], Rule("a map such as {0:0,100:5}, or null", len)]
+Word = Annotated[str, Rule("a non-empty string", lambda value: value != "")]
+Widths = Annotated[tuple[Count, ...], Rule("a list of at least one width, for example [300,300]", len)]
+Schedule = Annotated[dict[Natural, Count], Rule("a map, for example {0:1,100:5}, or null", len)]
+InnerSchedule = Annotated[dict[Natural, Natural], Rule("a map, for example {0:0,100:5}, or null", len)]
 Precision = Literal["float32", "bf16"]
 Compile = Literal["auto", True, False]
 Activation = Literal["softplus", "tanh", "relu", "elu", "gelu", "silu"]
@@ -58,23 +60,23 @@ Activation = Literal["softplus", "tanh", "relu", "elu", "gelu", "silu"]
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One choice of an open group: ``name`` is its registry key, ``arguments`` holds the keys of its own."""
+    """One choice of an open group. ``name`` is its registry key; ``arguments`` holds the further keys of its yaml."""
 
     name: Word
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __getattr__(self, key: str) -> Any:
-        """Read one of ``arguments`` like a field."""
-        # "arguments" itself is missing only while copy or pickle rebuild the object.
+        """Return one of ``arguments``."""
+        # While copy or pickle rebuild the object, "arguments" itself is missing.
         if key != "arguments" and key in self.arguments:
             return self.arguments[key]
-        group, name = type(self).__name__.lower(), self.__dict__.get("name")
+        group, name = type(self).__name__.removesuffix("Settings").lower(), self.__dict__.get("name")
         raise AttributeError(f"{group}={name} has no setting '{key}'")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset(Choice):
-    """The protocol: which images, how they are split and made binary, and the seed of both."""
+class DatasetSettings(Choice):
+    """The protocol: the images, their split, their binarization, and the seed of both."""
 
     binarization: Word
     split: Word
@@ -82,8 +84,8 @@ class Dataset(Choice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder(Choice):
-    """``inner_k`` counts the inner samples of a hierarchical encoder; 0 for all others."""
+class EncoderSettings(Choice):
+    """``inner_k`` is the number of inner samples of a hierarchical encoder, and 0 for all others."""
 
     trunk: Word
     hidden: Widths
@@ -92,7 +94,7 @@ class Encoder(Choice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoder(Choice):
+class DecoderSettings(Choice):
     """The network from latents to pixels."""
 
     hidden: Widths
@@ -100,31 +102,32 @@ class Decoder(Choice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prior(Choice):
+class PriorSettings(Choice):
     """The distribution of the latents."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(Choice):
-    """``bound`` is what is maximised, ``gradient`` how its gradient is estimated."""
+class ObjectiveSettings(Choice):
+    """``bound`` is the quantity to maximise, ``gradient`` the estimator of its gradient."""
 
     bound: Word
     gradient: Literal["reparam", "stl", "dreg"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimator(Choice):
-    """How log p(x) is estimated at the end; ``inner_k=None`` means as in training.
+class EstimatorSettings(Choice):
+    """The estimator of log p(x) after training.
 
-    ``proposal`` says whose draws are weighed: ``valid`` those of the encoder's proposal (itself, but for an
-    encoder whose log q is an estimate), ``own`` the encoder's, whatever its log q is. ``tau`` and ``share_psi`` say
-    where a hierarchical encoder's inner samples come from; None means as in training. Images of the ``simulated`` split
-    are the model's own; not every estimator takes them.
+    ``proposal`` chooses the importance distribution: ``own`` is the encoder; ``valid`` is the encoder too, except for
+    encoders whose log q is an estimate, where it is a distribution with a known density.
+    ``tau`` and ``share_psi`` choose the source of a hierarchical encoder's inner samples. For these two settings and
+    for ``inner_k``, None means the same as in training. The ``simulated`` split holds images drawn from the model; some
+    estimators support it.
 
-    ``repeats`` are averaged, each with noise of its own, and with pixels of its own where ``binarize`` is ``fresh``.
-    ``image_seed`` chooses a random subset, None by ``seed``. ``processes`` share the images.
-    ``precision`` is that of the networks, whatever it was in training. ``compile=auto`` compiles p(x, z) where that
-    saves more time, over the whole evaluation, than it takes.
+    The result is the average of ``repeats`` independent estimates; with ``binarize=fresh`` each repeat also draws new
+    pixels. ``image_seed`` chooses the random subset of images; None means ``seed``. ``processes`` divide the images.
+    ``precision`` applies to the networks and is independent of the training's. ``compile=auto`` compiles p(x, z) if
+    the whole evaluation becomes faster.
     """
 
     k: Count = 5000
@@ -146,8 +149,8 @@ class Estimator(Choice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """Adam and the course of its learning rate."""
+class OptimizerSettings:
+    """Adam and its learning rate schedule."""
 
     name: Literal["adam"]
     lr: Positive
@@ -155,23 +158,23 @@ class Optimizer:
     eps: Positive
     weight_decay: NonNegative
     schedule: Literal["constant", "exponential", "burda", "cosine"]
-    decay: Annotated[float, Rule("more than 0 and at most 1", lambda value: 0 < value <= 1)]
+    decay: Annotated[float, Rule("> 0 and <= 1", lambda value: 0 < value <= 1)]
     decay_epochs: Count
     final_lr: NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainer:
-    """The course of one training run, counted in epochs except for ``log_every`` (steps).
+class TrainerSettings:
+    """The training loop. Durations are in epochs, except ``log_every``, which is in steps.
 
-    ``compile=auto`` compiles a loss if the run takes enough steps for the compilation to save time.
+    ``compile=auto`` compiles a loss if the whole training becomes faster.
     """
 
     epochs: Count
     batch_size: Count
     kl_warmup: Natural
     clip_norm: Positive | None
-    ema: Annotated[float, Rule("more than 0 and less than 1", lambda value: 0 < value < 1)] | None
+    ema: Annotated[float, Rule("> 0 and < 1", lambda value: 0 < value < 1)] | None
     patience: Count | None
     k_schedule: Schedule | None
     inner_k_schedule: InnerSchedule | None
@@ -194,8 +197,8 @@ class Trainer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """What becomes of the jobs of a sweep; no part of any one run."""
+class SweepSettings:
+    """When a sweep starts a job. These settings do not define a run."""
 
     retry_failed: bool = True
     fail_fast: bool = False
@@ -204,7 +207,7 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything about one run, checked and resolved."""
+    """All settings of one run, checked and resolved."""
 
     k: Count
     seed: Seed
@@ -213,15 +216,15 @@ class Config:
     data_dir: Word
     output_dir: Word
     name: Word | None
-    dataset: Dataset
-    decoder: Decoder
-    encoder: Encoder
-    prior: Prior
-    objective: Objective
-    optimizer: Optimizer
-    trainer: Trainer
-    estimator: Estimator
-    sweep: Sweep = Sweep()
+    dataset: DatasetSettings
+    decoder: DecoderSettings
+    encoder: EncoderSettings
+    prior: PriorSettings
+    objective: ObjectiveSettings
+    optimizer: OptimizerSettings
+    trainer: TrainerSettings
+    estimator: EstimatorSettings
+    sweep: SweepSettings = SweepSettings()
 
     @property
     def k_by_epoch(self) -> dict[int, int]:
@@ -244,7 +247,7 @@ class Config:
 
 
 def plain(value: Any) -> Any:
-    """Return a config value as plain containers; a choice's ``arguments`` stand beside its other keys."""
+    """Return a config value as plain containers; a choice's ``arguments`` are merged with its other keys."""
     if dataclasses.is_dataclass(value):
         items = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return items | items.pop("arguments", {})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vaebench import runtime
-from vaebench.config.schema import Estimator as EstimatorSettings
+from vaebench.config.schema import EstimatorSettings
 from vaebench.datasets.dataset import Dataset
 from vaebench.direction import Direction
 from vaebench.encoders.base import Encoder

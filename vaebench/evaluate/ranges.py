@@ -1,6 +1,6 @@
 """The valid range of every number among an estimator's settings. This file does not import torch."""
 
-from vaebench.config.schema import Estimator as EstimatorSettings
+from vaebench.config.schema import EstimatorSettings
 from vaebench.errors import UserError
 
 __all__ = ["check_ranges"]

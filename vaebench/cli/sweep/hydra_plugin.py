@@ -1,4 +1,4 @@
-"""What hydra calls for -m; the sweep itself is `vaebench.cli.sweep.run`."""
+"""The sweeper that hydra calls for -m. `vaebench.cli.sweep.run` does the work."""
 
 import importlib
 import sys
@@ -14,10 +14,10 @@ ALIAS = "vaebench"
 
 
 class VaebenchSweeper(BasicSweeper):
-    """hydra's own way of combining values; the jobs can be stopped and started."""
+    """Combines values as hydra's own sweeper does; the sweep can be interrupted and resumed."""
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run every combination of ``arguments``."""
+        """Run every combination of the values in ``arguments``."""
         from vaebench.cli.sweep.run import sweep
 
         assert self.hydra_context is not None
@@ -29,10 +29,10 @@ class VaebenchSweeper(BasicSweeper):
 
 
 def register(plugins: Plugins) -> None:
-    """Make the sweeper known to hydra, which takes plugins by names in the package ``hydra_plugins`` only.
+    """Register the sweeper with hydra.
 
-    Registered under such a name, ours needs no top-level package of that name, which every other program with hydra
-    would import at its start.
+    hydra accepts plugins only under names in the package ``hydra_plugins``. This module gets such a name as an alias,
+    so that no such package has to be installed, which every other program with hydra would import at its start.
     """
     name = f"hydra_plugins.{ALIAS}"
     if name in sys.modules:

@@ -1,12 +1,13 @@
-"""One job of a sweep, in whichever process or on whichever machine a launcher runs it."""
+"""One job of a sweep. A launcher may run it in another process or on another machine."""
 
+import contextlib
 import multiprocessing
 import os
 import re
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,27 +26,29 @@ __all__ = ["SweepJob"]
 
 @dataclass
 class SweepJob:
-    """hydra's task function: trains one job, and writes down what became of it. A launcher may pickle it.
+    """hydra's task function: trains one job and records the outcome. A launcher may pickle it.
 
-    It raises nothing for a job that fails, so that every launcher carries on with the others. In the process of the
-    sweep itself, where jobs run one after another, it raises SystemExit when the sweep has to stop.
+    It does not raise the error of a failed job, so that every launcher continues with the other jobs. In the process
+    of the sweep itself, where jobs run one after another, it raises SystemExit to stop the sweep.
     """
 
     folder: Path
-    """Of the sweep, absolute."""
+    """The sweep's folder, absolute."""
     numbers: dict[str, int]
-    """Place in the sweep by job key, from 1."""
+    """Job key -> number in the sweep, from 1."""
     fail_fast: bool = False
     threads: int | None = None
-    """CPU threads of a job that does not ask for a number itself; None: as torch finds."""
+    """CPU threads of a job without trainer.threads; None: torch's default."""
     share_gpus: bool = False
-    """Whether the workers of this machine have to divide its GPUs among themselves."""
+    """Whether the workers on this machine take its GPUs in turn."""
+    log: bool = False
+    """Whether the output of each job goes to a file beside its record."""
     process: tuple[str, int] = field(default_factory=lambda: (socket.gethostname(), os.getpid()))
-    """Of the sweep."""
+    """Host and process id of the sweep."""
     place: Path = field(default_factory=Path.cwd)
-    """The working folder, which relative paths start from."""
+    """The working folder, for relative paths."""
     at_work: bool = False
-    """Whether a job is under way in the process of the sweep itself."""
+    """Whether a job is running in the process of the sweep itself."""
 
     @property
     def here(self) -> bool:
@@ -61,16 +64,18 @@ class SweepJob:
             return "not started"
         if not self.here:
             os.chdir(self.place)
-        # Unresolved: an override may hold a reference.
+        # Unresolved: an override may contain a reference.
         overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         config = from_hydra(cfg)
         key = job_key(config)
         run = RunFolder(run_folder(config))
         record = skip_reason(run, config)
         if record is None:
-            print(f"\n== job {self.numbers.get(key, '?')} of {len(self.numbers)}: {' '.join(overrides)}", flush=True)
             records.write(key, JobRecord("running", pid=os.getpid(), host=socket.gethostname()))
-            record = self._run(run, config, overrides, records)
+            with self._output(records.path(key, ".log")):
+                number = f"job {self.numbers.get(key, '?')} of {len(self.numbers)}"
+                print(f"\n== {number}: {' '.join(overrides)}", flush=True)
+                record = self._run(run, config, overrides, records)
         else:
             records.write(key, record)
         if record.status == "failed" and self.fail_fast:
@@ -79,8 +84,21 @@ class SweepJob:
                 raise SystemExit(1)
         return record.status
 
+    @contextlib.contextmanager
+    def _output(self, path: Path) -> Iterator[None]:
+        """Redirect stdout and stderr to a file, if ``log`` is set."""
+        if not self.log:
+            yield
+            return
+        with (
+            open(path, "a", encoding="utf-8", buffering=1) as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            yield
+
     def _run(self, run: RunFolder, config: Config, overrides: list[str], records: Records) -> JobRecord:
-        """Train, and write the record of it whatever happens."""
+        """Train, and write the record of the outcome, also after an error."""
         key, started = job_key(config), time.monotonic()
         done: JobStatus = "resumed" if has_checkpoint(run) else "finished"
 
@@ -97,11 +115,11 @@ class SweepJob:
         except Busy as error:
             return record("busy", str(error))
         except (SystemExit, KeyboardInterrupt) as stop:
-            made = record("interrupted", "the same sweep goes on with it")
+            made = record("interrupted", "run the same sweep again to resume it")
             if self.here:
                 raise
             refusal = requeue(stop)
-            return record("failed", f"saved, but not to be started again: {refusal}") if refusal else made
+            return record("failed", f"saved, but could not be requeued: {refusal}") if refusal else made
         except Exception as error:
             report_failure(error, overrides)
             return record("failed", message(error))
@@ -117,12 +135,12 @@ class SweepJob:
             train(config)
 
     def _share_machine(self) -> None:
-        """Keep the jobs that run beside this one from fighting over the machine."""
+        """Limit this job to its share of the CPU cores and GPUs."""
         from vaebench import runtime
 
         if self.here:
             return
-        # A batch system says how many it gave; torch would take all that the machine has.
+        # torch would use all cores of the machine, not only those that the batch system has assigned.
         threads = self.threads or int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
         if threads:
             runtime.set_default_threads(threads)
@@ -131,9 +149,9 @@ class SweepJob:
 
 
 def requeue(stop: BaseException) -> Exception | None:
-    """Give a batch system the signal that it sent, now that all is saved: it puts the job back into its queue.
+    """Call the batch system's handler for the signal that stopped the job: it puts the job back into the queue.
 
-    Doing so it ends this process; the exception returned says why it did not.
+    The handler ends this process. If it fails instead, its exception is returned. None: no handler was called.
     """
     number = stop.code - 128 if isinstance(stop, SystemExit) and isinstance(stop.code, int) else signal.SIGINT
     if number in (signal.SIGINT, signal.SIGTERM) or not callable(handler := signal.getsignal(number)):
@@ -146,7 +164,7 @@ def requeue(stop: BaseException) -> Exception | None:
 
 
 def worker_number() -> int:
-    """Return this process's number among the workers of its pool, or else among hydra's jobs."""
+    """Return the number of this process in its pool of workers, or else the number of hydra's job."""
     from hydra.core.hydra_config import HydraConfig
 
     numbered = re.search(r"-(\d+)$", multiprocessing.current_process().name)

@@ -1,55 +1,66 @@
-"""The table at the end of a sweep."""
+"""The table of a sweep: printed at its end, and shown live while it runs."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from vaebench.cli.sweep.records import JobRecord
+from vaebench.records.text import counted
+from vaebench.records.text import table as text_table
 
-__all__ = ["table"]
+__all__ = ["JobRow", "summary", "table"]
 
-LINE = re.compile(r"(?P<what>.*) (?P<number>(=|>=|<=|~) \S+ \+- \S+) \((?P<how>.*)\)")
+LINE = re.compile(r"(?P<quantity>.*) (?P<number>(=|>=|<=|~) \S+ \+- \S+) \((?P<method>.*)\)")
+STYLES = {"finished": "green", "resumed": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
 
 
-def table(jobs: Sequence[tuple[list[str], JobRecord]]) -> str:
-    """Return the jobs of a sweep, (overrides, record), as text: status, time, result and why one failed.
+class JobRow(NamedTuple):
+    """One job of the table."""
 
-    What a result is and how it was made stands below, once for each kind.
+    number: int
+    overrides: list[str]
+    record: JobRecord
+    progress: str = ""
+    """Shown in place of a result, for example ``epoch 3/50``."""
+
+
+def table(jobs: Sequence[JobRow]) -> str:
+    """Return the table of jobs with status, time, result, settings, and errors on lines of their own.
+
+    Lines below the table describe the settings that all jobs share, and each kind of result.
     """
-    records = [record for _, record in jobs]
-    common, kinds = _common([overrides for overrides, _ in jobs]), _kinds(records)
-    rows = [["job", "status", "time", "result", "settings"]]
-    for number, (overrides, record) in enumerate(jobs, start=1):
+    common, kinds = _common([job.overrides for job in jobs]), _kinds([job.record for job in jobs])
+    rows: list[list[str] | str] = []
+    for number, overrides, record, progress in jobs:
         own = " ".join(word for word in overrides if word not in common)
-        result = ", ".join(_short(line, kinds) for line in record.results)
+        result = ", ".join(_short(line, kinds) for line in record.results) or progress
         rows.append([str(number), record.status, _clock(record.seconds), result, own])
-    widths = [max(len(row[column]) for row in rows) for column in range(4)] + [0]
-    lines = []
-    for row, record in zip(rows, [None, *records], strict=True):
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        if record is not None and record.error and record.status in ("failed", "busy"):
-            lines.append(f"{'':{widths[0]}}  {record.error}")
+        if record.error and record.status in ("failed", "busy"):
+            rows.append(record.error)
+    head = ["job", "status", "time", "result", "settings"]
+    lines = [text_table(head, rows, wrap="settings", keep=("status", "result", "settings"), styles=STYLES)]
     if common:
         lines.append(f"all jobs: {' '.join(common)}")
     lines += [f"result{mark}: {kind}; nats, standard error over images" for kind, mark in kinds.items()]
-    return "\n".join([_counts(records), *lines])
+    return "\n".join(lines)
 
 
-def _counts(records: Sequence[JobRecord]) -> str:
+def summary(records: Sequence[JobRecord]) -> str:
+    """Return the number of jobs with each status, for example ``3 jobs: 2 finished, 1 failed``."""
     counts = Counter(record.status for record in records)
-    things = "job" if len(records) == 1 else "jobs"
-    return f"{len(records)} {things}: {', '.join(f'{count} {status}' for status, count in counts.items())}"
+    return f"{counted(len(records), 'job')}: {', '.join(f'{count} {status}' for status, count in counts.items())}"
 
 
 def _common(overrides: Sequence[list[str]]) -> list[str]:
-    """Return the words that all jobs share, where there are several jobs."""
+    """Return the words that all jobs share, if there are several jobs."""
     if len(overrides) < 2:
         return []
     return [word for word in overrides[0] if all(word in other for other in overrides)]
 
 
 def _kinds(records: Sequence[JobRecord]) -> dict[str, str]:
-    """Return a mark for each kind of result, "" where there is only one kind."""
+    """Return a mark for each kind of result; "" if there is only one kind."""
     kinds = list(dict.fromkeys(_kind(line) for record in records for line in record.results))
     return {kind: "" if len(kinds) == 1 else f" [{letter(n)}]" for n, kind in enumerate(kinds)}
 
@@ -61,11 +72,11 @@ def letter(number: int) -> str:
 
 def _kind(line: str) -> str:
     match = LINE.fullmatch(line)
-    return f"{match['what']} by {match['how']}" if match else line
+    return f"{match['quantity']} by {match['method']}" if match else line
 
 
 def _short(line: str, kinds: dict[str, str]) -> str:
-    """Return a result's number with its direction, its error and the mark of its kind."""
+    """Return the number of a result with its direction, its error and the mark of its kind."""
     match = LINE.fullmatch(line)
     return f"{match['number'] if match else '?'}{kinds[_kind(line)]}"
 
