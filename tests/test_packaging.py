@@ -1,16 +1,29 @@
 """The installed package: its public names, its types and its metadata."""
 
+import runpy
 import subprocess
 import sys
 import tomllib
 from importlib.resources import files
 from pathlib import Path
 
+import pytest
 import yaml
 
 import vaebench
 
 ROOT = Path(__file__).parents[1]
+
+
+SCRIPTS = [
+    path for path in sorted((ROOT / "scripts").iterdir()) if path.is_file() and b"python" in path.read_bytes()[:40]
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_finds_its_imports(script: Path):
+    """pyright reads files that end in .py; these do not."""
+    runpy.run_path(str(script), run_name="not main")
 
 
 def test_completion_shows_the_public_names_before_they_are_imported():
