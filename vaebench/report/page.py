@@ -17,11 +17,11 @@ from vaebench import __version__
 from vaebench.records import format_line
 from vaebench.records.text import counted
 from vaebench.report import sections
-from vaebench.report.charts import FRAME, STYLES, Chart, colour_class, tick_text, triangle
+from vaebench.report.charts import FRAME, Chart, tick_text, triangle
 from vaebench.report.comparison import Comparison
 from vaebench.report.differences import common_values, distinguishing_settings, label
 from vaebench.report.formats import duration
-from vaebench.report.groups import RunGroup
+from vaebench.report.groups import STYLES, RunGroup
 from vaebench.report.run_summary import command_of, facts_of
 from vaebench.report.runs import Run
 from vaebench.report.tables import Table
@@ -64,7 +64,6 @@ def _environment() -> "Environment":
         finalize=_shown,
     )
     environment.globals.update(
-        colour_class=colour_class,
         command_of=command_of,
         counted=counted,
         duration=duration,
