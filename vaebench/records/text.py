@@ -32,10 +32,10 @@ SIGNS: dict[Direction, str] = {
     Direction.UPPER_BOUND: "<=",
     Direction.ESTIMATE: "~",
 }
-"""What stands before a number, so that a reader sees its direction."""
+"""The sign before a number, which shows its direction."""
 
 _GAP = 2  # spaces between columns
-_NARROWEST = 20  # characters: a column of text that is narrower than that is left out
+_NARROWEST = 20  # characters: a narrower column of text is left out
 _ASCII = {"≥": ">=", "≤": "<=", "±": "+-", "−": "-", "–": "-", "…": "...", "→": "->", "×": "x"}  # noqa: RUF001
 
 
@@ -64,9 +64,9 @@ def with_sign(direction: Direction, text: str) -> str:
     return f"{SIGNS[direction]} {text}"
 
 
-def counted(count: int, thing: str, things: str | None = None) -> str:
-    """Return a count with its noun, for example ``1 run`` or ``3 runs``; ``things`` is an irregular plural."""
-    return f"{count} {thing if count == 1 else things or thing + 's'}"
+def counted(count: int, thing: str) -> str:
+    """Return a count with its noun, for example ``1 run`` or ``3 runs``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 # Tables -----------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def table(
     hint: str = "",
     width: int | None = None,
 ) -> str:
-    """Return a table that fits ``width``, which is by default that of the terminal, or 80 where there is none.
+    """Return a table that fits ``width``, by default the width of the terminal, or 80 without a terminal.
 
     Columns that do not fit are left out, from the last to the first; a line under the table names them. Columns of
     numbers are aligned to the right. The text is ASCII but for the cells, and has colours only on a terminal.
@@ -136,7 +136,7 @@ def wrapped(text: str, *, first: str = "", rest: str = "  ", width: int | None =
 
 
 def terminal_width() -> int:
-    """Return the width of the terminal, or $COLUMNS where that is set, or 80 where there is no terminal."""
+    """Return the width of the terminal, or $COLUMNS if it is set, or 80 without a terminal."""
     return max(_NARROWEST, shutil.get_terminal_size((80, 24)).columns)
 
 
@@ -152,7 +152,7 @@ def _that_fit(head: Sequence[str], least: Sequence[int], keep: Collection[str], 
 
 
 def _sizes(natural: list[int], wraps: list[bool], width: int) -> list[int]:
-    """Return the widths of the columns; the one that wraps, or else the first, has what the others leave."""
+    """Return the widths of the columns; the wrapping column, or else the first, gets the remaining width."""
     flexible = wraps.index(True) if True in wraps else 0
     rest = width - sum(natural) + natural[flexible] - _GAP * (len(natural) - 1)
     return [max(1, min(size, rest)) if c == flexible else size for c, size in enumerate(natural)]

@@ -33,12 +33,6 @@ class Comparison:
         """The rows of all tables."""
         return [row for table in self.tables for row in table.rows]
 
-    @property
-    def runs(self) -> list[Run]:
-        """Every run that is in a table, once, in the order of the tables."""
-        seen = {run.folder.path: run for table in self.tables for run in table.runs}
-        return list(seen.values())
-
 
 def compare(
     paths: Iterable[str | Path],

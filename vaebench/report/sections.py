@@ -53,11 +53,9 @@ class ResultRow(NamedTuple):
 class Results(NamedTuple):
     """A table of results, drawn on a common scale and as numbers."""
 
-    title: str
-    about: str
+    table: Table
     rows: list[ResultRow]
     ticks: list[tuple[str, str]]
-    notes: list[str]
     head: list[tuple[str, bool]]
     """The title of each column, and whether it holds numbers."""
     lines: list[list[tuple[str, bool]]]
@@ -73,13 +71,10 @@ def results(table: Table, groups: Mapping[str, RunGroup], keys: Sequence[str]) -
         [(typographic(text) if end else text, end) for text, end in zip(texts, numeric, strict=True)]
         for texts in (cells(table, row, keys, TYPOGRAPHIC) for row in table.rows)
     ]
-    conditions = table.conditions
     return Results(
-        title=f"{conditions.split} {conditions.quantity}",
-        about=", ".join([conditions.protocol, *conditions.words()]),
+        table,
         rows=[_result_row(row, groups[row.method], low, high) for row in table.rows],
         ticks=[(percent(low, high, value), typographic(f"{value:g}")) for value in ticks(low, high)],
-        notes=list(table.notes()),
         head=list(zip(head, numeric, strict=True)),
         lines=lines,
     )
