@@ -6,12 +6,9 @@ import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from vaebench.direction import Direction
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 __all__ = [
     "SIGNS",
@@ -98,10 +95,12 @@ def table(
         hint: how else to see all columns, for the line that names those left out.
         width: in characters.
     """
+    from rich.cells import cell_len  # most East Asian letters take two columns of a terminal
+
     width = width or terminal_width()
     cells = [row for row in rows if not isinstance(row, str)]
     printed = [head, *cells] if titles else cells
-    natural = [max((_width(row[column]) for row in printed), default=0) for column in range(len(head))]
+    natural = [max((cell_len(row[column]) for row in printed), default=0) for column in range(len(head))]
     least = [min(size, _NARROWEST) if name == wrap else size for name, size in zip(head, natural, strict=True)]
     shown = _that_fit(head, least, keep, width)
     sizes = _sizes([natural[c] for c in shown], [head[c] == wrap for c in shown], width)
@@ -162,7 +161,8 @@ def _aligned(
     rows: Sequence[Sequence[str]], sizes: Sequence[int], right: Sequence[bool], styles: Mapping[str, str], titles: bool
 ) -> list[str]:
     """Return the lines of some rows; with ``titles`` the first row is the head."""
-    from rich.table import Table  # here, because a command without a table must not wait for it
+    from rich.console import Console  # here, because a command without a table must not wait for it
+    from rich.table import Table
     from rich.text import Text
 
     grid = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
@@ -171,25 +171,13 @@ def _aligned(
     for index, row in enumerate(rows):
         head = titles and index == 0
         grid.add_row(*(Text(cell, style="bold" if head else styles.get(cell.strip(), "")) for cell in row))
-    console = _console(sum(sizes) + _GAP * len(sizes))
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    system = "standard" if coloured else None
+    width = sum(sizes) + _GAP * len(sizes)
+    console = Console(width=width, force_terminal=coloured, force_jupyter=False, color_system=system, highlight=False)
     with console.capture() as captured:
         console.print(grid)
     return [line.rstrip() for line in captured.get().splitlines()]
-
-
-def _console(width: int) -> "Console":
-    from rich.console import Console
-
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    system = "standard" if coloured else None
-    return Console(width=width, force_terminal=coloured, force_jupyter=False, color_system=system, highlight=False)
-
-
-def _width(cell: str) -> int:
-    """Return how many columns of a terminal a cell takes; most East Asian letters take two."""
-    from rich.cells import cell_len
-
-    return cell_len(cell)
 
 
 def _is_number(cell: str) -> bool:

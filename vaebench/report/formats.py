@@ -1,7 +1,6 @@
 """A comparison as text: for a terminal, Markdown, CSV, JSON or LaTeX."""
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +42,9 @@ def duration(seconds: float | None) -> str:
     """Return a time with two digits, in seconds, minutes or hours."""
     if seconds is None:
         return "-"
-    for limit, divisor, unit in ((100, 1, "s"), (100 * 60, 60, "min"), (math.inf, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / divisor:.2g} {unit}" if seconds / divisor < 10 else f"{seconds / divisor:.0f} {unit}"
-    raise AssertionError(seconds)
+    minutes, hours = seconds / 60, seconds / 3600
+    value, unit = (seconds, "s") if seconds < 100 else (minutes, "min") if minutes < 100 else (hours, "h")
+    return f"{value:.2g} {unit}" if value < 10 else f"{value:.0f} {unit}"
 
 
 def headings(table: Table, columns: Sequence[str]) -> list[str]:

@@ -39,7 +39,7 @@ class RunGroup:
 
     @property
     def classes(self) -> str:
-        """The classes of everything that belongs to the group: its check box hides them."""
+        """The classes of every mark of the group: its check box hides them."""
         return f"s{self.number} {self.colour}"
 
     @property

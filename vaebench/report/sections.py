@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from vaebench.direction import Direction
-from vaebench.records import Diagnostic, Diagnostics, last_metrics, read_diagnostics
+from vaebench.records import Diagnostic, Diagnostics, read_diagnostics
 from vaebench.records.text import number, with_error
 from vaebench.report.charts import BarChart, Chart, Point, Series, axes_of, percent, ticks, typographic
 from vaebench.report.curves import VALIDATION, Curve
@@ -174,8 +174,8 @@ def _compute(name: str, table: Table, groups: Mapping[str, RunGroup]) -> Chart |
 
 
 def _points(row: Row, group: RunGroup) -> list[Point]:
-    """Return a point for the mean over seeds, and one for each seed where there are several."""
-    timed = [(run, record, seconds) for run, record in row.results if (seconds := _training_seconds(run)) is not None]
+    """Return a point for the mean over seeds, and a point for each seed if there are several."""
+    timed = [(run, record, float(run.last_metrics["wall"])) for run, record in row.results if run.last_metrics]
     if not timed:
         return []
     title, direction = group.title, row.record.direction
@@ -185,11 +185,6 @@ def _points(row: Row, group: RunGroup) -> list[Point]:
         seeds.append(Point(seconds, record.mean, 0.0, direction, words, main=False))
     x = sum(seconds for *_, seconds in timed) / len(timed)
     return [*seeds, Point(x, row.mean, row.stderr, direction, f"{title}: {row.mean:.2f}, {duration(x)}")]
-
-
-def _training_seconds(run: Run) -> float | None:
-    last = last_metrics(run.folder)
-    return None if last is None else float(last["wall"])
 
 
 # Diagnostics ----------------------------------------------------------------------------------------------
