@@ -188,6 +188,20 @@ def test_filters_and_refusals(runs: Path, tmp_path: Path, capsys: pytest.Capture
     assert "is a folder: give a file name" in capsys.readouterr().err
 
 
+def test_a_run_without_its_manifest_keeps_its_table(tmp_path: Path):
+    data = {"protocol": "mnist5k/dynamic-v1", "fingerprint": "abc"}
+    made_run(tmp_path, "encoder=planar", results=[record(-80.0)], dataset=data)
+    for seed in range(2):
+        folder = made_run(tmp_path, "encoder=gaussian", seed=seed, results=[record(-90.0 - seed)], dataset=data)
+    folder.manifest.unlink()
+    made_run(tmp_path, "encoder=hvm", results=[record(-85.0)], dataset=data)
+    path = tmp_path / "report.html"
+    assert main(["report", str(tmp_path), "-o", str(path)]) == 0
+    text = path.read_text()
+    assert text.count('<section class="data">') == 1
+    assert text.count('<div class="forest">') == 2  # without the fingerprint of its data, the run has another table
+
+
 def test_runs_without_a_result_or_a_curve_make_a_page(tmp_path: Path):
     made_run(tmp_path, "encoder=gaussian", state="failed").manifest.unlink()
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 0

@@ -46,7 +46,7 @@ def run(words: list[str]) -> int:
     output_format = checked_format(chosen.flags.get("--format", "table"))
     # here, so that --help stays fast
     from vaebench.report.comparison import check_columns, compare
-    from vaebench.report.formats import ColumnChoice, render
+    from vaebench.report.formats import FORMATS, ColumnChoice
 
     comparison = compare(chosen.paths, **comparison_options(chosen))
     if not comparison.tables:
@@ -54,7 +54,7 @@ def run(words: list[str]) -> int:
     columns = chosen.flags["--columns"].split(",") if "--columns" in chosen.flags else None
     check_columns(columns or [], comparison)
     choice = ColumnChoice(columns, every_difference="--diff" in chosen.flags)
-    print(render(comparison, output_format, choice, pairs_of_tables(comparison, paired)), end="")
+    print(FORMATS[output_format](comparison, choice, pairs_of_tables(comparison, paired)), end="")
     return 0
 
 

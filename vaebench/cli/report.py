@@ -46,14 +46,10 @@ def run(words: list[str]) -> int:
 
 def page_of(chosen: Selection) -> str:
     """Return the page. UserError when no run meets the filters."""
-    from vaebench.report.comparison import compare_runs
-    from vaebench.report.filters import matching_runs
+    from vaebench.report.comparison import compare
     from vaebench.report.page import page
-    from vaebench.report.runs import read_runs
 
-    runs, damaged = read_runs(chosen.paths)
-    comparison = compare_runs(runs, damaged, **comparison_options(chosen))
-    kept = matching_runs(runs, chosen.filters)
-    if not kept:
+    comparison = compare(chosen.paths, **comparison_options(chosen))
+    if not comparison.selected:
         raise nothing_to_compare(comparison)
-    return page(kept, comparison, title=chosen.flags.get("--title"))
+    return page(comparison.selected, comparison, title=chosen.flags.get("--title"))

@@ -63,7 +63,9 @@ class Checkpoints:
             raise write_failed(self.folder, error) from error
         clean_temporaries(self.folder)
         try:
-            write_whole(path, data, keep_old_as=older[0] if older and self._worth_keeping(path) else None)
+            # A corrupt file must not replace the older generation.
+            keep = older and (self._checked or _is_good(path))
+            write_whole(path, data, keep_old_as=older[0] if keep else None)
         except UserError as error:
             raise UserError(f"{error} {self._last_good(name)}") from error
         self._checked = self._checked or bool(older)
@@ -98,10 +100,6 @@ class Checkpoints:
         """The files of checkpoint ``name``, newest first."""
         names = [name, f"{name}.previous"] if name == "last" else [name]
         return [self.folder / f"{each}.pt" for each in names]
-
-    def _worth_keeping(self, path: Path) -> bool:
-        """Return whether ``path`` may replace the older generation: a corrupt file must not."""
-        return self._checked or _is_good(path)
 
     def _last_good(self, name: str) -> str:
         good = [path for path in self._generations(name) if _is_good(path)]
@@ -202,7 +200,7 @@ def _plain_key(key: Any, where: str) -> Any:
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` on the CPU with a storage of its own size."""
+    """Return ``tensor`` on the CPU, in a storage of exactly its size."""
     # torch.save writes the whole storage of a view.
     tensor = tensor.detach().cpu()
     stored = tensor.untyped_storage().nbytes()

@@ -1,7 +1,7 @@
 """Write files whole, append records to files, and lock files for one process.
 
-The lock is not that of the filelock package, which neither names the process and host that hold a lock nor tests a
-lock without taking it. Of the four errors of file systems without flock, filelock handles only ENOSYS.
+The filelock package does not serve here: it neither names the process and host that hold a lock nor tests a lock
+without taking it. Of the four errors of file systems without flock, it handles only ENOSYS.
 """
 
 import contextlib

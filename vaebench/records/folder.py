@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
@@ -82,7 +82,7 @@ class RunFolder:
     def create(self, config_text: str, identity: Callable[[str], object] = str) -> "RunFolder":
         """Create the folder with its config.yaml, or reuse it for the same configuration; return self.
 
-        An existing config.yaml is replaced by the new text, that of the latest session.
+        The new text, from the latest session, replaces an existing config.yaml.
 
         Args:
             config_text: the text of config.yaml.
@@ -133,7 +133,7 @@ class RunFolder:
         write_json(self.status, asdict(status))
 
     def read_status(self) -> Status:
-        """Return the state of the run; if it says "running" but no process holds the lock, return "interrupted".
+        """Return the state of the run; "interrupted" if the file has "running" but no process holds the lock.
 
         UserError if there is no readable status.json.
         """
@@ -141,7 +141,7 @@ class RunFolder:
         if status.state != "running" or is_held(self.lock_file):
             return status
         error = f"process {status.pid} on {status.host} exited without recording a status (killed?)"
-        return Status("interrupted", error, status.pid, status.host, status.started, status.updated)
+        return replace(status, state="interrupted", error=error)
 
     def _stored_status(self) -> Status:
         with reading(self.status, "Delete it."):

@@ -49,7 +49,7 @@ class Manifest:
             fingerprint: the hash of the data.
             parameters: counts of parameters by part, for example ``{"encoder": 1234}``.
             resume_step: the step from which the session resumes; None for a new run.
-            command: the command line; None for that of this process.
+            command: the command line; None for the command line of this process.
 
         Raises:
             UserError: the data of a resumed run have changed.

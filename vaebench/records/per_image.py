@@ -56,7 +56,7 @@ def read_per_image(folder: RunFolder, record: ResultRecord) -> PerImageNumbers:
     except DAMAGED as error:
         raise UserError(f"cannot read {folder.path / name} ({error}): run `vaebench evaluate` again") from error
     if repeats.shape != (record.repeats, len(images)) or len(images) != record.n_images:
-        raise UserError(f"{folder.path / name} does not belong to this result: run `vaebench evaluate` again")
+        raise UserError(f"{folder.path / name} is not the file of this result: run `vaebench evaluate` again")
     rows = [str(row) for row in arrays["rows"] if row in arrays]
     return PerImageNumbers(images, repeats, {row: arrays[row][: record.repeats] for row in rows})
 

@@ -85,7 +85,7 @@ class ResultRecord:
 def append_result(folder: RunFolder, record: ResultRecord) -> None:
     """Add ``record`` to results.json. Several processes may do so at once.
 
-    It replaces a record with the same key, and one that differs from it only by having no precision.
+    It replaces a record with the same key, also if the old record has no precision.
     """
     with exclusive(
         folder.path / ".results.lock",

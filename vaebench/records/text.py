@@ -6,12 +6,9 @@ import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from vaebench.direction import Direction
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 __all__ = [
     "SIGNS",
@@ -32,10 +29,10 @@ SIGNS: dict[Direction, str] = {
     Direction.UPPER_BOUND: "<=",
     Direction.ESTIMATE: "~",
 }
-"""What stands before a number, so that a reader sees its direction."""
+"""The sign before a number, which shows its direction."""
 
 _GAP = 2  # spaces between columns
-_NARROWEST = 20  # characters: a column of text that is narrower than that is left out
+_NARROWEST = 20  # characters: a narrower column of text is left out
 _ASCII = {"≥": ">=", "≤": "<=", "±": "+-", "−": "-", "–": "-", "…": "...", "→": "->", "×": "x"}  # noqa: RUF001
 
 
@@ -64,9 +61,9 @@ def with_sign(direction: Direction, text: str) -> str:
     return f"{SIGNS[direction]} {text}"
 
 
-def counted(count: int, thing: str, things: str | None = None) -> str:
-    """Return a count with its noun, for example ``1 run`` or ``3 runs``; ``things`` is an irregular plural."""
-    return f"{count} {thing if count == 1 else things or thing + 's'}"
+def counted(count: int, thing: str) -> str:
+    """Return a count with its noun, for example ``1 run`` or ``3 runs``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 # Tables -----------------------------------------------------------------------------------------------------
@@ -83,7 +80,7 @@ def table(
     hint: str = "",
     width: int | None = None,
 ) -> str:
-    """Return a table that fits ``width``, which is by default that of the terminal, or 80 where there is none.
+    """Return a table that fits ``width``, by default the width of the terminal, or 80 without a terminal.
 
     Columns that do not fit are left out, from the last to the first; a line under the table names them. Columns of
     numbers are aligned to the right. The text is ASCII but for the cells, and has colours only on a terminal.
@@ -98,10 +95,12 @@ def table(
         hint: how else to see all columns, for the line that names those left out.
         width: in characters.
     """
+    from rich.cells import cell_len  # most East Asian letters take two columns of a terminal
+
     width = width or terminal_width()
     cells = [row for row in rows if not isinstance(row, str)]
     printed = [head, *cells] if titles else cells
-    natural = [max((_width(row[column]) for row in printed), default=0) for column in range(len(head))]
+    natural = [max((cell_len(row[column]) for row in printed), default=0) for column in range(len(head))]
     least = [min(size, _NARROWEST) if name == wrap else size for name, size in zip(head, natural, strict=True)]
     shown = _that_fit(head, least, keep, width)
     sizes = _sizes([natural[c] for c in shown], [head[c] == wrap for c in shown], width)
@@ -136,7 +135,7 @@ def wrapped(text: str, *, first: str = "", rest: str = "  ", width: int | None =
 
 
 def terminal_width() -> int:
-    """Return the width of the terminal, or $COLUMNS where that is set, or 80 where there is no terminal."""
+    """Return the width of the terminal, or $COLUMNS if it is set, or 80 without a terminal."""
     return max(_NARROWEST, shutil.get_terminal_size((80, 24)).columns)
 
 
@@ -152,7 +151,7 @@ def _that_fit(head: Sequence[str], least: Sequence[int], keep: Collection[str], 
 
 
 def _sizes(natural: list[int], wraps: list[bool], width: int) -> list[int]:
-    """Return the widths of the columns; the one that wraps, or else the first, has what the others leave."""
+    """Return the widths of the columns; the wrapping column, or else the first, gets the remaining width."""
     flexible = wraps.index(True) if True in wraps else 0
     rest = width - sum(natural) + natural[flexible] - _GAP * (len(natural) - 1)
     return [max(1, min(size, rest)) if c == flexible else size for c, size in enumerate(natural)]
@@ -162,7 +161,8 @@ def _aligned(
     rows: Sequence[Sequence[str]], sizes: Sequence[int], right: Sequence[bool], styles: Mapping[str, str], titles: bool
 ) -> list[str]:
     """Return the lines of some rows; with ``titles`` the first row is the head."""
-    from rich.table import Table  # here, because a command without a table must not wait for it
+    from rich.console import Console  # here, because a command without a table must not wait for it
+    from rich.table import Table
     from rich.text import Text
 
     grid = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
@@ -171,25 +171,13 @@ def _aligned(
     for index, row in enumerate(rows):
         head = titles and index == 0
         grid.add_row(*(Text(cell, style="bold" if head else styles.get(cell.strip(), "")) for cell in row))
-    console = _console(sum(sizes) + _GAP * len(sizes))
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    system = "standard" if coloured else None
+    width = sum(sizes) + _GAP * len(sizes)
+    console = Console(width=width, force_terminal=coloured, force_jupyter=False, color_system=system, highlight=False)
     with console.capture() as captured:
         console.print(grid)
     return [line.rstrip() for line in captured.get().splitlines()]
-
-
-def _console(width: int) -> "Console":
-    from rich.console import Console
-
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    system = "standard" if coloured else None
-    return Console(width=width, force_terminal=coloured, force_jupyter=False, color_system=system, highlight=False)
-
-
-def _width(cell: str) -> int:
-    """Return how many columns of a terminal a cell takes; most East Asian letters take two."""
-    from rich.cells import cell_len
-
-    return cell_len(cell)
 
 
 def _is_number(cell: str) -> bool:

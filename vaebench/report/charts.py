@@ -6,30 +6,26 @@ value as a title, which browsers show under the pointer and screen readers read.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from vaebench.direction import Direction
 from vaebench.report.curves import shown_range
+from vaebench.report.groups import RunGroup
 
 __all__ = [
     "FRAME",
-    "STYLES",
     "BarChart",
     "Chart",
     "Point",
     "Series",
     "axes_of",
-    "colour_class",
     "percent",
     "tick_text",
     "ticks",
     "triangle",
+    "typographic",
 ]
-
-COLOURS, DASHES = 8, 3
-STYLES = COLOURS * DASHES
-"""The number of different looks of a series: every colour with every kind of dashes."""
 
 Line = tuple[Sequence[float], Sequence[float]]
 
@@ -65,32 +61,21 @@ class Point:
 class Series:
     """The lines and points of one group of runs."""
 
-    number: int
+    group: RunGroup
     title: str
     main: Line = ((), ())
     seeds: Sequence[Line] = ()
     """The lines of single seeds, behind the main line."""
-    points: Sequence[Point] = field(default=())
-
-    @property
-    def classes(self) -> str:
-        """The classes of everything that the series draws: ``s<N>`` is hidden by the check box of the group."""
-        return f"s{self.number} {colour_class(self.number)}"
+    points: Sequence[Point] = ()
 
 
 class BarChart(NamedTuple):
-    """A figure with a bar for each latent coordinate, the largest first."""
+    """A figure with a bar for each latent coordinate, in nats, the largest first."""
 
+    group: RunGroup
     caption: str
     title: str
     values: Sequence[float]
-    number: int
-    unit: str
-
-
-def colour_class(number: int) -> str:
-    """Return the classes of the colour and the dashes of a series."""
-    return f"c{number % COLOURS} d{number // COLOURS % DASHES}"
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -108,9 +93,13 @@ def _decades(low: float, high: float) -> list[float]:
     return [f * 10.0**p for p in powers for f in factors if low * (1 - 1e-9) <= f * 10.0**p <= high * (1 + 1e-9)]
 
 
-def tick_text(value: float, digits: int = 10) -> str:
-    """Return the label of a tick, with a typographic minus sign."""
-    text = f"{value:,.{digits}g}" if abs(value) >= 1e-9 else "0"
+def tick_text(value: float) -> str:
+    """Return the label of a tick."""
+    return typographic(f"{value:,.10g}" if abs(value) >= 1e-9 else "0")
+
+
+def typographic(text: str) -> str:
+    """Return ``text`` with typographic minus signs."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -144,12 +133,11 @@ class _Axes:
 
 
 class Chart(NamedTuple):
-    """A figure with axes; ``name`` is unique in the page."""
+    """A figure of nats per image with axes; ``name`` is unique in the page."""
 
     name: str
     title: str
     x_label: str
-    y_label: str
     axes: _Axes
     series: Sequence[Series]
     """The first one is drawn on top."""

@@ -3,7 +3,7 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vaebench.errors import UserError, did_you_mean
@@ -13,7 +13,7 @@ from vaebench.report.filters import matching_runs
 from vaebench.report.runs import LeftOut, Run, read_runs
 from vaebench.report.tables import FACTS, Row, Table
 
-__all__ = ["Comparison", "check_columns", "compare", "compare_runs"]
+__all__ = ["Comparison", "check_columns", "compare"]
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,14 @@ class Comparison:
     left_out: Sequence[LeftOut] = ()
     filtered: int = 0
     """The number of runs that do not meet the filters."""
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
+    selected: Sequence[Run] = ()
+    """The runs that meet the filters, also those without a table."""
 
     @property
     def rows(self) -> list[Row]:
         """The rows of all tables."""
         return [row for table in self.tables for row in table.rows]
-
-    @property
-    def runs(self) -> list[Run]:
-        """Every run that is in a table, once, in the order of the tables."""
-        seen = {run.folder.path: run for table in self.tables for run in table.runs}
-        return list(seen.values())
 
 
 def compare(
@@ -57,24 +53,12 @@ def compare(
         UserError: there is no run below a path, or a filter names a setting that no run has.
     """
     runs, damaged = read_runs(paths)
-    return compare_runs(runs, damaged, filters=filters, quantity=quantity, unfinished=unfinished)
-
-
-def compare_runs(
-    runs: Sequence[Run],
-    damaged: Sequence[LeftOut] = (),
-    *,
-    filters: Sequence[str] = (),
-    quantity: str = LOG_LIKELIHOOD,
-    unfinished: bool = False,
-) -> Comparison:
-    """Compare runs that are already read; otherwise like :func:`compare`."""
     kept = matching_runs(runs, filters)
     results, without = _results(kept, quantity, unfinished=unfinished)
     results, repeated = _without_repeats(results)
     tables = sorted(_tables(results), key=lambda table: -len(table.runs))
     left_out = [*damaged, *without, *repeated]
-    return Comparison(tables, left_out, len(runs) - len(kept), list(_table_differences(tables)))
+    return Comparison(tables, left_out, len(runs) - len(kept), list(_table_differences(tables)), kept)
 
 
 def _results(runs: Sequence[Run], quantity: str, *, unfinished: bool) -> tuple[list[Result], list[LeftOut]]:
@@ -126,19 +110,16 @@ def _latest(run: Run, quantity: str) -> list[ResultRecord]:
 
 def _without_repeats(results: Sequence[Result]) -> tuple[list[Result], list[LeftOut]]:
     """Leave out runs that repeat the configuration and seed of another run; keep the latest."""
-    places: dict[tuple[str, int], Run] = {}
-    for run, _ in results:
-        other = places.setdefault((run.method, run.seed), run)
-        if _updated(run) > _updated(other):
-            places[run.method, run.seed] = run
-    kept = [result for result in results if places[result.run.method, result.run.seed] is result.run]
-    repeated = (
-        {r.run.folder.path: places[r.run.method, r.run.seed] for r in results} if len(kept) < len(results) else {}
-    )
+    latest: dict[tuple[str, int], Run] = {}
+    # Stable: of two runs with the same time the first is kept.
+    for run, _ in sorted(results, key=lambda result: _updated(result.run), reverse=True):
+        latest.setdefault((run.method, run.seed), run)
+    kept = [result for result in results if latest[result.run.method, result.run.seed] is result.run]
+    repeated = {run.folder.path: latest[run.method, run.seed] for run, _ in results}
     return kept, [
-        LeftOut(path, f"it repeats {stays.folder.path}: same configuration and seed")
-        for path, stays in repeated.items()
-        if path != stays.folder.path
+        LeftOut(path, f"it repeats {other.folder.path}: same configuration and seed")
+        for path, other in repeated.items()
+        if path != other.folder.path
     ]
 
 
@@ -151,13 +132,13 @@ def _tables(results: Iterable[Result]) -> Iterator[Table]:
     alike: dict[Conditions, list[tuple[int | None, Result]]] = defaultdict(list)
     for result in results:
         conditions = Conditions.of(result)
-        alike[conditions.without_inner_k()].append((conditions.inner_k, result))
+        alike[replace(conditions, inner_k=None)].append((conditions.inner_k, result))
     for conditions, pairs in alike.items():
         inner = sorted({inner_k for inner_k, _ in pairs if inner_k is not None}) or [None]
         for inner_k in inner:
             # An exact density needs no inner samples, so it is comparable with any number of them.
             comparable = [result for own, result in pairs if own in (None, inner_k)]
-            yield Table(conditions.with_inner_k(inner_k), _ranked(_rows(comparable)))
+            yield Table(replace(conditions, inner_k=inner_k), _ranked(_rows(comparable)))
 
 
 def _rows(results: Iterable[Result]) -> list[Row]:
@@ -174,9 +155,9 @@ def _rows(results: Iterable[Result]) -> list[Row]:
 def _ranked(rows: Iterable[Row]) -> list[Row]:
     """Sort the rows, highest first, and rank those that can be ranked."""
     highest_first = sorted(rows, key=lambda row: -row.mean)
-    ranked = [row for row in highest_first if _can_be_ranked(row.record)]
     others = [row for row in highest_first if not _can_be_ranked(row.record)]
-    return [Row(row.settings, row.results, rank) for rank, row in enumerate(ranked, start=1)] + others
+    ranked = [row for row in highest_first if _can_be_ranked(row.record)]
+    return [replace(row, rank=rank) for rank, row in enumerate(ranked, start=1)] + others
 
 
 def _can_be_ranked(record: ResultRecord) -> bool:
@@ -198,7 +179,7 @@ def _table_differences(tables: Sequence[Table]) -> Iterator[str]:
         f"{', '.join(names.get(name, name) for name in differing_conditions)}"
     )
     pairs = itertools.combinations(tables, 2)
-    if any(a.conditions.without_inner_k() == b.conditions.without_inner_k() for a, b in pairs):
+    if any(replace(a.conditions, inner_k=None) == replace(b.conditions, inner_k=None) for a, b in pairs):
         most = max(table.conditions.inner_k or 0 for table in tables)
         yield (
             "encoders with inner samples were evaluated with different inner_k: run `vaebench evaluate RUN... "

@@ -74,12 +74,6 @@ class Conditions:
             upper=record.direction is Direction.UPPER_BOUND,
         )
 
-    def without_inner_k(self) -> "Conditions":
-        return self.with_inner_k(None)
-
-    def with_inner_k(self, inner_k: int | None) -> "Conditions":
-        return Conditions(**{**self.__dict__, "inner_k": inner_k})
-
     def title(self) -> str:
         """Return the quantity and the data, for example ``test log p(x), mnist/dynamic-v1``."""
         return f"{self.split} {self.quantity}, {self.protocol}"

@@ -1,5 +1,6 @@
 """Filters: conditions on the settings of a run, such as ``encoder=iwhvi``, ``k>=5``, ``encoder=gaussian,hvm``."""
 
+import contextlib
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,8 +52,7 @@ def parse(text: str) -> list[Condition]:
     """
     conditions: list[Condition] = []
     for piece in _pieces(text):
-        match = _WORDS.fullmatch(piece.strip())
-        if match:
+        if match := _WORDS.fullmatch(piece.strip()):
             key = match["key"].removesuffix(".name")
             conditions.append(Condition(key, match["sign"], (_value(match["value"]),)))
         elif conditions and conditions[-1].sign in ("=", "!=") and piece.strip():
@@ -61,7 +61,8 @@ def parse(text: str) -> list[Condition]:
         else:
             raise UserError(f"'{text}' is not a condition: write encoder=iwhvi, encoder=gaussian,hvm or 'k>=5'")
     for condition in conditions:
-        _check_order(condition)
+        if condition.sign in _ORDER and not isinstance(condition.values[0], int | float):
+            raise UserError(f"{condition}: {condition.sign} needs a number")
     return conditions
 
 
@@ -91,11 +92,6 @@ def check_known(keys: Iterable[str], known: Iterable[str]) -> None:
             raise UserError(f"no run has a setting '{key}'{did_you_mean(key, names)}; `vaebench show RUN` lists them")
 
 
-def _check_order(condition: Condition) -> None:
-    if condition.sign in _ORDER and not isinstance(condition.values[0], int | float):
-        raise UserError(f"{condition}: {condition.sign} needs a number")
-
-
 def _same(value: Scalar, wanted: Scalar) -> bool:
     if isinstance(value, bool) or isinstance(wanted, bool):
         return value is wanted
@@ -111,16 +107,11 @@ def _value(text: str) -> Scalar:
         value = yaml.safe_load(text.strip())
     except yaml.YAMLError:
         return text.strip()
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        return _number(value)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)  # YAML 1.1 reads 1e-3 as text
+        return value
     return value if isinstance(value, int | float | None) else text.strip()
-
-
-def _number(text: str) -> Scalar:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _pieces(text: str) -> Sequence[str]:

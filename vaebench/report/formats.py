@@ -1,7 +1,6 @@
 """A comparison as text: for a terminal, Markdown, CSV, JSON or LaTeX."""
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,12 @@ from vaebench.direction import Direction
 from vaebench.records.text import SIGNS, counted, encodable, number, wrapped
 from vaebench.records.text import table as text_table
 from vaebench.report.comparison import Comparison
+from vaebench.report.conditions import FOLLOWS_ENCODER
 from vaebench.report.differences import common_values, differing_settings, distinguishing_settings, label
 from vaebench.report.pairs import LEVEL, Interval, Pair
 from vaebench.report.tables import FACTS, Row, Table
 
-__all__ = ["FORMATS", "TYPOGRAPHIC", "ColumnChoice", "cells", "duration", "headings", "render"]
+__all__ = ["FORMATS", "TYPOGRAPHIC", "ColumnChoice", "cells", "duration", "headings"]
 
 TYPOGRAPHIC: dict[Direction, str] = dict(zip(Direction, ("=", "≥", "≤", "~"), strict=True))
 _LATEX_SIGNS: dict[Direction, str] = dict(zip(Direction, ("=", r"\geq", r"\leq", r"\sim"), strict=True))
@@ -42,10 +42,9 @@ def duration(seconds: float | None) -> str:
     """Return a time with two digits, in seconds, minutes or hours."""
     if seconds is None:
         return "-"
-    for limit, divisor, unit in ((100, 1, "s"), (100 * 60, 60, "min"), (math.inf, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / divisor:.2g} {unit}" if seconds / divisor < 10 else f"{seconds / divisor:.0f} {unit}"
-    raise AssertionError(seconds)
+    minutes, hours = seconds / 60, seconds / 3600
+    value, unit = (seconds, "s") if seconds < 100 else (minutes, "min") if minutes < 100 else (hours, "h")
+    return f"{value:.2g} {unit}" if value < 10 else f"{value:.0f} {unit}"
 
 
 def headings(table: Table, columns: Sequence[str]) -> list[str]:
@@ -76,7 +75,7 @@ def _estimator(row: Row, table: Table) -> str:
     words = [record.estimator]
     if record.inner_k is None and table.conditions.inner_k is not None:
         words.append("exact density")
-    words += [f"{name} {record.settings[name]}" for name in ("proposal", "initial") if name in record.settings]
+    words += [f"{name} {record.settings[name]}" for name in FOLLOWS_ENCODER if name in record.settings]
     return ", ".join(words)
 
 
@@ -84,11 +83,6 @@ def _shown(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def render(comparison: Comparison, output_format: str, choice: ColumnChoice, pairs: Pairs) -> str:
-    """Return the comparison and the paired differences in one of ``FORMATS``."""
-    return FORMATS[output_format](comparison, choice, pairs)
 
 
 def _terminal(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
@@ -135,22 +129,16 @@ def _pair_labels(pair: Pair, table: Table, choice: ColumnChoice) -> tuple[str, s
 
 
 def _pair_spread(pair: Pair) -> str:
-    over_seeds, over_images = pair.over_seeds, pair.over_images
-    words = []
-    if over_seeds is None:
-        words.append("no interval over seeds: one common seed")
-    else:
-        words.append(_interval(over_seeds, f"{over_seeds.n} common seeds"))
-    if over_images is not None:
-        words.append(_interval(over_images, f"{over_images.n:,} common images"))
+    words = [_interval(pair.over_seeds, "seeds") if pair.over_seeds else "no interval over seeds: one common seed"]
+    words += [_interval(pair.over_images, "images")] if pair.over_images else []
     return "; ".join(words)
 
 
-def _interval(interval: Interval, over: str) -> str:
+def _interval(interval: Interval, things: str) -> str:
     verdict = "" if interval.excludes_zero else ", contains 0"
-    digits = (interval.high - interval.mean,)
-    low, high = (f"{'+' if end >= 0 else ''}{number(end, *digits)}" for end in (interval.low, interval.high))
-    return f"[{low}, {high}] ({LEVEL:.0%} over {over}{verdict})"
+    half = interval.high - interval.mean
+    low, high = (f"{'+' if end >= 0 else ''}{number(end, half)}" for end in (interval.low, interval.high))
+    return f"[{low}, {high}] ({LEVEL:.0%} over {interval.n:,} common {things}{verdict})"
 
 
 def _remarks(comparison: Comparison) -> Iterator[str]:

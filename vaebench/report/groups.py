@@ -4,11 +4,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vaebench.report.charts import colour_class
 from vaebench.report.curves import Curve, curve, thinned
 from vaebench.report.runs import Run, Scalar
 
-__all__ = ["RunGroup", "mean_curve"]
+__all__ = ["STYLES", "RunGroup", "mean_curve"]
+
+_COLOURS, _DASHES = 8, 3
+STYLES = _COLOURS * _DASHES
+"""The number of different looks of a group: every colour with every kind of dashes."""
 
 _POINTS = 160  # of a curve: enough for a chart on a page
 
@@ -32,11 +35,11 @@ class RunGroup:
     @property
     def colour(self) -> str:
         """The classes of its colour and dashes."""
-        return colour_class(self.number)
+        return f"c{self.number % _COLOURS} d{self.number // _COLOURS % _DASHES}"
 
     @property
     def classes(self) -> str:
-        """The classes of everything that belongs to the group: its check box hides them."""
+        """The classes of every mark of the group: its check box hides them."""
         return f"s{self.number} {self.colour}"
 
     @property

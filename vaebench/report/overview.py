@@ -15,7 +15,7 @@ _HEAD = ("run", "state", "epoch", "result", "updated", "estimate")
 
 
 def overview(runs: Sequence[Run], damaged: Sequence[LeftOut], base: Path) -> str:
-    """Return a table of runs, with the errors of those that have no result, and a last line that counts the states.
+    """Return a table of runs, with the error of each run without a result, and a last line that counts the states.
 
     ``base`` is the folder to which the run folders are relative.
     """
@@ -55,7 +55,7 @@ def _progress(run: Run) -> str:
 
 
 def _latest_result(run: Run) -> tuple[str, str]:
-    """Return the number of the latest result, and what was estimated and how."""
+    """Return the number of the latest result, and its quantity and estimator."""
     if not run.results:
         return "-", "-"
     record = run.results[-1]

@@ -7,21 +7,19 @@ methods need only CSS. A content security policy in the page forbids every downl
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaebench import __version__
 from vaebench.records import format_line
 from vaebench.records.text import counted
 from vaebench.report import sections
-from vaebench.report.charts import FRAME, STYLES, Chart, colour_class, tick_text, triangle
+from vaebench.report.charts import FRAME, Chart, tick_text, triangle
 from vaebench.report.comparison import Comparison
 from vaebench.report.differences import common_values, distinguishing_settings, label
 from vaebench.report.formats import duration
-from vaebench.report.groups import RunGroup
+from vaebench.report.groups import STYLES, RunGroup
 from vaebench.report.run_summary import command_of, facts_of
 from vaebench.report.runs import Run
 from vaebench.report.tables import Table
@@ -64,7 +62,6 @@ def _environment() -> "Environment":
         finalize=_shown,
     )
     environment.globals.update(
-        colour_class=colour_class,
         command_of=command_of,
         counted=counted,
         duration=duration,
@@ -83,61 +80,52 @@ def _shown(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
 
 
-@dataclass(frozen=True)
-class _Section:
+class _Section(NamedTuple):
     """The part of the page about one data protocol; results on other data are not comparable."""
 
     name: str
-    number: int
+    place: str
+    """The anchor of the section."""
     groups: Sequence[RunGroup]
-    tables: Sequence[Table]
-
-    @property
-    def place(self) -> str:
-        """The anchor of the section."""
-        return f"data{self.number}"
-
-    @property
-    def results(self) -> list[sections.Results]:
-        keys = distinguishing_settings([group.settings for group in self.groups])
-        named = {group.name: group for group in self.groups}
-        return [sections.results(table, named, keys) for table in self.tables]
-
-    @cached_property
-    def curves(self) -> list[Chart]:
-        return sections.curves(self.place, self.groups, self.tables)
-
-    @property
-    def about_curves(self) -> str:
-        return sections.about_curves([run for group in self.groups for run in group.runs])
-
-    @cached_property
-    def diagnostics(self) -> sections.DiagnosticsTable | None:
-        return sections.diagnostics(self.groups)
-
-    @property
-    def pictures(self) -> list[sections.PicturesOfKind]:
-        return sections.pictures_by_kind(self.groups)
+    results: Sequence[sections.Results]
+    curves: Sequence[Chart]
+    about_curves: str
+    diagnostics: sections.DiagnosticsTable | None
+    pictures: Sequence[sections.PicturesOfKind]
 
 
 def _by_data(runs: Sequence[Run], comparison: Comparison) -> list[_Section]:
     """Return a section for each protocol; the section of the largest table is first."""
-    of_method: dict[str, list[Run]] = defaultdict(list)
-    for run in [*comparison.runs, *runs]:  # in the order of the tables
-        if all(run.folder.path != other.folder.path for other in of_method[run.method]):
-            of_method[run.method].append(run)
-    by_data: dict[str, list[list[Run]]] = defaultdict(list)
-    for group in of_method.values():
+    of_method: dict[str, dict[Path, Run]] = defaultdict(dict)
+    for run in [*(run for table in comparison.tables for run in table.runs), *runs]:  # in the order of the tables
+        of_method[run.method].setdefault(run.folder.path, run)
+    by_data: dict[str, list[Sequence[Run]]] = defaultdict(list)
+    for found in of_method.values():
+        group = list(found.values())
         by_data[_data_of(group[0])].append(group)
-    found: list[_Section] = []
-    count = 0
+    count, parts = 0, []
     for number, (name, grouped) in enumerate(by_data.items()):
         groups = _groups(grouped, first=count)
         # The groups of each section start with the first colour.
         count += math.ceil(len(groups) / STYLES) * STYLES
         tables = [table for table in comparison.tables if _data_of(table.runs[0]) == name]
-        found.append(_Section(name, number, groups, tables))
-    return found
+        parts.append(_section(name, f"data{number}", groups, tables))
+    return parts
+
+
+def _section(name: str, place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> _Section:
+    keys = distinguishing_settings([group.settings for group in groups])
+    named = {group.name: group for group in groups}
+    return _Section(
+        name,
+        place,
+        groups,
+        results=[sections.results(table, named, keys) for table in tables],
+        curves=sections.curves(place, groups, tables),
+        about_curves=sections.about_curves([run for group in groups for run in group.runs]),
+        diagnostics=sections.diagnostics(groups),
+        pictures=sections.pictures_by_kind(groups),
+    )
 
 
 def _groups(grouped: Sequence[Sequence[Run]], first: int) -> list[RunGroup]:
@@ -152,5 +140,7 @@ def _groups(grouped: Sequence[Sequence[Run]], first: int) -> list[RunGroup]:
 
 
 def _data_of(run: Run) -> str:
-    dataset = run.config.dataset
-    return run.manifest.get("dataset", {}).get("protocol") or f"{dataset.name}, {dataset.binarization}"
+    """Return the protocol of a run's data, also of a run whose manifest was moved away."""
+    dataset, recorded = run.config.dataset, run.manifest.get("dataset", {}).get("protocol")
+    evaluated = run.results[0].protocol if run.results else None
+    return recorded or evaluated or f"{dataset.name}, {dataset.binarization}"

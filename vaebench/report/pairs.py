@@ -114,7 +114,7 @@ def _over_images(first: Row, second: Row, seeds: Sequence[int]) -> Interval | No
 
 
 def _others(first: Row, second: Row, named: set[str]) -> list[str]:
-    """Return the settings in which two rows differ, without the named ones and those of a named choice."""
+    """Return the settings in which two rows differ, without the named settings and the settings of a named choice."""
     return [
         key
         for key in differing_settings([first.settings, second.settings])

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from vaebench.config import describe
@@ -99,7 +98,7 @@ def _data(dataset: dict[str, str]) -> str:
 
 
 def _curve(run: Run) -> Iterator[str]:
-    """Yield a plot of the validation curve, or of the training curve where there are fewer than two validations."""
+    """Yield a plot of the validation curve, or of the training curve if there are fewer than two validations."""
     found = next((c for tag in (VALIDATION, TRAINING) if len((c := curve(run, tag)).values) > 1), None)
     if found is None:
         return
@@ -124,13 +123,10 @@ def _files(run: Run) -> Iterator[str]:
     """Yield the files of the run with their sizes."""
     yield "files"
     base = run.folder.path
-    paths = sorted(path for path in base.rglob("*") if path.is_file() and not _hidden(path.relative_to(base)))
-    rows = [(f"  {path.relative_to(base)}", _size(path.stat().st_size)) for path in paths]
+    files = sorted(path for path in base.rglob("*") if path.is_file())
+    paths = [(path.relative_to(base), path.stat().st_size) for path in files]
+    rows = [(f"  {path}", _size(size)) for path, size in paths if not any(p.startswith(".") for p in path.parts)]
     yield table(("file", "size"), rows, keep=("size",), titles=False)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _size(count: int) -> str:

@@ -79,10 +79,13 @@ class Run:
         return read_metrics(self.folder)
 
     @cached_property
+    def last_metrics(self) -> dict[str, Any] | None:
+        return last_metrics(self.folder)
+
+    @property
     def epochs_done(self) -> float:
         """The number of epochs trained so far."""
-        last = last_metrics(self.folder)
-        return 0.0 if last is None else float(last["epoch"])
+        return float(self.last_metrics["epoch"]) if self.last_metrics else 0.0
 
     @property
     def updated(self) -> datetime | None:

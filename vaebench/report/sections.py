@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from vaebench.direction import Direction
-from vaebench.records import Diagnostic, Diagnostics, last_metrics, read_diagnostics
+from vaebench.records import Diagnostic, Diagnostics, read_diagnostics
 from vaebench.records.text import number, with_error
-from vaebench.report.charts import BarChart, Chart, Point, Series, axes_of, percent, ticks
+from vaebench.report.charts import BarChart, Chart, Point, Series, axes_of, percent, ticks, typographic
 from vaebench.report.curves import VALIDATION, Curve
 from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings
 from vaebench.report.groups import RunGroup, mean_curve
@@ -28,10 +28,6 @@ __all__ = [
 
 MOST_PICTURED = 24  # groups
 _SMALL = 300  # pixels
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 # Results --------------------------------------------------------------------------------------------------
@@ -57,11 +53,9 @@ class ResultRow(NamedTuple):
 class Results(NamedTuple):
     """A table of results, drawn on a common scale and as numbers."""
 
-    title: str
-    about: str
+    table: Table
     rows: list[ResultRow]
     ticks: list[tuple[str, str]]
-    notes: list[str]
     head: list[tuple[str, bool]]
     """The title of each column, and whether it holds numbers."""
     lines: list[list[tuple[str, bool]]]
@@ -74,16 +68,13 @@ def results(table: Table, groups: Mapping[str, RunGroup], keys: Sequence[str]) -
     # All columns are numbers but the settings and the estimator.
     numeric = [i == 0 or (i > len(keys) and name != "estimator") for i, name in enumerate(head)]
     lines = [
-        [(_minus(text) if end else text, end) for text, end in zip(texts, numeric, strict=True)]
+        [(typographic(text) if end else text, end) for text, end in zip(texts, numeric, strict=True)]
         for texts in (cells(table, row, keys, TYPOGRAPHIC) for row in table.rows)
     ]
-    conditions = table.conditions
     return Results(
-        title=f"{conditions.split} {conditions.quantity}",
-        about=", ".join([conditions.protocol, *conditions.words()]),
+        table,
         rows=[_result_row(row, groups[row.method], low, high) for row in table.rows],
-        ticks=[(percent(low, high, value), _minus(f"{value:g}")) for value in ticks(low, high)],
-        notes=list(table.notes()),
+        ticks=[(percent(low, high, value), typographic(f"{value:g}")) for value in ticks(low, high)],
         head=list(zip(head, numeric, strict=True)),
         lines=lines,
     )
@@ -106,7 +97,7 @@ def _result_row(row: Row, group: RunGroup, low: float, high: float) -> ResultRow
     return ResultRow(
         group=group,
         rank="" if row.rank is None else str(row.rank),
-        value=f"{TYPOGRAPHIC[direction]} {_minus(number(row.mean, *errors))}{row.marks}",
+        value=f"{TYPOGRAPHIC[direction]} {typographic(number(row.mean, *errors))}{row.marks}",
         errors=f"± {number(row.stderr, *errors)}, {spread}",
         words=f"{direction.replace('_', ' ')} {row.mean:.2f}, error over images {row.stderr:.2f}",
         direction=direction,
@@ -166,25 +157,25 @@ def _curves(name: str, title: str, x_label: str, found: Sequence[_CurvesOfGroup]
             mean = mean_curve(own)
             last = f": {mean.values[-1]:.2f} at epoch {mean.epochs[-1]:g}" if mean.values else ""
             seeds = [line(curve) for curve in own] if len(own) > 1 else []
-            series.append(Series(group.number, group.title + last, line(mean), seeds))
-    return Chart(name, title, x_label, "nats per image", axes_of(series), series) if series else None
+            series.append(Series(group, group.title + last, line(mean), seeds))
+    return Chart(name, title, x_label, axes_of(series), series) if series else None
 
 
 def _compute(name: str, table: Table, groups: Mapping[str, RunGroup]) -> Chart | None:
     """Return results against seconds of training; None where no run recorded its time."""
     found = [(groups[row.method], _points(row, groups[row.method])) for row in table.rows]
-    series = [Series(group.number, group.title, points=points) for group, points in found if points]
+    series = [Series(group, group.title, points=points) for group, points in found if points]
     effort = "" if table.conditions.k is None else f" k={table.conditions.k},"
     title = f"{table.conditions.split} {table.conditions.quantity},{effort} against compute"
     if not series:
         return None
     axes = axes_of(series, spread=True)
-    return Chart(f"compute-{name}", title, "seconds of training", "nats per image", axes, series)
+    return Chart(f"compute-{name}", title, "seconds of training", axes, series)
 
 
 def _points(row: Row, group: RunGroup) -> list[Point]:
-    """Return a point for the mean over seeds, and one for each seed where there are several."""
-    timed = [(run, record, seconds) for run, record in row.results if (seconds := _training_seconds(run)) is not None]
+    """Return a point for the mean over seeds, and a point for each seed if there are several."""
+    timed = [(run, record, float(run.last_metrics["wall"])) for run, record in row.results if run.last_metrics]
     if not timed:
         return []
     title, direction = group.title, row.record.direction
@@ -194,11 +185,6 @@ def _points(row: Row, group: RunGroup) -> list[Point]:
         seeds.append(Point(seconds, record.mean, 0.0, direction, words, main=False))
     x = sum(seconds for *_, seconds in timed) / len(timed)
     return [*seeds, Point(x, row.mean, row.stderr, direction, f"{title}: {row.mean:.2f}, {duration(x)}")]
-
-
-def _training_seconds(run: Run) -> float | None:
-    last = last_metrics(run.folder)
-    return None if last is None else float(last["wall"])
 
 
 # Diagnostics ----------------------------------------------------------------------------------------------
@@ -238,7 +224,7 @@ def _kl_figures(group: RunGroup, run: Run, values: Diagnostics) -> Iterator[BarC
     for name, title in _KL_NAMES.items():
         if numbers := values.coordinates.get(name):
             caption = f"{group.title}, seed {run.seed}: {title}"
-            yield BarChart(caption, f"{title}, {group.title}", numbers, group.number, "nats")
+            yield BarChart(group, caption, f"{title}, {group.title}", numbers)
 
 
 def _measure(measure: Diagnostic | None) -> str:
@@ -247,7 +233,7 @@ def _measure(measure: Diagnostic | None) -> str:
     sign = "" if measure.direction is Direction.EXACT else f"{TYPOGRAPHIC[measure.direction]} "
     plain = f"{measure.value:.4g}"
     value = plain if measure.stderr is None else with_error(measure.value, measure.stderr, sign="±")
-    return f"{sign}{_minus(value)} {measure.unit}".strip()
+    return f"{sign}{typographic(value)} {measure.unit}".strip()
 
 
 # Pictures -------------------------------------------------------------------------------------------------

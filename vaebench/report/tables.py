@@ -3,45 +3,17 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vaebench.config import describe
 from vaebench.records import ResultRecord
 from vaebench.records.text import counted
-from vaebench.report.conditions import FOLLOWS_ENCODER, LOG_LIKELIHOOD, Conditions, Result
+from vaebench.report.conditions import LOG_LIKELIHOOD, Conditions, Result
 from vaebench.report.runs import Run, Scalar
 
 __all__ = ["FACTS", "Row", "Table"]
-
-FACTS = (
-    "rank",
-    "direction",
-    "mean",
-    "sd",
-    "n",
-    "stderr",
-    "seeds",
-    "estimator",
-    "proposal",
-    "initial",
-    "result.k",
-    "result.inner_k",
-    "split",
-    "protocol",
-    "n_images",
-    "quantity",
-    "epoch",
-    "wall_seconds",
-    "evaluation_seconds",
-    "parameters",
-    "device",
-    "method",
-    "unfinished",
-    "stopped_early",
-)
-"""The columns that are not settings; :meth:`Row.facts` returns their values."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +76,6 @@ class Row:
         return "*" * bool(self.unfinished) + "^" * bool(self.stopped_early)
 
     @property
-    def epochs(self) -> tuple[float, float]:
-        """The fewest and the most epochs after which the evaluated weights were saved."""
-        epochs = [result.record.epoch for result in self.results]
-        return min(epochs), max(epochs)
-
-    @property
     def wall_seconds(self) -> float | None:
         """Mean over seeds of the seconds spent on a run; None where a run did not record them."""
         seconds = [result.run.wall_seconds for result in self.results]
@@ -118,33 +84,36 @@ class Row:
 
     def facts(self) -> dict[str, Any]:
         """Return the value of every name in ``FACTS``."""
-        record = self.record
-        lowest, highest = self.epochs
-        return {
-            "rank": self.rank,
-            "direction": record.direction,
-            "mean": self.mean,
-            "sd": self.sd,
-            "n": self.n,
-            "stderr": self.stderr,
-            "seeds": " ".join(map(str, self.seeds)),
-            "estimator": record.estimator,
-            **{name: record.settings.get(name) for name in FOLLOWS_ENCODER},
-            "result.k": record.k,
-            "result.inner_k": record.inner_k,
-            "split": record.split,
-            "protocol": record.protocol,
-            "n_images": record.n_images,
-            "quantity": record.quantity,
-            "epoch": f"{lowest:g}" if lowest == highest else f"{lowest:g} to {highest:g}",
-            "wall_seconds": self.wall_seconds,
-            "evaluation_seconds": statistics.fmean(result.record.seconds for result in self.results),
-            "parameters": self.results[0].run.parameters,
-            "device": self.results[0].run.manifest.get("device"),
-            "method": self.method,
-            "unfinished": len(self.unfinished),
-            "stopped_early": len(self.stopped_early),
-        }
+        return {name: fact(self) for name, fact in FACTS.items()}
+
+
+FACTS: dict[str, Callable[[Row], Any]] = {
+    "rank": lambda row: row.rank,
+    "direction": lambda row: row.record.direction,
+    "mean": lambda row: row.mean,
+    "sd": lambda row: row.sd,
+    "n": lambda row: row.n,
+    "stderr": lambda row: row.stderr,
+    "seeds": lambda row: " ".join(map(str, row.seeds)),
+    "estimator": lambda row: row.record.estimator,
+    "proposal": lambda row: row.record.settings.get("proposal"),
+    "initial": lambda row: row.record.settings.get("initial"),
+    "result.k": lambda row: row.record.k,
+    "result.inner_k": lambda row: row.record.inner_k,
+    "split": lambda row: row.record.split,
+    "protocol": lambda row: row.record.protocol,
+    "n_images": lambda row: row.record.n_images,
+    "quantity": lambda row: row.record.quantity,
+    "epoch": lambda row: _span([result.record.epoch for result in row.results]),
+    "wall_seconds": lambda row: row.wall_seconds,
+    "evaluation_seconds": lambda row: statistics.fmean(result.record.seconds for result in row.results),
+    "parameters": lambda row: row.results[0].run.parameters,
+    "device": lambda row: row.results[0].run.manifest.get("device"),
+    "method": lambda row: row.method,
+    "unfinished": lambda row: len(row.unfinished),
+    "stopped_early": lambda row: len(row.stopped_early),
+}
+"""The columns that are not settings, by name."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +129,7 @@ class Table:
 
     def notes(self) -> Iterator[str]:
         """Yield the facts that limit what the order of the rows means."""
+        planned = self.conditions.epochs
         single = sum(row.n == 1 for row in self.rows)
         if single:
             which = "each method" if single == len(self.rows) else f"{single} of {len(self.rows)} methods"
@@ -170,20 +140,21 @@ class Table:
             yield f"sorted, but not ranked: a higher {self.conditions.quantity} is not necessarily better"
         if self.conditions.upper:
             yield "a higher upper bound does not mean a better model: these rows have no rank"
-        if unfinished := [run.epochs_done for row in self.rows for run in row.unfinished]:
-            yield f"{counted(len(unfinished), 'run')} (marked *) did not finish: {self._span(unfinished)}"
+        if cut := [run.epochs_done for row in self.rows for run in row.unfinished]:
+            yield f"{counted(len(cut), 'run')} (marked *) did not finish: {_span(cut)} of {planned} epochs"
         if early := [run.stopped_early["epoch"] for run in self.runs if run.stopped_early]:
-            yield f"{counted(len(early), 'run')} (marked ^) stopped early: {self._span(early)}"
+            yield f"{counted(len(early), 'run')} (marked ^) stopped early: {_span(early)} of {planned} epochs"
         schedules = Counter(note for run in self.runs for note in describe.schedules_past_the_end(run.config))
         yield from (f"{counted(count, 'run')}: {note}" for note, count in schedules.items())
         yield from self._code()
-
-    def _span(self, epochs: Sequence[float]) -> str:
-        low, high = f"{min(epochs):.0f}", f"{max(epochs):.0f}"
-        return f"{low if low == high else f'{low} to {high}'} of {self.conditions.epochs} epochs"
 
     def _code(self) -> Iterator[str]:
         states = [run.manifest.get("git") for run in self.runs]
         commits = {state["commit"][:8] for state in states if state and state.get("commit")}
         if len(commits) > 1:
             yield f"the runs were trained by {len(commits)} versions of the code: {', '.join(sorted(commits))}"
+
+
+def _span(epochs: Sequence[float]) -> str:
+    low, high = f"{min(epochs):.0f}", f"{max(epochs):.0f}"
+    return low if low == high else f"{low} to {high}"
