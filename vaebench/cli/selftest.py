@@ -46,10 +46,7 @@ class Settings:
 
 def run(words: list[str]) -> int:
     """Run ``vaebench selftest <words>`` and return the exit code."""
-    parsed = parse(words, SELFTEST)
-    if "--help" in parsed.flags:
-        print(HELP, end="")
-        return 0
+    parsed = parse(words, SELFTEST, HELP)
     if "--list" in parsed.flags:
         width = max(map(len, CHECKS))
         print("\n".join(f"{name:<{width}}  {about}" for name, about in CHECKS.items()))
