@@ -36,8 +36,8 @@ T = TypeVar("T")
 def flags(*specs: str) -> dict[str, str]:
     """Return a map from each spelling of a flag to its long name; ``--help`` is always among them.
 
-    A spec is the long name, with a short one before it if there is one, for example ``-o --output=``. A long name that
-    ends in "=" takes a value; one that ends in "?=" takes an optional value.
+    A spec is the long name, with a short one before it if there is one, for example ``-o --output=``. A long name takes
+    a value if it ends in "=", and an optional value if it ends in "?=".
     """
     spellings = [spec.split() for spec in ("-h --help", *specs)]
     return {word.rstrip("?="): words[-1] for words in spellings for word in words}

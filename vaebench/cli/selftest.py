@@ -36,7 +36,7 @@ examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class SelftestSettings:
     """The settings of the command."""
 
     device: Device = "auto"
@@ -52,7 +52,7 @@ def run(words: list[str]) -> int:
         print("\n".join(f"{name:<{width}}  {about}" for name, about in CHECKS.items()))
         return 0
     checks = chosen([word for word in parsed.flags.get("--only", "").split(",") if word])
-    given = settings(parsed.rest, Settings)
+    given = settings(parsed.rest, SelftestSettings)
     output = target(parsed)
     return carry_out(checks, given, output)
 
@@ -67,7 +67,7 @@ def target(parsed: Parsed) -> Path | None:
     return path
 
 
-def carry_out(checks: list[str], given: Settings, output: Path | None) -> int:
+def carry_out(checks: list[str], given: SelftestSettings, output: Path | None) -> int:
     """Run the checks; print the rows of each check when it ends."""
     import torch
 
