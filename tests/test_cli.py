@@ -458,7 +458,7 @@ def test_data(folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pyte
     [
         ("mnst", "mnist"),
         ("mnist5k binarization=foo", "foo"),
-        ("mnist5k seed=x", "seed must be a whole number, not 'x'"),
+        ("mnist5k seed=x", "seed must be an integer, got 'x'"),
         ("mnist5k sed=1", "unknown key sed (did you mean 'seed'?)"),
         ("split=iwae", "missing DATASET"),
         ("--foo", "unknown flag --foo"),

@@ -155,9 +155,9 @@ def test_weights_that_are_not_finite_are_reported(default_data_dir: Path):
     ("word", "message"),
     [
         ("imges=3", "unknown key imges .did you mean 'images'"),
-        ("draws=5", "draws must be an even number from 4 on"),
-        ("images=1", "images must be at least 2"),
-        ("gradients=2", "gradients must be 0 .none. or 4 and more"),
+        ("draws=5", "draws must be an even number >= 4"),
+        ("images=1", "images must be >= 2"),
+        ("gradients=2", "gradients must be 0 .none. or >= 4"),
         ("split=tset", "did you mean 'test'"),
         ("k=x", "k must be an integer"),
         ("k=[", "k must be an integer"),

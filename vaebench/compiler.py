@@ -114,7 +114,8 @@ class Compiler:
 def difference(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
     """Return the largest relative error of values and gradients: lists [value, gradient, ...] of detached tensors.
 
-    The error of a value is relative to its size, but absolute below 1; that of the gradients is relative to their norm.
+    The error of a value is relative to its size, but absolute below 1. The error of the gradients is relative to their
+    norm.
     """
     value = ((got[0] - wanted[0]).abs() / wanted[0].abs().clamp(min=1)).max()
     if len(wanted) == 1:

@@ -82,7 +82,7 @@ class Experiment:
         return replace(self, config=replace(self.config, estimator=replace(self.config.estimator, **changes)))
 
     def autocast(self, precision: str | None = None) -> AbstractContextManager[Any]:
-        """Return the precision of the networks, as a context: that of the training, unless another is given."""
+        """Return the precision of the networks, as a context: the training's precision, unless another is given."""
         return runtime.autocast(self.device, precision or self.config.trainer.precision)()
 
 

@@ -7,10 +7,12 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy
 import torch
+from torch.distributions import Distribution
 
 __all__ = ["isolated"]
 
@@ -23,7 +25,7 @@ def isolated() -> Iterator[None]:
     checks of distributions, all random states, numpy's error handling, warning filters, matplotlib's settings, the
     environment and the working folder. Memory on a GPU is freed.
     """
-    put_back = [*_torch_settings(), *_other_settings()]
+    put_back = [partial(restore, read()) for read, restore in SETTINGS]
     try:
         with warnings.catch_warnings():
             yield
@@ -35,42 +37,13 @@ def isolated() -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def _torch_settings() -> list[Callable[[], Any]]:
-    """Return functions that restore torch's current global settings."""
-    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
-    gradients, checks = torch.is_grad_enabled(), torch.distributions.Distribution._validate_args
-    strict = torch.are_deterministic_algorithms_enabled()
-    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
-    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
-    benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
-    state = torch.get_rng_state()
-    return [
-        lambda: torch.set_default_dtype(dtype),
-        # torch keeps a mode for every device that was set, including the CPU; None removes it.
-        lambda: torch.set_default_device(None if device.type == "cpu" else device),
-        lambda: torch.set_num_threads(threads),
-        lambda: torch.set_grad_enabled(gradients),
-        lambda: torch.distributions.Distribution.set_default_validate_args(checks),
-        lambda: torch.use_deterministic_algorithms(strict, warn_only=lenient),
-        lambda: torch.set_float32_matmul_precision(precision),
-        lambda: setattr(cudnn, "benchmark", benchmark),
-        lambda: setattr(cudnn, "deterministic", deterministic),
-        lambda: torch.set_rng_state(state),
-    ]
+def _determinism() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def _other_settings() -> list[Callable[[], Any]]:
-    """Return functions that restore the current global settings of Python, numpy and matplotlib."""
-    python, drawn, errors = random.getstate(), numpy.random.get_state(), numpy.geterr()
-    environment, folder = dict(os.environ), os.getcwd()
-    return [
-        lambda: random.setstate(python),
-        lambda: numpy.random.set_state(drawn),
-        lambda: numpy.seterr(**errors),
-        lambda: _restore_environment(environment),
-        lambda: os.chdir(folder),
-        _plotting_settings(),
-    ]
+def _set_device(device: torch.device) -> None:
+    # torch keeps a mode for every device that was set, including the CPU; None removes it.
+    torch.set_default_device(None if device.type == "cpu" else device)
 
 
 def _restore_environment(environment: dict[str, str]) -> None:
@@ -82,19 +55,41 @@ def _restore_environment(environment: dict[str, str]) -> None:
             os.environ[name] = value
 
 
-def _plotting_settings() -> Callable[[], None]:
-    """Return a function that restores matplotlib's current settings, or its defaults if it is not imported yet."""
-    before = sys.modules.get("matplotlib")
-    settings: dict[str, Any] | None = None if before is None else dict(before.rcParams)
+def _plotting_settings() -> dict[str, Any] | None:
+    """Return matplotlib's current settings, or None if it is not imported yet."""
+    matplotlib = sys.modules.get("matplotlib")
+    return None if matplotlib is None else dict(matplotlib.rcParams)
 
-    def restore() -> None:
-        matplotlib = sys.modules.get("matplotlib")
-        if matplotlib is None:
-            return
-        if "matplotlib.pyplot" in sys.modules:
-            sys.modules["matplotlib.pyplot"].close("all")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # copying reads and writes deprecated settings
-            matplotlib.rcParams.update(matplotlib.rcParamsOrig if settings is None else settings)
 
-    return restore
+def _restore_plotting(settings: dict[str, Any] | None) -> None:
+    """Restore matplotlib's settings; None: its defaults."""
+    matplotlib = sys.modules.get("matplotlib")
+    if matplotlib is None:
+        return
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # copying reads and writes deprecated settings
+        matplotlib.rcParams.update(matplotlib.rcParamsOrig if settings is None else settings)
+
+
+_cudnn = torch.backends.cudnn
+# The functions that read and restore each setting.
+SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, _set_device),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (lambda: Distribution._validate_args, Distribution.set_default_validate_args),
+    (_determinism, lambda modes: torch.use_deterministic_algorithms(modes[0], warn_only=modes[1])),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (lambda: _cudnn.benchmark, partial(setattr, _cudnn, "benchmark")),
+    (lambda: _cudnn.deterministic, partial(setattr, _cudnn, "deterministic")),
+    (torch.get_rng_state, torch.set_rng_state),
+    (random.getstate, random.setstate),
+    (numpy.random.get_state, numpy.random.set_state),
+    (numpy.geterr, lambda errors: numpy.seterr(**errors)),
+    (lambda: dict(os.environ), _restore_environment),
+    (os.getcwd, os.chdir),
+    (_plotting_settings, _restore_plotting),
+]

@@ -229,7 +229,10 @@ class Interruption:
             yield self  # only the main thread may set handlers
             return
         kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        kept |= {number: handler for number, handler in _batch_system_handlers().items() if callable(handler)}
+        for name in ("SIGUSR1", "SIGUSR2"):
+            number = getattr(signal, name, None)  # Windows has neither
+            if number is not None and callable(signal.getsignal(number)):
+                kept[number] = signal.getsignal(number)
         for number in kept:
             signal.signal(number, self._note)
         try:
@@ -243,8 +246,3 @@ class Interruption:
             self.signal, self._noted_at = number, time.monotonic()
         elif time.monotonic() - self._noted_at > _SAME_PRESS:
             raise KeyboardInterrupt
-
-
-def _batch_system_handlers() -> dict[int, Any]:
-    names = ("SIGUSR1", "SIGUSR2")  # Windows has neither
-    return {number: signal.getsignal(number) for name in names if (number := getattr(signal, name, None)) is not None}

@@ -11,7 +11,7 @@ from vaebench.errors import UserError, did_you_mean
 
 __all__ = ["main"]
 
-# The command, its module in this package, and one line about it.
+# The command, its function (MODULE:FUNCTION, by default MODULE:run), and one line about it.
 COMMANDS = {
     "train": ("train", "train a model and evaluate it; run the same command again to resume"),
     "tune": ("tune", "search for the settings with the best validation log-likelihood"),
@@ -23,10 +23,10 @@ COMMANDS = {
     "show": ("show", "show one run: settings, command, machine, learning curve, results"),
     "list": ("listing", "list the choices of the config groups, or the runs in a folder"),
     "data": ("data", "list, download, verify and prepare datasets"),
-    "sample": ("sample", "draw samples from the prior of finished runs as a PNG"),
-    "reconstruct": ("reconstruct", "draw images and their reconstructions"),
-    "interpolate": ("interpolate", "draw paths between images through latent space"),
-    "traverse": ("traverse", "draw an image with one latent coordinate changed at a time"),
+    "sample": ("pictures:sample", "draw samples from the prior of finished runs as a PNG"),
+    "reconstruct": ("pictures:reconstruct", "draw images and their reconstructions"),
+    "interpolate": ("pictures:interpolate", "draw paths between images through latent space"),
+    "traverse": ("pictures:traverse", "draw an image with one latent coordinate changed at a time"),
     "selftest": ("selftest", "compare what this machine computes with exact answers"),
 }
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code.
 
     Args:
-        argv: the words after ``vaebench``; by default those of ``sys.argv``.
+        argv: the words after ``vaebench``; by default from ``sys.argv``.
 
     Returns:
         0: success; 1: the work failed; 2: the request was invalid; 130, 143: stopped by SIGINT, SIGTERM.
@@ -77,4 +77,5 @@ def dispatch(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         hint = did_you_mean(words[0], COMMANDS)
         raise UserError(f"there is no command '{words[0]}'{hint}; commands: {', '.join(COMMANDS)}")
-    return importlib.import_module(f"vaebench.cli.{COMMANDS[words[0]][0]}").run(words[1:])
+    module, _, function = COMMANDS[words[0]][0].partition(":")
+    return getattr(importlib.import_module(f"vaebench.cli.{module}"), function or "run")(words[1:])

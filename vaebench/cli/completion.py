@@ -4,10 +4,15 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import Any
 
+from vaebench.cli.data import DataSettings
 from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, REPORT, SHOW, TRAIN, TUNE
+from vaebench.cli.selftest import SelftestSettings
 from vaebench.config.catalog import config_dir, described, groups
+from vaebench.config.diagnosis import Diagnosis
 from vaebench.config.words import key_value
+from vaebench.datasets.catalog import NAMES
 from vaebench.errors import UserError
 from vaebench.selftest import CHECKS
 
@@ -72,18 +77,9 @@ def no_job(cfg: object) -> None:
     raise AssertionError(f"completion ran a job: {cfg}")
 
 
-def dataset_words() -> list[str]:
-    """Return the words that may follow `vaebench data`."""
-    from vaebench.datasets.catalog import NAMES
-
-    return [*NAMES, "data_dir=", "binarization=", "split=", "seed=", "--no-download", "--rebuild"]
-
-
-def diagnosis_keys() -> list[str]:
-    """Return the settings of `vaebench diagnose`; without a match the shell offers file names."""
-    from vaebench.config.diagnosis import Diagnosis
-
-    return [f"{field.name}=" for field in fields(Diagnosis)]
+def keys_of(schema: Any) -> list[str]:
+    """Return the settings of a command; without a match the shell offers file names."""
+    return [f"{field.name}=" for field in fields(schema)]
 
 
 # Commands whose settings hydra completes.
@@ -99,7 +95,7 @@ FLAGS = {
 }
 LISTS: dict[str, Callable[[], list[str]]] = {
     "list": lambda: [*groups([config_dir()]), "runs"],
-    "data": dataset_words,
-    "diagnose": diagnosis_keys,
-    "selftest": lambda: [*CHECKS, "device=", "threads=", "seed=", "--only", "--list", "--output"],
+    "data": lambda: [*NAMES, *keys_of(DataSettings), "--no-download", "--rebuild"],
+    "diagnose": lambda: keys_of(Diagnosis),
+    "selftest": lambda: [*CHECKS, *keys_of(SelftestSettings), "--only", "--list", "--output"],
 }

@@ -1,14 +1,10 @@
 """`vaebench diagnose`: measure the posteriors and gradients of finished runs."""
 
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vaebench.cli.each_run import RunJob, each_run, run_words
 from vaebench.cli.flags import DIAGNOSE, settings
-
-if TYPE_CHECKING:
-    from vaebench.config.diagnosis import Diagnosis
+from vaebench.config.diagnosis import Diagnosis
 
 __all__ = ["run"]
 
@@ -32,17 +28,8 @@ examples:
 def run(words: list[str]) -> int:
     """Carry out ``vaebench diagnose <words>`` and return the exit code."""
     given = run_words(words, DIAGNOSE, HELP)
-    if given is None:
-        return 0
-    from vaebench.config.diagnosis import Diagnosis
-
     checked = settings(given.settings, Diagnosis)
-    jobs = [RunJob(folder, [], partial(diagnose_run, folder, checked)) for folder in given.folders]
+    from vaebench.diagnose import diagnose  # here, because it imports torch
+
+    jobs = [RunJob(folder, [], partial(diagnose, folder, checked)) for folder in given.folders]
     return each_run(jobs, "diagnoses")
-
-
-def diagnose_run(folder: Path, checked: "Diagnosis") -> None:
-    """Diagnose one run."""
-    from vaebench.diagnose import diagnose
-
-    diagnose(folder, checked)

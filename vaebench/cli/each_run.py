@@ -20,16 +20,14 @@ class RunWords(NamedTuple):
     flags: dict[str, str]
 
 
-def run_words(words: Sequence[str], flags: Mapping[str, str], help_text: str) -> RunWords | None:
-    """Separate the words of a command; after ``--help``, print ``help_text`` and return None.
+def run_words(words: Sequence[str], flags: Mapping[str, str], help_text: str) -> RunWords:
+    """Separate the words of a command; with ``--help`` among them, print ``help_text`` and exit.
 
     Raises:
+        SystemExit: the help text was printed.
         UserError: a flag is invalid, or a path is missing or holds no run.
     """
-    parsed = parse(words, flags)
-    if "--help" in parsed.flags:
-        print(help_text, end="")
-        return None
+    parsed = parse(words, flags, help_text)
     paths, settings = path_words(parsed.rest)
     if not paths:
         raise UserError("missing RUN: give a run folder or a folder of runs")

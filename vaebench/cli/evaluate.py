@@ -33,8 +33,6 @@ examples:
 def run(words: list[str]) -> int:
     """Carry out ``vaebench evaluate <words>`` and return the exit code."""
     given = run_words(words, EVALUATE, HELP)
-    if given is None:
-        return 0
     jobs = [job for folder in given.folders for job in evaluations_of(folder, given.settings)]
     return each_run(jobs, "evaluations", headings=True)
 

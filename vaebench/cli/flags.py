@@ -12,6 +12,7 @@ from vaebench.errors import UserError, did_you_mean
 __all__ = [
     "BOARD",
     "COMPARE",
+    "DATA",
     "DIAGNOSE",
     "EVALUATE",
     "HELP",
@@ -35,8 +36,8 @@ T = TypeVar("T")
 def flags(*specs: str) -> dict[str, str]:
     """Return a map from each spelling of a flag to its long name; ``--help`` is always among them.
 
-    A spec is the long name, with a short one before it if there is one, for example ``-o --output=``. A long name that
-    ends in "=" takes a value; one that ends in "?=" takes an optional value.
+    A spec is the long name, with a short one before it if there is one, for example ``-o --output=``. A long name takes
+    a value if it ends in "=", and an optional value if it ends in "?=".
     """
     spellings = [spec.split() for spec in ("-h --help", *specs)]
     return {word.rstrip("?="): words[-1] for words in spellings for word in words}
@@ -65,6 +66,7 @@ REPORT = flags("-o --output=", "--title=", "--quantity=", "--unfinished")
 BOARD = flags("--port=", "--host=", "--open")
 TUNE = flags("--trials=", "--prune", "--seed=")
 SHOW = flags("--settings")
+DATA = flags("--no-download", "--rebuild")
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -84,10 +86,11 @@ class Parsed(NamedTuple):
         return [f"{flag}={value}" if value else flag for flag, value in self.flags.items()] + self.rest
 
 
-def parse(words: Sequence[str], known: Mapping[str, str]) -> Parsed:
-    """Separate flags from other words.
+def parse(words: Sequence[str], known: Mapping[str, str], help_text: str = "") -> Parsed:
+    """Separate flags from other words; with ``--help`` among them, print ``help_text`` and exit.
 
     Raises:
+        SystemExit: the help text was printed.
         UserError: a flag is unknown, lacks its value, or contradicts another one.
     """
     found: dict[str, str] = {}
@@ -108,6 +111,9 @@ def parse(words: Sequence[str], known: Mapping[str, str]) -> Parsed:
             value = _next_value(queue, name, optional=known[flag].endswith("?="))
         found[name] = _checked(name, value or "")
     _check_modes(found)
+    if help_text and "--help" in found:
+        print(help_text, end="")
+        raise SystemExit(0)
     return Parsed(found, rest)
 
 

@@ -1,9 +1,7 @@
 """Start hydra from a command: to compose, to sweep, or to complete a word. The error messages are ours."""
 
-import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -29,6 +27,7 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
     """
     import hydra
     from hydra.core.plugins import Plugins
+    from hydra.core.utils import env_override
     from hydra.errors import HydraException
 
     # Before our plugin: as hydra looks for its own plugins, it imports their modules again, and ours derives from one.
@@ -37,7 +36,8 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
 
     register(plugins)
     app = hydra.main(version_base=HYDRA_VERSION, config_path=str(config_dir()), config_name=config_name)(job)
-    with command_line(["vaebench", *words]), full_errors():
+    # By default hydra prints its errors and exits.
+    with command_line(["vaebench", *words]), env_override({"HYDRA_FULL_ERROR": "1"}):
         try:
             app()
         except (HydraException, OmegaConfBaseException) as error:
@@ -47,17 +47,3 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
             if not str(error).startswith("Config group override"):
                 raise
             raise explain(error, config_name, []) from error
-
-
-@contextmanager
-def full_errors() -> Iterator[None]:
-    """Make hydra raise its errors; by default it prints them and exits."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = before

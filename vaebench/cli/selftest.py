@@ -36,7 +36,7 @@ examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class SelftestSettings:
     """The settings of the command."""
 
     device: Device = "auto"
@@ -46,16 +46,13 @@ class Settings:
 
 def run(words: list[str]) -> int:
     """Run ``vaebench selftest <words>`` and return the exit code."""
-    parsed = parse(words, SELFTEST)
-    if "--help" in parsed.flags:
-        print(HELP, end="")
-        return 0
+    parsed = parse(words, SELFTEST, HELP)
     if "--list" in parsed.flags:
         width = max(map(len, CHECKS))
         print("\n".join(f"{name:<{width}}  {about}" for name, about in CHECKS.items()))
         return 0
     checks = chosen([word for word in parsed.flags.get("--only", "").split(",") if word])
-    given = settings(parsed.rest, Settings)
+    given = settings(parsed.rest, SelftestSettings)
     output = target(parsed)
     return carry_out(checks, given, output)
 
@@ -70,7 +67,7 @@ def target(parsed: Parsed) -> Path | None:
     return path
 
 
-def carry_out(checks: list[str], given: Settings, output: Path | None) -> int:
+def carry_out(checks: list[str], given: SelftestSettings, output: Path | None) -> int:
     """Run the checks; print the rows of each check when it ends."""
     import torch
 

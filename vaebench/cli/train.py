@@ -88,7 +88,7 @@ def through_hydra(parsed: Parsed) -> int:
     def job(cfg: DictConfig) -> None:
         try:
             run_job(cfg)
-        except Exception as error:  # otherwise hydra prints a message of its own
+        except Exception as error:  # otherwise hydra prints its own message
             refused.append(error)
 
     start(job, "train", parsed.as_words())

@@ -36,10 +36,7 @@ examples:
 
 def run(words: list[str]) -> int:
     """Carry out ``vaebench tune <words>`` and return the exit code."""
-    parsed = parse(words, TUNE)
-    if "--help" in parsed.flags:
-        print(HELP, end="")
-        return 0
+    parsed = parse(words, TUNE, HELP)
     trials = whole(parsed.flags.get("--trials", "20"), "--trials", 1)
     seed = whole(parsed.flags.get("--seed", "0"), "--seed", 0)
     from vaebench.config.search import split_spaces

@@ -42,7 +42,7 @@ def from_hydra(cfg: DictConfig, hydra: DictConfig | None = None) -> Config:
 
     Args:
         cfg: the job's configuration, without hydra's own part.
-        hydra: hydra's part; by default that of the current hydra job.
+        hydra: hydra's part; by default from the current hydra job.
 
     Raises:
         UserError: a key is unknown (also with ``+``), a value has the wrong type or is out of range, or the settings

@@ -9,7 +9,7 @@ from vaebench.config.schema import Config
 
 __all__ = ["defining", "identity", "run_folder"]
 
-# These settings change where a run happens or what it prints and records, and not the model that it trains.
+# These settings change the place, the output or the speed of a run, and not the model that it trains.
 NOT_DEFINING = ("device", "data_dir", "output_dir", "name", "estimator", "sweep")
 NOT_DEFINING_IN_TRAINER = (
     "threads",

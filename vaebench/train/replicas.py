@@ -44,8 +44,8 @@ class Replicas:
     def share(self, x: Tensor) -> Iterator[tuple[Tensor, float]]:
         """Yield this process's images of a batch x, (B, X), and their share of the batch.
 
-        Within the block, noise is that of these images in the whole batch. If a batch has fewer images than there are
-        processes, then some processes compute its first image with weight 0, to draw the same random numbers.
+        Within the block, these images get the same noise as in the whole batch. If a batch has fewer images than there
+        are processes, then some processes compute its first image with weight 0, to draw the same random numbers.
         """
         if self.count == 1:
             yield x, 1.0
@@ -58,7 +58,7 @@ class Replicas:
     def add_up(
         self, parameters: Iterable[nn.Parameter], value: Tensor, metrics: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum gradients, loss and metrics over all processes; each process passes the share of its own images."""
+        """Sum gradients, loss and metrics over all processes; each process passes the share of its images."""
         if self.count == 1:
             return value, dict(metrics)
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -87,7 +87,7 @@ class Replicas:
         return found
 
     def joined_up(self, own: Tensor, total: int) -> Tensor:
-        """Return all ``total`` numbers, (N,), in every process; each process passes those of its :meth:`part`."""
+        """Return all ``total`` numbers, (N,), in every process; each process passes the numbers of its :meth:`part`."""
         if self.count == 1:
             return own
         whole = own.new_zeros(total)
@@ -130,7 +130,7 @@ def started_by_torchrun() -> bool:
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Replicas]:
-    """Connect to the other processes of this run, if torchrun started any; ``device`` is that of the config.
+    """Connect to the other processes of this run, if torchrun started any; ``device`` is the config's.
 
     Raises:
         UserError: there are not enough GPUs, or ``device`` names one of them.

@@ -43,7 +43,7 @@ CHARTS = {
 
 
 def resume(folder: str | Path) -> Path:
-    """Resume the run in ``folder``, and return the folder; the errors are those of :func:`train`."""
+    """Resume the run in ``folder``, and return the folder; raises the same errors as :func:`train`."""
     run = RunFolder.open(Path(folder))
     return _train(read(run.path), run)
 
@@ -58,7 +58,7 @@ def train(config: Config, watch: Watch = never_stop) -> Path:
     Raises:
         GivenUp: ``watch`` ended the run, which is saved as interrupted.
         UserError: an invalid request.
-        RunFailed: the training failed; what was written before is kept.
+        RunFailed: the training failed; the files written before are kept.
         SystemExit: a signal stopped the run, which is saved; 130 for SIGINT, 143 for SIGTERM.
     """
     return _train(config, RunFolder(run_folder(config)), watch)
@@ -186,7 +186,7 @@ def _run(
         trainer = trainer_for(experiment, callbacks, interruption, processes, recorder, checkpoints)
         processes.broadcast(found.state if found else {})
         if found:
-            # From here on, weights and generators are those of the checkpoint.
+            # From here on, weights and generators come from the checkpoint.
             trainer.load_state_dict(found.state)
             print(f"resuming from epoch {trainer.progress.epoch}, step {step}", flush=True)
         progress = trainer.run()

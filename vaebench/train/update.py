@@ -75,7 +75,7 @@ class Update:
         return Loss(loss.value, metrics)
 
     def _backward(self, x: Tensor, settings: StepSettings) -> Loss:
-        """Add the gradient of the mean loss over ``x`` to that of the parameters; return the loss, detached."""
+        """Add the gradient of the mean loss over ``x`` to the parameters' gradients; return the loss, detached."""
         value, metrics = x.new_zeros(()), {}
         divided = self.replicas.count > 1
         for part in x.split(self.microbatch or len(x)):

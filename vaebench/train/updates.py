@@ -83,7 +83,7 @@ def _update(
     lr: float | None = None,
     betas: tuple[float, float] | None = None,
 ) -> Update:
-    """Return an update with Adam; ``lr`` and ``betas`` override those of the config."""
+    """Return an update with Adam; ``lr`` and ``betas`` override the config's values."""
     given, trainer = config.optimizer, config.trainer
     lr = given.lr if lr is None else lr
     optimizer = torch.optim.Adam(

@@ -44,7 +44,7 @@ def diagnose(experiment: Experiment, modules: Modules) -> dict[str, float]:
     """Return diagnostics of the posterior by name. They need no decoder, so they cost little next to a validation.
 
     ``active_units`` is the count of ``vaebench diagnose``, from few draws: it may miss weak units.
-    ``posterior_std`` is the root of the mean variance of q(z_d|x): if it is near that of the prior, q has collapsed.
+    ``posterior_std`` is the root of the mean variance of q(z_d|x): if it is near the prior's, q has collapsed.
     """
     found = PosteriorMoments.joined(list(_spreads(experiment, modules)))
     return {

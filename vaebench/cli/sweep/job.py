@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vaebench.cli.argv import command_line
 from vaebench.cli.failure import message, report_failure
-from vaebench.cli.sweep.records import JobRecord, JobStatus, Records, has_checkpoint, job_key, results_of, skip_reason
+from vaebench.cli.sweep.records import JobRecord, JobStatus, Records, job_key, results_of, skip_reason
 from vaebench.config import Config, from_hydra, run_folder
 from vaebench.errors import Busy
 from vaebench.records import RunFolder
@@ -40,7 +40,7 @@ class SweepJob:
     threads: int | None = None
     """CPU threads of a job without trainer.threads; None: torch's default."""
     share_gpus: bool = False
-    """Whether the workers on this machine take its GPUs in turn."""
+    """Whether worker number n on this machine uses GPU number n, modulo the number of GPUs."""
     log: bool = False
     """Whether the output of each job goes to a file beside its record."""
     process: tuple[str, int] = field(default_factory=lambda: (socket.gethostname(), os.getpid()))
@@ -99,8 +99,10 @@ class SweepJob:
 
     def _run(self, run: RunFolder, config: Config, overrides: list[str], records: Records) -> JobRecord:
         """Train, and write the record of the outcome, also after an error."""
+        from vaebench.records.checkpoint import Checkpoints
+
         key, started = job_key(config), time.monotonic()
-        done: JobStatus = "resumed" if has_checkpoint(run) else "finished"
+        done: JobStatus = "resumed" if Checkpoints(run.checkpoints).exists() else "finished"
 
         def record(status: JobStatus, error: str | None = None, results: Sequence[str] = ()) -> JobRecord:
             seconds = time.monotonic() - started

@@ -8,7 +8,7 @@ from typing import Literal
 from vaebench.config import Config, identity
 from vaebench.records import ResultRecord, RunFolder, format_line, read_results, write_json
 
-__all__ = ["JobRecord", "JobStatus", "Records", "has_checkpoint", "job_key", "results_of", "skip_reason"]
+__all__ = ["JobRecord", "JobStatus", "Records", "job_key", "results_of", "skip_reason"]
 
 JobStatus = Literal[
     "waiting", "running", "finished", "resumed", "skipped", "failed", "interrupted", "busy", "not started"
@@ -78,13 +78,8 @@ def skip_reason(run: RunFolder, config: Config) -> JobRecord | None:
     return None
 
 
-def has_checkpoint(run: RunFolder) -> bool:
-    """Whether the run has a checkpoint to resume from."""
-    return any((run.checkpoints / name).exists() for name in ("last.pt", "last.previous.pt"))
-
-
 def results_of(run: RunFolder, config: Config) -> list[str]:
-    """Return the latest result of a run as lines: that of the configured estimator, or else of any."""
+    """Return the latest result of a run as lines: by the configured estimator, or else by any."""
     records = read_results(run)
     asked = [r for r in records if (r.split, r.k) == (config.estimator.split, config.estimator.k)]
     latest = (asked or records)[-1:]

@@ -26,7 +26,7 @@ class JobRow(NamedTuple):
 
 
 def table(jobs: Sequence[JobRow]) -> str:
-    """Return the table of jobs with status, time, result, settings, and errors on lines of their own.
+    """Return the table of jobs with status, time, result, settings; each error is on a separate line.
 
     Lines below the table describe the settings that all jobs share, and each kind of result.
     """
