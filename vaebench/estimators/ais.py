@@ -12,7 +12,7 @@ Shapes: N chains first, B images, D latent coordinates; nats.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -57,12 +57,11 @@ MORE_TEMPERATURES = (
 )
 
 
-@dataclass(frozen=True)
-class AISResult:
-    """Estimates of log p(x), and diagnostics of their chains; one number per image, (B,) each."""
+class AISResult(NamedTuple):
+    """Estimates of log p(x), and diagnostics of their chains; one float64 per image, (B,) each."""
 
     log_likelihood: Tensor
-    """Nats, float64. Its expectation is a lower bound on log p(x) (from BDMC's reverse chains: an upper bound)."""
+    """Nats. Its expectation is a lower bound on log p(x) (from BDMC's reverse chains: an upper bound)."""
     stderr: Tensor
     """Standard error of ``log_likelihood``, nats, from the spread of the weights over chains; NaN for one chain."""
     acceptance: Tensor
@@ -98,21 +97,7 @@ class AISResult:
     @classmethod
     def joined(cls, parts: Sequence["AISResult"]) -> "AISResult":
         """Concatenate batches of images."""
-        return cls.from_rows(torch.cat([part.rows() for part in parts], 1))
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Return the names of the rows."""
-        return tuple(f.name for f in fields(cls))
-
-    @classmethod
-    def from_rows(cls, rows: Tensor) -> "AISResult":
-        """Return the result with these :meth:`rows`."""
-        return cls(*rows)
-
-    def rows(self) -> Tensor:
-        """Return all fields as one tensor, (6, B), float64."""
-        return torch.stack([getattr(self, name).double() for name in self.names()])
+        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     @property
     def stuck(self) -> Tensor:

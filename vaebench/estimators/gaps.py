@@ -23,8 +23,7 @@ from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import Direction, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.estimators.ais import moment_matched
-from vaebench.estimators.diagnostics import independent_draws
-from vaebench.estimators.importance import estimated
+from vaebench.estimators.importance import draws, estimated
 from vaebench.estimators.sampling import Sampling, keyed_noise
 from vaebench.gradients import GradientEstimator
 from vaebench.model import GenerativeModel
@@ -72,8 +71,7 @@ def elbo(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling
     bound of a hierarchical encoder is tighter.
     """
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    seed, images = sampling.known_seed(), sampling.images
-    for draw in independent_draws(encoder, x, sampling.k, inner_k=sampling.inner_k, seed=seed, images=images):
+    for draw in draws(encoder, x, sampling):
         total += weigh(model, x, draw).log_weights().double().sum(0)
     return total / sampling.k
 

@@ -13,8 +13,7 @@ quantity.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,8 +57,7 @@ class Bounds(NamedTuple):
 NO_BOUNDS = Bounds(None, None)
 
 
-@dataclass(frozen=True)
-class SandwichResult:
+class SandwichResult(NamedTuple):
     """Bounds for each of B images. Expectations are over z ~ q(z|x)."""
 
     log_q: Bounds
@@ -82,7 +80,7 @@ class SandwichResult:
     def rows(self) -> dict[str, Tensor]:
         """Return all existing bounds by name, (B,) each; :meth:`from_rows` is the inverse."""
         rows: dict[str, Tensor] = {}
-        for name, bounds in self.quantities():
+        for name, bounds in self._asdict().items():
             sides = {"value": bounds.upper} if bounds.single else bounds._asdict()
             for side, found in sides.items():
                 if found is not None:
@@ -102,12 +100,7 @@ class SandwichResult:
             single = found.get("value")
             return Bounds(single, single) if single else Bounds(found.get("lower"), found.get("upper"))
 
-        return cls(**{f.name: bounds(f.name) for f in fields(cls)})
-
-    def quantities(self) -> Iterator[tuple[str, Bounds]]:
-        """Yield every quantity with its name."""
-        for f in fields(self):
-            yield f.name, getattr(self, f.name)
+        return cls(*map(bounds, cls._fields))
 
 
 # Sums over draws ------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The estimator ``sandwich``: bounds from both sides on log q(z|x), divergences and informations."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -156,7 +156,7 @@ class _Measure:
         sampling = Sampling(given.k, self.inner_k, given.seed, numbers)
         result = sandwich(self.inputs.model, self.encoder, x, sampling, posterior=z, evidence=evidence)
         if self.group_size:
-            result = replace(result, image_information=self._mixture(part))
+            result = result._replace(image_information=self._mixture(part))
         return result, chains
 
     def _blank(self) -> tuple[SandwichResult, dict[str, Tensor]]:
@@ -168,12 +168,12 @@ class _Measure:
         for module in modules:
             module.eval()
         with torch.no_grad(), forked_randomness(inputs.device, seed=0):
-            nothing = torch.zeros(6, 2, dtype=torch.float64)
-            evidence, chains = (None, {}) if self.annealing is None else self._kept([nothing] * (1 if z is None else 2))
+            nothing = AISResult(*torch.zeros(6, 2, dtype=torch.float64))
+            evidence, chains = (None, {}) if self.annealing is None else _kept([nothing] * (1 if z is None else 2))
             result = sandwich(inputs.model, self.encoder, x, least, posterior=z, evidence=evidence)
             if self.group_size:
                 mixed = information_about_images(inputs.model, self.encoder, x, slice(0, 2), least)
-                result = replace(result, image_information=mixed)
+                result = result._replace(image_information=mixed)
         for module, mode in zip(modules, training, strict=True):
             module.train(mode)
         return result, chains
@@ -199,20 +199,9 @@ class _Measure:
         if annealing is None:
             return None, {}
         if z is None:
-            return self._kept([annealing.forward(model, x, numbers).rows()])
+            return _kept([annealing.forward(model, x, numbers)])
         both = annealing.both_ways(model, x, z, numbers)
-        return self._kept([both.forward.rows(), both.reverse.rows()])
-
-    def _kept(self, ways: list[Tensor]) -> tuple[Bounds, dict[str, Tensor]]:
-        """Return the bounds on log p(x), and the rows of the chains."""
-        results = [AISResult.from_rows(rows) for rows in ways]
-        values = [BoundValue(result.log_likelihood, result.stderr) for result in results]
-        chains = {
-            f"{way}.{name}": row
-            for way, rows in zip(WAYS, ways, strict=False)
-            for name, row in zip(AISResult.names(), rows, strict=True)
-        }
-        return Bounds(values[0], values[1] if len(values) > 1 else None), chains
+        return _kept([both.forward, both.reverse])
 
     # I_q(x; z) ------------------------------------------------------------------------------------------------
 
@@ -236,6 +225,15 @@ class _Measure:
         return Bounds(*(_if_complete(sides) for sides in zip(*found, strict=True)))
 
 
+def _kept(ways: list[AISResult]) -> tuple[Bounds, dict[str, Tensor]]:
+    """Return the bounds on log p(x) from one or two directions of chains, and the rows of the chains."""
+    values = [BoundValue(result.log_likelihood, result.stderr) for result in ways]
+    chains = {
+        f"{way}.{name}": row for way, result in zip(WAYS, ways, strict=False) for name, row in result._asdict().items()
+    }
+    return Bounds(values[0], values[1] if len(values) > 1 else None), chains
+
+
 def _if_complete(parts: tuple[BoundValue | None, ...]) -> BoundValue | None:
     known = [part for part in parts if part is not None]
     return concatenated(known) if len(known) == len(parts) else None
@@ -247,10 +245,10 @@ def _if_complete(parts: tuple[BoundValue | None, ...]) -> BoundValue | None:
 def estimates(measure: _Measure, rows: dict[str, Tensor]) -> list[Estimate]:
     """Return one estimate for each bound on each quantity."""
     for way in WAYS:
-        if f"{way}.{AISResult.names()[0]}" in rows:
-            refuse_unmixed(AISResult(**{name: rows[f"{way}.{name}"] for name in AISResult.names()}))
+        if f"{way}.log_likelihood" in rows:
+            refuse_unmixed(AISResult(*(rows[f"{way}.{name}"] for name in AISResult._fields)))
     result = SandwichResult.from_rows(rows)
-    found = dict(result.quantities())
+    found = result._asdict()
     if measure.subject.simulated:
         found["model_information"] = found.pop("image_information")
     return [estimate for name in QUANTITIES if name in found for estimate in _estimates(measure, name, found[name])]
