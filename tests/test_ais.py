@@ -383,7 +383,7 @@ def test_about_the_wanted_share_is_accepted():
 
 def everything(x: Tensor, **changed: object) -> Tensor:
     arguments = {"temperatures": 6, "chains": 3, "seed": 5, "leapfrog": 3, "strict": False} | changed
-    return ais(linear_gaussian(), x, **arguments).rows()  # pyright: ignore[reportArgumentType]
+    return torch.stack(ais(linear_gaussian(), x, **arguments))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("make", "schedule"), [(lambda: None, "adaptive"), (gaussian, "sigmoid"), (learned, "linear")])

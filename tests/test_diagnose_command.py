@@ -155,9 +155,9 @@ def test_weights_that_are_not_finite_are_reported(default_data_dir: Path):
     ("word", "message"),
     [
         ("imges=3", "unknown key imges .did you mean 'images'"),
-        ("draws=5", "draws must be an even number from 4 on"),
-        ("images=1", "images must be at least 2"),
-        ("gradients=2", "gradients must be 0 .none. or 4 and more"),
+        ("draws=5", "draws must be an even number >= 4"),
+        ("images=1", "images must be >= 2"),
+        ("gradients=2", "gradients must be 0 .none. or >= 4"),
         ("split=tset", "did you mean 'test'"),
         ("k=x", "k must be an integer"),
         ("k=[", "k must be an integer"),
@@ -217,6 +217,26 @@ def test_what_is_written_is_read_back(tmp_path: Path):
 def test_a_measure_that_cannot_be_right(fields: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         Diagnostic(**{"title": "x", "value": 1.0, "definition": "y"} | fields)
+
+
+def test_a_diagnosis_continues_after_running_out_of_memory(
+    default_data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    words = ("k=5", "gradients=0")
+    whole, built = look(default_data_dir, words=words), build(config(default_data_dir))
+    encode = built.encoder.encode
+
+    def cramped(x: torch.Tensor) -> Any:
+        if len(x) > 10:
+            raise MemoryError
+        return encode(x)
+
+    monkeypatch.setattr(built.encoder, "encode", cramped)
+    found = diagnosed(built, settings([*QUICK, *words], Diagnosis), epoch=1)
+    assert "out of memory: continuing with 7 images at a time" in capsys.readouterr().err
+    assert found.measures.keys() == whole.measures.keys()
+    for name, measure in whole.measures.items():
+        assert found.measures[name].value == pytest.approx(measure.value, rel=1e-3, abs=1e-4)
 
 
 # In training ----------------------------------------------------------------------------------------------

@@ -37,9 +37,9 @@ MOMENT_DRAWS = 256
 VARIANCE_FLOOR = 1e-4
 """Added to matched variances, so that a collapsed coordinate has a density too."""
 WIDENING = 0.05
-"""Share of the prior's variance that is added to the variances of an initial density. Chains reach the posterior from a
-density that is too wide, but not from one that is too narrow. If an encoder's draws hardly vary in some coordinates, as
-in some adversarial encoders, f_0^(1-b) holds the chains back until b is almost 1. With a scale of 0.01 for a quarter of
+"""Share of the prior's variance that is added to the variances of an initial density. Chains reach the posterior from
+a wide density, but not from one too narrow. If an encoder's draws hardly vary in some coordinates, as in some
+adversarial encoders, f_0^(1-b) holds the chains back until b is almost 1. With a scale of 0.01 for a quarter of
 the coordinates of a model of MNIST, the bound from 100 temperatures was 12 nats too low. With the widening it was half
 a nat too low; without collapsed coordinates the widening cost 0.1 nats."""
 
@@ -168,9 +168,9 @@ class _Moments(nn.Module):
 
 
 def moment_matched(encoder: Encoder, model: GenerativeModel | None = None) -> GaussianEncoder:
-    """Return the Gaussian encoder whose mean and variances are those of ``encoder``'s draws, (B, D) each.
+    """Return the Gaussian encoder with the mean and the variances of ``encoder``'s draws, (B, D) each.
 
-    Only draws of ``encoder`` are used: its log density may be a bound, an estimate or unknown; that of the result is
+    Only draws of ``encoder`` are used: its log density may be a bound, an estimate or unknown. The result's density is
     exact. With a ``model``, 5 % of its prior's variance is added to the variances, for chains that start there.
     """
     return GaussianEncoder(_Moments(encoder, model))
@@ -274,9 +274,9 @@ def ais(
 ) -> AISResult:
     """Estimate log p(x) of each image by annealed importance sampling, in nats.
 
-    The expectation of ``log_likelihood`` is a lower bound on log p(x) for every setting here, and that of its
-    exponential is p(x); it rises with ``temperatures`` and ``chains``. The chains move by HMC; a pilot run with
-    separate noise tunes the step sizes. The cost per image is about ``temperatures * chains * (leapfrog + 1)``
+    The expectation of ``log_likelihood`` is a lower bound on log p(x) for every setting here, and the expectation of
+    its exponential is p(x). The bound rises with ``temperatures`` and ``chains``. The chains move by HMC; a pilot run
+    with separate noise tunes the step sizes. The cost per image is about ``temperatures * chains * (leapfrog + 1)``
     gradients of log p(x, z).
 
     Source: Neal 2001, https://arxiv.org/abs/physics/9803008

@@ -102,7 +102,7 @@ def best_gaussian(
     """Return the diagonal Gaussian of largest ELBO for each image of x, (B, X), one encoder for each.
 
     The fit starts from ``encoder``'s own Gaussian, or from the Gaussian with the moments of its draws. All are fitted
-    at once, and no image influences another. ``sampling`` is that of the ELBO at each step.
+    at once, and no image influences another. ``sampling`` is for the ELBO at each step.
     """
     with torch.no_grad(), sampling.noise(x, "start"):
         start = encoder.exact_posterior(x) or moment_matched(encoder).encode(x)
@@ -120,8 +120,8 @@ def best_of_family(
     """Return one copy of ``encoder`` for each image of x, (B, X), trained on this image alone.
 
     The network of a copy serves one image, so it is no longer amortised: its output is free. This works for every
-    family, with a forward and a backward pass for each image and step. The model is not trained. ``sampling`` is that
-    of the ELBO at each step.
+    family, with a forward and a backward pass for each image and step. The model is not trained. ``sampling`` is for
+    the ELBO at each step.
     """
     tuned, numbers = [], sampling.numbers(x)
     for one in _singles(x):
@@ -172,7 +172,7 @@ def selected_log_likelihood(
         model: p(x, z).
         proposals: encoders whose log_q keeps the contract, or lists with one encoder for each image.
         x: images, (B, X).
-        sampling: with a seed; the inner samples are those of hierarchical encoders.
+        sampling: with a seed; the inner samples are for hierarchical encoders.
     """
     numbers = sampling.numbers(x)
 

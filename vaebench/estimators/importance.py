@@ -1,6 +1,6 @@
 """Importance-weighted estimates of log p(x), with memory that does not depend on k.
 
-The weights are those of training (:func:`vaebench.objective.weigh`); here they arrive in chunks.
+The weights are as in training (:func:`vaebench.objective.weigh`), but arrive in chunks.
 
 Shapes: K samples first, B images; nats.
 """
@@ -173,7 +173,9 @@ def _log_mean(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sam
 
 
 @torch.no_grad()
-def weighed(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks) -> WeightSummary:
+def weighed(
+    model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks | None = None
+) -> WeightSummary:
     """Return a summary of the weights of :func:`log_likelihood`: their mean, effective sample size and tail.
 
     Memory grows as sqrt(k).
@@ -234,7 +236,7 @@ def log_likelihoods(
     Args:
         model: p(x, z).
         encoder: q(z|x).
-        observe: maps pixel bytes, (B, X), to images x in [0, 1] (binarized splits stay as they are).
+        observe: maps pixel bytes, (B, X), to images x in [0, 1] (binarized splits do not change).
         intensities: pixel bytes, (N, X).
         sampling: with a seed.
         batch: images at a time (chosen if None).

@@ -22,6 +22,7 @@ from vaebench.estimators.ais import (
     refuse_unmixed,
 )
 from vaebench.estimators.bdmc import BDMCResult, anneal_both_ways, simulated
+from vaebench.estimators.importance import PerImage
 from vaebench.evaluate.compile import model_for
 from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
 from vaebench.model import GenerativeModel
@@ -200,13 +201,12 @@ class BDMCCheck:
         if not self.simulated.count:
             return {}, ""
         lower, upper, mixed = rows[:, ~rows[0].isnan()]
-        gap, stderr = (upper - lower).mean().item(), ((upper - lower).std() / len(lower) ** 0.5).item()
-        count, unmixed = len(lower), int((mixed == 0).sum())
-        extra = {"bdmc_gap": gap, "bdmc_gap_stderr": stderr, "bdmc_images": count, "bdmc_unmixed": unmixed}
+        gap, count, unmixed = PerImage(upper - lower), len(lower), int((mixed == 0).sum())
+        extra = {"bdmc_gap": gap.mean, "bdmc_gap_stderr": gap.stderr, "bdmc_images": count, "bdmc_unmixed": unmixed}
         failed = f"; the chains of {unmixed} of them did not mix" if unmixed else ""
         return extra, (
-            f"BDMC check with the same settings on {count} simulated images: the bounds differ by {gap:.2f} +- "
-            f"{stderr:.2f} nats, which limits the AIS error there{failed}"
+            f"BDMC check with the same settings on {count} simulated images: the bounds differ by {gap.mean:.2f} +- "
+            f"{gap.stderr:.2f} nats, which limits the AIS error there{failed}"
         )
 
 
