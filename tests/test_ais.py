@@ -6,7 +6,6 @@ weight is a sum of known numbers.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path as FilePath
 
@@ -231,7 +230,7 @@ def test_the_stated_error_is_the_error():
     found = result_of(relative)
     inside = (found.log_likelihood.abs() < 1.96 * found.stderr).double()
     assert 0.90 < inside.mean() < 0.965
-    groups = [AISResult(*rows) for rows in found.rows().unflatten(1, (200, 20)).unbind(1)]
+    groups = [AISResult(*rows) for rows in torch.stack(found).unflatten(1, (200, 20)).unbind(1)]
     covered = [abs(group.log_likelihood.mean().item()) < 1.96 * group.mean_stderr for group in groups]
     assert 0.88 < sum(covered) / len(covered) < 0.99
     # Control: the spread of single chains for that of their mean.
@@ -384,7 +383,7 @@ def test_about_the_wanted_share_is_accepted():
 
 def everything(x: Tensor, **changed: object) -> Tensor:
     arguments = {"temperatures": 6, "chains": 3, "seed": 5, "leapfrog": 3, "strict": False} | changed
-    return ais(linear_gaussian(), x, **arguments).rows()  # pyright: ignore[reportArgumentType]
+    return torch.stack(ais(linear_gaussian(), x, **arguments))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("make", "schedule"), [(lambda: None, "adaptive"), (gaussian, "sigmoid"), (learned, "linear")])
@@ -415,9 +414,9 @@ def test_rows_are_the_result():
     x, _ = linear_gaussian().simulate(5)
     found = ais(linear_gaussian(), x, temperatures=6, chains=3, seed=5, strict=False)
     assert found.log_likelihood.dtype == torch.float64
-    parts = [AISResult.from_rows(found.rows()[:, part]) for part in (slice(0, 2), slice(2, 5))]
-    assert torch.equal(AISResult.joined(parts).rows(), found.rows())
-    assert AISResult.names()[0] == "log_likelihood"
+    parts = [AISResult(*torch.stack(found)[:, part]) for part in (slice(0, 2), slice(2, 5))]
+    assert torch.equal(torch.stack(AISResult.joined(parts)), torch.stack(found))
+    assert AISResult._fields[0] == "log_likelihood"
     assert not found.log_likelihood.requires_grad
 
 
@@ -442,7 +441,7 @@ def judged(**changed: Tensor) -> AISResult:
     """Return a sound result of 20 images, but for what is changed."""
     sound = {"log_likelihood": -80.0, "stderr": 0.2, "acceptance": 0.7, "lowest_acceptance": 0.5, "ess": 6.0}
     columns = {name: torch.full((20,), value) for name, value in sound.items()}
-    return replace(AISResult(**columns, disagreement=torch.full((20,), 0.3)), **changed)
+    return AISResult(**columns, disagreement=torch.full((20,), 0.3))._replace(**changed)
 
 
 def first(count: int, value: float, others: float) -> Tensor:
@@ -597,7 +596,7 @@ def _forget(stored: FilePath, kept: int) -> None:
 
     with numpy.load(stored) as whole:
         numbers = dict(whole)
-    rows = {*AISResult.names(), "bdmc_lower", "bdmc_upper", "bdmc_mixed"}
+    rows = {*AISResult._fields, "bdmc_lower", "bdmc_upper", "bdmc_mixed"}
     assert set(numbers) == {*rows, "images", "done", "seconds", "rows", "values"}
     for name in (*rows, "done"):
         numbers[name][:, kept:] = 0

@@ -127,7 +127,7 @@ def test_batches_do_not_show():
         found = bdmc(
             linear_gaussian(), 4, None, 6, 3, seed=4, schedule="adaptive", leapfrog=3, batch=batch, strict=False
         )
-        return torch.cat([found.forward.rows(), found.reverse.rows()])
+        return torch.stack([*found.forward, *found.reverse])
 
     whole = both(4)
     assert all((both(batch) - whole).abs().max() < 1e-8 for batch in (1, 3))

@@ -219,6 +219,26 @@ def test_a_measure_that_cannot_be_right(fields: dict[str, Any], message: str):
         Diagnostic(**{"title": "x", "value": 1.0, "definition": "y"} | fields)
 
 
+def test_a_diagnosis_continues_after_running_out_of_memory(
+    default_data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    words = ("k=5", "gradients=0")
+    whole, built = look(default_data_dir, words=words), build(config(default_data_dir))
+    encode = built.encoder.encode
+
+    def cramped(x: torch.Tensor) -> Any:
+        if len(x) > 10:
+            raise MemoryError
+        return encode(x)
+
+    monkeypatch.setattr(built.encoder, "encode", cramped)
+    found = diagnosed(built, settings([*QUICK, *words], Diagnosis), epoch=1)
+    assert "out of memory: continuing with 7 images at a time" in capsys.readouterr().err
+    assert found.measures.keys() == whole.measures.keys()
+    for name, measure in whole.measures.items():
+        assert found.measures[name].value == pytest.approx(measure.value, rel=1e-3, abs=1e-4)
+
+
 # In training ----------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ from vaebench.estimators.diagnostics import (
     snr_floor,
     summarise_draws,
 )
+from vaebench.estimators.sampling import Sampling
 from vaebench.estimators.weights import effective_sample_size
 from vaebench.model import GenerativeModel
 from vaebench.nets.dense import NormalLikelihood
@@ -85,7 +86,7 @@ def plug_in(found: PosteriorMoments) -> Tensor:
 @pytest.mark.parametrize("make", [normal, Sampler])
 @pytest.mark.parametrize("draws", [2, 10, 100, 1000])
 def test_a_collapsed_posterior_has_no_active_unit(make: Any, draws: int):
-    found = posterior_moments(make(torch.zeros(50)), images(500), draws)
+    found = posterior_moments(make(torch.zeros(50)), images(500), Sampling(draws, seed=0))
     assert int(Activity.of(found).active().sum()) == 0
 
 
@@ -94,7 +95,7 @@ def test_a_collapsed_posterior_has_no_active_unit(make: Any, draws: int):
     [(1e-3, 100, 50, 50), (1e-3, 1000, 15, 35), (ACTIVE_VARIANCE, 10, 50, 50), (ACTIVE_VARIANCE, 100, 15, 35)],
 )
 def test_control_the_plug_in_variance_makes_units_out_of_noise(threshold: float, draws: int, least: int, most: int):
-    found = posterior_moments(normal(torch.zeros(50)), images(500), draws)
+    found = posterior_moments(normal(torch.zeros(50)), images(500), Sampling(draws, seed=0))
     assert least <= int((plug_in(found) > threshold).sum()) <= most
     assert int(Activity.of(found).active(threshold).sum()) == 0
 
@@ -102,7 +103,7 @@ def test_control_the_plug_in_variance_makes_units_out_of_noise(threshold: float,
 @pytest.mark.parametrize("make", [normal, Sampler])
 def test_a_known_variance_is_found_and_counted(make: Any):
     slope, x = torch.tensor([1.0, 0.5, 0.2, 0.05, 0.0]), images(2000)
-    activity = Activity.of(posterior_moments(make(slope), x, 200))
+    activity = Activity.of(posterior_moments(make(slope), x, Sampling(200, seed=0)))
     truth = slope.square() * x.var()
     assert ((activity.variance - truth).abs() < 4 * activity.stderr).all()
     assert activity.active().tolist() == [True, True, True, False, False]
@@ -111,7 +112,7 @@ def test_a_known_variance_is_found_and_counted(make: Any):
 
 def test_the_variance_is_unbiased_with_two_draws_and_the_plug_in_is_not():
     x, encoder = images(200), Sampler(torch.tensor([0.3]))
-    found = [posterior_moments(encoder, x, 2, seed=seed) for seed in range(200)]
+    found = [posterior_moments(encoder, x, Sampling(2, seed=seed)) for seed in range(200)]
     truth = (0.09 * x.var()).item()
     right = Mean.of(torch.stack([Activity.of(one).variance for one in found]))
     wrong = Mean.of(torch.stack([plug_in(one) for one in found]))
@@ -121,20 +122,20 @@ def test_the_variance_is_unbiased_with_two_draws_and_the_plug_in_is_not():
 
 def test_the_error_of_the_variance_is_right():
     """Of units without any activity, all but a few lie within two of their standard errors of 0."""
-    activity = Activity.of(posterior_moments(normal(torch.zeros(2000)), images(300), 10))
+    activity = Activity.of(posterior_moments(normal(torch.zeros(2000)), images(300), Sampling(10, seed=0)))
     assert (activity.variance / activity.stderr).std().item() == pytest.approx(1, abs=0.08)
     assert activity.margin == pytest.approx(4.5, abs=0.1)
 
 
 def test_units_near_the_threshold_are_undecided_and_not_counted():
-    activity = Activity.of(posterior_moments(normal(torch.full((4,), 0.1)), images(100), 4))
+    activity = Activity.of(posterior_moments(normal(torch.full((4,), 0.1)), images(100), Sampling(4, seed=0)))
     assert int(activity.active().sum()) == 0
     assert int(activity.undecided().sum()) == 4
 
 
 def test_activity_refuses_too_few_images():
     with pytest.raises(ValueError, match="3 images"):
-        Activity.of(posterior_moments(normal(torch.zeros(2)), images(2), 2))
+        Activity.of(posterior_moments(normal(torch.zeros(2)), images(2), Sampling(2, seed=0)))
 
 
 # KL by coordinate -----------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def test_kl_by_coordinate_adds_up_to_the_kl():
 
 def test_kl_by_coordinate_adds_up_to_the_rate():
     model, encoder, x = linear_gaussian(), gaussian(), torch.randn(400, 3)
-    rate = summarise_draws(model, encoder, x, 100).rate
+    rate = summarise_draws(model, encoder, x, Sampling(100, seed=0)).rate
     posterior = encoder.exact_posterior(x)
     assert posterior is not None
     difference = Mean.of(rate - kl_per_coordinate(posterior, standard_normal(2)).sum(1))
@@ -163,7 +164,7 @@ def test_kl_by_coordinate_adds_up_to_the_rate():
 @pytest.mark.parametrize("draws", [4, 10])
 def test_moments_of_a_gaussian_give_its_kl_without_bias(draws: int):
     x, encoder = images(4000), normal(torch.tensor([0.7, 0.0]), 0.6)
-    found = posterior_moments(encoder, x, draws)
+    found = posterior_moments(encoder, x, Sampling(draws, seed=0))
     posterior = encoder.exact_posterior(x)
     assert posterior is not None
     exact = kl_per_coordinate(posterior, PRIOR)
@@ -177,7 +178,7 @@ def test_moments_of_a_gaussian_give_its_kl_without_bias(draws: int):
 
 def test_moments_give_a_lower_bound_where_q_is_not_gaussian():
     # N(0, 1) against uniform noise of the same variance: KL = log(sqrt(2 pi e)) - log(sqrt(12)).
-    found = posterior_moments(Sampler(torch.zeros(1)), images(2000), 100)
+    found = posterior_moments(Sampler(torch.zeros(1)), images(2000), Sampling(100, seed=0))
     by_moments = Mean.of(moment_kl_per_coordinate(found, standard_normal(1)))
     assert abs(by_moments.value) < 0.01
     assert 0.5 * math.log(2 * math.pi * math.e) - 0.5 * math.log(12) > by_moments.value + 0.1
@@ -185,7 +186,7 @@ def test_moments_give_a_lower_bound_where_q_is_not_gaussian():
 
 def test_moments_give_a_lower_bound_where_coordinates_are_correlated():
     encoder, x = full_gaussian(), torch.randn(300, 3)
-    found = summarise_draws(linear_gaussian(), encoder, x, 200)
+    found = summarise_draws(linear_gaussian(), encoder, x, Sampling(200, seed=0))
     bound = moment_kl_per_coordinate(found.moments, standard_normal(2)).sum(1)
     assert Mean.of(bound - found.rate).errors_above(0) < -10
 
@@ -199,7 +200,7 @@ def test_the_rate_of_a_hierarchy_is_an_upper_bound():
     marginal = toy.marginal(x)
     exact = kl_divergence(marginal, torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
     loose, tight = (
-        Mean.of(summarise_draws(linear_gaussian(), encoder, x, 40, inner_k=k).rate - exact) for k in (0, 50)
+        Mean.of(summarise_draws(linear_gaussian(), encoder, x, Sampling(40, k, seed=0)).rate - exact) for k in (0, 50)
     )
     assert loose.errors_above(0) > 10
     assert 0 < tight.value < 0.1 * loose.value
@@ -207,10 +208,10 @@ def test_the_rate_of_a_hierarchy_is_an_upper_bound():
 
 def test_batches_and_chunks_do_not_show_and_no_image_is_dropped():
     model, encoder, x = linear_gaussian(), implicit_hierarchy(), torch.randn(7, 3)
-    whole = summarise_draws(model, encoder, x, 10, inner_k=2)
+    whole = summarise_draws(model, encoder, x, Sampling(10, 2, seed=0))
     numbers = torch.arange(7)
     parts = [
-        summarise_draws(model, encoder, x[some], 10, inner_k=2, images=some, chunk=chunk)
+        summarise_draws(model, encoder, x[some], Sampling(10, 2, 0, some, chunk))
         for some, chunk in zip(numbers.split(3), (None, 2, 3), strict=True)
     ]
     joined = DrawSummary.joined(parts)
@@ -221,7 +222,7 @@ def test_batches_and_chunks_do_not_show_and_no_image_is_dropped():
 
 def test_an_image_without_a_finite_number_is_not_filtered_out():
     model, x = linear_gaussian(), torch.randn(5, 3)
-    found = summarise_draws(model, gaussian(), x, 4)
+    found = summarise_draws(model, gaussian(), x, Sampling(4, seed=0))
     assert found.check() is found
     found.rate[3] = math.inf
     with pytest.raises(RunFailed, match="1 of 5 images"):
@@ -234,7 +235,7 @@ def test_an_image_without_a_finite_number_is_not_filtered_out():
 def channel(scale: float, count: int) -> tuple[AggregateDensity, Tensor, float]:
     """Return what N images of a Gaussian channel z = x + scale * noise say, log p(z) of N(0, 1), and I(x; z)."""
     encoder, x = normal(torch.ones(1), scale), images(count)
-    found = summarise_draws(standard(), encoder, x, 4)
+    found = summarise_draws(standard(), encoder, x, Sampling(4, seed=0))
     densities = ((part, encoder.encode(x[part])) for part in (slice(0, 300), slice(300, count)))
     return AggregateDensity.of(found.z, densities), found.log_prior, 0.5 * math.log(1 + scale**-2)
 
@@ -288,7 +289,7 @@ def test_the_aggregate_kl_lies_between_its_bounds():
 @pytest.mark.parametrize("width", [0.3, 1.0, 3.0])
 def test_any_critic_gives_a_lower_bound(width: float):
     encoder, x = normal(torch.ones(1), 0.5), images(1500)
-    found = summarise_draws(standard(), encoder, x, 100)
+    found = summarise_draws(standard(), encoder, x, Sampling(100, seed=0))
     right = gaussian_critic(found.moments, slice(0, 1500))
     wrong = DiagonalNormal(right.mean, width * right.scale)
     bound = Mean.of(AggregateDensity.of(found.z, iter([(slice(0, 1500), wrong)])).information_lower_bound())
@@ -299,7 +300,7 @@ def test_any_critic_gives_a_lower_bound(width: float):
 
 def test_control_a_critic_that_has_seen_the_draw_is_no_bound():
     encoder, x = normal(torch.zeros(1)), images(1500)
-    found = summarise_draws(standard(), encoder, x, 4)
+    found = summarise_draws(standard(), encoder, x, Sampling(4, seed=0))
     seen_it = DiagonalNormal(found.z, torch.full_like(found.z, 0.1))
     table = AggregateDensity.of(found.z, iter([(slice(0, 1500), seen_it)]))
     assert table.information_lower_bound().mean().item() > 1  # of none

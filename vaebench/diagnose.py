@@ -4,11 +4,11 @@ Each number has its definition, because definitions differ between papers. docs/
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from vaebench.estimators.diagnostics import (
     summarise_draws,
 )
 from vaebench.estimators.importance import Chunks, PerImage, weighed
-from vaebench.estimators.sampling import Sampling
+from vaebench.estimators.sampling import Sampling, ShrinkingBatches
 from vaebench.evaluate.job import Images, choose_images
 from vaebench.experiment import Experiment, build, load_best
 from vaebench.records import Diagnostic, Diagnostics, RunFolder, format_table, write_diagnostics
@@ -87,15 +87,14 @@ def _configured(config: Config, settings: Diagnosis) -> Config:
 
 
 def diagnosed(experiment: Experiment, settings: Diagnosis, epoch: int) -> Diagnostics:
-    """Return the diagnostics of the experiment's weights, those of ``epoch``, on the images of its configuration."""
+    """Return the diagnostics of the experiment's weights, from ``epoch``, on the images of its configuration."""
     started = time.monotonic()
     experiment.modules.eval()
     seed = runtime.derived_seed(settings.seed, "look")
     with experiment.autocast(), runtime.forked_randomness(experiment.device, seed):
         subject = _Subject.of(experiment, settings)
-        draws = subject.draws
-        measures = _rates(subject, draws) | _active_units(subject.activity) | _by_coordinate(subject)
-        measures |= _aggregate(subject, draws) | _effective_weights(subject) | _gradients(subject)
+        measures = _rates(subject) | _active_units(subject.activity) | _by_coordinate(subject)
+        measures |= _aggregate(subject) | _effective_weights(subject) | _gradients(subject)
     return Diagnostics(
         epoch=epoch,
         split=settings.split,
@@ -141,33 +140,30 @@ class _Subject:
             inner_k=inner_k if experiment.encoder.has_inner_samples else 0,
         )
 
-    def batches(self, label: str) -> Iterator[slice]:
-        """Yield all images in batches, with a progress bar; the last batch may be smaller."""
+    def by_batch(self, label: str, compute: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
+        """Yield (part, compute(part)) for all images, with a progress bar; after running out of memory, of fewer."""
         size = Chunks.automatic(self.x.device, self.inner_k, batch=self.settings.batch).batch
-        for start in self.progress(range(0, len(self.x), size), label):
-            yield slice(start, min(start + size, len(self.x)))
+        yield from self.progress(ShrinkingBatches(size).run(0, len(self.x), compute), label, -(-len(self.x) // size))
 
-    def progress(self, items: Iterable[T], label: str) -> Iterable[T]:
+    def progress(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
         """Yield ``items`` with a progress bar on a terminal."""
         hidden = None if self.settings.progress else True
-        return tqdm(items, desc=label, leave=False, disable=hidden, dynamic_ncols=True)
+        return tqdm(items, desc=label, total=total, leave=False, disable=hidden, dynamic_ncols=True)
+
+    def sampling(self, k: int, *purpose: str) -> Sampling:
+        """Return k draws for each image; two purposes share no noise."""
+        seed = self.settings.seed
+        return Sampling(k, self.inner_k, runtime.derived_seed(seed, *purpose) if purpose else seed)
 
     @cached_property
     def draws(self) -> DrawSummary:
         """The draws from the posterior of every image."""
-        batches = [
-            summarise_draws(
-                self.experiment.model,
-                self.experiment.encoder,
-                self.x[part],
-                self.settings.draws,
-                inner_k=self.inner_k,
-                seed=self.settings.seed,
-                images=self.images.numbers[part],
-            )
-            for part in self.batches("draws")
-        ]
-        return DrawSummary.joined(batches).check()
+        model, encoder, sampling = self.experiment.model, self.experiment.encoder, self.sampling(self.settings.draws)
+
+        def summary(part: slice) -> DrawSummary:
+            return summarise_draws(model, encoder, self.x[part], sampling.on(self.images.numbers[part]))
+
+        return DrawSummary.joined([found for _, found in self.by_batch("draws", summary)]).check()
 
     @cached_property
     def activity(self) -> Activity:
@@ -190,12 +186,13 @@ class _Subject:
             return None
         if not self.closed_form:
             return moment_kl_per_coordinate(self.draws.moments, prior)
-        batches = []
-        for part in self.batches("KL"):
+
+        def exact(part: slice) -> Tensor:
             posterior = self.experiment.encoder.exact_posterior(self.x[part])
             assert posterior is not None
-            batches.append(kl_per_coordinate(posterior, prior))
-        return torch.cat(batches)
+            return kl_per_coordinate(posterior, prior)
+
+        return torch.cat([kl for _, kl in self.by_batch("KL", exact)])
 
 
 def _mean(
@@ -285,8 +282,8 @@ _LOG_Q: dict[Direction, str] = {
 }
 
 
-def _rates(subject: _Subject, draws: DrawSummary) -> Named:
-    encoder = subject.experiment.encoder
+def _rates(subject: _Subject) -> Named:
+    encoder, draws = subject.experiment.encoder, subject.draws
     inner = f" (inner_k={subject.inner_k})" if encoder.has_inner_samples else ""
     definition = f"E_x KL(q(z|x) || p(z)) = E_x E_q[log q(z|x) - log p(z)], {_LOG_Q[encoder.direction]}{inner}"
     return {
@@ -300,19 +297,15 @@ def _rates(subject: _Subject, draws: DrawSummary) -> Named:
 # The aggregate posterior ----------------------------------------------------------------------------------
 
 
-def _aggregate(subject: _Subject, draws: DrawSummary) -> Named:
+@torch.no_grad()
+def _aggregate(subject: _Subject) -> Named:
     """Bound the mutual information and the KL divergence from the aggregate posterior to the prior."""
-    encoder = subject.experiment.encoder
-    with torch.no_grad():
-        if has_density(encoder, encoder.encode(subject.x[:1])):
-            return _from_density(AggregateDensity.of(draws.z, _densities(subject)), draws)
-        critics = ((part, gaussian_critic(draws.moments, part)) for part in subject.batches("aggregate"))
-        return _from_critic(AggregateDensity.of(draws.z, critics), draws, encoder.direction)
-
-
-def _densities(subject: _Subject) -> Iterator[tuple[slice, Any]]:
-    for part in subject.batches("aggregate"):
-        yield part, subject.experiment.encoder.encode(subject.x[part])
+    encoder, draws, x = subject.experiment.encoder, subject.draws, subject.x
+    if has_density(encoder, encoder.encode(x[:1])):
+        densities = subject.by_batch("aggregate", lambda part: encoder.encode(x[part]))
+        return _from_density(AggregateDensity.of(draws.z, densities), draws)
+    critics = subject.by_batch("aggregate", lambda part: gaussian_critic(draws.moments, part))
+    return _from_critic(AggregateDensity.of(draws.z, critics), draws, encoder.direction)
 
 
 _INFORMATION, _AGGREGATE = "information I(x; z)", "aggregate KL(q(z) || p(z))"
@@ -381,16 +374,16 @@ def _from_critic(density: AggregateDensity, draws: DrawSummary, direction: Direc
 
 @torch.no_grad()
 def _effective_weights(subject: _Subject) -> Named:
-    title, (model, encoder) = "effective weights", (subject.experiment.model, subject.experiment.encoder)
+    title, (model, encoder), x = "effective weights", (subject.experiment.model, subject.experiment.encoder), subject.x
     if subject.k == 1:
         reason = "not computed for k=1 (a single weight); pass k=50 to get the effective sample size of 50 weights"
         return {"ess": Diagnostic(title=title, value=None, definition=reason)}
-    values, seed = [], runtime.derived_seed(subject.settings.seed, "weights")
-    for part in subject.batches("weights"):
-        chunks = Chunks.automatic(subject.x.device, subject.inner_k, batch=part.stop - part.start)
-        numbers = subject.images.numbers[part]
-        sampling = Sampling(subject.k, subject.inner_k, seed, numbers)
-        values.append(weighed(model, encoder, subject.x[part], sampling, chunks).ess())
+    sampling, numbers = subject.sampling(subject.k, "weights"), subject.images.numbers
+
+    def ess(part: slice) -> Tensor:
+        return weighed(model, encoder, x[part], sampling.on(numbers[part])).ess()
+
+    values = [found for _, found in subject.by_batch("weights", ess)]
     definition = f"(sum w)^2 / sum w^2 of the k={subject.k} weights of an image, from 1 to k, averaged over images"
     if encoder.direction is Direction.ESTIMATE:
         definition += "; the weights contain the error of the learned log q(z|x)"
@@ -408,7 +401,7 @@ def _gradients(subject: _Subject) -> Named:
     named = {"encoder": experiment.encoder, "decoder": experiment.model}
     networks = {name: [p for p in network.parameters() if id(p) in trained] for name, network in named.items()}
     noises = {name: GradientNoise(n) for name, parameters in networks.items() if parameters}
-    for _ in subject.progress(range(n), "gradients"):
+    for _ in subject.progress(range(n), "gradients", n):
         gradients = _one_gradient(bounds, x, StepSettings(subject.k, subject.inner_k, 1.0))
         for name, noise in noises.items():
             noise.add(torch.cat([gradients[id(p)].flatten() for p in networks[name]]))
@@ -419,7 +412,7 @@ def _gradients(subject: _Subject) -> Named:
 
 
 def _bound_updates(experiment: Experiment) -> list[Update]:
-    """Return the updates that maximise the bound, without those of auxiliary losses, which have other objectives."""
+    """Return the updates that maximise the bound; auxiliary losses have other objectives."""
     auxiliary = experiment.encoder.auxiliary_losses()
     return [update for update in updates(experiment) if update.name not in auxiliary]
 

@@ -93,7 +93,8 @@ def interpolations(modules: Modules, start: Tensor, end: Tensor, steps: int, pat
         end: (P, D).
         steps: at least 2.
         path: ``linear`` is the straight line. ``spherical`` turns at a constant rate from the direction of ``start`` to
-            that of ``end``, while the length changes linearly; so it stays where N(0, I) has its mass if D is large.
+            the direction of ``end``, while the length changes linearly. If D is large, it stays where N(0, I) has its
+            mass.
     """
     share = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).view(-1, 1, 1)
     z = torch.lerp(start, end, share) if path == "linear" else _spherical(start, end, share)

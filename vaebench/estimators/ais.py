@@ -12,7 +12,7 @@ Shapes: N chains first, B images, D latent coordinates; nats.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -37,9 +37,9 @@ MOMENT_DRAWS = 256
 VARIANCE_FLOOR = 1e-4
 """Added to matched variances, so that a collapsed coordinate has a density too."""
 WIDENING = 0.05
-"""Share of the prior's variance that is added to the variances of an initial density. Chains reach the posterior from a
-density that is too wide, but not from one that is too narrow. If an encoder's draws hardly vary in some coordinates, as
-in some adversarial encoders, f_0^(1-b) holds the chains back until b is almost 1. With a scale of 0.01 for a quarter of
+"""Share of the prior's variance that is added to the variances of an initial density. Chains reach the posterior from
+a wide density, but not from one too narrow. If an encoder's draws hardly vary in some coordinates, as in some
+adversarial encoders, f_0^(1-b) holds the chains back until b is almost 1. With a scale of 0.01 for a quarter of
 the coordinates of a model of MNIST, the bound from 100 temperatures was 12 nats too low. With the widening it was half
 a nat too low; without collapsed coordinates the widening cost 0.1 nats."""
 
@@ -57,12 +57,11 @@ MORE_TEMPERATURES = (
 )
 
 
-@dataclass(frozen=True)
-class AISResult:
-    """Estimates of log p(x), and diagnostics of their chains; one number per image, (B,) each."""
+class AISResult(NamedTuple):
+    """Estimates of log p(x), and diagnostics of their chains; one float64 per image, (B,) each."""
 
     log_likelihood: Tensor
-    """Nats, float64. Its expectation is a lower bound on log p(x) (from BDMC's reverse chains: an upper bound)."""
+    """Nats. Its expectation is a lower bound on log p(x) (from BDMC's reverse chains: an upper bound)."""
     stderr: Tensor
     """Standard error of ``log_likelihood``, nats, from the spread of the weights over chains; NaN for one chain."""
     acceptance: Tensor
@@ -98,21 +97,7 @@ class AISResult:
     @classmethod
     def joined(cls, parts: Sequence["AISResult"]) -> "AISResult":
         """Concatenate batches of images."""
-        return cls.from_rows(torch.cat([part.rows() for part in parts], 1))
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Return the names of the rows."""
-        return tuple(f.name for f in fields(cls))
-
-    @classmethod
-    def from_rows(cls, rows: Tensor) -> "AISResult":
-        """Return the result with these :meth:`rows`."""
-        return cls(*rows)
-
-    def rows(self) -> Tensor:
-        """Return all fields as one tensor, (6, B), float64."""
-        return torch.stack([getattr(self, name).double() for name in self.names()])
+        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     @property
     def stuck(self) -> Tensor:
@@ -183,9 +168,9 @@ class _Moments(nn.Module):
 
 
 def moment_matched(encoder: Encoder, model: GenerativeModel | None = None) -> GaussianEncoder:
-    """Return the Gaussian encoder whose mean and variances are those of ``encoder``'s draws, (B, D) each.
+    """Return the Gaussian encoder with the mean and the variances of ``encoder``'s draws, (B, D) each.
 
-    Only draws of ``encoder`` are used: its log density may be a bound, an estimate or unknown; that of the result is
+    Only draws of ``encoder`` are used: its log density may be a bound, an estimate or unknown. The result's density is
     exact. With a ``model``, 5 % of its prior's variance is added to the variances, for chains that start there.
     """
     return GaussianEncoder(_Moments(encoder, model))
@@ -289,9 +274,9 @@ def ais(
 ) -> AISResult:
     """Estimate log p(x) of each image by annealed importance sampling, in nats.
 
-    The expectation of ``log_likelihood`` is a lower bound on log p(x) for every setting here, and that of its
-    exponential is p(x); it rises with ``temperatures`` and ``chains``. The chains move by HMC; a pilot run with
-    separate noise tunes the step sizes. The cost per image is about ``temperatures * chains * (leapfrog + 1)``
+    The expectation of ``log_likelihood`` is a lower bound on log p(x) for every setting here, and the expectation of
+    its exponential is p(x). The bound rises with ``temperatures`` and ``chains``. The chains move by HMC; a pilot run
+    with separate noise tunes the step sizes. The cost per image is about ``temperatures * chains * (leapfrog + 1)``
     gradients of log p(x, z).
 
     Source: Neal 2001, https://arxiv.org/abs/physics/9803008

@@ -4,8 +4,8 @@
     log w = sum_t (b_{t+1} - b_t) (log f_1 - log f_0)(z_t)
 
 z_0 is drawn from the first f_b, and z_t from z_{t-1} by a move that leaves f_{b_t} invariant. Then E[w] is the
-normaliser of the last f_b over that of the first, for any number of temperatures and any rate of mixing. This fails if
-a move depends on the past of its chain: so a pilot run with separate noise tunes the step sizes, which are then fixed.
+normaliser of the last f_b over the normaliser of the first, for any number of temperatures and any rate of mixing. This
+fails if a move depends on the past of its chain: so a pilot run with separate noise tunes the step sizes, then fixed.
 One function serves both directions: from 0 to 1, and from 1 to 0.
 
 Source: Neal 2001, https://arxiv.org/abs/physics/9803008
@@ -114,7 +114,7 @@ def anneal(path: GeometricPath, betas: Tensor, position: Tensor, move: Move) -> 
         move: moves the chains at b_1, ..., b_T.
     """
     ends = path.ends(position)
-    # The first term of log w belongs to z_0, before any move.
+    # The first term of log w is at z_0, before any move.
     log_weights = (betas[1] - betas[0]) * ends.ratio.double()
     acceptances = []
     for t in range(1, len(betas) - 1):

@@ -101,7 +101,7 @@ def bdmc(
 ) -> BDMCResult:
     """Simulate ``n`` images from ``model`` and return both bounds on log p(x) of each, in nats.
 
-    The lower bounds are those of :func:`vaebench.estimators.ais.ais`; the upper bounds double the cost. All arguments
+    The lower bounds come from :func:`vaebench.estimators.ais.ais`; the upper bounds double the cost. All arguments
     but ``n`` are the same as there.
 
     Source: Grosse, Ghahramani and Adams 2015, https://arxiv.org/abs/1511.02543

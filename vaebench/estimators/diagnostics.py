@@ -9,18 +9,18 @@ Shapes: K draws first, N images (B in a batch), D latent coordinates, P paramete
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vaebench import noise
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import Draw, Encoder
 from vaebench.errors import RunFailed
-from vaebench.estimators.importance import ROWS, Chunks
+from vaebench.estimators.importance import ROWS, draws
+from vaebench.estimators.sampling import Sampling
 from vaebench.model import GenerativeModel
 from vaebench.objective import weigh
 from vaebench.runtime import derived_seed
@@ -34,7 +34,6 @@ __all__ = [
     "GradientNoise",
     "PosteriorMoments",
     "gaussian_critic",
-    "independent_draws",
     "kl_per_coordinate",
     "moment_kl_per_coordinate",
     "posterior_moments",
@@ -53,39 +52,6 @@ VARIANCE_FLOOR = 1e-4
 
 
 # Draws ----------------------------------------------------------------------------------------------------
-
-
-def independent_draws(
-    encoder: Encoder,
-    x: Tensor,
-    draws: int,
-    *,
-    inner_k: int = 0,
-    seed: int = 0,
-    images: Tensor | None = None,
-    chunk: int | None = None,
-) -> Iterator[Draw]:
-    """Yield ``draws`` draws for each image of x, (B, X), in chunks; another ``seed`` gives independent draws.
-
-    Args:
-        encoder: q(z|x); its network runs once.
-        x: images.
-        draws: K in all.
-        inner_k: inner samples of a hierarchical encoder.
-        seed: seed of the table of random numbers.
-        images: the images' indices, (B,), on which the noise depends; 0..B-1 if None.
-        chunk: draws at a time (automatic if None); does not change the draws.
-    """
-    sizes = Chunks.automatic(x.device, inner_k, batch=len(x), samples=chunk)
-    numbers = torch.arange(len(x)) if images is None else images
-    # An encoder may draw in encode(). Those draws must depend on the seed too, or the halves would share them.
-    with noise.keyed(derived_seed(seed, "encode"), numbers):
-        context = encoder.encode(x)
-    for first in range(0, draws, sizes.samples):
-        with noise.keyed(seed, numbers, first):
-            yield encoder.sample(
-                context, min(sizes.samples, draws - first), inner_k=inner_k, inner_chunk=max(1, sizes.inner)
-            )
 
 
 class PosteriorMoments(NamedTuple):
@@ -124,39 +90,27 @@ class _RunningMoments:
 
 @torch.no_grad()
 def posterior_moments(
-    encoder: Encoder,
-    x: Tensor,
-    draws: int,
-    *,
-    inner_k: int = 0,
-    seed: int = 0,
-    images: Tensor | None = None,
-    chunk: int | None = None,
-    visit: Callable[[Draw], None] = lambda draw: None,
+    encoder: Encoder, x: Tensor, sampling: Sampling, visit: Callable[[Draw], None] = lambda draw: None
 ) -> PosteriorMoments:
-    """Return the moments of q(z|x) for each image of x, (B, X), from ``draws`` draws in two independent halves.
+    """Return the moments of q(z|x) for each image of x, (B, X), from two independent halves of the draws.
 
     Args:
         encoder: q(z|x).
         x: images.
-        draws: in both halves together; even.
-        inner_k: inner samples of a hierarchical encoder.
-        seed: the result is a function of the seed and the images' indices.
-        images: the images' indices, (B,); 0..B-1 if None.
-        chunk: draws at a time (automatic if None).
+        sampling: with a seed, and an even k: the draws in both halves together.
         visit: called with each chunk of draws.
     """
-    if draws < 2 or draws % 2:
-        raise ValueError(f"draws must be an even number >= 2 (two halves), got {draws}")
+    if sampling.k % 2:
+        raise ValueError(f"k must be an even number >= 2 (two halves of the draws), got {sampling.k}")
     halves = []
     for half in range(2):
-        moments, key = _RunningMoments(), derived_seed(seed, "half", half)
-        for draw in independent_draws(encoder, x, draws // 2, inner_k=inner_k, seed=key, images=images, chunk=chunk):
+        moments, seed = _RunningMoments(), derived_seed(sampling.known_seed(), "half", half)
+        for draw in draws(encoder, x, replace(sampling, k=sampling.k // 2, seed=seed)):
             moments.add(draw.z)
             visit(draw)
         halves.append(moments.value())
     means, variances = (torch.stack(parts) for parts in zip(*halves, strict=True))
-    return PosteriorMoments(means, variances, draws // 2)
+    return PosteriorMoments(means, variances, sampling.k // 2)
 
 
 class DrawSummary(NamedTuple):
@@ -188,32 +142,22 @@ class DrawSummary(NamedTuple):
 
 
 @torch.no_grad()
-def summarise_draws(
-    model: GenerativeModel,
-    encoder: Encoder,
-    x: Tensor,
-    draws: int,
-    *,
-    inner_k: int = 0,
-    seed: int = 0,
-    images: Tensor | None = None,
-    chunk: int | None = None,
-) -> DrawSummary:
-    """Draw ``draws`` latents for each image of x, (B, X), and evaluate p(x, z) and log_q at each of them.
+def summarise_draws(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling) -> DrawSummary:
+    """Draw k latents for each image of x, (B, X), and evaluate p(x, z) and log_q at each of them.
 
-    ``draws`` is even and at least 4. The other arguments are those of `posterior_moments`.
+    ``sampling`` is as for `posterior_moments`, with k >= 4.
     """
-    log_likelihood, rate = torch.zeros(len(x)).double(), torch.zeros(len(x)).double()
-    z, log_prior = torch.empty(0), torch.empty(0)
+    log_likelihood = rate = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    z = log_prior = torch.empty(0)
 
     def visit(draw: Draw) -> None:
         nonlocal log_likelihood, rate, z, log_prior
         terms = weigh(model, x, draw)
-        log_likelihood = log_likelihood.to(x.device) + terms.log_likelihood.double().sum(0) / draws
-        rate = rate.to(x.device) + (terms.log_q - terms.log_prior).double().sum(0) / draws
+        log_likelihood = log_likelihood + terms.log_likelihood.double().sum(0) / sampling.k
+        rate = rate + (terms.log_q - terms.log_prior).double().sum(0) / sampling.k
         z, log_prior = draw.z[-1], terms.log_prior[-1].double()
 
-    moments = posterior_moments(encoder, x, draws, inner_k=inner_k, seed=seed, images=images, chunk=chunk, visit=visit)
+    moments = posterior_moments(encoder, x, sampling, visit)
     return DrawSummary(moments, z, log_prior, log_likelihood, rate)
 
 

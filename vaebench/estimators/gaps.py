@@ -23,8 +23,7 @@ from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import Direction, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.estimators.ais import moment_matched
-from vaebench.estimators.diagnostics import independent_draws
-from vaebench.estimators.importance import estimated
+from vaebench.estimators.importance import draws, estimated
 from vaebench.estimators.sampling import Sampling, keyed_noise
 from vaebench.gradients import GradientEstimator
 from vaebench.model import GenerativeModel
@@ -72,8 +71,7 @@ def elbo(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling
     bound of a hierarchical encoder is tighter.
     """
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    seed, images = sampling.known_seed(), sampling.images
-    for draw in independent_draws(encoder, x, sampling.k, inner_k=sampling.inner_k, seed=seed, images=images):
+    for draw in draws(encoder, x, sampling):
         total += weigh(model, x, draw).log_weights().double().sum(0)
     return total / sampling.k
 
@@ -104,7 +102,7 @@ def best_gaussian(
     """Return the diagonal Gaussian of largest ELBO for each image of x, (B, X), one encoder for each.
 
     The fit starts from ``encoder``'s own Gaussian, or from the Gaussian with the moments of its draws. All are fitted
-    at once, and no image influences another. ``sampling`` is that of the ELBO at each step.
+    at once, and no image influences another. ``sampling`` is for the ELBO at each step.
     """
     with torch.no_grad(), sampling.noise(x, "start"):
         start = encoder.exact_posterior(x) or moment_matched(encoder).encode(x)
@@ -122,8 +120,8 @@ def best_of_family(
     """Return one copy of ``encoder`` for each image of x, (B, X), trained on this image alone.
 
     The network of a copy serves one image, so it is no longer amortised: its output is free. This works for every
-    family, with a forward and a backward pass for each image and step. The model is not trained. ``sampling`` is that
-    of the ELBO at each step.
+    family, with a forward and a backward pass for each image and step. The model is not trained. ``sampling`` is for
+    the ELBO at each step.
     """
     tuned, numbers = [], sampling.numbers(x)
     for one in _singles(x):
@@ -174,7 +172,7 @@ def selected_log_likelihood(
         model: p(x, z).
         proposals: encoders whose log_q keeps the contract, or lists with one encoder for each image.
         x: images, (B, X).
-        sampling: with a seed; the inner samples are those of hierarchical encoders.
+        sampling: with a seed; the inner samples are for hierarchical encoders.
     """
     numbers = sampling.numbers(x)
 

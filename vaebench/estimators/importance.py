@@ -1,6 +1,6 @@
 """Importance-weighted estimates of log p(x), with memory that does not depend on k.
 
-The weights are those of training (:func:`vaebench.objective.weigh`); here they arrive in chunks.
+The weights are as in training (:func:`vaebench.objective.weigh`), but arrive in chunks.
 
 Shapes: K samples first, B images; nats.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vaebench.bounds import LogMeanExp
-from vaebench.encoders.base import Encoder
+from vaebench.encoders.base import Draw, Encoder
 from vaebench.estimators.memory import peak_bytes
 from vaebench.estimators.sampling import Sampling, ShrinkingBatches
 from vaebench.estimators.weights import WeightSummary
@@ -20,7 +20,7 @@ from vaebench.model import GenerativeModel
 from vaebench.objective import weigh
 from vaebench.runtime import derived_seed, forked_randomness, free_memory
 
-__all__ = ["Chunks", "PerImage", "chunks_within", "log_likelihood", "log_likelihoods", "weighed"]
+__all__ = ["Chunks", "PerImage", "chunks_within", "draws", "log_likelihood", "log_likelihoods", "weighed"]
 
 # Rows (image x sample x inner sample) in memory at once: enough to keep matrix products busy, few enough for the
 # activations of a 784-pixel decoder to stay near the caches of a CPU, or well inside a small GPU.
@@ -167,35 +167,36 @@ def estimated(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sam
 
 def _log_mean(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks) -> Tensor:
     total = LogMeanExp()
-    for log_w in _in_chunks(model, encoder, x, sampling, chunks):
-        total.add(log_w)
+    for draw in draws(encoder, x, sampling, chunks):
+        total.add(weigh(model, x, draw).log_weights())
     return total.value()
 
 
 @torch.no_grad()
-def weighed(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks) -> WeightSummary:
+def weighed(
+    model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks | None = None
+) -> WeightSummary:
     """Return a summary of the weights of :func:`log_likelihood`: their mean, effective sample size and tail.
 
     Memory grows as sqrt(k).
     """
     summary = WeightSummary(sampling.k)
-    for log_w in _in_chunks(model, encoder, x, sampling, chunks):
-        summary.add(log_w)
+    for draw in draws(encoder, x, sampling, chunks):
+        summary.add(weigh(model, x, draw).log_weights())
     return summary
 
 
-def _in_chunks(
-    model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks
-) -> Iterator[Tensor]:
-    """Yield log weights, (chunk, B), until there are k for each image."""
-    # An encoder such as moments draws as it encodes: its noise is not that of the draws below.
+def draws(encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks | None = None) -> Iterator[Draw]:
+    """Yield the draws of a sampling for the images x, (B, X), in chunks; the encoder's network runs once."""
+    chunks = chunks or Chunks.of(x, sampling)
+    # An encoder may draw in encode(). Those draws must depend on the seed too, but share no noise with those below.
     with sampling.noise(x, "encode"):
         context = encoder.encode(x)
     for first in range(0, sampling.k, chunks.samples):
         count = min(chunks.samples, sampling.k - first)
         with sampling.noise(x, first=first):
             drawn = encoder.sample(context, count, inner_k=sampling.inner_k, inner_chunk=chunks.inner)
-        yield weigh(model, x, drawn).log_weights()
+        yield drawn
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def log_likelihoods(
     Args:
         model: p(x, z).
         encoder: q(z|x).
-        observe: maps pixel bytes, (B, X), to images x in [0, 1] (binarized splits stay as they are).
+        observe: maps pixel bytes, (B, X), to images x in [0, 1] (binarized splits do not change).
         intensities: pixel bytes, (N, X).
         sampling: with a seed.
         batch: images at a time (chosen if None).

@@ -13,8 +13,7 @@ quantity.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,8 +57,7 @@ class Bounds(NamedTuple):
 NO_BOUNDS = Bounds(None, None)
 
 
-@dataclass(frozen=True)
-class SandwichResult:
+class SandwichResult(NamedTuple):
     """Bounds for each of B images. Expectations are over z ~ q(z|x)."""
 
     log_q: Bounds
@@ -82,7 +80,7 @@ class SandwichResult:
     def rows(self) -> dict[str, Tensor]:
         """Return all existing bounds by name, (B,) each; :meth:`from_rows` is the inverse."""
         rows: dict[str, Tensor] = {}
-        for name, bounds in self.quantities():
+        for name, bounds in self._asdict().items():
             sides = {"value": bounds.upper} if bounds.single else bounds._asdict()
             for side, found in sides.items():
                 if found is not None:
@@ -102,12 +100,7 @@ class SandwichResult:
             single = found.get("value")
             return Bounds(single, single) if single else Bounds(found.get("lower"), found.get("upper"))
 
-        return cls(**{f.name: bounds(f.name) for f in fields(cls)})
-
-    def quantities(self) -> Iterator[tuple[str, Bounds]]:
-        """Yield every quantity with its name."""
-        for f in fields(self):
-            yield f.name, getattr(self, f.name)
+        return cls(*map(bounds, cls._fields))
 
 
 # Sums over draws ------------------------------------------------------------------------------------------
@@ -330,7 +323,8 @@ def information_about_images(
         context = encoder.encode(x)
     with sampling.noise(x, "sandwich", "pair"):
         drawn = encoder.log_q_bounds(context, sampling.k, inner_k=inner_k)
-    below, above = _Columns(), _Columns()
+    below: list[BoundValue] = []
+    above: list[BoundValue] = []
     for j in range(len(x))[part]:
         # Separate inner samples for each z: errors of different images are then independent.
         with keyed_noise(seed, numbers, "sandwich", f"pairs of {int(numbers[j])}"):
@@ -338,10 +332,11 @@ def information_about_images(
         if scores is None:
             return NO_BOUNDS
         if drawn.lower is not None:
-            below.add(drawn.lower[:, j] - _log_mean(scores))
+            below.append(_mean_of(drawn.lower[:, j] - _log_mean(scores)))
         log_prior = model.prior().log_prob(drawn.z[:, j : j + 1]).double()
-        above.add(drawn.upper[:, j] - _log_mean(torch.cat([scores[:, :j], log_prior, scores[:, j + 1 :]], 1)))
-    return Bounds(below.value(), above.value())
+        log_mixture = _log_mean(torch.cat([scores[:, :j], log_prior, scores[:, j + 1 :]], 1))
+        above.append(_mean_of(drawn.upper[:, j] - log_mixture))
+    return Bounds(concatenated(below), concatenated(above))
 
 
 def _scores(encoder: Encoder, context: Any, drawn: LogQBounds, j: int, inner_k: int) -> Tensor | None:
@@ -361,23 +356,13 @@ def _log_mean(scores: Tensor) -> Tensor:
     return torch.logsumexp(scores, 1) - math.log(scores.shape[1])
 
 
-class _Columns:
-    """Means over draws, one image after another."""
-
-    def __init__(self) -> None:
-        self._columns: list[BoundValue] = []
-
-    def add(self, values: Tensor) -> None:
-        """Add the K numbers of one image."""
-        mean = _Mean()
-        mean.add(values.unsqueeze(1))
-        self._columns.append(mean.value())
-
-    def value(self) -> BoundValue | None:
-        """Return all images so far; None if there are none."""
-        return concatenated(self._columns) if self._columns else None
+def _mean_of(values: Tensor) -> BoundValue:
+    """Return the mean over the K draws of one image, (1,) each, from (K,)."""
+    mean = _Mean()
+    mean.add(values.unsqueeze(1))
+    return mean.value()
 
 
-def concatenated(parts: Sequence[BoundValue]) -> BoundValue:
-    """Return the concatenation of several batches of images."""
-    return BoundValue(*(torch.cat(part) for part in zip(*parts, strict=True)))
+def concatenated(parts: Sequence[BoundValue]) -> BoundValue | None:
+    """Return the concatenation of several batches of images; None for no batch."""
+    return BoundValue(*(torch.cat(part) for part in zip(*parts, strict=True))) if parts else None

@@ -25,12 +25,12 @@ PRIOR_WEIGHTS, PRIOR_K = 10, 0.5
 """A prior for the fit of the tail: ten further weights with k = 0.5."""
 
 
-def effective_sample_size(log_w: Tensor, dim: int = 0) -> Tensor:
-    """Return (sum w)^2 / sum w^2 along ``dim``: from 1 (one weight dominates) to K (all weights are equal).
+def effective_sample_size(log_w: Tensor) -> Tensor:
+    """Return (sum w)^2 / sum w^2 over the K samples, (B,): from 1 (one weight dominates) to K (all weights are equal).
 
     Source: Kong 1992; it is K / (1 + the weights' squared coefficient of variation)
     """
-    return (2 * torch.logsumexp(log_w, dim) - torch.logsumexp(2 * log_w, dim)).exp()
+    return (2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp()
 
 
 class WeightSummary:
@@ -85,7 +85,7 @@ def pareto_k(largest: Tensor) -> Tensor:
 
     Equal weights have no tail: -inf. Weights that almost vanish compared with the largest give +inf.
 
-    Source: Vehtari et al. 2024, https://arxiv.org/abs/1507.02646; the fit is that of Zhang and Stephens 2009,
+    Source: Vehtari et al. 2024, https://arxiv.org/abs/1507.02646; the fit is from Zhang and Stephens 2009,
     https://doi.org/10.1198/tech.2009.08017
 
     Args:

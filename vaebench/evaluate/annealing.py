@@ -22,6 +22,7 @@ from vaebench.estimators.ais import (
     refuse_unmixed,
 )
 from vaebench.estimators.bdmc import BDMCResult, anneal_both_ways, simulated
+from vaebench.estimators.importance import PerImage
 from vaebench.evaluate.compile import model_for
 from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
 from vaebench.model import GenerativeModel
@@ -29,7 +30,7 @@ from vaebench.runtime import forked_randomness
 
 __all__ = ["Annealing", "Simulated", "annealed", "bidirectional"]
 
-OWN_ROWS = len(AISResult.names())
+OWN_ROWS = len(AISResult._fields)
 INITIALS = ("prior", "encoder", "moments")
 
 
@@ -140,10 +141,10 @@ def annealed(inputs: EstimatorInputs) -> EstimatorJob:
     def numbers(part: slice) -> Tensor:
         with inputs.seeded(part):
             result = annealing.forward(model(), inputs.observed(part), images.numbers[part])
-        return torch.cat([result.rows().cpu(), check.rows(part)])
+        return torch.cat([torch.stack(result).cpu(), check.rows(part)])
 
     def summarise(rows: Tensor) -> list[Estimate]:
-        estimate = annealing_estimate("AIS", Direction.LOWER_BOUND, AISResult.from_rows(rows[:OWN_ROWS]), annealing)
+        estimate = annealing_estimate("AIS", Direction.LOWER_BOUND, AISResult(*rows[:OWN_ROWS]), annealing)
         extra, note = check.summarise(rows[OWN_ROWS:])
         return [replace(estimate, extra=estimate.extra | extra, note=note)]
 
@@ -152,7 +153,7 @@ def annealed(inputs: EstimatorInputs) -> EstimatorJob:
         protocol=images.protocol,
         images=images.numbers,
         key=["annealed", inputs.settings.seed, check.simulated.count, *annealing.shown().items()],
-        rows=(*AISResult.names(), *check.names),
+        rows=(*AISResult._fields, *check.names),
         batch=annealing.batch,
         numbers=numbers,
         summarise=summarise,
@@ -200,29 +201,28 @@ class BDMCCheck:
         if not self.simulated.count:
             return {}, ""
         lower, upper, mixed = rows[:, ~rows[0].isnan()]
-        gap, stderr = (upper - lower).mean().item(), ((upper - lower).std() / len(lower) ** 0.5).item()
-        count, unmixed = len(lower), int((mixed == 0).sum())
-        extra = {"bdmc_gap": gap, "bdmc_gap_stderr": stderr, "bdmc_images": count, "bdmc_unmixed": unmixed}
+        gap, count, unmixed = PerImage(upper - lower), len(lower), int((mixed == 0).sum())
+        extra = {"bdmc_gap": gap.mean, "bdmc_gap_stderr": gap.stderr, "bdmc_images": count, "bdmc_unmixed": unmixed}
         failed = f"; the chains of {unmixed} of them did not mix" if unmixed else ""
         return extra, (
-            f"BDMC check with the same settings on {count} simulated images: the bounds differ by {gap:.2f} +- "
-            f"{stderr:.2f} nats, which limits the AIS error there{failed}"
+            f"BDMC check with the same settings on {count} simulated images: the bounds differ by {gap.mean:.2f} +- "
+            f"{gap.stderr:.2f} nats, which limits the AIS error there{failed}"
         )
 
 
 def bidirectional(inputs: EstimatorInputs) -> EstimatorJob:
     """Return the job of bidirectional Monte Carlo on images simulated by the run's model."""
-    images, annealing, half = Simulated.of(inputs), Annealing.of(inputs), OWN_ROWS
+    images, annealing = Simulated.of(inputs), Annealing.of(inputs)
     model, places = cache(partial(annealing.model, images.count, directions=2)), images.numbers
 
     def numbers(part: slice) -> Tensor:
         x, z = images.pairs
         with inputs.seeded(part):
             found = annealing.both_ways(model(), x[part], z[part], places[part])
-        return torch.cat([found.forward.rows(), found.reverse.rows()])
+        return torch.stack([*found.forward, *found.reverse])
 
     def summarise(rows: Tensor) -> list[Estimate]:
-        both = BDMCResult(AISResult.from_rows(rows[:half]), AISResult.from_rows(rows[half:]))
+        both = BDMCResult(AISResult(*rows[:OWN_ROWS]), AISResult(*rows[OWN_ROWS:]))
         # The largest error of these settings, beside each of the two numbers.
         gap = {"gap": both.gap, "gap_stderr": both.gap_stderr}
         return [
@@ -235,7 +235,7 @@ def bidirectional(inputs: EstimatorInputs) -> EstimatorJob:
         protocol=images.protocol,
         images=places,
         key=["bidirectional", inputs.settings.seed, images.count, *annealing.shown().items()],
-        rows=tuple(f"{side}_{name}" for side in ("lower", "upper") for name in AISResult.names()),
+        rows=tuple(f"{side}_{name}" for side in ("lower", "upper") for name in AISResult._fields),
         batch=annealing.batch,
         numbers=numbers,
         summarise=summarise,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,6 @@ from vaebench.runtime import derived_seed, forked_randomness
 
 __all__ = ["inference_gaps"]
 
-ROWS = ("log_likelihood", "bound", "elbo", "importance_weighted", "gaussian", "family")
-"""The numbers that are kept of each image; see :class:`_Parts`."""
 _EITHER_WAY = "too small if the bound on log p(x) is loose, too large if the fit of q* has not converged"
 
 
@@ -44,15 +42,14 @@ def inference_gaps(inputs: EstimatorInputs) -> EstimatorJob:
         protocol=images.protocol,
         images=images.numbers,
         key=["gaps", settings.seed, settings.k, *gaps.key()],
-        rows=ROWS,
+        rows=_Parts._fields,
         batch=settings.batch or 10,
         numbers=numbers,
         summarise=lambda rows: gaps.summarise(_Parts(*rows)),
     )
 
 
-@dataclass(frozen=True)
-class _Parts:
+class _Parts(NamedTuple):
     """Numbers of N images, (N,) each; two that are equal by definition are equal."""
 
     log_likelihood: Tensor
@@ -77,7 +74,7 @@ class _Gaps:
     encoder: Encoder
     """The trained one, or its proposal."""
     is_gaussian: bool
-    """Whether its family is that of the diagonal Gaussians."""
+    """Whether its family is the diagonal Gaussians."""
     tuned: bool
     """Whether copies of it are trained on single images."""
     gaussian_fit: Optimisation
@@ -110,11 +107,6 @@ class _Gaps:
             shown,
         )
 
-    @property
-    def hierarchical(self) -> bool:
-        """Whether the bound has inner samples."""
-        return self.encoder.has_inner_samples
-
     def key(self) -> list[object]:
         """Return all settings that change the numbers, except the seed and k."""
         given = self.inputs.settings
@@ -137,7 +129,7 @@ class _Gaps:
         tight = Sampling(given.draws, self.inner_k, derived_seed(seed, "elbo"), numbers)
         elbos = [per_image(partial(elbo, model), proposal, x, tight) for proposal in proposals]
         bound = elbos[0]
-        if self.hierarchical:
+        if self.encoder.has_inner_samples:
             bound = elbo(model, encoder, x, replace(tight, inner_k=trained_inner_k))
         family = elbos[-1] if self.tuned or self.is_gaussian else torch.full_like(bound, torch.nan)
         weighted = self._importance_weighted(x, numbers) if inputs.trained_k > 1 else bound
@@ -146,7 +138,7 @@ class _Gaps:
     def _importance_weighted(self, x: Tensor, numbers: Tensor) -> Tensor:
         """Return the bound L_k of training, from about as many draws as an ELBO has."""
         inputs, k = self.inputs, self.inputs.trained_k
-        inner_k = inputs.trained_inner_k if self.hierarchical else 0
+        inner_k = inputs.trained_inner_k if self.encoder.has_inner_samples else 0
         seeds = [derived_seed(inputs.settings.seed, "weighted", i) for i in range(-(-inputs.settings.draws // k))]
         samplings = [Sampling(k, inner_k, seed, numbers) for seed in seeds]
         return torch.stack([estimated(inputs.model, self.encoder, x, one) for one in samplings]).mean(0)
@@ -177,7 +169,7 @@ class _Gaps:
 
     def _bound_gaps(self, found: _Parts) -> list[Estimate]:
         estimates, k = [], self.inputs.trained_k
-        if self.hierarchical:
+        if self.encoder.has_inner_samples:
             estimates.append(self._estimate("bound gap", Direction.LOWER_BOUND, found.elbo - found.bound))
         if k > 1:
             gap = found.log_likelihood - found.importance_weighted
@@ -192,7 +184,7 @@ class _Gaps:
             values=values,
             quantity=quantity,
             k=given.k,
-            inner_k=self.inner_k if self.hierarchical else None,
+            inner_k=self.inner_k if self.encoder.has_inner_samples else None,
             settings=self.shown | {"draws": given.draws, "steps": given.steps},
             note=_EITHER_WAY if quantity.startswith("approximation") else "",
         )

@@ -130,7 +130,7 @@ class EstimatorInputs:
 
     @property
     def inner_k(self) -> int:
-        """Inner samples: those of the settings, else of training."""
+        """Inner samples: from the settings, else as in training."""
         return self.trained_inner_k if self.settings.inner_k is None else self.settings.inner_k
 
     def observed(self, part: slice) -> Tensor:

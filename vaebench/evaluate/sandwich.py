@@ -1,7 +1,7 @@
 """The estimator ``sandwich``: bounds from both sides on log q(z|x), divergences and informations."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,7 @@ from vaebench.estimators.sandwich import (
     sandwich,
 )
 from vaebench.evaluate.annealing import Annealing, Simulated
-from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
+from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob, Images
 from vaebench.runtime import forked_randomness
 
 __all__ = ["sandwiched"]
@@ -41,31 +41,9 @@ QUANTITIES = {
     "model_information": "I_p(x;z)",
 }
 """The names of the fields of a SandwichResult in results, in the order of the report. For simulated images,
-``image_information`` is that of the model."""
+``image_information`` is the model's information."""
 
 WAYS = ("forward", "reverse")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The images of an evaluation, with an exact draw from the posterior of each if they are simulated."""
-
-    numbers: Tensor
-    protocol: str
-    images: Callable[[slice], Tensor]
-    """Returns a part of the images, (B, X)."""
-    posterior: Callable[[slice], Tensor | None]
-    """Returns their posterior draws, (B, D)."""
-    simulated: bool
-
-    @classmethod
-    def of(cls, inputs: EstimatorInputs) -> "Subject":
-        """Return the images that the settings name."""
-        if inputs.settings.split != "simulated":
-            return cls(inputs.images.numbers, inputs.images.protocol, inputs.observed, lambda part: None, False)
-        images = Simulated.of(inputs)
-        x, z = (lambda part: images.pairs[0][part]), (lambda part: images.pairs[1][part])
-        return cls(images.numbers, images.protocol, x, z, True)
 
 
 def sandwiched(inputs: EstimatorInputs) -> EstimatorJob:
@@ -77,8 +55,8 @@ def sandwiched(inputs: EstimatorInputs) -> EstimatorJob:
 
     return EstimatorJob(
         split=given.split,
-        protocol=measure.subject.protocol,
-        images=measure.subject.numbers,
+        protocol=measure.images.protocol,
+        images=measure.images.numbers,
         key=["sandwich", given.k, measure.inner_k, given.seed, given.aggregate, *measure.everything_shown().items()],
         rows=measure.rows,
         batch=measure.batch,
@@ -111,72 +89,82 @@ class _Measure:
     encoder: Encoder
     shown: dict[str, Any]
     """The settings by which the encoder differs from the trained one."""
-    subject: Subject
+    images: Images | Simulated
     inner_k: int
     batch: int
     group_size: int
-    """Images in the mixture that stands for q(z); 0 for no mixture."""
+    """Images in the mixture that replaces q(z); 0 for no mixture."""
     annealing: Annealing | None
     """The source of log p(x); None for the weights of the draws."""
 
     @classmethod
     def of(cls, inputs: EstimatorInputs) -> "_Measure":
         """Read the settings."""
-        given, subject, (encoder, shown) = inputs.settings, Subject.of(inputs), bounded_encoder(inputs)
+        given, (encoder, shown) = inputs.settings, bounded_encoder(inputs)
+        images = Simulated.of(inputs) if given.split == "simulated" else inputs.images
         annealing = None if given.temperatures is None else Annealing.of(inputs)
         return cls(
             inputs,
             encoder,
             shown,
-            subject,
+            images,
             inner_k=(given.inner_k or 0) if encoder.direction is Direction.UPPER_BOUND else 0,
             batch=given.batch or (annealing.batch if annealing else Chunks.automatic(inputs.device).batch),
             # For simulated images, the information is known without a mixture.
-            group_size=0 if subject.simulated else given.aggregate,
+            group_size=0 if isinstance(images, Simulated) else given.aggregate,
             annealing=annealing,
         )
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the images come with an exact draw from the posterior of each."""
+        return isinstance(self.images, Simulated)
+
+    def observed(self, part: slice) -> tuple[Tensor, Tensor | None]:
+        """Return a part of the images, (B, X), and their posterior draws, (B, D), if they are simulated."""
+        if isinstance(self.images, Simulated):
+            x, z = self.images.pairs
+            return x[part], z[part]
+        return self.inputs.observed(part), None
 
     @cached_property
     def rows(self) -> tuple[str, ...]:
         """The names of an image's numbers."""
-        return tuple(self._named(self._blank()))
+        return tuple(self._blank())
 
     def __call__(self, part: slice) -> Tensor:
         """Return the numbers of a part of the images."""
         with self.inputs.seeded(part):
-            return torch.stack(list(self._named(self._computed(part)).values()))
+            return torch.stack(list(self._computed(part).values()))
 
-    def _named(self, found: tuple[SandwichResult, dict[str, Tensor]]) -> dict[str, Tensor]:
-        return found[0].rows() | found[1]
-
-    def _computed(self, part: slice) -> tuple[SandwichResult, dict[str, Tensor]]:
+    def _computed(self, part: slice) -> dict[str, Tensor]:
         given = self.inputs.settings
-        x, z, numbers = self.subject.images(part), self.subject.posterior(part), self.subject.numbers[part]
+        (x, z), numbers = self.observed(part), self.images.numbers[part]
         evidence, chains = self._annealed(x, z, numbers)
         sampling = Sampling(given.k, self.inner_k, given.seed, numbers)
         result = sandwich(self.inputs.model, self.encoder, x, sampling, posterior=z, evidence=evidence)
         if self.group_size:
-            result = replace(result, image_information=self._mixture(part))
-        return result, chains
+            result = result._replace(image_information=self._mixture(part))
+        return result.rows() | chains
 
-    def _blank(self) -> tuple[SandwichResult, dict[str, Tensor]]:
-        """Return the result of two blank images, which shows the numbers that there will be."""
+    def _blank(self) -> dict[str, Tensor]:
+        """Return the numbers of two blank images, for their names."""
         inputs, x = self.inputs, self.inputs.blank(2)
-        z = torch.zeros(2, inputs.latent_dim, device=inputs.device) if self.subject.simulated else None
+        z = torch.zeros(2, inputs.latent_dim, device=inputs.device) if self.simulated else None
         modules, least = (inputs.model, inputs.encoder), Sampling(1, min(1, self.inner_k))
         training = [module.training for module in modules]
         for module in modules:
             module.eval()
         with torch.no_grad(), forked_randomness(inputs.device, seed=0):
-            nothing = torch.zeros(6, 2, dtype=torch.float64)
-            evidence, chains = (None, {}) if self.annealing is None else self._kept([nothing] * (1 if z is None else 2))
+            nothing = AISResult(*torch.zeros(6, 2, dtype=torch.float64))
+            evidence, chains = (None, {}) if self.annealing is None else _kept([nothing] * (1 if z is None else 2))
             result = sandwich(inputs.model, self.encoder, x, least, posterior=z, evidence=evidence)
             if self.group_size:
                 mixed = information_about_images(inputs.model, self.encoder, x, slice(0, 2), least)
-                result = replace(result, image_information=mixed)
+                result = result._replace(image_information=mixed)
         for module, mode in zip(modules, training, strict=True):
             module.train(mode)
-        return result, chains
+        return result.rows() | chains
 
     def settings(self, name: str) -> dict[str, Any]:
         """Return the settings that a result shows in addition to k and inner_k; ``name`` is a key of ``QUANTITIES``."""
@@ -185,7 +173,7 @@ class _Measure:
             # The lower bound is at most the logarithm of this.
             settings["aggregate"] = max(group.stop - group.start for group in self.groups())
         if self.annealing and name in ("evidence", "divergence", "model_information"):
-            settings |= {"evidence": "BDMC" if self.subject.simulated else "AIS", **self.annealing.shown()}
+            settings |= {"evidence": "BDMC" if self.simulated else "AIS", **self.annealing.shown()}
         return settings
 
     def everything_shown(self) -> dict[str, Any]:
@@ -199,29 +187,18 @@ class _Measure:
         if annealing is None:
             return None, {}
         if z is None:
-            return self._kept([annealing.forward(model, x, numbers).rows()])
+            return _kept([annealing.forward(model, x, numbers)])
         both = annealing.both_ways(model, x, z, numbers)
-        return self._kept([both.forward.rows(), both.reverse.rows()])
-
-    def _kept(self, ways: list[Tensor]) -> tuple[Bounds, dict[str, Tensor]]:
-        """Return the bounds on log p(x), and the rows of the chains."""
-        results = [AISResult.from_rows(rows) for rows in ways]
-        values = [BoundValue(result.log_likelihood, result.stderr) for result in results]
-        chains = {
-            f"{way}.{name}": row
-            for way, rows in zip(WAYS, ways, strict=False)
-            for name, row in zip(AISResult.names(), rows, strict=True)
-        }
-        return Bounds(values[0], values[1] if len(values) > 1 else None), chains
+        return _kept([both.forward, both.reverse])
 
     # I_q(x; z) ------------------------------------------------------------------------------------------------
 
     def groups(self) -> list[slice]:
-        """Return the images of each mixture that stands for q(z); the groups differ by at most one image."""
+        """Return the images of each mixture that replaces q(z); the groups differ by at most one image."""
         if not self.group_size:
             return []
-        count = -(-len(self.subject.numbers) // self.group_size)
-        cut = torch.arange(len(self.subject.numbers)).tensor_split(count)
+        count = len(self.images.numbers)
+        cut = torch.arange(count).tensor_split(-(-count // self.group_size))
         return [slice(int(part[0]), int(part[-1]) + 1) for part in cut]
 
     def _mixture(self, part: slice) -> Bounds:
@@ -230,10 +207,19 @@ class _Measure:
             first, last = max(part.start, group.start), min(part.stop, group.stop)
             if first < last:
                 inside = slice(first - group.start, last - group.start)
-                x, numbers = self.subject.images(group), self.subject.numbers[group]
+                x, numbers = self.inputs.observed(group), self.images.numbers[group]
                 sampling = Sampling(1, self.inner_k, self.inputs.settings.seed, numbers)
                 found.append(information_about_images(self.inputs.model, self.encoder, x, inside, sampling))
         return Bounds(*(_if_complete(sides) for sides in zip(*found, strict=True)))
+
+
+def _kept(ways: list[AISResult]) -> tuple[Bounds, dict[str, Tensor]]:
+    """Return the bounds on log p(x) from one or two directions of chains, and the rows of the chains."""
+    values = [BoundValue(result.log_likelihood, result.stderr) for result in ways]
+    chains = {
+        f"{way}.{name}": row for way, result in zip(WAYS, ways, strict=False) for name, row in result._asdict().items()
+    }
+    return Bounds(values[0], values[1] if len(values) > 1 else None), chains
 
 
 def _if_complete(parts: tuple[BoundValue | None, ...]) -> BoundValue | None:
@@ -247,11 +233,11 @@ def _if_complete(parts: tuple[BoundValue | None, ...]) -> BoundValue | None:
 def estimates(measure: _Measure, rows: dict[str, Tensor]) -> list[Estimate]:
     """Return one estimate for each bound on each quantity."""
     for way in WAYS:
-        if f"{way}.{AISResult.names()[0]}" in rows:
-            refuse_unmixed(AISResult(**{name: rows[f"{way}.{name}"] for name in AISResult.names()}))
+        if f"{way}.log_likelihood" in rows:
+            refuse_unmixed(AISResult(*(rows[f"{way}.{name}"] for name in AISResult._fields)))
     result = SandwichResult.from_rows(rows)
-    found = dict(result.quantities())
-    if measure.subject.simulated:
+    found = result._asdict()
+    if measure.simulated:
         found["model_information"] = found.pop("image_information")
     return [estimate for name in QUANTITIES if name in found for estimate in _estimates(measure, name, found[name])]
 

@@ -40,7 +40,7 @@ class Failed(NamedTuple):
 
 
 def process_configs(config: Config, processes: int) -> list[Config]:
-    """Return the configuration of each process, with its GPU in turn, or its part of the CPU's threads.
+    """Return the configuration of each process, with the next GPU, or its part of the CPU's threads.
 
     ``estimator.processes`` then counts the processes on the same device.
     """

@@ -62,7 +62,7 @@ def _spreads(experiment: Experiment, modules: Modules) -> Iterator[PosteriorMome
     with experiment.autocast(), runtime.forked_randomness(device, seed=0):
         for some in numbers.split(100):
             x = data.observe(data.validation[some].to(device))
-            yield posterior_moments(modules.encoder, x, DIAGNOSED_DRAWS, images=some)
+            yield posterior_moments(modules.encoder, x, Sampling(DIAGNOSED_DRAWS, seed=0, images=some))
     modules.train()
 
 
