@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from vaebench.cli.flags import HELP as HELP_FLAGS
-from vaebench.cli.flags import parse
-from vaebench.errors import UserError, did_you_mean
+from vaebench.cli.flags import DATA, parse, settings
+from vaebench.config.schema import Seed, Word
+from vaebench.errors import UserError
+from vaebench.records.text import table, wrapped
 
 __all__ = ["run"]
 
@@ -26,35 +28,35 @@ examples:
   vaebench data mnist binarization=static split=iwae
 """
 
-FLAGS = HELP_FLAGS | {"--no-download": "--no-download", "--rebuild": "--rebuild"}
-SETTINGS = ("data_dir", "binarization", "split", "seed")
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of the command."""
+
+    data_dir: Word | None = None
+    """None: ``$VAEBENCH_DATA_DIR``, else ``data``."""
+    binarization: Word | None = None
+    """None: the dataset's default."""
+    split: Word = "default"
+    seed: Seed = 0
 
 
 def run(words: list[str]) -> int:
     """Run ``vaebench data <words>`` and return the exit code."""
-    parsed = parse(words, FLAGS)
+    parsed = parse(words, DATA)
     if "--help" in parsed.flags:
         print(HELP, end="")
         return 0
-    settings = dict(setting(word) for word in parsed.rest if "=" in word)
     names = [word for word in parsed.rest if "=" not in word]
-    data_dir = Path(settings.pop("data_dir", os.environ.get("VAEBENCH_DATA_DIR") or "data")).expanduser()
+    given = settings([word.removeprefix("dataset.") for word in parsed.rest if "=" in word], Settings)
+    data_dir = Path(given.data_dir or os.environ.get("VAEBENCH_DATA_DIR") or "data").expanduser()
     if not names:
-        if settings or parsed.flags:
+        if parsed.flags or any(not word.startswith("data_dir=") for word in parsed.rest):
             raise UserError("missing DATASET: `vaebench data` lists the datasets, `vaebench data mnist` prepares one")
         show(data_dir)
     for name in names:
-        prepare(name, data_dir, settings, parsed.flags)
+        prepare(name, data_dir, given, parsed.flags)
     return 0
-
-
-def setting(word: str) -> tuple[str, str]:
-    """Return a word such as ``split=iwae`` or ``dataset.split=iwae`` as (key, value)."""
-    key, _, value = word.partition("=")
-    short = key.removeprefix("dataset.")
-    if short not in SETTINGS:
-        raise UserError(f"unknown key {key}{did_you_mean(short, SETTINGS)}; choose from: {', '.join(SETTINGS)}")
-    return short, value
 
 
 def show(data_dir: Path) -> None:
@@ -62,35 +64,33 @@ def show(data_dir: Path) -> None:
     from vaebench.datasets.preparation import available
 
     print(f"data_dir: {data_dir}")
-    for dataset in available(data_dir):
-        print(f"  {dataset.name:<18} {dataset.state:<9} {listed(dataset.sizes):<22} {dataset.summary}")
+    head = ("dataset", "state", "images", "summary")
+    print(
+        table(
+            head,
+            [(each.name, each.state, listed(each.sizes), each.summary) for each in available(data_dir)],
+            wrap="summary",
+        )
+    )
 
 
-def prepare(name: str, data_dir: Path, settings: dict[str, str], flags: dict[str, str]) -> None:
+def prepare(name: str, data_dir: Path, given: Settings, flags: dict[str, str]) -> None:
     """Prepare one dataset and print its protocol, fingerprint and cache file."""
     from vaebench.datasets.preparation import prepare as prepare_dataset
 
     prepared = prepare_dataset(
         name,
         data_dir,
-        binarization=settings.get("binarization"),
-        split=settings.get("split", "default"),
-        seed=whole_number(settings.get("seed", "0")),
+        binarization=given.binarization,
+        split=given.split,
+        seed=given.seed,
         download="--no-download" not in flags,
         rebuild="--rebuild" in flags,
     )
     sizes, place = listed(prepared.protocol.sizes), prepared.cache or "not cached: no folder can be written to"
-    print(f"{prepared.protocol}: {sizes} images, fingerprint {prepared.fingerprint} ({place})")
+    print(wrapped(f"{prepared.protocol}: {sizes} images, fingerprint {prepared.fingerprint} ({place})"))
 
 
 def listed(sizes: Iterable[int]) -> str:
     """Return sizes such as ``55,000/5,000/10,000``."""
     return "/".join(f"{size:,}" for size in sizes)
-
-
-def whole_number(text: str) -> int:
-    """Return the seed as an int."""
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"seed must be a whole number, not '{text}'") from None

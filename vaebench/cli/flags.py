@@ -12,6 +12,7 @@ from vaebench.errors import UserError, did_you_mean
 __all__ = [
     "BOARD",
     "COMPARE",
+    "DATA",
     "DIAGNOSE",
     "EVALUATE",
     "HELP",
@@ -56,6 +57,7 @@ TRAIN = flags(
     "--resume=",
 )
 EVALUATE = flags("-m --multirun")
+DATA = flags("--no-download", "--rebuild")
 DIAGNOSE = HELP
 SELFTEST = flags("--only=", "--list", "-o --output=")
 PICTURE = flags("-o --output=")

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +42,9 @@ class PublishedFile:
     def found(self, data_dir: Path) -> list[Path]:
         """Return the existing files that may be this one, the preferred one first."""
         # os.path.isfile, unlike Path.is_file, returns False inside a folder that may not be read.
-        return [path for path in self._paths(data_dir) if os.path.isfile(path)]
-
-    def _paths(self, data_dir: Path) -> Iterator[Path]:
         roots = [data_dir, user_cache()] if self.package is None else _package_folders(self.package)
-        return (root / folder / name for root in roots for folder in self.folders for name in self.names)
+        paths = (root / folder / name for root in roots for folder in self.folders for name in self.names)
+        return [path for path in paths if os.path.isfile(path)]
 
 
 def _package_folders(package: str) -> list[Path]:
