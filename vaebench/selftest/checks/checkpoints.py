@@ -7,8 +7,8 @@ import torch
 
 from vaebench.errors import UserError
 from vaebench.records.checkpoint import Checkpoints
-from vaebench.selftest.bench import Bench
 from vaebench.selftest.rows import Row, exact
+from vaebench.selftest.running import Bench
 
 __all__ = ["check"]
 

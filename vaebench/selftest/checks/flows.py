@@ -11,9 +11,9 @@ from vaebench.encoders.flow import FlowEncoder, FlowPosterior
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.flows.flow import Flow, FlowContext, StepParameters
 from vaebench.nets.dense import MLP, TrunkGaussian
-from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.families import FLOW_SETTINGS, flow_step
 from vaebench.selftest.rows import Row, differs, exact
+from vaebench.selftest.running import Bench
 
 __all__ = ["check"]
 
@@ -22,7 +22,7 @@ DRAWS, IMAGES = 3, 2
 
 
 def check(bench: Bench) -> Iterator[Row]:
-    """Compare the log-determinant of steps with random parameters with that of their Jacobian, nats."""
+    """Compare log-determinants of steps with random parameters with autograd's Jacobian, nats."""
     for name in FLOW_SETTINGS:
         with bench.device:
             steps = [_rough(flow_step(name, FlowContext(FEATURES, DIM, index, "tanh"))) for index in (0, 1)]

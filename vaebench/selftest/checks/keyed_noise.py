@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vaebench import noise
-from vaebench.selftest.bench import Bench
 from vaebench.selftest.rows import Mean, Row, differs, exact, near
+from vaebench.selftest.running import Bench
 
 __all__ = ["check"]
 
@@ -16,7 +16,7 @@ SHAPE = (200, 40, 25)
 
 
 def check(bench: Bench) -> Iterator[Row]:
-    """Compare noise of the same keys in other chunks, orders and devices; compare moments with those of N(0, 1)."""
+    """Compare noise of the same keys in other chunks, orders and devices; compare its moments with N(0, 1)."""
     whole = _normals(bench.device, *SHAPE)
     chunks = torch.cat([_normals(bench.device, 50, *SHAPE[1:], first=first) for first in range(0, 200, 50)])
     yield exact("max |in chunks - at once|", 0, _distance(chunks, whole), 0)

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from vaebench.nets.dense import MLP, BernoulliHead, TrunkGaussian
 from vaebench.objective import evidence
 from vaebench.runtime import autocast
-from vaebench.selftest.bench import Bench, default_dtype
 from vaebench.selftest.oracles.gaussian import X, exact_gaussian, linear_gaussian
 from vaebench.selftest.rows import Row, differs, exact
+from vaebench.selftest.running import Bench, default_dtype
 
 __all__ = ["check"]
 

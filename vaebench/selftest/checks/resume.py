@@ -13,8 +13,8 @@ from vaebench.experiment import Experiment, build
 from vaebench.records import Recorder, RunFolder
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.runtime import Interruption, seed_everything
-from vaebench.selftest.bench import Bench, default_dtype
 from vaebench.selftest.rows import Row, differs, exact
+from vaebench.selftest.running import Bench, default_dtype
 from vaebench.train.batches import Batches
 from vaebench.train.display import Display
 from vaebench.train.schedules import Course
