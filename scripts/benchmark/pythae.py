@@ -30,7 +30,7 @@ from vaebench import runtime
 __all__ = ["evaluation", "model_of", "training"]
 
 ROWS = 500
-"""Samples of an image in one batch of its estimate of log p(x): of several sizes from 100 to 4000, the fastest on a CPU."""
+"""Samples of an image in one batch of its estimate of log p(x): the fastest of several from 100 to 4000 on a CPU."""
 
 
 class _Encoder(BaseEncoder):
