@@ -443,10 +443,12 @@ def test_list(capfd: pytest.CaptureFixture[str]):
 
 def test_data(folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))  # where no other test has prepared it
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["data", f"data_dir={folder}"]) == 0
-    out = capfd.readouterr().out
-    assert f"data_dir: {folder}" in out
-    assert "mnist5k" in out
+    first, *lines = capfd.readouterr().out.splitlines()
+    assert first == f"data_dir: {folder}"
+    assert any(line.split()[:3] == ["mnist5k", "found", "4,000/500/500"] for line in lines)
+    assert max(map(len, lines)) <= 80
     assert main(["data", "mnist5k", f"data_dir={folder}"]) == 0
     out = capfd.readouterr().out
     assert out.startswith("mnist5k/dynamic-v1: 4,000/500/500 images, fingerprint ")

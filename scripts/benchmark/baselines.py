@@ -1,7 +1,7 @@
-"""Loops written by hand for one model each, in plain torch: what vaebench's generality is measured against.
+"""Loops written by hand for one model each, in plain torch: the baselines of the speed table.
 
 They compute what the package computes for the same settings (784-300-300-32, SiLU, one Adam step for each batch, pixels
-binarized at each visit) and do nothing else: no log, no checkpoint, no check that a loss is finite.
+binarized at each visit) and nothing more: no log, no checkpoint, no check that a loss is finite.
 """
 
 import math
@@ -182,7 +182,7 @@ class _Masked(nn.Module):
 
 
 class AdversarialBaseline(Baseline):
-    """Adversarial variational Bayes: a sampler fed with noise, and a discriminator with steps of its own."""
+    """Adversarial variational Bayes: a sampler fed with noise, and a discriminator with separate steps."""
 
     def __init__(self, noise: int, hidden: tuple[int, ...], repeats: int) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class AdversarialBaseline(Baseline):
         del k
         with torch.no_grad():
             drawn = self.sample(x, 1)
-        # Both in one pass, so that the part over x runs once.
+        # Both in one pass, so that the network over x runs once.
         from_q, from_r = self.judge(x, torch.cat([drawn, torch.randn_like(drawn)]))
         return F.softplus(-from_q).mean() + F.softplus(from_r).mean()
 

@@ -1,4 +1,4 @@
-"""What is measured: each case pairs vaebench's own trainer or evaluator with a loop written by hand."""
+"""The cases of the speed table: vaebench's trainer or evaluator beside a loop written by hand."""
 
 import importlib
 import importlib.util
@@ -44,13 +44,13 @@ EVALUATED_IMAGES = 100
 
 @dataclass(frozen=True)
 class Bench:
-    """How to measure."""
+    """The settings of a measurement."""
 
     device: torch.device
     threads: int
     batch: int = 256
     seconds: float = 1.0
-    """About as long a candidate works in a round."""
+    """Approximate time of a candidate in a round."""
     rounds: int = 5
     compiled: bool = False
     """Whether losses are compiled too, ours and those written by hand."""
@@ -61,7 +61,7 @@ class Work:
     """One case, ready to be timed."""
 
     candidates: Candidates
-    """By name; each does some work and returns how much."""
+    """By name; each does some work and returns its amount, in units of the case."""
     flops: float
     """Of the matrix products behind one unit of work."""
     rows: int
@@ -75,15 +75,15 @@ class Case:
     name: str
     unit: str
     words: Sequence[str]
-    """What follows ``vaebench train``."""
+    """The words after ``vaebench train``."""
     baseline: Callable[[], Baseline]
     k: int = 1
     evaluates: bool = False
     in_pythae: bool = False
-    """Whether pythae has this model too, and is timed where it is installed."""
+    """Whether pythae has this model too, and is timed if installed."""
 
     def prepare(self, bench: Bench, folder: Path, stack: ExitStack) -> Work:
-        """Make the models and the data; what has to be closed goes on ``stack``."""
+        """Make the models and the data; ``stack`` closes the files."""
         runtime.seed_everything(0)
         return self._evaluation(bench) if self.evaluates else self._training(bench, folder, stack)
 
@@ -91,7 +91,7 @@ class Case:
         words = [*self.words, f"k={self.k}", f"device={bench.device}", f"trainer.threads={bench.threads}"]
         words += [f"trainer.batch_size={bench.batch}", "trainer.progress=false", f"trainer.precision={precision}"]
         words.append(f"trainer.compile={str(compiled).lower()}")
-        # Epochs without end: it is the benchmark that stops. A checkpoint is written every 215 steps, as on MNIST.
+        # The benchmark stops the training, not the number of epochs. Every 215 steps write a checkpoint, as on MNIST.
         every = max(1, round(55_000 / images))
         words += ["trainer.epochs=1000000", "trainer.validate_every=1000000", f"trainer.checkpoint_every={every}"]
         built = build(compose([*words, "trainer.image_every=0"]))
@@ -158,12 +158,12 @@ class Case:
 
 
 def pythae_is_installed() -> bool:
-    """Whether there is a pythae to measure against."""
+    """Whether pythae is installed."""
     return importlib.util.find_spec("pythae") is not None
 
 
 def _pythae() -> ModuleType:
-    """Return the room that runs pythae; UserError where pythae is there and cannot be imported."""
+    """Return the module that runs pythae. UserError if pythae is installed but cannot be imported."""
     try:
         return importlib.import_module("benchmark.pythae")
     except ImportError as error:
@@ -176,7 +176,7 @@ PRECISIONS = {"float32": "", "bf16": ", bf16"}
 
 
 def evaluation(experiment: Experiment, data: Tensor, words: Sequence[str]) -> Callable[[], Tensor]:
-    """Return what ``vaebench evaluate RUN <words>`` does with the images ``data``: their numbers."""
+    """Return a function that computes the numbers of ``vaebench evaluate RUN <words>`` for the images ``data``."""
     config = for_evaluation(experiment.config, [*words, f"device={experiment.device}", "progress=false"])
     evaluated = replace(experiment, config=config, data=replace(experiment.data, test=data))
     evaluator = Evaluator(EstimatorInputs.of(evaluated))
@@ -184,7 +184,7 @@ def evaluation(experiment: Experiment, data: Tensor, words: Sequence[str]) -> Ca
 
 
 def returning(amount: float, work: Callable[[], object]) -> Callable[[], float]:
-    """Return ``work`` as a function that says how much it did."""
+    """Return a function that does ``work`` and returns ``amount``."""
 
     def timed() -> float:
         work()

@@ -1,11 +1,11 @@
-"""What a training step costs: counted before any clock, and predicted from the machine's rates.
+"""Predict the time of a training step from its counts and the machine's rates, and compare it with the measured time.
 
 A step is its matrix products, its passes over memory and its calls of kernels:
 
     seconds = FLOPs / matrix rate + bytes / elementwise rate + kernels x overhead
 
-The counts are those of one step, forward, backward and optimiser. The rates are measured once by short calibrations
-that know nothing of the models.
+The counts cover one step: forward, backward and optimiser. The rates are measured once by short calibrations, which
+do not depend on the models.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,14 +36,14 @@ TRIES = 5
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does."""
+    """The rates of a machine."""
 
     matrix: float
     """FLOP per second in products of the networks' shapes, forward and backward."""
     elementwise: float
     """Bytes per second read and written by elementwise operations on a layer's activations."""
     overhead: float
-    """Seconds for a call of a kernel that has next to nothing to do, with its part of autograd's work."""
+    """Seconds for a call of a nearly empty kernel, with its part of autograd's work."""
 
     def seconds(self, counts: Count) -> float:
         """Return the predicted time."""
@@ -58,7 +58,7 @@ class Cost:
     flops: float
     """Of the matrix products, for each image."""
     moved: float
-    """Bytes that everything else reads and writes, for each image."""
+    """Bytes that all other kernels read and write, for each image."""
     kernels: int
     """Calls of kernels in a step."""
     kept: float
@@ -72,7 +72,7 @@ class Cost:
 
 
 def cost(words: Sequence[str], bench: Bench) -> Cost | None:
-    """Count, predict and time the step of ``vaebench train <words>``; None where the words do not go together."""
+    """Count, predict and time the step of ``vaebench train <words>``; None for an invalid combination of words."""
     common = [f"device={bench.device}", f"trainer.threads={bench.threads}", "trainer.progress=false"]
     try:
         run = build(compose([*words, *common]))
@@ -104,7 +104,7 @@ def cost(words: Sequence[str], bench: Bench) -> Cost | None:
 
 @cache
 def calibrated(rows: int, device: torch.device, threads: int) -> Rates:
-    """Measure the machine's rates for activations of so many rows."""
+    """Measure the machine's rates for activations with this number of rows."""
     del threads  # they are set; other threads are another calibration
     return Rates(_product_rate(rows, device), _elementwise_rate(rows, device), _overhead(device))
 

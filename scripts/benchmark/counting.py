@@ -1,4 +1,4 @@
-"""What a piece of work asks of a machine, counted while it runs: the same on every machine."""
+"""Count the operations, bytes and kernels of a piece of work while it runs: the same counts on every machine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ __all__ = ["Count", "count"]
 
 @dataclass(frozen=True)
 class Count:
-    """What some work asks of a machine."""
+    """The counts of a piece of work."""
 
     flops: float
     """Of the matrix products."""
     moved: float
-    """Bytes read and written by everything else, the optimiser included."""
+    """Bytes read and written by all other kernels, the optimiser included."""
     kernels: int
-    """Calls that compute something; views are free."""
+    """Calls that compute; views do not count."""
     operations: int
     """Calls of torch's operators, views among them."""
 
@@ -34,9 +34,9 @@ def count(work: Callable[[], object]) -> Count:
 
 
 class _Traffic(TorchDispatchMode):
-    """Adds up the operations of matrix products, and the bytes of what all others read and write.
+    """Add up the operations of matrix products, and the bytes that all other kernels read and write.
 
-    Not torch's FlopCounterMode: it follows modules by hooks, which flows that take derivatives do not bear.
+    Not torch's FlopCounterMode: its module hooks fail for flows that take derivatives.
     """
 
     def __init__(self) -> None:
@@ -57,13 +57,13 @@ class _Traffic(TorchDispatchMode):
         if func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
         else:
-            # What is changed in place is read and written.
+            # A tensor changed in place is read and written.
             changed = given if func._schema.is_mutable and not made else []
             self.moved += sum(map(_bytes, [*given, *made, *changed]))
         return result
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Return the bytes behind a tensor: of an expanded one, those that are there."""
+    """Return the bytes of a tensor in memory; an expanded tensor has fewer than its shape needs."""
     held = tensor.untyped_storage().nbytes()
     return min(held, tensor.numel() * tensor.element_size())

@@ -1,4 +1,4 @@
-"""Start-up and memory: each measured in a process of its own."""
+"""Measure start-up times and memory, each in a new process."""
 
 import os
 import subprocess
@@ -26,14 +26,14 @@ class Footprint:
     value: float
     unit: str
     target: str
-    """What it is meant to be."""
+    """The aim, in words."""
 
     def text(self) -> str:
         return f"{self.name:<58} {self.value:>9.2f} {self.unit:<4} ({self.target})"
 
 
 def start_up(tries: int) -> list[Footprint]:
-    """Measure what a user waits for: medians over ``tries``."""
+    """Measure start-up times: medians over ``tries``."""
     completing = {"COMP_LINE": "vaebench train encoder="}
     return [
         Footprint("vaebench --help", waited(["--help"], tries), "s", "under 0.4"),
@@ -74,7 +74,7 @@ def until_first_step() -> float:
 
 
 def memory(device: str = "auto", threads: int | None = None) -> list[Footprint]:
-    """Measure what evaluations and training steps take at their peak, beyond what importing, data and model take."""
+    """Measure the peak memory of evaluations and training steps, without that of imports, data and model."""
     words = [f"device={device}", f"trainer.threads={threads or 'null'}"]
     few, many = (in_a_fresh_process(EVALUATING, k, words) for k in (50, 50_000))
     ks = (16, 32, 64)
@@ -82,7 +82,7 @@ def memory(device: str = "auto", threads: int | None = None) -> list[Footprint]:
     parts = in_a_fresh_process(TRAINING, ks[-1], [*words, "trainer.microbatch=32"])
     slopes = [_size(b) - _size(a) for a, b in pairwise(whole)]
     aims = ["", "", f"from k=32 on 2 times as much more as from 16 on, if linear; {slopes[1] / slopes[0]:.2f}"]
-    # By count: what the interpreter takes meanwhile is a MiB, and would be a tenth of it.
+    # By the count of tensors: the interpreter's own memory grows by a MiB, a tenth of the total.
     flat = f"the count within 5 % of it; {many.tensors / few.tensors - 1:+.1%}"
     return [
         _footprint("evaluating 100 images at k=50", few, ""),

@@ -1,4 +1,4 @@
-"""Timing things side by side: in turn, several rounds, so that a noisy machine is noisy to all of them."""
+"""Time candidates alternately in several rounds, so that noise of the machine affects all of them alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ __all__ = ["Timing", "seconds_of", "side_by_side"]
 
 @dataclass(frozen=True)
 class Timing:
-    """How much work per second each candidate did, round by round."""
+    """The rates of each candidate, round by round."""
 
     rates: dict[str, list[float]]
     """Units of work per second, one number for each round."""
@@ -29,13 +29,13 @@ class Timing:
 def side_by_side(
     candidates: Mapping[str, Callable[[], float]], rounds: int, device: torch.device, warm_up: int = 1
 ) -> Timing:
-    """Run each candidate once a round, in turn.
+    """Run each candidate once a round, one after another.
 
     Args:
-        candidates: each does a piece of work and returns how much it was, in units of its own.
-        rounds: rounds that count.
-        device: is waited for before the clock is read.
-        warm_up: rounds before these.
+        candidates: each does a piece of work and returns its amount, in units of the case.
+        rounds: measured rounds.
+        device: the clock is read after it has finished.
+        warm_up: rounds before them, not measured.
     """
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(warm_up + rounds):
@@ -48,7 +48,7 @@ def side_by_side(
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that ``work`` takes; the device is waited for before the clock is read."""
+    """Return the seconds that ``work`` takes; the clock is read after the device has finished."""
     _settle(device)
     started = time.perf_counter()
     work()

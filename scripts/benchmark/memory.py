@@ -1,7 +1,7 @@
-"""Memory that a piece of work takes beyond what its process has already, at its peak.
+"""Measure the peak memory of a piece of work, minus the memory that its process used before.
 
 `python -m benchmark.memory WORK K [KEY=VALUE ...]` measures one piece in its own process and prints it as
-json: what importing, the data and the model take is there before, and is not counted.
+JSON. The memory of imports, data and model does not count: it is in use before the work.
 """
 
 import ctypes
@@ -32,21 +32,21 @@ __all__ = ["EVALUATING", "TRAINING", "Added", "added", "in_a_fresh_process", "me
 EVALUATING, TRAINING = "evaluating", "training"
 MIB = 2**20
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""Has glibc give large blocks back at once, so that what is resident is what is in use."""
+"""Let glibc return large blocks at once, so that the resident memory is the memory in use."""
 
 
 @dataclass(frozen=True)
 class Added:
-    """MiB at the peak, beyond what was there before."""
+    """MiB at the peak, minus the memory in use before."""
 
     tensors: float
-    """By count of the tensors alive, whatever the allocator does with them; the same on any machine."""
+    """The sum of the sizes of all live tensors; it does not depend on the allocator or the machine."""
     resident: float | None
-    """As the system or the GPU's allocator sees it; None where it does not tell."""
+    """Reported by the system or the GPU's allocator; None if unknown."""
 
 
 def in_a_fresh_process(work: str, k: int, words: Sequence[str]) -> Added:
-    """Measure in a process that has done nothing else; the arguments are those of `measured`."""
+    """Measure in a new process; for the arguments see `measured`."""
     command = [sys.executable, "-m", "benchmark.memory", work, str(k), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ALLOCATOR, check=True)
     return Added(**json.loads(done.stdout.splitlines()[-1]))
@@ -64,14 +64,14 @@ def measured(work: str, k: int, words: Sequence[str] = (), images: int | None = 
     common = ["trainer.progress=false", f"estimator.k={k}", f"k={k}"]
     experiment = build(compose([*(["objective=iwae"] if work == TRAINING else []), *common, *words]))
     prepare = {EVALUATING: _evaluating, TRAINING: _training}[work]
-    # What is loaded or allocated once, whatever the work, is not the work's.
+    # Warm up first: memory that is loaded or allocated only once does not count.
     images = images or {EVALUATING: 100, TRAINING: 256}[work]
     peak_bytes(prepare(experiment, min(k, 50), images if work == EVALUATING else 1))
     return added(prepare(experiment, k, images), experiment.device)
 
 
 def _evaluating(experiment: Experiment, k: int, images: int) -> Callable[[], object]:
-    # A compiler would be one more thing that is loaded once.
+    # Without a compiler, whose memory is allocated only once too.
     evaluator = Evaluator(EstimatorInputs.of(experiment.estimating(k=k, compile=False)))
     return lambda: evaluator.compute(Task(0, 0, images))
 
@@ -97,9 +97,9 @@ def added(work: Callable[[], object], device: torch.device) -> Added:
 
 
 def _reset_peak() -> float | None:
-    """Have the system count the peak anew, and return what is resident now, MiB; None where it cannot."""
+    """Reset the system's peak count and return the resident memory now, MiB; None if unsupported."""
     try:
-        # Free blocks that the allocator holds would be taken again unseen.
+        # Otherwise the work could reuse free blocks of the allocator, and its memory would not be counted.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         return _in_status("VmRSS")

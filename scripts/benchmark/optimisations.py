@@ -1,4 +1,4 @@
-"""The gain of each optimisation: a step with it and without it, in turn, and the time in each operator."""
+"""Measure the gain of each optimisation: a step with and without it, alternately, and the time in each operator."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -59,9 +59,9 @@ class Gain:
     """Milliseconds for a step of all updates, pixels drawn, or for an evaluation."""
     after: float
     ratio: float
-    """Median over rounds of how many times more steps there are with the optimisation."""
+    """Median over rounds of the rate of steps with the optimisation over the rate without it."""
     profile: dict[str, tuple[float, float]]
-    """Milliseconds for a step in each operator itself, before and after; those that take most."""
+    """Milliseconds for a step in each operator itself, before and after; the slowest operators."""
 
 
 def _log_prob_of_three_tensors(self: Bernoulli, value: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ OPTIMISATIONS = [
     ),
     Optimisation(
         "a compiled gradient of p(x, z)",
-        # A walk of one short move: nearly all of it is the pilot's.
+        # One short move: nearly all of the time goes to the pilot run.
         ["estimator=ais", "estimator.temperatures=1", "estimator.leapfrog=1"],
         before=["compile=false"],
         after=["compile=true"],
@@ -125,7 +125,7 @@ OPTIMISATIONS = [
 
 
 def gain(optimisation: Optimisation, bench: Bench) -> Gain:
-    """Measure a step with the optimisation and without it, in turn, and profile both."""
+    """Measure a step with and without the optimisation, alternately, and profile both."""
     runtime.set_threads(bench.threads)
     made = _evaluation if optimisation.evaluates else _step
     steps = {

@@ -1,8 +1,8 @@
 """Pythae's own trainer and likelihood estimate for the models of two cases: imported only where pythae is installed.
 
-The networks are those of the loops written by hand. Pythae cannot binarize as it trains and is given images that are
-binary already; what is timed is one of its epochs, without the copies and files of the model that its `train` makes
-around them. It runs in float32: it has no bf16, and none of its mixed precision for binary images.
+The networks are the same as in the loops written by hand. Pythae cannot binarize during training, so it gets binary
+images. The timing covers one of its epochs, without the copies and files of the model that its `train` makes around
+epochs. It runs in float32: it has no bf16, and its mixed precision does not work with binary images.
 
 Source: Chadebec, Vincent and Allassonnière 2022, https://arxiv.org/abs/2206.08309
 """
@@ -30,7 +30,7 @@ from vaebench import runtime
 __all__ = ["evaluation", "model_of", "training"]
 
 ROWS = 500
-"""Samples of an image at a time in its estimate of log p(x): the fastest on a CPU of several sizes from 100 to 4000."""
+"""Samples of an image in one batch of its estimate of log p(x): the fastest of several from 100 to 4000 on a CPU."""
 
 
 class _Encoder(BaseEncoder):
@@ -69,7 +69,7 @@ def training(x: Tensor, k: int, batch: int, folder: Path) -> Callable[[], float]
             learning_rate=1e-3,
             no_cuda=x.device.type != "cuda",
         )
-        # It takes data from the host, batch by batch.
+        # It reads data from the host, batch by batch.
         trainer = BaseTrainer(model_of(k), BaseDataset(x.cpu(), torch.zeros(len(x))), training_config=settings)
         trainer.prepare_training()
 
@@ -87,7 +87,7 @@ def training(x: Tensor, k: int, batch: int, folder: Path) -> Callable[[], float]
 def evaluation(x: Tensor, k: int) -> tuple[int, Callable[[], float]]:
     """Return (image-samples drawn, its estimate of the mean log p(x)) for binary images x, (N, 784).
 
-    It draws whole batches of ``ROWS`` samples for an image: about ``k``, and one batch at least.
+    It draws whole batches of ``ROWS`` samples for an image: about ``k``, at least one batch.
     """
     model = model_of(1).to(x.device).eval()
     rows = min(k, ROWS)
@@ -107,7 +107,7 @@ class _Nowhere(io.TextIOBase):
 
 @contextlib.contextmanager
 def _contained() -> Iterator[None]:
-    """Keep to itself what pythae prints, and put back the environment and the random state that it sets."""
+    """Discard the output of pythae, and restore the environment and the random state that it sets."""
     disabled, environment, nowhere = logging.root.manager.disable, dict(os.environ), _Nowhere()
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""Runs the cases and shows what they say."""
+"""Run the cases and print the results as tables."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -30,14 +30,14 @@ class Row:
     ratios: dict[str, float]
     """Median over rounds of our rate to another's, named ``ours : theirs``."""
     limits: dict[str, float]
-    """Units per second if the matrix products were all there is, by precision."""
+    """Units per second if a step had only its matrix products, by precision."""
     flops: float
     """Of the matrix products, for each unit."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All rows, with the machine that they are of."""
+    """All rows, and the machine that they were measured on."""
 
     machine: dict[str, Any]
     rows: list[Row]
@@ -68,7 +68,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def compared() -> dict[str, tuple[str, str]]:
-    """Return which rates are compared, by name: ours with those of loops in the same precision, and with pythae's."""
+    """Return the pairs of rates to compare, by name: ours and a loop's in the same precision, ours and pythae's."""
     found = [
         (OURS + ours + suffix, HAND + theirs + suffix)
         for ours, theirs in (("", ""), (COMPILED, ""), (COMPILED, COMPILED))
@@ -82,7 +82,7 @@ PAIRS = compared()
 
 
 def shown(rate: float | None) -> str:
-    """Return a rate with three digits that count."""
+    """Return a rate with three significant digits."""
     if rate is None:
         return ""
     digits = max(0, len(str(int(rate))) - 3)
@@ -90,7 +90,7 @@ def shown(rate: float | None) -> str:
 
 
 def run(cases: Sequence[Case], bench: Bench, tell: Callable[[str], None]) -> Report:
-    """Measure ``cases`` one after the other; ``tell`` hears which one is under way."""
+    """Measure ``cases`` one after the other; ``tell`` gets the name of each before it starts."""
     runtime.set_threads(bench.threads)
     rows = []
     for case in cases:
@@ -121,7 +121,7 @@ def matrix_rates(rows: int, device: torch.device) -> dict[str, float]:
     }
 
 
-# Inputs and outputs of the layers that cost most.
+# Inputs and outputs of the most expensive layers.
 SHAPES = [(784, 300), (300, 300), (300, 784)]
 
 
@@ -142,7 +142,7 @@ def matrix_rate(rows: int, device: torch.device, dtype: torch.dtype, tries: int 
 
 
 def machine(bench: Bench) -> dict[str, Any]:
-    """Return what the numbers depend on."""
+    """Return the machine, versions and settings that the numbers depend on."""
     return {
         "device": runtime.describe(bench.device),
         "threads": bench.threads,

@@ -8,6 +8,7 @@ from pathlib import Path
 from vaebench.cli.flags import DATA, parse, settings
 from vaebench.config.schema import Seed, Word
 from vaebench.errors import UserError
+from vaebench.records.text import table, wrapped
 
 __all__ = ["run"]
 
@@ -60,8 +61,14 @@ def show(data_dir: Path) -> None:
     from vaebench.datasets.preparation import available
 
     print(f"data_dir: {data_dir}")
-    for dataset in available(data_dir):
-        print(f"  {dataset.name:<18} {dataset.state:<9} {listed(dataset.sizes):<22} {dataset.summary}")
+    head = ("dataset", "state", "images", "summary")
+    print(
+        table(
+            head,
+            [(each.name, each.state, listed(each.sizes), each.summary) for each in available(data_dir)],
+            wrap="summary",
+        )
+    )
 
 
 def prepare(name: str, data_dir: Path, checked: DataSettings, flags: dict[str, str]) -> None:
@@ -78,7 +85,7 @@ def prepare(name: str, data_dir: Path, checked: DataSettings, flags: dict[str, s
         rebuild="--rebuild" in flags,
     )
     sizes, place = listed(prepared.protocol.sizes), prepared.cache or "not cached: no folder can be written to"
-    print(f"{prepared.protocol}: {sizes} images, fingerprint {prepared.fingerprint} ({place})")
+    print(wrapped(f"{prepared.protocol}: {sizes} images, fingerprint {prepared.fingerprint} ({place})"))
 
 
 def listed(sizes: Iterable[int]) -> str:

@@ -57,6 +57,7 @@ TRAIN = flags(
     "--resume=",
 )
 EVALUATE = flags("-m --multirun")
+DATA = flags("--no-download", "--rebuild")
 DIAGNOSE = HELP
 SELFTEST = flags("--only=", "--list", "-o --output=")
 PICTURE = flags("-o --output=")

@@ -1,4 +1,7 @@
-"""Binarize the splits of a protocol: pixels are bytes, with P(pixel = 1) = byte / 255."""
+"""Binarize the splits of a protocol: pixels are bytes, with P(pixel = 1) = byte / 255.
+
+Random numbers come from numpy's RandomState: numpy guarantees that its streams never change.
+"""
 
 import hashlib
 from dataclasses import dataclass, fields
@@ -6,9 +9,19 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from vaebench.datasets.protocol import Protocol
-from vaebench.datasets.splits import Splits, stream
 
-__all__ = ["Arrays", "binarize_splits", "draw_pixels"]
+__all__ = ["STREAMS", "Arrays", "Splits", "binarize_splits", "draw_pixels", "stream"]
+
+Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Training, validation and test images, uint8 (N, 784)."""
+
+STREAMS = ("train", "validation", "test", "split")
+"""The purposes of a protocol's seed; each has its own stream, so that no draw depends on another."""
+
+
+def stream(seed: int, purpose: str) -> np.random.RandomState:
+    """Return the random numbers of one of ``STREAMS`` for ``seed``."""
+    return np.random.RandomState([STREAMS.index(purpose), seed])
 
 
 @dataclass(frozen=True)

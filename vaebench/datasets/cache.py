@@ -24,9 +24,9 @@ def cache_paths(protocol: Protocol, data_dir: Path) -> list[Path]:
     return [root / f"{protocol.slug}.npz" for root in _roots(data_dir)]
 
 
-def cached_files(name: str, data_dir: Path) -> tuple[Path, ...]:
+def cached_files(name: str, data_dir: Path) -> list[Path]:
     """Return the existing cache files of all protocols of a dataset."""
-    return tuple(path for root in _roots(data_dir) for path in sorted(root.glob(f"{name}-*.npz")))
+    return [path for root in _roots(data_dir) for path in root.glob(f"{name}-*.npz")]
 
 
 def write(path: Path, protocol: Protocol, arrays: Arrays) -> None:
@@ -51,7 +51,7 @@ def read(path: Path, protocol: Protocol) -> Arrays:
     """Read a protocol's pixels and verify their fingerprint.
 
     Raises:
-        CorruptFile: the file is no such file, belongs to another protocol, or its pixels have another fingerprint.
+        CorruptFile: the file is not a cache file, is for another protocol, or its pixels have another fingerprint.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:

@@ -36,7 +36,7 @@ class DatasetInfo:
 
     @property
     def binary(self) -> bool:
-        """Whether the files hold only black and white pixels, so that there are no grey levels to draw from."""
+        """Whether the files hold only black and white pixels, without grey levels to draw from."""
         return "none" not in self.binarizations
 
 

@@ -27,7 +27,7 @@ def git_blob_id(content: bytes) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of ``path``, unpacked if its first bytes are those of gzip, whatever its name.
+    """Return the content of ``path``, unpacked if its first bytes mark gzip, under any name.
 
     Raises:
         CorruptFile: the file cannot be read or unpacked.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vaebench.datasets.arrays import draw_pixels
 from vaebench.datasets.binarization import binarize
-from vaebench.datasets.preparation import Prepared, Say, prepare, to_stderr
+from vaebench.datasets.preparation import Say, prepare, to_stderr
 from vaebench.datasets.protocol import Protocol
 from vaebench.errors import UserError
 
@@ -89,10 +89,6 @@ def load(
         progress=progress,
         say=say,
     )
-    return _as_tensors(prepared)
-
-
-def _as_tensors(prepared: Prepared) -> Dataset:
     # Copy read-only memory (an IDX file's bytes): torch warns about it.
     parts = {
         name: torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -77,7 +77,7 @@ def _fetch(file: PublishedFile, url: str, path: Path, progress: bool) -> FileArr
     # disable=None shows the bar only on a terminal; pooch replaces the total, but takes no bar without a total
     bar = tqdm(total=1, desc=path.name, unit="B", unit_scale=True, disable=None if progress else True)
     with TemporaryDirectory() as folder, bar:
-        # Pooch gets no checksum: the published one is that of the unpacked content, and is compared by file.read.
+        # Pooch gets no checksum: the published checksum is of the unpacked content, and file.read compares it.
         cache = pooch.create(folder, "", registry={path.name: None}, urls={path.name: url}, retry_if_failed=_RETRIES)
         get: Any = pooch.HTTPDownloader(cast(Any, bar), chunk_size=1 << 16, timeout=_TIMEOUT, headers=headers)
         downloaded = Path(cache.fetch(path.name, downloader=get))

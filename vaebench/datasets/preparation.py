@@ -10,10 +10,7 @@ from vaebench.datasets import cache
 from vaebench.datasets.arrays import Arrays, binarize_splits
 from vaebench.datasets.catalog import BINARIZATIONS, CATALOG, Sizes
 from vaebench.datasets.checksum import CorruptFile
-from vaebench.datasets.download import find_or_download
 from vaebench.datasets.protocol import Protocol, protocol_for
-from vaebench.datasets.published_files import PUBLISHED_FILES
-from vaebench.datasets.splits import SPLITTERS, Splits
 from vaebench.errors import UserError
 from vaebench.files import first_writable
 
@@ -24,19 +21,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Availability:
-    """The files of one dataset that exist.
+    """Whether the files of one dataset exist.
 
     ``state``: ``prepared`` (a cache file exists), ``found`` (all published files exist, not verified) or ``missing``
-    (needs a download). ``found``, ``missing``: the published files. ``prepared``: the cache files of all protocols.
+    (needs a download). ``missing``: the names of the missing published files.
     """
 
     name: str
     summary: str
     sizes: Sizes
     state: str
-    found: tuple[Path, ...]
     missing: tuple[str, ...]
-    prepared: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,14 @@ def to_stderr(line: str) -> None:
 
 def available(data_dir: Path) -> list[Availability]:
     """Return which files of each dataset exist, in the order of the catalog; open none of them."""
-    return [_availability(name, data_dir.expanduser()) for name in CATALOG]
+    from vaebench.datasets.published_files import PUBLISHED_FILES
+
+    data_dir, listed = data_dir.expanduser(), []
+    for name, info in CATALOG.items():
+        missing = tuple(file.title for file in PUBLISHED_FILES[name] if not file.found(data_dir))
+        state = "prepared" if cache.cached_files(name, data_dir) else "missing" if missing else "found"
+        listed.append(Availability(name, info.summary, info.splits["default"], state, missing))
+    return listed
 
 
 def prepare(
@@ -88,21 +90,17 @@ def prepare(
     if not rebuild and (cached := _cached(protocol, data_dir, say)) is not None:
         path, arrays = cached
         return Prepared(protocol, arrays, arrays.fingerprint(), path, True, _note(protocol))
+    # Imported here: a start from the cache needs no readers and no downloads.
+    from vaebench.datasets.download import find_or_download
+    from vaebench.datasets.splits import SPLITTERS
+
     splits = SPLITTERS[name](find_or_download(name, data_dir, download=download, progress=progress), protocol)
-    _check_sizes(splits, protocol)
+    sizes = tuple(len(split) for split in splits)
+    if sizes != protocol.sizes:
+        raise UserError(f"the files of dataset={name} give {sizes} images, expected {protocol.sizes}")
     arrays = binarize_splits(splits, protocol)
     path = _keep(protocol, arrays, data_dir, say)
     return Prepared(protocol, arrays, arrays.fingerprint(), path, False, _note(protocol))
-
-
-def _availability(name: str, data_dir: Path) -> Availability:
-    info = CATALOG[name]
-    files = PUBLISHED_FILES[name]
-    found = tuple(path for file in files for path in file.found(data_dir)[:1])
-    missing = tuple(file.title for file in files if not file.found(data_dir))
-    prepared = cache.cached_files(name, data_dir)
-    state = "prepared" if prepared else "missing" if missing else "found"
-    return Availability(name, info.summary, info.splits["default"], state, found, missing, prepared)
 
 
 def _cached(protocol: Protocol, data_dir: Path, say: Say) -> tuple[Path, Arrays] | None:
@@ -130,12 +128,6 @@ def _keep(protocol: Protocol, arrays: Arrays, data_dir: Path, say: Say) -> Path 
         return path
     say(f"cannot write to {data_dir} or {fallback.parent}: keeping {protocol} in memory for this run only")
     return None
-
-
-def _check_sizes(splits: Splits, protocol: Protocol) -> None:
-    sizes = tuple(len(split) for split in splits)
-    if sizes != protocol.sizes:
-        raise UserError(f"the files of dataset={protocol.dataset} give {sizes} images, expected {protocol.sizes}")
 
 
 def _note(protocol: Protocol) -> str:

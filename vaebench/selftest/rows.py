@@ -2,12 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-__all__ = ["EXACT", "Mean", "Row", "differs", "exact", "near"]
+__all__ = ["EXACT", "Mean", "Row", "differs", "distance", "exact", "near"]
 
 EXACT = 1e-9
 """Tolerance for a number without sampling noise, in float64."""
@@ -25,7 +23,7 @@ class Mean:
     stderr: float
 
     @classmethod
-    def of(cls, replicates: "Tensor") -> "Mean":
+    def of(cls, replicates: Tensor) -> "Mean":
         """Average ``replicates``, a tensor of any shape whose elements are independent."""
         flat = replicates.detach().double().flatten()
         return cls(flat.mean().item(), (flat.std() / flat.numel() ** 0.5).item())
@@ -68,8 +66,13 @@ def near(name: str, expected: float, mean: Mean) -> Row:
     return Row(name, expected, mean.value, max(ERRORS * mean.stderr, EXACT), f"{ERRORS:g} s.e.")
 
 
-def differs(name: str, right: float, wrong: "Mean | float", tolerance: float = EXACT) -> Row:
+def differs(name: str, right: float, wrong: Mean | float, tolerance: float = EXACT) -> Row:
     """Return the row of a control: a wrong formula, which must differ from the ``right`` value."""
     if isinstance(wrong, Mean):
         return Row(name, right, wrong.value, CAUGHT * wrong.stderr, f"{CAUGHT:g} s.e.", control=True)
     return Row(name, right, wrong, tolerance, "exact", control=True)
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """Return the largest absolute difference between two tensors, computed in float64."""
+    return (one.double() - other.double()).abs().max().item()

@@ -1,19 +1,41 @@
-"""Runs the checks, one after another."""
+"""Run the checks, one after another."""
 
 import importlib
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from vaebench.runtime import forked_randomness
-from vaebench.selftest.bench import Bench, default_dtype
 from vaebench.selftest.rows import Row
 
-__all__ = ["Outcome", "run"]
+__all__ = ["Bench", "Outcome", "default_dtype", "run"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The argument of every check. New tensors within ``with bench.device:`` are on the device."""
+
+    device: torch.device
+    folder: Path
+    """An empty folder, deleted after the check."""
+    seed: int = 0
+    """For functions with a seed argument. Torch's generators are seeded with it before the check."""
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Set the default dtype within the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @dataclass(frozen=True)
@@ -44,18 +66,13 @@ def run(checks: Sequence[str], device: torch.device, seed: int = 0) -> Iterator[
     """
     for name in checks:
         yield name
-        yield _outcome(name, device, seed)
-
-
-def _outcome(name: str, device: torch.device, seed: int) -> Outcome:
-    rows: list[Row] = []
-    error = None
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, default_dtype(torch.float64), forked_randomness(device, seed):
-        try:
-            check = importlib.import_module(f"vaebench.selftest.checks.{name}").check
-            rows.extend(check(Bench(device, Path(folder), seed)))
-        except Exception as raised:
-            # Every exception is a finding, and the other checks must still run.
-            error = f"{type(raised).__name__}: {raised}"
-    return Outcome(name, tuple(rows), time.monotonic() - started, error)
+        rows: list[Row] = []
+        error, started = None, time.monotonic()
+        with tempfile.TemporaryDirectory() as folder, default_dtype(torch.float64), forked_randomness(device, seed):
+            try:
+                check = importlib.import_module(f"vaebench.selftest.checks.{name}").check
+                rows.extend(check(Bench(device, Path(folder), seed)))
+            except Exception as raised:
+                # Every exception is a finding, and the other checks must still run.
+                error = f"{type(raised).__name__}: {raised}"
+        yield Outcome(name, tuple(rows), time.monotonic() - started, error)

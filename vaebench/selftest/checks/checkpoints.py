@@ -7,8 +7,8 @@ import torch
 
 from vaebench.errors import UserError
 from vaebench.records.checkpoint import Checkpoints
-from vaebench.selftest.bench import Bench
-from vaebench.selftest.rows import Row, exact
+from vaebench.selftest.rows import Row, distance, exact
+from vaebench.selftest.running import Bench
 
 __all__ = ["check"]
 
@@ -21,13 +21,12 @@ def check(bench: Bench) -> Iterator[Row]:
     checkpoints.save({"identity": "a", "weights": weights - 1})
     checkpoints.save({"identity": "a", "weights": weights})
     loaded = checkpoints.load(identity="a", map_location=bench.device).state["weights"]
-    yield exact("max |loaded - saved|", 0, (loaded - weights).abs().max().item(), 0)
+    yield exact("max |loaded - saved|", 0, distance(loaded, weights), 0)
     yield exact("refused: from another config", 1, _refused(lambda: checkpoints.load(identity="b")), 0)
     damage(bench.folder / "last.pt")
     older = checkpoints.load(map_location=bench.device)
     yield exact("one byte altered: detected", 1, float(older.notice is not None), 0)
-    distance = (older.state["weights"] - (weights - 1)).abs().max().item()
-    yield exact("one byte altered: |loaded - previous|", 0, distance, 0)
+    yield exact("one byte altered: |loaded - previous|", 0, distance(older.state["weights"], weights - 1), 0)
     damage(bench.folder / "last.previous.pt")
     yield exact("refused: both copies altered", 1, _refused(checkpoints.load), 0)
     path = checkpoints.save({"weights": weights}, "best")

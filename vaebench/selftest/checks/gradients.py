@@ -11,10 +11,10 @@ from vaebench.gradients import GradientEstimator
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective
 from vaebench.priors import StandardNormalPrior
-from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.gaussian import ConstantDecoder, X, exact_gaussian, exact_hierarchical, linear_gaussian
 from vaebench.selftest.oracles.scalar import GAUSSIAN, HIERARCHICAL, IMAGE, Replicated, model
 from vaebench.selftest.rows import Mean, Row, differs, exact, near
+from vaebench.selftest.running import Bench
 
 __all__ = ["check"]
 

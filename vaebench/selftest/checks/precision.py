@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from vaebench.nets.dense import MLP, BernoulliHead, TrunkGaussian
 from vaebench.objective import evidence
 from vaebench.runtime import autocast
-from vaebench.selftest.bench import Bench, default_dtype
 from vaebench.selftest.oracles.gaussian import X, exact_gaussian, linear_gaussian
-from vaebench.selftest.rows import Row, differs, exact
+from vaebench.selftest.rows import Row, differs, distance, exact
+from vaebench.selftest.running import Bench, default_dtype
 
 __all__ = ["check"]
 
@@ -34,13 +34,13 @@ def check(bench: Bench) -> Iterator[Row]:
             yield _bits(f"bits of log p(x|z), {precision} networks", found)
             yield _bits(f"bits of log q(z|x), {precision} networks", log_q)
             truth = _log_likelihood(likelihood.logits.double(), x.double())
-            yield exact(f"log p(x|z) error, {precision} networks", 0, _distance(found, truth), FLOAT32)
+            yield exact(f"log p(x|z) error, {precision} networks", 0, distance(found, truth), FLOAT32)
         coarse = _log_likelihood(likelihood.logits.bfloat16(), x.bfloat16())
-        yield differs("log p(x|z) error, summed in bf16", 0, _distance(coarse, truth), FLOAT32)
+        yield differs("log p(x|z) error, summed in bf16", 0, distance(coarse, truth), FLOAT32)
         with bench.device:
             model, images = linear_gaussian(), torch.randn(20, X)
             log_w = evidence(model, exact_gaussian(), images, 50).log_weights()
-            worst = _distance(log_w, model.log_evidence(images))
+            worst = distance(log_w, model.log_evidence(images))
         yield exact("log w error at q = p(z|x), float32", 0, worst, 1e-4)
 
 
@@ -50,7 +50,3 @@ def _bits(name: str, value: Tensor) -> Row:
 
 def _log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
     return (logits * x - F.softplus(logits)).sum(-1)
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
-    return (one.double() - other.double()).abs().max().item()

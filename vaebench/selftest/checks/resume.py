@@ -2,24 +2,21 @@
 
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaebench.errors import Interrupted
-from vaebench.experiment import Experiment, build
+from vaebench.experiment import build
 from vaebench.records import Recorder, RunFolder
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.runtime import Interruption, seed_everything
-from vaebench.selftest.bench import Bench, default_dtype
 from vaebench.selftest.rows import Row, differs, exact
-from vaebench.train.batches import Batches
-from vaebench.train.display import Display
-from vaebench.train.schedules import Course
+from vaebench.selftest.running import Bench, default_dtype
+from vaebench.train.session import trainer_for
 from vaebench.train.trainer import Callbacks, Trainer
-from vaebench.train.updates import updates
+from vaebench.train.update import ALONE
 
 __all__ = ["check"]
 
@@ -32,9 +29,15 @@ SETTINGS = [
     "encoder.hidden=[16]",
     "decoder.hidden=[16]",
     "latent_dim=3",
+    "trainer.epochs=1",
+    "trainer.batch_size=1334",
+    "trainer.ema=0.9",
+    "trainer.compile=false",
+    "trainer.image_every=0",
     "trainer.progress=false",
 ]
 STEPS = 3
+"""Batches of 1,334 in an epoch of mnist5k's 4,000 training images."""
 
 
 def check(bench: Bench) -> Iterator[Row]:
@@ -72,25 +75,9 @@ def _resumed(bench: Bench, state: dict[str, Any], name: str) -> Trainer:
 def _trainer(bench: Bench, name: str) -> Trainer:
     folder = bench.folder / name
     experiment = build([*SETTINGS, f"device={bench.device}", f"data_dir={bench.folder}", f"output_dir={folder}"])
-    data = experiment.data
-    batches = Batches(data.train.to(bench.device), data.observe, -(-len(data.train) // STEPS), seed=0)
-    return Trainer(
-        experiment.modules,
-        updates(experiment),
-        batches,
-        Course(1, lambda epoch: 2, lambda epoch: 2, lambda epoch: 1.0, ema=0.9),
-        Callbacks(lambda modules: 0.0),
-        Display(False),
-        Interruption(),
-        identity="selftest",
-        recorder=_recorder(folder, experiment),
-        checkpoints=Checkpoints(folder / "checkpoints"),
-    )
-
-
-def _recorder(folder: Path, experiment: Experiment) -> Recorder:
-    run = RunFolder(folder).create("selftest: true\n")
-    return Recorder(run, resume_step=None, hparams={}, group=experiment.config.encoder.name)
+    recorder = Recorder(RunFolder(folder).create("selftest: true\n"))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    return trainer_for(experiment, Callbacks(lambda modules: 0.0), Interruption(), ALONE, recorder, checkpoints)
 
 
 def _different(one: Any, other: Any) -> int:

@@ -8,11 +8,11 @@ from vaebench.encoders.base import Encoder
 from vaebench.estimators.ais import ais
 from vaebench.estimators.bdmc import bdmc, simulated
 from vaebench.objective import evidence
-from vaebench.selftest.bench import Bench
 from vaebench.selftest.oracles.families import FAMILIES
 from vaebench.selftest.oracles.gaussian import hierarchical, linear_gaussian, one_image, sivi
 from vaebench.selftest.oracles.wrong import Miscounted, WithoutOwnPsi
 from vaebench.selftest.rows import Mean, Row, differs, near
+from vaebench.selftest.running import Bench
 
 __all__ = ["check"]
 

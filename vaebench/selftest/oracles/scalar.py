@@ -69,24 +69,17 @@ class Replicated:
 
     def __init__(self, values: Mapping[str, float], replicates: int, *, share_psi: bool = False) -> None:
         rows = {key: torch.full((replicates, 1), value) for key, value in values.items()}
+        parts: dict[str, nn.Module] = {}
         self.encoder: Encoder
         if "mean" in values:
-            posterior = ScalarGaussian(rows["mean"], rows["log_scale"])
-            self.encoder = GaussianEncoder(posterior)
-            self.parameters = {"mean": posterior.mean, "log_scale": posterior.log_scale}
-            return
-        mixing = ScalarGaussian(rows["mixing_mean"], rows["mixing_log_scale"])
-        conditional = ScalarConditional(rows["slope"], rows["offset"], rows["log_scale"])
-        self.parameters = {
-            "mixing_mean": mixing.mean,
-            "mixing_log_scale": mixing.log_scale,
-            "slope": conditional.slope,
-            "offset": conditional.offset,
-            "log_scale": conditional.log_scale,
-        }
-        reverse = None
-        if "reverse_slope" in values:
-            reverse = ScalarConditional(rows["reverse_slope"], rows["reverse_offset"], rows["reverse_log_scale"])
-            for key in ("slope", "offset", "log_scale"):
-                self.parameters[f"reverse_{key}"] = getattr(reverse, key)
-        self.encoder = HierarchicalEncoder(mixing, conditional, reverse, share_psi=share_psi)
+            parts[""] = ScalarGaussian(rows["mean"], rows["log_scale"])
+            self.encoder = GaussianEncoder(parts[""])
+        else:
+            parts["mixing_"] = mixing = ScalarGaussian(rows["mixing_mean"], rows["mixing_log_scale"])
+            parts[""] = conditional = ScalarConditional(rows["slope"], rows["offset"], rows["log_scale"])
+            reverse = None
+            if "reverse_slope" in values:
+                reverse = ScalarConditional(rows["reverse_slope"], rows["reverse_offset"], rows["reverse_log_scale"])
+                parts["reverse_"] = reverse
+            self.encoder = HierarchicalEncoder(mixing, conditional, reverse, share_psi=share_psi)
+        self.parameters = {f"{key}{name}": p for key, part in parts.items() for name, p in part.named_parameters()}

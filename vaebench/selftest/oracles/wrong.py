@@ -1,6 +1,7 @@
-"""Encoders with known mistakes, for controls: a check must detect them."""
+"""Encoders with known mistakes, for controls: a check must detect them. They ignore the options of a draw."""
 
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -23,15 +24,7 @@ class Miscounted(Encoder):
     def encode(self, x: Tensor) -> object:
         return self.right.encode(x)
 
-    def sample(
-        self,
-        encoded: object,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
-    ) -> Draw:
+    def sample(self, encoded: object, k: int, *, inner_k: int = 0, **options: Any) -> Draw:
         draw = self.right.sample(encoded, k, inner_k=inner_k)  # pyright: ignore[reportArgumentType]
         return Draw(draw.z, draw.log_q + math.log((inner_k + 1) / inner_k))
 
@@ -48,9 +41,7 @@ class WithoutOwnPsi(Encoder):
     def encode(self, x: Tensor) -> Tensor:
         return x
 
-    def sample(
-        self, encoded: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
-    ) -> Draw:
+    def sample(self, encoded: Tensor, k: int, *, inner_k: int = 0, **options: Any) -> Draw:
         mixing, conditional, reverse = self.right.mixing(encoded), self.right.conditional, self.right.reverse
         conditioned = conditional.condition(encoded)
         z = conditional(mixing.rsample((k,)), conditioned).rsample()
