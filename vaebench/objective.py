@@ -96,14 +96,7 @@ class Objective:
         return self if self.encoder_target is None else replace(self, target=self.encoder_target, encoder_target=None)
 
     def __call__(
-        self,
-        model: GenerativeModel,
-        encoder: Encoder,
-        x: Tensor,
-        k: int,
-        *,
-        inner_k: int = 0,
-        beta: float = 1.0,
+        self, model: GenerativeModel, encoder: Encoder, x: Tensor, k: int, *, inner_k: int = 0, beta: float = 1.0
     ) -> tuple[Tensor, Evidence]:
         """Return the objective of each image, (B,), with the chosen gradient, and the evidence."""
         drawn = evidence(model, encoder, x, k, inner_k=inner_k, path_only=self.gradient.path_only)

@@ -110,11 +110,7 @@ class AdversarialEncoder(Encoder):
         sampler: Sampler
         if adaptive_contrast:
             sampler = BasisSampler(
-                networks.reader(x_dim),
-                dim,
-                noise_dim=noise_dim,
-                count=basis_count,
-                hidden=basis_hidden,
+                networks.reader(x_dim), dim, noise_dim=noise_dim, count=basis_count, hidden=basis_hidden
             )
         else:
             sampler = NoiseFedSampler(networks.additive(x_dim, noise_dim), noise_dim, dim)
@@ -131,13 +127,7 @@ class AdversarialEncoder(Encoder):
         return _Encoded(conditioned, self._contrast(conditioned), discriminator)
 
     def sample(
-        self,
-        encoded: _Encoded,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: _Encoded, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z of (K, B, D); log_q = log r(z|x) + T, the same with and without ``path_only``."""
         del inner_k, inner_chunk

@@ -148,13 +148,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self,
-        encoded: Any,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: Any, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw K latents per image, with E[exp(-log_q) | z] = 1/q(z|x).
 

@@ -81,13 +81,7 @@ class FullGaussianEncoder(Encoder):
         return FullNormal(diagonal, self._strictly_lower(features, diagonal.mean))
 
     def sample(
-        self,
-        encoded: FullNormal,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: FullNormal, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z, (K, B, D), with its exact log density."""
         del inner_k, inner_chunk  # the density is known

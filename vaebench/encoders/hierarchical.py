@@ -220,13 +220,7 @@ class HierarchicalEncoder(Encoder):
         return Encoded(x, self.mixing(x), self.conditional.condition(x), reverse)
 
     def sample(
-        self,
-        encoded: Encoded,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: Encoded, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z of (K, B, D) and its log_q with L = ``inner_k`` further samples of psi."""
         if path_only and self.share_psi and inner_k and k > 1:

@@ -69,13 +69,7 @@ class LangevinEncoder(Encoder):
         return _Encoded(x, self.start(x))
 
     def sample(
-        self,
-        encoded: _Encoded,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: _Encoded, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z of (K, B, D) and its log_q."""
         del inner_k, inner_chunk, path_only  # see no_path_gradient

@@ -89,13 +89,7 @@ class TwoLayerEncoder(Encoder):
         return BottomUp(self.lower(x), self.upper)
 
     def sample(
-        self,
-        encoded: BottomUp,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: BottomUp, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z, (K, B, D1 + D2), with its exact log density."""
         del inner_k, inner_chunk  # the density is known
@@ -144,13 +138,7 @@ class LadderEncoder(Encoder):
         return TopDown(layers.lower, layers.upper, self._top_down[0])
 
     def sample(
-        self,
-        encoded: TopDown,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: TopDown, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z, (K, B, D1 + D2), with its exact log density."""
         del inner_k, inner_chunk  # the density is known

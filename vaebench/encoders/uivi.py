@@ -99,13 +99,7 @@ class UnbiasedEncoder(Encoder):
         return self.marginal.encode(x)
 
     def sample(
-        self,
-        encoded: Encoded,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: Encoded, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z of (K, B, D) and SIVI's bound on its log density with L = ``inner_k``."""
         del path_only  # see no_path_gradient

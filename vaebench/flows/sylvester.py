@@ -142,11 +142,7 @@ class SylvesterFlow(Flow):
             outside = target[..., i] - (right[:, i] * bent).sum(-1)
 
             def excess(
-                v: Tensor,
-                s: Tensor = slope,
-                t: Tensor = steepness,
-                c: Tensor = inside,
-                d: Tensor = outside,
+                v: Tensor, s: Tensor = slope, t: Tensor = steepness, c: Tensor = inside, d: Tensor = outside
             ) -> Tensor:
                 return v + s * torch.tanh(t * v + c) - d
 
