@@ -155,12 +155,9 @@ class GaussianMixture(Distribution):
             distance = (
                 wide.square() @ precision.T - 2 * (wide @ (mean * precision).T) + (mean.square() * precision).sum(-1)
             )
-            log_norm = self.log_weights.double() + 0.5 * precision.log().sum(-1) - 0.5 * _log_2pi(value)
+            log_2pi = value.shape[-1] * math.log(2 * math.pi)
+            log_norm = self.log_weights.double() + 0.5 * precision.log().sum(-1) - 0.5 * log_2pi
             return torch.logsumexp(log_norm - 0.5 * distance, -1).to(value.dtype)
-
-
-def _log_2pi(value: Tensor) -> float:
-    return value.shape[-1] * math.log(2 * math.pi)
 
 
 class MixturePrior(Prior):
@@ -354,11 +351,6 @@ class ChainedNormal(Distribution):
         """Draw (*sample_shape, D1 + D2), differentiable in the parameters."""
         second = self.top.rsample(sample_shape)
         return torch.cat([self.conditional(second).rsample(), second], -1)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw (*sample_shape, D1 + D2), without gradient."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p, (...), for values (..., D1 + D2)."""

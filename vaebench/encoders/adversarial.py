@@ -57,8 +57,8 @@ class AdversarialEncoder(Encoder):
         discriminator: T.
         prior: ``prior()`` is r(z|x) = p(z); None for adaptive contrast. It is not a submodule of the encoder.
         steps: discriminator steps for each step of the main loss.
-        lr: the discriminator's learning rate; None takes that of the main loss.
-        betas: betas of the discriminator's Adam; None takes those of the main loss.
+        lr: the discriminator's learning rate; None takes the rate of the main loss.
+        betas: betas of the discriminator's Adam; None takes the betas of the main loss.
     """
 
     direction = Direction.ESTIMATE
@@ -95,11 +95,7 @@ class AdversarialEncoder(Encoder):
         basis_count: int = 1,
         basis_hidden: Sequence[int] = (),
     ) -> "AdversarialEncoder":
-        """Build the encoder with the configured networks; adaptive contrast uses a :class:`BasisSampler`.
-
-        Raises:
-            ValueError: an argument is out of range.
-        """
+        """Build the encoder with the configured networks; adaptive contrast uses a :class:`BasisSampler`."""
         at_least(1, noise_dim=noise_dim, discriminator_steps=discriminator_steps, basis_count=basis_count)
         above(0, discriminator_lr=discriminator_lr)
         betas = tuple(discriminator_betas)

@@ -104,7 +104,7 @@ class AuxiliaryLoss:
     lr: float | None = None
     """Learning rate, on the schedule of the main loss; None takes the rate of the main loss."""
     betas: tuple[float, float] | None = None
-    """Adam's betas; None takes those of the main loss."""
+    """Adam's betas; None takes the betas of the main loss."""
     warmup_epochs: int = 0
     """Epochs at the start of training in which this loss is minimised and the main loss is not."""
     stop_epoch: float = math.inf
@@ -113,7 +113,10 @@ class AuxiliaryLoss:
 
 @dataclass(frozen=True)
 class BuildContext:
-    """The arguments of every encoder's ``build``; the keys of the encoder's yaml follow as keyword arguments."""
+    """The first argument of every encoder's ``build``; the keys of the encoder's yaml follow as keyword arguments.
+
+    ``build`` raises ValueError if an argument is out of range.
+    """
 
     networks: Networks
     """Makes the encoder's networks."""
@@ -205,8 +208,8 @@ class Encoder(nn.Module, ABC):
     def proposal(self) -> "Encoder":
         """Return the encoder, with shared parameters, whose draws validation and evaluation weigh.
 
-        An encoder that keeps the contract returns itself. A family whose log_q is an ESTIMATE must return one that
-        keeps it.
+        An encoder that keeps the contract returns itself. A family whose log_q is an ESTIMATE must return an encoder
+        that keeps it.
         """
         return self
 
@@ -245,7 +248,9 @@ class Encoder(nn.Module, ABC):
 def two_sided_bounds(
     z: Tensor, own: Tensor, fresh: Tensor | None, inner_k: int, conditional: Tensor | None = None
 ) -> LogQBounds:
-    """Return bounds from the ratio of the psi_0 that made z and those of L fresh psi: the upper bound includes r_0.
+    """Return bounds from r_0, the ratio of the psi_0 that made z, and the ratios of L fresh psi.
+
+    The upper bound includes r_0.
 
     Args:
         z: latents, (K, B, D).

@@ -71,8 +71,8 @@ class FlowPosterior:
         z = trail[-1]
         if not (torch.is_grad_enabled() and z.requires_grad):
             return log_q.detach()
-        mean, scale = self.base.mean.detach(), self.base.scale.detach()
-        score = (mean - trail[0].detach()) / scale.square()
+        base = self.base.detached()
+        score = (base.mean - trail[0].detach()) / base.variance
         for (step, conditioned), before in zip(self._chain(), trail[:-1], strict=True):
             score = step.push_score(before, conditioned, score)
         return log_q.detach() + ((z - z.detach()) * score).sum(-1)

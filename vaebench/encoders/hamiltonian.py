@@ -26,12 +26,7 @@ class _Encoded(NamedTuple):
 
 def log_joint_at(model: GenerativeModel, x: Tensor) -> hmc.LogDensity:
     """Return log p(x, z), (K, B), as a function of z, (K, B, D), for images x, (B, X)."""
-
-    def log_joint(z: Tensor) -> Tensor:
-        log_likelihood, log_prior = model.log_joint(x, z)
-        return log_likelihood + log_prior
-
-    return log_joint
+    return lambda z: torch.add(*model.log_joint(x, z))
 
 
 class StepSizes(nn.Module):
@@ -144,11 +139,7 @@ class HamiltonianEncoder(Encoder):
         tempering: str,
         initial_beta: float,
     ) -> "HamiltonianEncoder":
-        """Build the encoder with the configured networks.
-
-        Raises:
-            ValueError: an argument is out of range.
-        """
+        """Build the encoder with the configured networks."""
         at_least(0, leapfrog_steps=leapfrog_steps)
         latent = context.latent_dim
         return cls(

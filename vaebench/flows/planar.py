@@ -43,11 +43,6 @@ class PlanarFlow(Flow):
         start[context.latent_dim : -1] = torch.nn.functional.normalize(torch.randn(context.latent_dim), dim=0)
         self.head = small_linear(context.features, 2 * context.latent_dim + 1, start)
 
-    @classmethod
-    def build(cls, context: FlowContext) -> "PlanarFlow":
-        """Build the step."""
-        return cls(context)
-
     def condition(self, features: Tensor) -> StepParameters:
         """Return u', w.u', w and b."""
         raw = at_least_float32(self.head(features))

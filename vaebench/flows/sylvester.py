@@ -99,9 +99,6 @@ class SylvesterFlow(Flow):
             variant: orthogonal (M columns), householder (M = D) or triangular (M = D, Q does not depend on x).
             rank: M of the orthogonal variant; D if D is smaller.
             reflections: number of reflections of the Householder variant.
-
-        Raises:
-            ValueError: an argument is out of range.
         """
         one_of(["orthogonal", "householder", "triangular"], variant=variant)
         at_least(1, rank=rank, reflections=reflections)

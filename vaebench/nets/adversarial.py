@@ -110,7 +110,7 @@ class _BasisContext(NamedTuple):
 
 
 class BasisSampler(Sampler):
-    """z = z0(x) + sum_i a_i(x) * v_i(epsilon_i), whose moments follow from those of the v_i:
+    """z = z0(x) + sum_i a_i(x) * v_i(epsilon_i), whose moments follow from the moments of the v_i:
 
     E z = z0 + sum_i a_i E v_i,  Var z = sum_i a_i^2 Var v_i
 
@@ -156,7 +156,7 @@ class BasisSampler(Sampler):
         return conditioned.offset + (conditioned.coefficients * values).sum(-2)
 
     def moments(self, conditioned: _BasisContext) -> tuple[Tensor, Tensor]:
-        """Return the exact moments of z, given those of the v_i over the bank."""
+        """Return the exact moments of z, given the moments of the v_i over the bank."""
         values = self.basis(self.bank.expand(self.count, -1, -1))
         variance, mean = torch.var_mean(values, 1, correction=0)
         offset, coefficients = conditioned
