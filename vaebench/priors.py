@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from vaebench.nets.dense import LOG_SCALE_RANGE, weights_by_name
 from vaebench.nets.networks import Networks
 
 if TYPE_CHECKING:
+    from vaebench.encoders.base import Encoder
     from vaebench.flows.flow import Flow, StepParameters
 
 __all__ = [
@@ -29,21 +30,12 @@ __all__ = [
     "FlowPrior",
     "GaussianMixture",
     "MixturePrior",
-    "Posterior",
     "Prior",
     "PriorContext",
     "PushedNormal",
     "StandardNormalPrior",
     "VampPrior",
 ]
-
-
-class Posterior(Protocol):
-    """The part of an encoder that a prior may use."""
-
-    def exact_posterior(self, x: Tensor) -> DiagonalNormal | None:
-        """Return q(z|x), batch shape (B,), differentiable in its parameters; None if it is not a Gaussian."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class Prior(nn.Module, ABC):
         """Return the network z2, (..., D2) -> p(z1|z2), a DiagonalNormal; None if z has one layer."""
         return None
 
-    def attach_encoder(self, encoder: Posterior) -> None:
+    def attach_encoder(self, encoder: "Encoder") -> None:
         """Use the encoder, which is built after the prior. The default does nothing."""
 
 
@@ -211,7 +203,7 @@ class VampPrior(Prior):
         self.layers = (latent_dim,)
         centre = torch.logit(pixel_mean.clamp(0.01, 0.99))
         self.pseudo_logits = nn.Parameter(centre + 0.1 * torch.randn(components, len(pixel_mean)))
-        self._encoder: tuple[Posterior, ...] = ()
+        self._encoder: tuple[Encoder, ...] = ()
 
     @classmethod
     def build(cls, context: PriorContext, *, components: int) -> "VampPrior":
@@ -219,7 +211,7 @@ class VampPrior(Prior):
         at_least(1, components=components)
         return cls(context.latent_dim, context.pixel_mean, components)
 
-    def attach_encoder(self, encoder: Posterior) -> None:
+    def attach_encoder(self, encoder: "Encoder") -> None:
         """Use the encoder's q(z|x) for the components.
 
         Raises:

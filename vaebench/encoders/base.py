@@ -132,7 +132,7 @@ class Encoder(nn.Module, ABC):
     """An approximate posterior q(z|x), amortised over x. Abstract: each family is a final class."""
 
     direction: ClassVar[Direction]
-    """What log_q is to log q(z|x)."""
+    """Whether log_q is exactly log q(z|x), an upper bound on it or an estimate of it."""
     has_inner_samples: ClassVar[bool] = False
     """Whether log_q uses ``inner_k`` samples of an auxiliary variable psi."""
     trained_tau: Tau | None = None

@@ -53,11 +53,9 @@ class Tempering(nn.Module):
     Source: Caterini, Doucet and Sejdinovic 2018, https://arxiv.org/abs/1805.11328
     """
 
-    KINDS = ("none", "fixed", "free")
-
     def __init__(self, tempering: str, steps: int, initial_beta: float) -> None:
         super().__init__()
-        one_of(self.KINDS, tempering=tempering)
+        one_of(["none", "fixed", "free"], tempering=tempering)
         between(0, 1, initial_beta=initial_beta)
         self.kind, self.steps = tempering, steps
         if tempering == "fixed":

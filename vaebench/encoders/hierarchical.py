@@ -82,10 +82,6 @@ class _Ratio(NamedTuple):
         return self.mixing.log_prob(psi) - self.tau.log_prob(psi)
 
 
-SAMPLERS = ("gaussian", "bernoulli_noise")
-TAU_GRADIENTS = ("reparam", "dreg")
-
-
 class HierarchicalEncoder(Encoder):
     """q(z|x) with the multisample upper bound on log q(z|x)
 
@@ -128,7 +124,7 @@ class HierarchicalEncoder(Encoder):
         super().__init__()
         if share_psi and reverse is not None:
             raise ValueError("share_psi must be false for a learned tau(psi|z,x), whose psi depend on z")
-        one_of(TAU_GRADIENTS, tau_gradient=tau_gradient)
+        one_of(["reparam", "dreg"], tau_gradient=tau_gradient)
         at_least(0, tau_steps=tau_steps, tau_warmup=tau_warmup)
         self.mixing = mixing
         self.conditional = conditional
@@ -168,7 +164,7 @@ class HierarchicalEncoder(Encoder):
             ValueError: an argument is out of range or contradicts another argument.
         """
         at_least(1, psi_dim=psi_dim)
-        one_of(SAMPLERS, sampler=sampler)
+        one_of(["gaussian", "bernoulli_noise"], sampler=sampler)
         if sampler == "bernoulli_noise":
             return cls._implicit(context, psi_dim, noise_dims, **options)
         networks, x_dim, latent_dim = context.networks, context.x_dim, context.latent_dim

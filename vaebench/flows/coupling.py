@@ -53,7 +53,6 @@ class Coupling(Flow):
         return (self.network.condition(features),)
 
     def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
-        """Return z' and the log-determinant."""
         kept, moved = self._halves(z)
         moved, log_slope = self.transform(moved, self._settings(kept, conditioned))
         return Transformed(self._joined(kept, moved), log_slope.sum(-1))

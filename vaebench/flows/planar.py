@@ -50,7 +50,6 @@ class PlanarFlow(Flow):
         return *invertible_direction(u, w), w, b
 
     def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
-        """Return z' and the log-determinant."""
         u, slope, w, b = conditioned
         bent = torch.tanh((z * w).sum(-1, keepdim=True) + b)
         log_det = torch.log1p(slope * (1 - bent.square())).squeeze(-1)

@@ -37,7 +37,6 @@ class RadialFlow(Flow):
         return centre, F.softplus(alpha) + _ALPHA_FLOOR, above_minus_one(ratio)
 
     def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
-        """Return z' and the log-determinant."""
         centre, _, _ = conditioned
         offset = z - centre
         across, along = self._stretch(offset, conditioned)

@@ -120,7 +120,6 @@ class SylvesterFlow(Flow):
         return basis, right, left, parts[4], lift, reach
 
     def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
-        """Return z' and the log-determinant."""
         _, right, left, bias, lift, reach = conditioned
         bent = torch.tanh(_times(reach, z) + bias)
         moved = z + _times(lift, bent)
