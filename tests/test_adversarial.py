@@ -247,7 +247,8 @@ def test_the_moments_over_the_bank_are_exact_for_its_noise():
         values = sampler.basis(sampler.bank.expand(3, -1, -1))  # (M, N, D)
         rows = torch.cartesian_prod(*[torch.arange(5)] * 3)
         sums = torch.stack([values[i, rows[:, i]] for i in range(3)], 1)  # (125, M, D)
-        z = conditioned.offset + (conditioned.coefficients * sums.unsqueeze(1)).sum(-2)
+        offset, coefficients = conditioned
+        z = offset + (coefficients * sums.unsqueeze(1)).sum(-2)
         mean, variance = sampler.moments(conditioned)
     assert torch.allclose(z.mean(0), mean)
     assert torch.allclose(z.var(0, correction=0), variance)

@@ -394,8 +394,8 @@ def test_pictures_draw_from_the_learned_prior(default_data_dir: Path):
             ["prior=chained", "prior.hidden=[0]"],
             r"prior.hidden must be a list of widths >= 1 such as \[100, 100\], got \[0\]",
         ),
-        (["prior=chained", "prior.hidden=wide"], "prior.hidden must be a list of widths"),
-        (["prior=mixture", "prior.components=0"], "prior.components must be more than 0"),
+        (["prior=chained", "prior.hidden=wide"], "prior.hidden must be a list such as"),
+        (["prior=mixture", "prior.components=0"], "prior.components must be >= 1, got 0"),
         (["prior=vamp", "prior.pseudo=3"], "prior.pseudo"),
     ],
 )

@@ -52,7 +52,7 @@ def test_the_surrogate_has_that_slope():
     """Over many chains at one z, from exact samples of q(psi|z,x)."""
     toy, x = wide_hierarchy(1.8), one_image(REPLICATES)
     encoder = UnbiasedEncoder(
-        HierarchicalEncoder(toy.mixing, toy.conditional, None), burn_in=1, samples=2, step_size=0.4
+        HierarchicalEncoder(toy.mixing, toy.conditional, None), hmc_burn_in=1, hmc_samples=2, step_size=0.4
     )
     z = torch.tensor([1.5, -2.0]).expand(1, REPLICATES, 2).clone().requires_grad_()
     psi = toy.exact_reverse()(z.detach(), toy.exact_reverse().condition(x)).sample()
@@ -88,7 +88,7 @@ def gradient_errors(burn_in: int, step_size: float, *, fresh: bool = False) -> d
     """Return how far UIVI's mean gradient lies from the ELBO's, in standard errors."""
     toy = Replicated(SIVI, REPLICATES)
     assert isinstance(toy.encoder, HierarchicalEncoder)
-    encoder = UnbiasedEncoder(toy.encoder, burn_in=burn_in, samples=2, leapfrog_steps=4, step_size=step_size)
+    encoder = UnbiasedEncoder(toy.encoder, hmc_burn_in=burn_in, hmc_samples=2, leapfrog_steps=4, step_size=step_size)
     x = torch.full((REPLICATES, 1), IMAGE)
     if fresh:
         context = encoder.encode(x)
@@ -127,7 +127,7 @@ def test_control_chains_that_start_at_a_fresh_psi_are_biased():
 
 def test_the_value_is_the_bound_of_sivi():
     """Psi_0 is counted, also where a gradient is wanted."""
-    x, encoder = torch.randn(5, 3), UnbiasedEncoder(sivi(), burn_in=1, samples=1)
+    x, encoder = torch.randn(5, 3), UnbiasedEncoder(sivi(), hmc_burn_in=1, hmc_samples=1)
     with torch.no_grad(), noise.keyed(2, torch.arange(5)):
         evaluated = encoder.draw(x, 3, inner_k=4)
     with torch.no_grad(), noise.keyed(2, torch.arange(5)):
@@ -164,7 +164,7 @@ def train_once(encoder: UnbiasedEncoder) -> None:
 
 @pytest.mark.parametrize("step_size", [0.02, 3.0])
 def test_the_step_size_is_adapted_to_the_acceptance_in_training(step_size: float):
-    encoder = UnbiasedEncoder(sivi(), burn_in=1, samples=1, step_size=step_size, target=0.9)
+    encoder = UnbiasedEncoder(sivi(), hmc_burn_in=1, hmc_samples=1, step_size=step_size, target_acceptance=0.9)
     for _ in range(80):
         train_once(encoder)
     adapted = encoder.log_step_size.exp().item()
@@ -196,7 +196,7 @@ def test_the_step_size_is_part_of_the_checkpoint():
 def test_energies_are_computed_outside_of_autocast():
     """The same chains in bf16 as in float32."""
     torch.set_default_dtype(torch.float32)
-    encoder = UnbiasedEncoder(sivi(), burn_in=0, samples=3)
+    encoder = UnbiasedEncoder(sivi(), hmc_burn_in=0, hmc_samples=3)
     seen = []
     for enabled in (False, True):
         torch.manual_seed(1)

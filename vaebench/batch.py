@@ -19,14 +19,11 @@ __all__ = ["batch_max", "batch_mean", "sharing"]
 
 @dataclass(frozen=True)
 class _Share:
-    """The part of the current batch that this process computes."""
+    """The part of the current batch that this process computes; see :func:`sharing`."""
 
     weight: float
-    """Fraction of the batch; 0 if a process has no image and computes the first one, to draw the same noise."""
     sum: Callable[[Tensor], Tensor]
-    """Sums a tensor over all processes."""
     largest: Callable[[Tensor], Tensor]
-    """Returns the largest value over all processes."""
 
 
 _SHARE: ContextVar[_Share | None] = ContextVar("share_of_a_batch", default=None)
@@ -41,7 +38,7 @@ def sharing(
     Args:
         own: indices of this process's images in the batch.
         total: images in the batch.
-        weight: fraction of the batch; 0 if this process has no image and computes the first one.
+        weight: fraction of the batch; 0 if this process has no image and computes the first, to draw the same noise.
         sum: sums a tensor over all processes.
         largest: returns the largest value over all processes.
     """

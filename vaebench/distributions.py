@@ -43,11 +43,6 @@ class DiagonalNormal(Distribution):
         """Draw (*sample_shape, ..., D), differentiable in mean and scale."""
         return self.rsample_and_log_prob(sample_shape)[0]
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw (*sample_shape, ..., D), without gradient."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
-
     def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
         """Return draws and their log density, which depends on the noise and the scale alone."""
         epsilon = noise.standard_normal((*sample_shape, *self.mean_parameter.shape), self.mean_parameter)
@@ -61,6 +56,10 @@ class DiagonalNormal(Distribution):
 
     def _log_normaliser(self) -> Tensor:
         return self.scale.log().sum(-1) + _HALF_LOG_2PI * self.scale.shape[-1]
+
+    def detached(self) -> "DiagonalNormal":
+        """Return the same distribution with constant parameters."""
+        return DiagonalNormal(self.mean_parameter.detach(), self.scale.detach())
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DiagonalNormal":
         shape = (*batch_shape, *self.event_shape)

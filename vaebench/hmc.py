@@ -66,11 +66,7 @@ def evaluate(log_density: LogDensity, position: Tensor) -> State:
 
 
 def leapfrog(
-    slope_at: Callable[[Tensor], Tensor],
-    position: Tensor,
-    momentum: Tensor,
-    gradient: Tensor,
-    step_size: StepSize,
+    slope_at: Callable[[Tensor], Tensor], position: Tensor, momentum: Tensor, gradient: Tensor, step_size: StepSize
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take one step of the dynamics with energy -log density + momentum^2 / 2: half kick, drift, half kick.
 

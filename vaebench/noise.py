@@ -5,9 +5,9 @@ Training draws from torch's global generator. Evaluation draws ``keyed`` noise: 
 size, the number of processes, or an interruption.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import torch
@@ -36,8 +36,7 @@ def uniform(shape: Sequence[int], like: Tensor) -> Tensor:
     return source.uniform(tuple(shape), like)
 
 
-@contextlib.contextmanager
-def keyed(seed: int, images: Tensor, first_sample: int = 0) -> Iterator[None]:
+def keyed(seed: int, images: Tensor, first_sample: int = 0) -> AbstractContextManager[None]:
     """Make noise a function of its key within the block.
 
     Args:
@@ -45,21 +44,18 @@ def keyed(seed: int, images: Tensor, first_sample: int = 0) -> Iterator[None]:
         images: indices of the images in their data set, (B,), integer.
         first_sample: index of the first of the K samples.
     """
-    with _drawing_from(_Keyed(seed, images, first_sample)):
-        yield
+    return _drawing_from(_Keyed(seed, images, first_sample))
 
 
-@contextlib.contextmanager
-def part_of_batch(images: slice, total: int) -> Iterator[None]:
+def part_of_batch(images: slice, total: int) -> AbstractContextManager[None]:
     """Draw noise for ``images`` of a batch of ``total`` images within the block, as one process would draw it.
 
     Several processes that share one batch thereby draw the same numbers as one process does for the whole batch.
     """
-    with _drawing_from(_PartOfBatch(images, total)):
-        yield
+    return _drawing_from(_PartOfBatch(images, total))
 
 
-@contextlib.contextmanager
+@contextmanager
 def _drawing_from(source: "_Keyed | _PartOfBatch") -> Iterator[None]:
     token = _SOURCE.set(source)
     try:
@@ -68,7 +64,7 @@ def _drawing_from(source: "_Keyed | _PartOfBatch") -> Iterator[None]:
         _SOURCE.reset(token)
 
 
-@contextlib.contextmanager
+@contextmanager
 def inner_samples(first: int) -> Iterator[None]:
     """Number inner samples from ``first``: the leading axis of all noise in the block counts them."""
     source = _SOURCE.get()
@@ -83,7 +79,7 @@ def inner_samples(first: int) -> Iterator[None]:
         source.stream, source.first_inner = kept
 
 
-@contextlib.contextmanager
+@contextmanager
 def shared_over_samples() -> Iterator[None]:
     """Draw the same noise for all K samples, later chunks included, within the block."""
     source = _SOURCE.get()

@@ -33,17 +33,11 @@ class Evidence(NamedTuple):
 def evidence(
     model: GenerativeModel, encoder: Encoder, x: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False
 ) -> Evidence:
-    """Draw K latents for each of the images x, (B, X), and compute their weights: E[exp(log_weights())] = p(x).
+    """Draw K latents for each of the images x, (B, X) in [0, 1], and compute their weights.
 
-    Args:
-        model: p(x, z).
-        encoder: q(z|x).
-        x: images, (B, X), in [0, 1].
-        k: number of draws K.
-        inner_k: number of inner samples of a hierarchical encoder.
-        path_only: see :meth:`vaebench.encoders.base.Encoder.sample`.
+    E[exp(log_weights())] = p(x). For ``inner_k`` and ``path_only`` see :meth:`vaebench.encoders.base.Encoder.sample`.
     """
-    return weigh(model, x, encoder.sample(encoder.encode(x), k, inner_k=inner_k, path_only=path_only))
+    return weigh(model, x, encoder.draw(x, k, inner_k=inner_k, path_only=path_only))
 
 
 def weigh(model: GenerativeModel, x: Tensor, draw: Draw) -> Evidence:
@@ -96,14 +90,7 @@ class Objective:
         return self if self.encoder_target is None else replace(self, target=self.encoder_target, encoder_target=None)
 
     def __call__(
-        self,
-        model: GenerativeModel,
-        encoder: Encoder,
-        x: Tensor,
-        k: int,
-        *,
-        inner_k: int = 0,
-        beta: float = 1.0,
+        self, model: GenerativeModel, encoder: Encoder, x: Tensor, k: int, *, inner_k: int = 0, beta: float = 1.0
     ) -> tuple[Tensor, Evidence]:
         """Return the objective of each image, (B,), with the chosen gradient, and the evidence."""
         drawn = evidence(model, encoder, x, k, inner_k=inner_k, path_only=self.gradient.path_only)

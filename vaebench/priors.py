@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from vaebench.nets.dense import LOG_SCALE_RANGE, weights_by_name
 from vaebench.nets.networks import Networks
 
 if TYPE_CHECKING:
+    from vaebench.encoders.base import Encoder
     from vaebench.flows.flow import Flow, StepParameters
 
 __all__ = [
@@ -29,21 +30,12 @@ __all__ = [
     "FlowPrior",
     "GaussianMixture",
     "MixturePrior",
-    "Posterior",
     "Prior",
     "PriorContext",
     "PushedNormal",
     "StandardNormalPrior",
     "VampPrior",
 ]
-
-
-class Posterior(Protocol):
-    """The part of an encoder that a prior may use."""
-
-    def exact_posterior(self, x: Tensor) -> DiagonalNormal | None:
-        """Return q(z|x), batch shape (B,), differentiable in its parameters; None if it is not a Gaussian."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class Prior(nn.Module, ABC):
         """Return the network z2, (..., D2) -> p(z1|z2), a DiagonalNormal; None if z has one layer."""
         return None
 
-    def attach_encoder(self, encoder: Posterior) -> None:
+    def attach_encoder(self, encoder: "Encoder") -> None:
         """Use the encoder, which is built after the prior. The default does nothing."""
 
 
@@ -155,12 +147,9 @@ class GaussianMixture(Distribution):
             distance = (
                 wide.square() @ precision.T - 2 * (wide @ (mean * precision).T) + (mean.square() * precision).sum(-1)
             )
-            log_norm = self.log_weights.double() + 0.5 * precision.log().sum(-1) - 0.5 * _log_2pi(value)
+            log_2pi = value.shape[-1] * math.log(2 * math.pi)
+            log_norm = self.log_weights.double() + 0.5 * precision.log().sum(-1) - 0.5 * log_2pi
             return torch.logsumexp(log_norm - 0.5 * distance, -1).to(value.dtype)
-
-
-def _log_2pi(value: Tensor) -> float:
-    return value.shape[-1] * math.log(2 * math.pi)
 
 
 class MixturePrior(Prior):
@@ -214,7 +203,7 @@ class VampPrior(Prior):
         self.layers = (latent_dim,)
         centre = torch.logit(pixel_mean.clamp(0.01, 0.99))
         self.pseudo_logits = nn.Parameter(centre + 0.1 * torch.randn(components, len(pixel_mean)))
-        self._encoder: tuple[Posterior, ...] = ()
+        self._encoder: tuple[Encoder, ...] = ()
 
     @classmethod
     def build(cls, context: PriorContext, *, components: int) -> "VampPrior":
@@ -222,7 +211,7 @@ class VampPrior(Prior):
         at_least(1, components=components)
         return cls(context.latent_dim, context.pixel_mean, components)
 
-    def attach_encoder(self, encoder: Posterior) -> None:
+    def attach_encoder(self, encoder: "Encoder") -> None:
         """Use the encoder's q(z|x) for the components.
 
         Raises:
@@ -354,11 +343,6 @@ class ChainedNormal(Distribution):
         """Draw (*sample_shape, D1 + D2), differentiable in the parameters."""
         second = self.top.rsample(sample_shape)
         return torch.cat([self.conditional(second).rsample(), second], -1)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw (*sample_shape, D1 + D2), without gradient."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p, (...), for values (..., D1 + D2)."""

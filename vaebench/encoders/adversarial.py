@@ -57,8 +57,8 @@ class AdversarialEncoder(Encoder):
         discriminator: T.
         prior: ``prior()`` is r(z|x) = p(z); None for adaptive contrast. It is not a submodule of the encoder.
         steps: discriminator steps for each step of the main loss.
-        lr: the discriminator's learning rate; None takes that of the main loss.
-        betas: betas of the discriminator's Adam; None takes those of the main loss.
+        lr: the discriminator's learning rate; None takes the rate of the main loss.
+        betas: betas of the discriminator's Adam; None takes the betas of the main loss.
     """
 
     direction = Direction.ESTIMATE
@@ -95,11 +95,7 @@ class AdversarialEncoder(Encoder):
         basis_count: int = 1,
         basis_hidden: Sequence[int] = (),
     ) -> "AdversarialEncoder":
-        """Build the encoder with the configured networks; adaptive contrast uses a :class:`BasisSampler`.
-
-        Raises:
-            ValueError: an argument is out of range.
-        """
+        """Build the encoder with the configured networks; adaptive contrast uses a :class:`BasisSampler`."""
         at_least(1, noise_dim=noise_dim, discriminator_steps=discriminator_steps, basis_count=basis_count)
         above(0, discriminator_lr=discriminator_lr)
         betas = tuple(discriminator_betas)
@@ -110,11 +106,7 @@ class AdversarialEncoder(Encoder):
         sampler: Sampler
         if adaptive_contrast:
             sampler = BasisSampler(
-                networks.reader(x_dim),
-                dim,
-                noise_dim=noise_dim,
-                count=basis_count,
-                hidden=basis_hidden,
+                networks.reader(x_dim), dim, noise_dim=noise_dim, count=basis_count, hidden=basis_hidden
             )
         else:
             sampler = NoiseFedSampler(networks.additive(x_dim, noise_dim), noise_dim, dim)
@@ -131,13 +123,7 @@ class AdversarialEncoder(Encoder):
         return _Encoded(conditioned, self._contrast(conditioned), discriminator)
 
     def sample(
-        self,
-        encoded: _Encoded,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: _Encoded, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z of (K, B, D); log_q = log r(z|x) + T, the same with and without ``path_only``."""
         del inner_k, inner_chunk

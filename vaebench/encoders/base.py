@@ -104,7 +104,7 @@ class AuxiliaryLoss:
     lr: float | None = None
     """Learning rate, on the schedule of the main loss; None takes the rate of the main loss."""
     betas: tuple[float, float] | None = None
-    """Adam's betas; None takes those of the main loss."""
+    """Adam's betas; None takes the betas of the main loss."""
     warmup_epochs: int = 0
     """Epochs at the start of training in which this loss is minimised and the main loss is not."""
     stop_epoch: float = math.inf
@@ -113,7 +113,10 @@ class AuxiliaryLoss:
 
 @dataclass(frozen=True)
 class BuildContext:
-    """The arguments of every encoder's ``build``; the keys of the encoder's yaml follow as keyword arguments."""
+    """The first argument of every encoder's ``build``; the keys of the encoder's yaml follow as keyword arguments.
+
+    ``build`` raises ValueError if an argument is out of range.
+    """
 
     networks: Networks
     """Makes the encoder's networks."""
@@ -129,7 +132,7 @@ class Encoder(nn.Module, ABC):
     """An approximate posterior q(z|x), amortised over x. Abstract: each family is a final class."""
 
     direction: ClassVar[Direction]
-    """What log_q is to log q(z|x)."""
+    """Whether log_q is exactly log q(z|x), an upper bound on it or an estimate of it."""
     has_inner_samples: ClassVar[bool] = False
     """Whether log_q uses ``inner_k`` samples of an auxiliary variable psi."""
     trained_tau: Tau | None = None
@@ -148,13 +151,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self,
-        encoded: Any,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: Any, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw K latents per image, with E[exp(-log_q) | z] = 1/q(z|x).
 
@@ -211,8 +208,8 @@ class Encoder(nn.Module, ABC):
     def proposal(self) -> "Encoder":
         """Return the encoder, with shared parameters, whose draws validation and evaluation weigh.
 
-        An encoder that keeps the contract returns itself. A family whose log_q is an ESTIMATE must return one that
-        keeps it.
+        An encoder that keeps the contract returns itself. A family whose log_q is an ESTIMATE must return an encoder
+        that keeps it.
         """
         return self
 
@@ -251,7 +248,9 @@ class Encoder(nn.Module, ABC):
 def two_sided_bounds(
     z: Tensor, own: Tensor, fresh: Tensor | None, inner_k: int, conditional: Tensor | None = None
 ) -> LogQBounds:
-    """Return bounds from the ratio of the psi_0 that made z and those of L fresh psi: the upper bound includes r_0.
+    """Return bounds from r_0, the ratio of the psi_0 that made z, and the ratios of L fresh psi.
+
+    The upper bound includes r_0.
 
     Args:
         z: latents, (K, B, D).

@@ -29,17 +29,15 @@ class FlowPosterior:
     conditioned: tuple[StepParameters, ...]
     """The parameters of each step, computed from the images."""
 
-    def rsample_and_log_prob(self, shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Return draws, (*shape, B, D), and their log density, in one pass; both differentiable in all parameters."""
-        z, log_q = self.base.rsample_and_log_prob(tuple(shape))
-        trail, log_det = self._forward(z)
-        return trail[-1], log_q - log_det
+    def rsample_and_log_prob(self, shape: Sequence[int] = (), *, path_only: bool = False) -> tuple[Tensor, Tensor]:
+        """Return draws, (*shape, B, D), and their log density, in one pass; both differentiable in all parameters.
 
-    def rsample_and_path_log_prob(self, shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Return draws and their log density, whose gradient flows through the draws alone (constant parameters)."""
-        z, log_q = self.base.rsample_and_log_prob(tuple(shape))
+        With ``path_only`` the gradient of the density flows through the draws alone (constant parameters).
+        """
+        z, log_base = self.base.rsample_and_log_prob(tuple(shape))
         trail, log_det = self._forward(z)
-        return trail[-1], self._follow(trail, log_q - log_det)
+        log_q = log_base - log_det
+        return trail[-1], self._follow(trail, log_q) if path_only else log_q
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log q(z|x), (K, B), for any z, (K, B, D), by the inverse of every step.
@@ -71,8 +69,8 @@ class FlowPosterior:
         z = trail[-1]
         if not (torch.is_grad_enabled() and z.requires_grad):
             return log_q.detach()
-        mean, scale = self.base.mean.detach(), self.base.scale.detach()
-        score = (mean - trail[0].detach()) / scale.square()
+        base = self.base.detached()
+        score = (base.mean - trail[0].detach()) / base.variance
         for (step, conditioned), before in zip(self._chain(), trail[:-1], strict=True):
             score = step.push_score(before, conditioned, score)
         return log_q.detach() + ((z - z.detach()) * score).sum(-1)
@@ -125,7 +123,5 @@ class FlowEncoder(Encoder):
     ) -> Draw:
         """Draw z, (K, B, D), with its exact log density, in one pass through the steps."""
         del inner_k, inner_chunk  # the density is known
-        if not path_only:
-            return Draw(*encoded.rsample_and_log_prob((k,)))
-        z, log_q = encoded.rsample_and_path_log_prob((k,))
-        return Draw(z, log_q, (z,))
+        z, log_q = encoded.rsample_and_log_prob((k,), path_only=path_only)
+        return Draw(z, log_q, (z,) if path_only else ())

@@ -40,14 +40,13 @@ class FullNormal:
         return self._score(solved.movedim(-1, 0))
 
     def _score(self, epsilon: Tensor) -> Tensor:
-        """Return the log density at mean + L epsilon; the determinant of L is that of its diagonal."""
+        """Return the log density at mean + L epsilon; L and its diagonal have the same determinant."""
         scale = self.diagonal.scale
         return DiagonalNormal(torch.zeros_like(scale), scale).log_prob(scale * epsilon)
 
     def detached(self) -> "FullNormal":
         """Return the same distribution with constant parameters."""
-        diagonal = DiagonalNormal(self.diagonal.mean.detach(), self.diagonal.scale.detach())
-        return FullNormal(diagonal, self.lower.detach())
+        return FullNormal(self.diagonal.detached(), self.lower.detach())
 
 
 class FullGaussianEncoder(Encoder):
@@ -81,13 +80,7 @@ class FullGaussianEncoder(Encoder):
         return FullNormal(diagonal, self._strictly_lower(features, diagonal.mean))
 
     def sample(
-        self,
-        encoded: FullNormal,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: FullNormal, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z, (K, B, D), with its exact log density."""
         del inner_k, inner_chunk  # the density is known

@@ -47,8 +47,5 @@ class GaussianEncoder(Encoder):
     ) -> Draw:
         """Draw z, (K, B, D), with its exact log density."""
         del inner_k, inner_chunk  # the density is known
-        if not path_only:
-            return Draw(*encoded.rsample_and_log_prob((k,)))
-        z = encoded.rsample((k,))
-        density = DiagonalNormal(encoded.mean.detach(), encoded.scale.detach())
-        return Draw(z, density.log_prob(z), (z,))
+        z, log_q = encoded.rsample_and_log_prob((k,))
+        return Draw(z, encoded.detached().log_prob(z), (z,)) if path_only else Draw(z, log_q)

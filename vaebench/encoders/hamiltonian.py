@@ -26,12 +26,7 @@ class _Encoded(NamedTuple):
 
 def log_joint_at(model: GenerativeModel, x: Tensor) -> hmc.LogDensity:
     """Return log p(x, z), (K, B), as a function of z, (K, B, D), for images x, (B, X)."""
-
-    def log_joint(z: Tensor) -> Tensor:
-        log_likelihood, log_prior = model.log_joint(x, z)
-        return log_likelihood + log_prior
-
-    return log_joint
+    return lambda z: torch.add(*model.log_joint(x, z))
 
 
 class StepSizes(nn.Module):
@@ -58,11 +53,9 @@ class Tempering(nn.Module):
     Source: Caterini, Doucet and Sejdinovic 2018, https://arxiv.org/abs/1805.11328
     """
 
-    KINDS = ("none", "fixed", "free")
-
     def __init__(self, tempering: str, steps: int, initial_beta: float) -> None:
         super().__init__()
-        one_of(self.KINDS, tempering=tempering)
+        one_of(["none", "fixed", "free"], tempering=tempering)
         between(0, 1, initial_beta=initial_beta)
         self.kind, self.steps = tempering, steps
         if tempering == "fixed":
@@ -144,11 +137,7 @@ class HamiltonianEncoder(Encoder):
         tempering: str,
         initial_beta: float,
     ) -> "HamiltonianEncoder":
-        """Build the encoder with the configured networks.
-
-        Raises:
-            ValueError: an argument is out of range.
-        """
+        """Build the encoder with the configured networks."""
         at_least(0, leapfrog_steps=leapfrog_steps)
         latent = context.latent_dim
         return cls(
@@ -165,13 +154,7 @@ class HamiltonianEncoder(Encoder):
         return _Encoded(x, self.start(x), None if self.reverse is None else self.reverse.condition(x))
 
     def sample(
-        self,
-        encoded: _Encoded,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: _Encoded, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z of (K, B, D) and its log_q."""
         del inner_k, inner_chunk, path_only  # see no_path_gradient

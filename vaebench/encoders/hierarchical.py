@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 
 from vaebench import noise
 from vaebench.arguments import at_least, one_of, widths
-from vaebench.bounds import LogMeanExp
+from vaebench.bounds import LogMeanExp, log_mean_exp
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import (
     AuxiliaryLoss,
@@ -82,10 +82,6 @@ class _Ratio(NamedTuple):
         return self.mixing.log_prob(psi) - self.tau.log_prob(psi)
 
 
-SAMPLERS = ("gaussian", "bernoulli_noise")
-TAU_GRADIENTS = ("reparam", "dreg")
-
-
 class HierarchicalEncoder(Encoder):
     """q(z|x) with the multisample upper bound on log q(z|x)
 
@@ -128,7 +124,7 @@ class HierarchicalEncoder(Encoder):
         super().__init__()
         if share_psi and reverse is not None:
             raise ValueError("share_psi must be false for a learned tau(psi|z,x), whose psi depend on z")
-        one_of(TAU_GRADIENTS, tau_gradient=tau_gradient)
+        one_of(["reparam", "dreg"], tau_gradient=tau_gradient)
         at_least(0, tau_steps=tau_steps, tau_warmup=tau_warmup)
         self.mixing = mixing
         self.conditional = conditional
@@ -148,13 +144,10 @@ class HierarchicalEncoder(Encoder):
         *,
         psi_dim: int,
         learned_reverse: bool,
-        share_psi: bool = False,
         tau_gate: float | None = None,
-        tau_gradient: str = "reparam",
-        tau_steps: int = 0,
-        tau_warmup: int = 0,
         sampler: str = "gaussian",
         noise_dims: Sequence[int] = (),
+        **options: Any,
     ) -> "HierarchicalEncoder":
         """Build the encoder with the configured networks.
 
@@ -162,40 +155,28 @@ class HierarchicalEncoder(Encoder):
             context: the networks and widths.
             psi_dim: width of psi.
             learned_reverse: whether tau(psi|z,x) is learned; if not, tau is q(psi|x).
-            share_psi: see the class.
             tau_gate: initial bias of a gate between q(psi|x) and tau's own Gaussian; None for no gate.
-            tau_gradient: see the class.
-            tau_steps: see the class.
-            tau_warmup: see the class.
             sampler: q(psi|x) is ``gaussian``, or the implicit ``bernoulli_noise`` of the SIVI paper.
             noise_dims: number of coin flips that each layer of ``bernoulli_noise`` takes.
+            **options: keyword arguments of the class.
 
         Raises:
             ValueError: an argument is out of range or contradicts another argument.
         """
         at_least(1, psi_dim=psi_dim)
-        one_of(SAMPLERS, sampler=sampler)
+        one_of(["gaussian", "bernoulli_noise"], sampler=sampler)
         if sampler == "bernoulli_noise":
-            return cls._implicit(context, psi_dim, noise_dims, share_psi)
+            return cls._implicit(context, psi_dim, noise_dims, **options)
         networks, x_dim, latent_dim = context.networks, context.x_dim, context.latent_dim
         mixing = networks.gaussian(x_dim, psi_dim)
         reverse = networks.conditional(x_dim, latent_dim, psi_dim) if learned_reverse else None
         if reverse is not None and tau_gate is not None:
             reverse = GatedReverse(reverse, mixing, psi_dim, tau_gate)
-        conditional = networks.conditional(x_dim, psi_dim, latent_dim)
-        return cls(
-            mixing,
-            conditional,
-            reverse,
-            share_psi=share_psi,
-            tau_gradient=tau_gradient,
-            tau_steps=tau_steps,
-            tau_warmup=tau_warmup,
-        )
+        return cls(mixing, networks.conditional(x_dim, psi_dim, latent_dim), reverse, **options)
 
     @classmethod
     def _implicit(
-        cls, context: BuildContext, psi_dim: int, noise_dims: Sequence[int], share_psi: bool
+        cls, context: BuildContext, psi_dim: int, noise_dims: Sequence[int], **options: Any
     ) -> "HierarchicalEncoder":
         """Build SIVI's encoder with the paper's implicit mixing distribution."""
         if psi_dim != context.latent_dim:
@@ -209,7 +190,7 @@ class HierarchicalEncoder(Encoder):
             StochasticLayers(context.x_dim, context.latent_dim, noise_dims, hidden, activation),
             MeanGiven(context.x_dim, context.latent_dim, hidden, activation),
             None,
-            share_psi=share_psi,
+            **options,
         )
         encoder.no_path_gradient = "sampler=bernoulli_noise has no density of psi"
         return encoder
@@ -220,13 +201,7 @@ class HierarchicalEncoder(Encoder):
         return Encoded(x, self.mixing(x), self.conditional.condition(x), reverse)
 
     def sample(
-        self,
-        encoded: Encoded,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: Encoded, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z of (K, B, D) and its log_q with L = ``inner_k`` further samples of psi."""
         if path_only and self.share_psi and inner_k and k > 1:
@@ -289,7 +264,7 @@ class HierarchicalEncoder(Encoder):
         return _Ratio(self.conditional, encoded.conditional, mixing, tau)
 
     def _log_q(self, ratio: _Ratio, z: Tensor, log_ratio: Tensor, inner_k: int, inner_chunk: int | None) -> Tensor:
-        """Return the log-mean-exp of the ratio of psi_0, (K, B), and those of ``inner_k`` fresh samples."""
+        """Return the log-mean-exp of psi_0's ratio, (K, B), and the ratios of ``inner_k`` fresh samples."""
         ratios = LogMeanExp() if inner_chunk else _Terms()
         ratios.add(log_ratio.unsqueeze(0))
         for psi in self._inner(ratio.tau, z, inner_k, inner_chunk or inner_k, share=self.share_psi):
@@ -307,7 +282,7 @@ class HierarchicalEncoder(Encoder):
         tau = ratio.tau
         if not isinstance(tau, DiagonalNormal):
             raise TypeError("tau_gradient='dreg' needs a reverse model that returns a DiagonalNormal")
-        constant = ratio._replace(tau=DiagonalNormal(tau.mean.detach(), tau.scale.detach()))
+        constant = ratio._replace(tau=tau.detached())
         ratios = _Terms()
         ratios.add(log_ratio.unsqueeze(0))
         ratios.add(constant.log_ratio(joint.z, psi))
@@ -386,5 +361,4 @@ class _Terms:
         self.parts.append(log_ratios)
 
     def value(self) -> Tensor:
-        log_ratios = torch.cat(self.parts)
-        return torch.logsumexp(log_ratios, 0) - math.log(len(log_ratios))
+        return log_mean_exp(torch.cat(self.parts))

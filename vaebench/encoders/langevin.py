@@ -55,11 +55,7 @@ class LangevinEncoder(Encoder):
 
     @classmethod
     def build(cls, context: BuildContext, *, steps: int, step_size: float, max_step_size: float) -> "LangevinEncoder":
-        """Build the encoder with the configured networks.
-
-        Raises:
-            ValueError: an argument is out of range.
-        """
+        """Build the encoder with the configured networks."""
         at_least(0, steps=steps)
         start = context.networks.gaussian(context.x_dim, context.latent_dim)
         return cls(start, context.model, StepSizes(context.latent_dim, step_size, max_step_size), steps=steps)
@@ -69,13 +65,7 @@ class LangevinEncoder(Encoder):
         return _Encoded(x, self.start(x))
 
     def sample(
-        self,
-        encoded: _Encoded,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: _Encoded, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z of (K, B, D) and its log_q."""
         del inner_k, inner_chunk, path_only  # see no_path_gradient

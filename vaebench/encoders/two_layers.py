@@ -89,13 +89,7 @@ class TwoLayerEncoder(Encoder):
         return BottomUp(self.lower(x), self.upper)
 
     def sample(
-        self,
-        encoded: BottomUp,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: BottomUp, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z, (K, B, D1 + D2), with its exact log density."""
         del inner_k, inner_chunk  # the density is known
@@ -103,7 +97,7 @@ class TwoLayerEncoder(Encoder):
         z2, log_upper = encoded.upper(z1).rsample_and_log_prob()
         if not path_only:
             return Draw(torch.cat([z1, z2], -1), log_lower + log_upper)
-        return _path_draw(z1, z2, BottomUp(_constant(encoded.lower), frozen(self.upper)))
+        return _path_draw(z1, z2, BottomUp(encoded.lower.detached(), frozen(self.upper)))
 
 
 class LadderEncoder(Encoder):
@@ -144,13 +138,7 @@ class LadderEncoder(Encoder):
         return TopDown(layers.lower, layers.upper, self._top_down[0])
 
     def sample(
-        self,
-        encoded: TopDown,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: TopDown, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z, (K, B, D1 + D2), with its exact log density."""
         del inner_k, inner_chunk  # the density is known
@@ -158,7 +146,7 @@ class LadderEncoder(Encoder):
         z1, log_lower = encoded.below(z2).rsample_and_log_prob()
         if not path_only:
             return Draw(torch.cat([z1, z2], -1), log_upper + log_lower)
-        constant = TopDown(_constant(encoded.lower), _constant(encoded.upper), frozen(self._top_down[0]))
+        constant = TopDown(encoded.lower.detached(), encoded.upper.detached(), frozen(self._top_down[0]))
         return _path_draw(z1, z2, constant)
 
 
@@ -211,7 +199,3 @@ def _path_draw(z1: Tensor, z2: Tensor, constant: BottomUp | TopDown) -> Draw:
     paths = (z1.view_as(z1), z2.view_as(z2))
     z = torch.cat(paths, -1)
     return Draw(z, constant.log_prob(z), paths)
-
-
-def _constant(normal: DiagonalNormal) -> DiagonalNormal:
-    return DiagonalNormal(normal.mean.detach(), normal.scale.detach())

@@ -1,6 +1,7 @@
 """Unbiased implicit variational inference: SIVI's encoder with a gradient from Hamiltonian Monte Carlo."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,11 +34,11 @@ class UnbiasedEncoder(Encoder):
 
     Args:
         marginal: q(psi|x) and q(z|psi,x), without a reverse model.
-        burn_in: transitions before those that are used.
-        samples: transitions that are used.
+        hmc_burn_in: transitions before those that are used.
+        hmc_samples: transitions that are used.
         leapfrog_steps: leapfrog steps of each transition.
         step_size: initial step size; training adapts and saves it, and evaluation does not use it.
-        target: the acceptance probability to which the step size is adapted.
+        target_acceptance: the acceptance probability to which the step size is adapted.
     """
 
     direction = Direction.UPPER_BOUND
@@ -49,63 +50,34 @@ class UnbiasedEncoder(Encoder):
         self,
         marginal: HierarchicalEncoder,
         *,
-        burn_in: int = 5,
-        samples: int = 5,
+        hmc_burn_in: int = 5,
+        hmc_samples: int = 5,
         leapfrog_steps: int = 5,
         step_size: float = 0.05,
-        target: float = 0.9,
+        target_acceptance: float = 0.9,
     ) -> None:
         super().__init__()
-        self.marginal = marginal
-        self.burn_in = burn_in
-        self.samples = samples
-        self.leapfrog_steps = leapfrog_steps
-        self.target = target
-        self.register_buffer("log_step_size", torch.tensor(math.log(step_size)))
-        self.log_step_size: Tensor
-
-    @classmethod
-    def build(
-        cls,
-        context: BuildContext,
-        *,
-        psi_dim: int,
-        hmc_burn_in: int,
-        hmc_samples: int,
-        leapfrog_steps: int,
-        step_size: float,
-        target_acceptance: float,
-    ) -> "UnbiasedEncoder":
-        """Build the encoder of Gaussian parts with the configured networks.
-
-        Raises:
-            ValueError: an argument is out of range.
-        """
         at_least(0, hmc_burn_in=hmc_burn_in)
         at_least(1, hmc_samples=hmc_samples, leapfrog_steps=leapfrog_steps)
         above(0, step_size=step_size)
         between(0, 1, target_acceptance=target_acceptance)
-        return cls(
-            HierarchicalEncoder.build(context, psi_dim=psi_dim, learned_reverse=False),
-            burn_in=hmc_burn_in,
-            samples=hmc_samples,
-            leapfrog_steps=leapfrog_steps,
-            step_size=step_size,
-            target=target_acceptance,
-        )
+        self.marginal = marginal
+        self.burn_in, self.samples, self.leapfrog_steps = hmc_burn_in, hmc_samples, leapfrog_steps
+        self.target = target_acceptance
+        self.register_buffer("log_step_size", torch.tensor(math.log(step_size)))
+        self.log_step_size: Tensor
+
+    @classmethod
+    def build(cls, context: BuildContext, *, psi_dim: int, **settings: Any) -> "UnbiasedEncoder":
+        """Build the encoder of Gaussian parts with the configured networks; ``settings``: arguments of the class."""
+        return cls(HierarchicalEncoder.build(context, psi_dim=psi_dim, learned_reverse=False), **settings)
 
     def encode(self, x: Tensor) -> Encoded:
         """Compute the parts of the networks that depend on x, (B, X), alone."""
         return self.marginal.encode(x)
 
     def sample(
-        self,
-        encoded: Encoded,
-        k: int,
-        *,
-        inner_k: int = 0,
-        path_only: bool = False,
-        inner_chunk: int | None = None,
+        self, encoded: Encoded, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:
         """Draw z of (K, B, D) and SIVI's bound on its log density with L = ``inner_k``."""
         del path_only  # see no_path_gradient
@@ -133,7 +105,7 @@ class UnbiasedEncoder(Encoder):
         return self.marginal.log_q_bounds(encoded, k, inner_k=inner_k, inner_chunk=inner_chunk)
 
     def _surrogate(self, encoded: Encoded, joint: Joint) -> Tensor:
-        """Return (K, B) values whose gradient in z estimates that of log q(z|x); they have no other gradient."""
+        """Return (K, B) values whose gradient in z estimates dlog q(z|x)/dz; they have no other gradient."""
         conditional, conditioned = frozen(self.marginal.conditional), detached(encoded.conditional)
         mixing, z = frozen(self.marginal.mixing)(encoded.x), joint.z
         fixed = z.detach()

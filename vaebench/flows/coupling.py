@@ -5,6 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from vaebench.arguments import at_least
 from vaebench.distributions import at_least_float32
 from vaebench.flows.flow import Flow, FlowContext, StepParameters, Transformed, gradient_of, small_linear
 from vaebench.nets.dense import AdditiveMLP
@@ -24,11 +25,12 @@ class Coupling(Flow):
         depth: hidden layers.
 
     Raises:
-        ValueError: there are fewer than two coordinates.
+        ValueError: an argument is out of range, or there are fewer than two coordinates.
     """
 
     def __init__(self, context: FlowContext, settings_per_coordinate: int, width: int, depth: int) -> None:
         super().__init__()
+        at_least(1, width=width, depth=depth)
         if context.latent_dim < 2:
             raise ValueError(f"latent_dim must be >= 2 for coupling flows, got {context.latent_dim}")
         self.cut = context.latent_dim // 2
@@ -51,7 +53,6 @@ class Coupling(Flow):
         return (self.network.condition(features),)
 
     def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
-        """Return z' and the log-determinant."""
         kept, moved = self._halves(z)
         moved, log_slope = self.transform(moved, self._settings(kept, conditioned))
         return Transformed(self._joined(kept, moved), log_slope.sum(-1))

@@ -1,14 +1,14 @@
 """The contract of every invertible step, and the functions that several families use.
 
 A step maps z to z' given features of an image, and returns log|det dz'/dz| from the same pass, because a flow posterior
-needs only the density of its own draws.
+needs the density of its own draws alone.
 
 Shapes: K samples first, B images, D latent coordinates, F features; nats.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,10 @@ class Transformed(NamedTuple):
 
 
 class FlowContext(NamedTuple):
-    """The first argument of every step's ``build``; the keys of the yaml follow as keyword arguments."""
+    """The first argument of every step's ``build``; the keys of the yaml follow as keyword arguments.
+
+    ``build`` raises ValueError if an argument is out of range.
+    """
 
     features: int
     """Width F of the features of x."""
@@ -61,6 +64,11 @@ class FlowContext(NamedTuple):
 
 class Flow(nn.Module, ABC):
     """One invertible step. Abstract: each family is a final class, built by ``build(context, **settings)``."""
+
+    @classmethod
+    def build(cls, context: FlowContext, **settings: Any) -> Self:
+        """Build the step; ``settings`` are the keys of the yaml, the other arguments of the class."""
+        return cls(context, **settings)
 
     @abstractmethod
     def condition(self, features: Tensor) -> StepParameters:

@@ -25,11 +25,6 @@ class HouseholderFlow(Flow):
         start[context.index // 2 % context.latent_dim] = 1
         self.head = small_linear(context.features, context.latent_dim, start)
 
-    @classmethod
-    def build(cls, context: FlowContext) -> "HouseholderFlow":
-        """Build the step."""
-        return cls(context)
-
     def condition(self, features: Tensor) -> StepParameters:
         """Return the mirror's unit normal, (B, D)."""
         return (F.normalize(at_least_float32(self.head(features)), dim=-1),)

@@ -31,6 +31,7 @@ class IAFFlow(Flow):
 
     def __init__(self, context: FlowContext, width: int, depth: int) -> None:
         super().__init__()
+        at_least(1, width=width, depth=depth)
         self.network = MaskedNetwork(
             context.features,
             context.latent_dim,
@@ -40,12 +41,6 @@ class IAFFlow(Flow):
             backward=context.index % 2 == 1,
             bias=torch.tensor([0.0, _GATE_BIAS]),
         )
-
-    @classmethod
-    def build(cls, context: FlowContext, *, width: int, depth: int) -> "IAFFlow":
-        """Build the step; its network has ``depth`` hidden layers of ``width`` units."""
-        at_least(1, width=width, depth=depth)
-        return cls(context, width, depth)
 
     def condition(self, features: Tensor) -> StepParameters:
         """Return the features' share of the network's first layer, (B, width)."""

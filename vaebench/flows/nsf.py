@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from vaebench.arguments import above, at_least
+from vaebench.arguments import above
 from vaebench.flows.coupling import Coupling
 from vaebench.flows.flow import FlowContext
 from vaebench.flows.spline import RationalQuadraticSpline, settings_count
@@ -25,12 +25,6 @@ class SplineFlow(Coupling):
         above(0, bound=bound)
         super().__init__(context, settings_count(bins), width, depth)
         self.bins, self.bound = bins, bound
-
-    @classmethod
-    def build(cls, context: FlowContext, *, width: int, depth: int, bins: int, bound: float) -> "SplineFlow":
-        """Build the step; its network has ``depth`` hidden layers of ``width`` units."""
-        at_least(1, width=width, depth=depth)
-        return cls(context, width, depth, bins, bound)
 
     def transform(self, value: Tensor, settings: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the splines."""

@@ -43,11 +43,6 @@ class PlanarFlow(Flow):
         start[context.latent_dim : -1] = torch.nn.functional.normalize(torch.randn(context.latent_dim), dim=0)
         self.head = small_linear(context.features, 2 * context.latent_dim + 1, start)
 
-    @classmethod
-    def build(cls, context: FlowContext) -> "PlanarFlow":
-        """Build the step."""
-        return cls(context)
-
     def condition(self, features: Tensor) -> StepParameters:
         """Return u', w.u', w and b."""
         raw = at_least_float32(self.head(features))
@@ -55,7 +50,6 @@ class PlanarFlow(Flow):
         return *invertible_direction(u, w), w, b
 
     def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
-        """Return z' and the log-determinant."""
         u, slope, w, b = conditioned
         bent = torch.tanh((z * w).sum(-1, keepdim=True) + b)
         log_det = torch.log1p(slope * (1 - bent.square())).squeeze(-1)

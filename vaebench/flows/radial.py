@@ -30,11 +30,6 @@ class RadialFlow(Flow):
         start = [0.0] * context.latent_dim + [math.log(math.expm1(math.sqrt(context.latent_dim))), 0.0]
         self.head = small_linear(context.features, context.latent_dim + 2, start)
 
-    @classmethod
-    def build(cls, context: FlowContext) -> "RadialFlow":
-        """Build the step."""
-        return cls(context)
-
     def condition(self, features: Tensor) -> StepParameters:
         """Return c, alpha and beta/alpha > -1."""
         raw = at_least_float32(self.head(features))
@@ -42,7 +37,6 @@ class RadialFlow(Flow):
         return centre, F.softplus(alpha) + _ALPHA_FLOOR, above_minus_one(ratio)
 
     def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
-        """Return z' and the log-determinant."""
         centre, _, _ = conditioned
         offset = z - centre
         across, along = self._stretch(offset, conditioned)

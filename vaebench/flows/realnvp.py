@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from vaebench.arguments import at_least
 from vaebench.flows.coupling import Coupling
 from vaebench.flows.flow import FlowContext
 
@@ -19,11 +18,8 @@ class RealNVPFlow(Coupling):
     Source: Dinh, Sohl-Dickstein and Bengio 2017, https://arxiv.org/abs/1605.08803
     """
 
-    @classmethod
-    def build(cls, context: FlowContext, *, width: int, depth: int) -> "RealNVPFlow":
-        """Build the step; its network has ``depth`` hidden layers of ``width`` units."""
-        at_least(1, width=width, depth=depth)
-        return cls(context, 2, width, depth)
+    def __init__(self, context: FlowContext, width: int, depth: int) -> None:
+        super().__init__(context, 2, width, depth)
 
     def transform(self, value: Tensor, settings: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift."""

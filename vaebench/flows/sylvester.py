@@ -99,9 +99,6 @@ class SylvesterFlow(Flow):
             variant: orthogonal (M columns), householder (M = D) or triangular (M = D, Q does not depend on x).
             rank: M of the orthogonal variant; D if D is smaller.
             reflections: number of reflections of the Householder variant.
-
-        Raises:
-            ValueError: an argument is out of range.
         """
         one_of(["orthogonal", "householder", "triangular"], variant=variant)
         at_least(1, rank=rank, reflections=reflections)
@@ -123,7 +120,6 @@ class SylvesterFlow(Flow):
         return basis, right, left, parts[4], lift, reach
 
     def forward(self, z: Tensor, conditioned: StepParameters) -> Transformed:
-        """Return z' and the log-determinant."""
         _, right, left, bias, lift, reach = conditioned
         bent = torch.tanh(_times(reach, z) + bias)
         moved = z + _times(lift, bent)
@@ -142,11 +138,7 @@ class SylvesterFlow(Flow):
             outside = target[..., i] - (right[:, i] * bent).sum(-1)
 
             def excess(
-                v: Tensor,
-                s: Tensor = slope,
-                t: Tensor = steepness,
-                c: Tensor = inside,
-                d: Tensor = outside,
+                v: Tensor, s: Tensor = slope, t: Tensor = steepness, c: Tensor = inside, d: Tensor = outside
             ) -> Tensor:
                 return v + s * torch.tanh(t * v + c) - d
 

@@ -6,7 +6,7 @@ Shapes: K draws first, B images, D latent coordinates, E noise coordinates, M ba
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,15 +102,8 @@ class NoiseFedSampler(Sampler):
         return mean, variance
 
 
-class _BasisContext(NamedTuple):
-    offset: Tensor
-    """z0(x), (B, D)."""
-    coefficients: Tensor
-    """a_i(x), (B, M, D), positive."""
-
-
 class BasisSampler(Sampler):
-    """z = z0(x) + sum_i a_i(x) * v_i(epsilon_i), whose moments follow from those of the v_i:
+    """z = z0(x) + sum_i a_i(x) * v_i(epsilon_i), whose moments follow from the moments of the v_i:
 
     E z = z0 + sum_i a_i E v_i,  Var z = sum_i a_i^2 Var v_i
 
@@ -141,22 +134,24 @@ class BasisSampler(Sampler):
         self.register_buffer("bank", torch.randn(bank, noise_dim))
         self.bank: Tensor
 
-    def condition(self, x: Tensor) -> _BasisContext:
+    def condition(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z0(x), (B, D), and the positive a_i(x), (B, M, D)."""
         features = self.trunk(x)
         raw = _in_full_precision(self.coefficients, features).unflatten(-1, (self.count, self.dim))
         # The division keeps Var z independent of the number of basis functions.
         coefficients = positive(raw) / self.count**0.5
-        return _BasisContext(_in_full_precision(self.offset, features), coefficients)
+        return _in_full_precision(self.offset, features), coefficients
 
-    def forward(self, conditioned: _BasisContext, k: int) -> Tensor:
-        batch = len(conditioned.offset)
-        epsilon = noise.standard_normal((k, batch, self.count * self.noise_dim), conditioned.offset)
+    def forward(self, conditioned: tuple[Tensor, Tensor], k: int) -> Tensor:
+        offset, coefficients = conditioned
+        batch = len(offset)
+        epsilon = noise.standard_normal((k, batch, self.count * self.noise_dim), offset)
         values = self.basis(epsilon.view(k * batch, self.count, self.noise_dim).transpose(0, 1))
         values = values.transpose(0, 1).view(k, batch, self.count, self.dim)
-        return conditioned.offset + (conditioned.coefficients * values).sum(-2)
+        return offset + (coefficients * values).sum(-2)
 
-    def moments(self, conditioned: _BasisContext) -> tuple[Tensor, Tensor]:
-        """Return the exact moments of z, given those of the v_i over the bank."""
+    def moments(self, conditioned: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the exact moments of z, given the moments of the v_i over the bank."""
         values = self.basis(self.bank.expand(self.count, -1, -1))
         variance, mean = torch.var_mean(values, 1, correction=0)
         offset, coefficients = conditioned
@@ -236,7 +231,6 @@ class RatioNetwork(LogRatio):
         return slope, _in_full_precision(lambda v: F.linear(v, weight, bias), theta).squeeze(-1)
 
     def forward(self, z: Tensor, conditioned: tuple[Tensor, Tensor]) -> Tensor:
-        """Return T, (K, B), for z of shape (K, B, D)."""
         slope, level = conditioned
         learned = (at_least_float32(self.z_trunk(z)) * slope).sum(-1) + level
         ratio = RATIO_SCALE * torch.asinh(learned / RATIO_SCALE)

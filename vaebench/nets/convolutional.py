@@ -9,7 +9,8 @@ other images, and is the same in training and evaluation.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
@@ -119,7 +120,25 @@ class _Activated(nn.Module):
         return self.layer(self.activation(value))
 
 
-class GatedConvTrunk(Trunk):
+class _ByRows(nn.Module, ABC):
+    """A map of (..., inputs) to (..., outputs) that flattens the leading axes to one batch of N rows."""
+
+    @abstractmethod
+    def rows(self, value: Tensor, /) -> Tensor:
+        """Map (N, inputs) to (N, outputs)."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Map (..., inputs) to (..., outputs), without gradients some rows at a time."""
+        flat = value.reshape(-1, value.shape[-1])
+        count = _ROWS["cuda" if value.device.type == "cuda" else "cpu"]
+        if torch.is_grad_enabled() or len(flat) <= count:
+            result = self.rows(flat)
+        else:
+            result = torch.cat([self.rows(part) for part in flat.split(count)])
+        return result.view(*value.shape[:-1], result.shape[-1])
+
+
+class GatedConvTrunk(_ByRows, Trunk):
     """Images to features by gated 5 x 5 convolutions: two per stage, one more, then one over the whole feature map.
 
     With ``hidden = [32, 64, 256]`` and 28 x 28 pixels this is the encoder of the Sylvester paper.
@@ -143,16 +162,12 @@ class GatedConvTrunk(Trunk):
         self.side = sizes.sides[0]
         self.width = sizes.features
 
-    def forward(self, value: Tensor) -> Tensor:
-        """Map (..., X) to (..., width)."""
-        return _by_rows(self._features, value)
-
-    def _features(self, images: Tensor) -> Tensor:
+    def rows(self, images: Tensor) -> Tensor:
         maps = self.layers(images.view(-1, 1, self.side, self.side))
         return _gated(self.summary(maps.flatten(1)))
 
 
-class GatedConvDecoder(nn.Module):
+class GatedConvDecoder(_ByRows):
     """Latents to pixels by gated transposed convolutions: the stages of :class:`GatedConvTrunk` in reverse order.
 
     Source: van den Berg et al. 2018, https://arxiv.org/abs/1803.05649
@@ -174,16 +189,12 @@ class GatedConvDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.brush = _pixel_layer(channels, 1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Map (..., Z) to (..., X)."""
-        return _by_rows(self._decode, z)
-
-    def _decode(self, z: Tensor) -> Tensor:
+    def rows(self, z: Tensor) -> Tensor:
         maps = _gated(self.spread(z)).view(-1, *self.map)
         return self.brush(self.layers(maps)).flatten(1)
 
 
-class ResNetTrunk(Trunk):
+class ResNetTrunk(_ByRows, Trunk):
     """Images to features: a residual block and a halving convolution per stage, then a dense layer.
 
     Source: He et al. 2016, https://arxiv.org/abs/1603.05027
@@ -203,18 +214,14 @@ class ResNetTrunk(Trunk):
         self.side = sizes.sides[0]
         self.width = sizes.features
 
-    def forward(self, value: Tensor) -> Tensor:
-        """Map (..., X) to (..., width)."""
-        return _by_rows(self._features, value)
-
-    def _features(self, images: Tensor) -> Tensor:
+    def rows(self, images: Tensor) -> Tensor:
         maps = self.layers(images.view(-1, 1, self.side, self.side)).flatten(1)
         if len(self.layers):  # without stages these are the pixels
             maps = self.activation(maps)
         return self.activation(self.summary(maps))
 
 
-class ResNetDecoder(nn.Module):
+class ResNetDecoder(_ByRows):
     """Latents to pixels: dense layers, then a residual block and a doubling convolution per stage.
 
     Source: He et al. 2016, https://arxiv.org/abs/1603.05027
@@ -235,11 +242,7 @@ class ResNetDecoder(nn.Module):
         channels = sizes.channels[0] if sizes.channels else 1
         self.brush = _Activated(activation, _pixel_layer(channels, 3))
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Map (..., Z) to (..., X)."""
-        return _by_rows(self._decode, z)
-
-    def _decode(self, z: Tensor) -> Tensor:
+    def rows(self, z: Tensor) -> Tensor:
         maps = self.spread(self.activation(self.dense(z))).view(-1, *self.map)
         return self.brush(self.layers(maps)).flatten(1)
 
@@ -283,14 +286,3 @@ def _initialised(layer: _Layer, inputs: float, gain: float) -> _Layer:
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _by_rows(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    """Apply a map of (N, *) to (..., *), without gradients some rows of N at a time."""
-    flat = value.reshape(-1, value.shape[-1])
-    rows = _ROWS["cuda" if value.device.type == "cuda" else "cpu"]
-    if torch.is_grad_enabled() or len(flat) <= rows:
-        result = function(flat)
-    else:
-        result = torch.cat([function(part) for part in flat.split(rows)])
-    return result.view(*value.shape[:-1], result.shape[-1])

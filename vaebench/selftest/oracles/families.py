@@ -108,7 +108,7 @@ def flow(name: str) -> FlowEncoder:
 
 def unbiased() -> UnbiasedEncoder:
     """Return the encoder of UIVI."""
-    return UnbiasedEncoder(sivi(), burn_in=1, samples=2, leapfrog_steps=2, step_size=0.5)
+    return UnbiasedEncoder(sivi(), hmc_burn_in=1, hmc_samples=2, leapfrog_steps=2, step_size=0.5)
 
 
 def hamiltonian(tempering: str = "none", learned_reverse: bool = True) -> HamiltonianEncoder:
