@@ -337,6 +337,19 @@ def test_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "did you mean 'optimizer.lr'" in capsys.readouterr().err
 
 
+def test_80_columns_keep_the_settings_that_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Without them, two rows of one table could look the same."""
+    monkeypatch.setenv("COLUMNS", "80")
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, (*GAUSSIAN, "trainer.kl_warmup=50"), [-99.0])
+    assert main(["compare", str(tmp_path)]) == 0
+    table, note = capsys.readouterr().out.split("left out to fit 80 columns: ")
+    assert "trainer.kl_warmup" in table
+    assert "trainer.kl_warmup" not in note.splitlines()[0]
+
+
 # formats
 
 

@@ -107,8 +107,10 @@ def _terminal(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
 def _text_table(table: Table, columns: Sequence[str]) -> str:
     head = headings(table, columns)
     quantity, *errors = head[1 + len(columns) : 5 + len(columns)]
-    hint = "--format csv"
-    return text_table(head, [cells(table, row, columns) for row in table.rows], keep=(quantity, *errors), hint=hint)
+    rows = [cells(table, row, columns) for row in table.rows]
+    # Settings that differ between rows stay: without them, two rows could look the same.
+    settings = [head[i] for i in range(1, 1 + len(columns)) if len({row[i] for row in rows}) > 1]
+    return text_table(head, rows, keep=(*settings, quantity, *errors), hint="--format csv")
 
 
 def _pair_lines(table: Table, found: Sequence[Pair], choice: ColumnChoice) -> Iterator[str]:
