@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from vaebench.nets.dense import LOG_SCALE_RANGE, weights_by_name
 from vaebench.nets.networks import Networks
 
 if TYPE_CHECKING:
-    from vaebench.encoders.base import Encoder
     from vaebench.flows.flow import Flow, StepParameters
 
 __all__ = [
@@ -36,6 +35,14 @@ __all__ = [
     "StandardNormalPrior",
     "VampPrior",
 ]
+
+
+class Posterior(Protocol):
+    """The part of an encoder that a prior may use."""
+
+    def exact_posterior(self, x: Tensor) -> DiagonalNormal | None:
+        """Return q(z|x), batch shape (B,), differentiable in its parameters; None if it is not a Gaussian."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Prior(nn.Module, ABC):
         """Return the network z2, (..., D2) -> p(z1|z2), a DiagonalNormal; None if z has one layer."""
         return None
 
-    def attach_encoder(self, encoder: "Encoder") -> None:
+    def attach_encoder(self, encoder: Posterior) -> None:
         """Use the encoder, which is built after the prior. The default does nothing."""
 
 
@@ -203,7 +210,7 @@ class VampPrior(Prior):
         self.layers = (latent_dim,)
         centre = torch.logit(pixel_mean.clamp(0.01, 0.99))
         self.pseudo_logits = nn.Parameter(centre + 0.1 * torch.randn(components, len(pixel_mean)))
-        self._encoder: tuple[Encoder, ...] = ()
+        self._encoder: tuple[Posterior, ...] = ()
 
     @classmethod
     def build(cls, context: PriorContext, *, components: int) -> "VampPrior":
@@ -211,7 +218,7 @@ class VampPrior(Prior):
         at_least(1, components=components)
         return cls(context.latent_dim, context.pixel_mean, components)
 
-    def attach_encoder(self, encoder: "Encoder") -> None:
+    def attach_encoder(self, encoder: Posterior) -> None:
         """Use the encoder's q(z|x) for the components.
 
         Raises:
