@@ -37,7 +37,7 @@ def evidence(
 
     E[exp(log_weights())] = p(x). For ``inner_k`` and ``path_only`` see :meth:`vaebench.encoders.base.Encoder.sample`.
     """
-    return weigh(model, x, encoder.draw(x, k, inner_k=inner_k, path_only=path_only))
+    return weigh(model, x, encoder.sample(encoder.encode(x), k, inner_k=inner_k, path_only=path_only))
 
 
 def weigh(model: GenerativeModel, x: Tensor, draw: Draw) -> Evidence:
