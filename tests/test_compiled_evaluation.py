@@ -117,9 +117,11 @@ def test_wrong_numbers_are_not_used(differentiated: bool, tmp_path: Path):
     with torch.set_grad_enabled(differentiated):
         z.requires_grad_(differentiated)
         got, wanted = model.log_joint(x, z), run.model.log_joint(x, z)
-    assert said[0].startswith("log p(x, z) runs uncompiled: compiled, it is off by ")
+    assert said[0].startswith("log p(x, z) runs uncompiled: the compiled result is off by ")
     assert torch.equal(got.log_likelihood, wanted.log_likelihood)
-    with pytest.raises(UserError, match=r"compile=true: log p\(x, z\) cannot be compiled \(compiled, it is off by"):
+    with pytest.raises(
+        UserError, match=r"compile=true: log p\(x, z\) cannot be compiled \(the compiled result is off by"
+    ):
         CompiledModel(
             run.model, SAMPLES, IMAGES, replace(careless, required=True), differentiated=differentiated
         ).log_joint(x, z)

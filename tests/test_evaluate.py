@@ -308,7 +308,7 @@ def test_repeats_have_noise_of_their_own_and_both_errors_are_shown(run: Path, mo
 def test_fresh_binarizations_are_another_protocol(run: Path):
     fixed = evaluated(run, "estimator.repeats=2")
     fresh = evaluated(run, "estimator.repeats=2", "estimator.binarize=fresh")
-    assert fresh.protocol == f"{fixed.protocol}/rebinarized-seed0"
+    assert fresh.protocol == f"{fixed.protocol}/rebinarised-seed0"
     there, anew = (read_per_image(RunFolder(run), record) for record in (fixed, fresh))
     assert (there.images == anew.images).all()
     # Nats between pixels, hundredths between noises.

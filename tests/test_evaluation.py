@@ -168,7 +168,7 @@ def test_the_running_mean_is_kept_in_float64():
 
 
 def test_an_empty_running_mean_has_no_value():
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="no samples"):
         LogMeanExp().value()
 
 

@@ -53,7 +53,8 @@ def zuko() -> Iterator[ModuleType]:
         yield module
 
 
-def test_zuko_leaves_torch_as_it_was():
+def test_zuko_leaves_torch_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Distribution, "_validate_args", True)
     with loaded():
         Normal(0.0, -1.0)
     with pytest.raises(ValueError, match="scale"):

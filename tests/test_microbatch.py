@@ -76,7 +76,7 @@ def test_a_short_last_part_counts_by_its_images():
 
 
 def test_it_is_refused_where_the_objective_is_not_a_mean_over_images():
-    with pytest.raises(UserError, match="microbatch is not supported for objective=free_bits"):
+    with pytest.raises(UserError, match="microbatch is not valid for objective=free_bits"):
         build(compose(["objective=free_bits", "trainer.microbatch=10", *SMALL]))
 
 

@@ -96,7 +96,7 @@ def test_a_run_trained_in_bf16_is_evaluated_in_float32_unless_asked(runs: dict[s
 
 
 def test_another_precision_is_refused(runs: dict[str, Path]):
-    with pytest.raises(UserError, match="precision must be one of float32, bf16, not 'fp8'"):
+    with pytest.raises(UserError, match="precision must be one of float32, bf16, got 'fp8'"):
         for_evaluation(read(runs["gaussian"]), ["precision=fp8"])
 
 
