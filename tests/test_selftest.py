@@ -30,7 +30,7 @@ from vaebench.selftest.catalog import REMOVED
 from vaebench.selftest.checks import gradients
 from vaebench.selftest.oracles.families import FAMILIES, FLOW_SETTINGS, Affine, adversarial
 from vaebench.selftest.oracles.gaussian import exact_hierarchical, one_image
-from vaebench.selftest.rows import CAUGHT, ERRORS, Mean, Row, differs, exact, near
+from vaebench.selftest.rows import CAUGHT, ERRORS, CheckRow, Mean, differs, exact, near
 from vaebench.selftest.running import Outcome, run
 from vaebench.selftest.table import as_json, as_text, summary, title
 
@@ -243,7 +243,7 @@ def test_a_control_passes_where_the_wrong_formula_is_caught():
 @pytest.mark.parametrize("control", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_never_passes(bad: float, control: bool):
-    row = Row("x", 1, bad, 1e-9, "exact", control)
+    row = CheckRow("x", 1, bad, 1e-9, "exact", control)
     assert not row.passed
     assert not replace(row, got=2.0, tolerance=bad).passed
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["EXACT", "Mean", "Row", "differs", "distance", "exact", "near"]
+__all__ = ["EXACT", "CheckRow", "Mean", "differs", "distance", "exact", "near"]
 
 EXACT = 1e-9
 """Tolerance for a number without sampling noise, in float64."""
@@ -35,7 +35,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckRow:
     """A computed number and its expected value; for a control, the value from which it must differ."""
 
     name: str
@@ -56,21 +56,21 @@ class Row:
         return distance > self.tolerance if self.control else distance <= self.tolerance
 
 
-def exact(name: str, expected: float, got: float, tolerance: float = EXACT) -> Row:
+def exact(name: str, expected: float, got: float, tolerance: float = EXACT) -> CheckRow:
     """Return the row of a number without sampling noise."""
-    return Row(name, expected, got, tolerance, "exact")
+    return CheckRow(name, expected, got, tolerance, "exact")
 
 
-def near(name: str, expected: float, mean: Mean) -> Row:
+def near(name: str, expected: float, mean: Mean) -> CheckRow:
     """Return the row of a Monte Carlo mean."""
-    return Row(name, expected, mean.value, max(ERRORS * mean.stderr, EXACT), f"{ERRORS:g} s.e.")
+    return CheckRow(name, expected, mean.value, max(ERRORS * mean.stderr, EXACT), f"{ERRORS:g} s.e.")
 
 
-def differs(name: str, right: float, wrong: Mean | float, tolerance: float = EXACT) -> Row:
+def differs(name: str, right: float, wrong: Mean | float, tolerance: float = EXACT) -> CheckRow:
     """Return the row of a control: a wrong formula, which must differ from the ``right`` value."""
     if isinstance(wrong, Mean):
-        return Row(name, right, wrong.value, CAUGHT * wrong.stderr, f"{CAUGHT:g} s.e.", control=True)
-    return Row(name, right, wrong, tolerance, "exact", control=True)
+        return CheckRow(name, right, wrong.value, CAUGHT * wrong.stderr, f"{CAUGHT:g} s.e.", control=True)
+    return CheckRow(name, right, wrong, tolerance, "exact", control=True)
 
 
 def distance(one: Tensor, other: Tensor) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vaebench.runtime import forked_randomness
-from vaebench.selftest.rows import Row
+from vaebench.selftest.rows import CheckRow
 
 __all__ = ["Bench", "Outcome", "default_dtype", "run"]
 
@@ -43,7 +43,7 @@ class Outcome:
     """The result of one check."""
 
     check: str
-    rows: tuple[Row, ...]
+    rows: tuple[CheckRow, ...]
     seconds: float
     error: str | None = None
     """The exception that ended the check, if any."""
@@ -66,7 +66,7 @@ def run(checks: Sequence[str], device: torch.device, seed: int = 0) -> Iterator[
     """
     for name in checks:
         yield name
-        rows: list[Row] = []
+        rows: list[CheckRow] = []
         error, started = None, time.monotonic()
         with tempfile.TemporaryDirectory() as folder, default_dtype(torch.float64), forked_randomness(device, seed):
             try:

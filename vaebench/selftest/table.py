@@ -7,7 +7,7 @@ from typing import Any
 
 from vaebench.records.text import counted, table
 from vaebench.selftest.catalog import CHECKS
-from vaebench.selftest.rows import Row
+from vaebench.selftest.rows import CheckRow
 from vaebench.selftest.running import Outcome
 
 __all__ = ["as_json", "as_text", "failures", "summary", "title"]
@@ -29,7 +29,7 @@ def as_text(outcome: Outcome) -> str:
     return table(HEAD, rows, wrap="", keep=("passed",), styles=styles, hint="-o FILE.json")
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: CheckRow) -> tuple[str, ...]:
     """Return the cells of a row; a control that passes was ``caught``."""
     yes, no = ("caught", "MISSED") if row.control else ("yes", "NO")
     return row.name, f"{row.expected:.6g}", f"{row.got:.6g}", f"{row.tolerance:.0e}", yes if row.passed else no
@@ -64,6 +64,6 @@ def as_json(outcomes: Sequence[Outcome], about: dict[str, Any]) -> dict[str, Any
     return {**about, "passed": not failures(outcomes), "checks": checks}
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: CheckRow) -> dict[str, Any]:
     values = asdict(row) | {"passed": row.passed}
     return {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}

@@ -7,13 +7,13 @@ import torch
 
 from vaebench.errors import UserError
 from vaebench.records.checkpoint import Checkpoints
-from vaebench.selftest.rows import Row, distance, exact
+from vaebench.selftest.rows import CheckRow, distance, exact
 from vaebench.selftest.running import Bench
 
 __all__ = ["check"]
 
 
-def check(bench: Bench) -> Iterator[Row]:
+def check(bench: Bench) -> Iterator[CheckRow]:
     """Compare loaded with saved numbers; a refusal counts as 1."""
     with bench.device:
         weights = torch.randn(50, 7)

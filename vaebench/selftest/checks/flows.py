@@ -12,7 +12,7 @@ from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.flows.flow import Flow, FlowContext, StepParameters
 from vaebench.nets.dense import MLP, TrunkGaussian
 from vaebench.selftest.oracles.families import FLOW_SETTINGS, flow_step
-from vaebench.selftest.rows import Row, differs, distance, exact
+from vaebench.selftest.rows import CheckRow, differs, distance, exact
 from vaebench.selftest.running import Bench
 
 __all__ = ["check"]
@@ -21,7 +21,7 @@ FEATURES, DIM = 5, 4
 DRAWS, IMAGES = 3, 2
 
 
-def check(bench: Bench) -> Iterator[Row]:
+def check(bench: Bench) -> Iterator[CheckRow]:
     """Compare log-determinants of steps with random parameters with autograd's Jacobian, nats."""
     for name in FLOW_SETTINGS:
         with bench.device:
@@ -40,7 +40,7 @@ def _rough(step: Flow) -> Flow:
     return step
 
 
-def _one_family(name: str, steps: list[Flow], features: Tensor, z: Tensor, base: DiagonalNormal) -> Iterator[Row]:
+def _one_family(name: str, steps: list[Flow], features: Tensor, z: Tensor, base: DiagonalNormal) -> Iterator[CheckRow]:
     conditioned = [step.condition(features) for step in steps]
     found = torch.stack([step(z, known).log_det for step, known in zip(steps, conditioned, strict=True)])
     truth = torch.stack([_log_det(step, z, known) for step, known in zip(steps, conditioned, strict=True)])
@@ -62,7 +62,7 @@ def _log_det(step: Flow, z: Tensor, conditioned: StepParameters) -> Tensor:
     return torch.linalg.slogdet(whole.permute(1, 2, 0, 3)).logabsdet
 
 
-def _no_steps(bench: Bench) -> Iterator[Row]:
+def _no_steps(bench: Bench) -> Iterator[CheckRow]:
     """Compare a flow encoder without steps with the Gaussian encoder."""
     with bench.device:
         posterior, x = TrunkGaussian(MLP(3, [6], "tanh"), DIM), torch.rand(4, 3)

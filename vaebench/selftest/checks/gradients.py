@@ -13,7 +13,7 @@ from vaebench.objective import Objective
 from vaebench.priors import StandardNormalPrior
 from vaebench.selftest.oracles.gaussian import ConstantDecoder, X, exact_gaussian, exact_hierarchical, linear_gaussian
 from vaebench.selftest.oracles.scalar import GAUSSIAN, HIERARCHICAL, IMAGE, Replicated, model
-from vaebench.selftest.rows import Mean, Row, differs, exact, near
+from vaebench.selftest.rows import CheckRow, Mean, differs, exact, near
 from vaebench.selftest.running import Bench
 
 __all__ = ["check"]
@@ -27,7 +27,7 @@ HIERARCHY_SLOPES = {"mixing_mean": -0.0234215, "slope": -0.0755108, "reverse_slo
 """d IWAE-5 / d parameter for ``HIERARCHICAL`` with one inner sample. The tests compute both constants by quadrature."""
 
 
-def check(bench: Bench) -> Iterator[Row]:
+def check(bench: Bench) -> Iterator[CheckRow]:
     """Compare mean gradients with derivatives of the exact bound, nats per unit."""
     with bench.device:
         yield from _gaussian()
@@ -35,7 +35,7 @@ def check(bench: Bench) -> Iterator[Row]:
         yield from _at_the_optimum()
 
 
-def _gaussian() -> Iterator[Row]:
+def _gaussian() -> Iterator[CheckRow]:
     for gradient in (REPARAM, STL, DREG):
         yield near(f"d ELBO / d mean, {gradient.value}", ELBO_SLOPE, Mean.of(_of_the_mean(1, gradient)))
     for gradient in (REPARAM, DREG):
@@ -51,7 +51,7 @@ def _of_the_mean(k: int, gradient: GradientEstimator) -> Tensor:
     return _of(toy.parameters, "mean")
 
 
-def _hierarchical() -> Iterator[Row]:
+def _hierarchical() -> Iterator[CheckRow]:
     """IWHVI with one inner sample: a parameter of q(psi|x), one of q(z|psi,x), one of tau."""
     for gradient in (REPARAM, DREG, STL):
         toy, x = Replicated(HIERARCHICAL, REPLICATES), torch.full((REPLICATES, 1), IMAGE)
@@ -71,7 +71,7 @@ def _of(parameters: Mapping[str, Tensor], key: str) -> Tensor:
     return gradient
 
 
-def _at_the_optimum() -> Iterator[Row]:
+def _at_the_optimum() -> Iterator[CheckRow]:
     """At the posterior, the path gradient of every draw is zero."""
     for gradient in (STL, DREG):
         for name, encoder, inner_k in (("gaussian", exact_gaussian(), 0), ("iwhvi", exact_hierarchical(), 3)):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vaebench import noise
-from vaebench.selftest.rows import Mean, Row, differs, distance, exact, near
+from vaebench.selftest.rows import CheckRow, Mean, differs, distance, exact, near
 from vaebench.selftest.running import Bench
 
 __all__ = ["check"]
@@ -15,7 +15,7 @@ SHAPE = (200, 40, 25)
 """Samples, images, coordinates."""
 
 
-def check(bench: Bench) -> Iterator[Row]:
+def check(bench: Bench) -> Iterator[CheckRow]:
     """Compare noise of the same keys in other chunks, orders and devices; compare its moments with N(0, 1)."""
     whole = _normals(bench.device, *SHAPE)
     chunks = torch.cat([_normals(bench.device, 50, *SHAPE[1:], first=first) for first in range(0, 200, 50)])

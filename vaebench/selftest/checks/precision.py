@@ -10,7 +10,7 @@ from vaebench.nets.dense import MLP, BernoulliHead, TrunkGaussian
 from vaebench.objective import evidence
 from vaebench.runtime import autocast
 from vaebench.selftest.oracles.gaussian import X, exact_gaussian, linear_gaussian
-from vaebench.selftest.rows import Row, differs, distance, exact
+from vaebench.selftest.rows import CheckRow, differs, distance, exact
 from vaebench.selftest.running import Bench, default_dtype
 
 __all__ = ["check"]
@@ -20,7 +20,7 @@ FLOAT32 = 1e-3
 """Tolerance for a sum over 784 pixels in float32, nats."""
 
 
-def check(bench: Bench) -> Iterator[Row]:
+def check(bench: Bench) -> Iterator[CheckRow]:
     """Compare float32 densities of 784 pixels with float64 ones of the same logits, nats."""
     with default_dtype(torch.float32):
         with bench.device:
@@ -44,7 +44,7 @@ def check(bench: Bench) -> Iterator[Row]:
         yield exact("log w error at q = p(z|x), float32", 0, worst, 1e-4)
 
 
-def _bits(name: str, value: Tensor) -> Row:
+def _bits(name: str, value: Tensor) -> CheckRow:
     return exact(name, 32, torch.finfo(value.dtype).bits, 0)
 
 

@@ -12,7 +12,7 @@ from vaebench.experiment import build
 from vaebench.records import Recorder, RunFolder
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.runtime import Interruption, seed_everything
-from vaebench.selftest.rows import Row, differs, exact
+from vaebench.selftest.rows import CheckRow, differs, exact
 from vaebench.selftest.running import Bench, default_dtype
 from vaebench.train.session import trainer_for
 from vaebench.train.trainer import Callbacks, Trainer
@@ -40,7 +40,7 @@ STEPS = 3
 """Batches of 1,334 in an epoch of mnist5k's 4,000 training images."""
 
 
-def check(bench: Bench) -> Iterator[Row]:
+def check(bench: Bench) -> Iterator[CheckRow]:
     """Count the numbers that differ after three steps on real images, with and without an interruption."""
     with default_dtype(torch.float32):
         whole = _trainer(bench, "whole")

@@ -11,7 +11,7 @@ from vaebench.objective import evidence
 from vaebench.selftest.oracles.families import FAMILIES
 from vaebench.selftest.oracles.gaussian import hierarchical, linear_gaussian, one_image, sivi
 from vaebench.selftest.oracles.wrong import Miscounted, WithoutOwnPsi
-from vaebench.selftest.rows import Mean, Row, differs, near
+from vaebench.selftest.rows import CheckRow, Mean, differs, near
 from vaebench.selftest.running import Bench
 
 __all__ = ["check"]
@@ -20,7 +20,7 @@ REPLICATES = 20_000
 ANNEALED = 1500
 
 
-def check(bench: Bench) -> Iterator[Row]:
+def check(bench: Bench) -> Iterator[CheckRow]:
     """Compare mean weights, divided by p(x), with 1."""
     for name, (make, inner_k) in FAMILIES.items():
         with bench.device:
@@ -44,7 +44,7 @@ def _mean_weight(bench: Bench, encoder: Encoder, inner_k: int, replicates: int =
     return Mean.of((log_w - model.log_evidence(x)).exp())
 
 
-def _annealed(bench: Bench) -> Iterator[Row]:
+def _annealed(bench: Bench) -> Iterator[CheckRow]:
     """Run AIS and BDMC as `vaebench evaluate` does: tune the HMC steps, then freeze them."""
     with bench.device:
         model, x = linear_gaussian(), one_image(ANNEALED)
