@@ -43,8 +43,6 @@ examples:
 def run(words: list[str]) -> int:
     """Carry out ``vaebench board <words>`` and return the exit code."""
     chosen = selection(words, BOARD, HELP)
-    if chosen is None:
-        return 0
     flags, paths = chosen.flags, [Path(path) for path in chosen.paths]
     port = whole(flags["--port"], "--port", 1, 65535) if "--port" in flags else None
     folders = chosen_folders(paths, chosen.filters)

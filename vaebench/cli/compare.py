@@ -41,8 +41,6 @@ def run(words: list[str]) -> int:
     """Carry out ``vaebench compare <words>`` and return the exit code."""
     paired, words = take(words, "--pair", 2)
     chosen = selection(words, COMPARE, HELP)
-    if chosen is None:
-        return 0
     output_format = checked_format(chosen.flags.get("--format", "table"))
     # here, so that --help stays fast
     from vaebench.report.comparison import check_columns, compare

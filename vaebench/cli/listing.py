@@ -32,10 +32,7 @@ def run(words: list[str]) -> int:
     if words and words[0] == "runs":
         return list_runs(words[1:])
     flags = HELP_FLAGS | {flag: TRAIN[flag] for flag in ("-cd", "--config-dir")}
-    parsed = parse(words, flags)
-    if "--help" in parsed.flags:
-        print(HELP, end="")
-        return 0
+    parsed = parse(words, flags, HELP)
     own = [Path(parsed.flags["--config-dir"])] if "--config-dir" in parsed.flags else []
     if own and not own[0].is_dir():
         raise UserError(f"--config-dir: there is no folder {own[0]}")
@@ -60,8 +57,6 @@ def choices_of(group: str, folders: list[Path]) -> str:
 def list_runs(words: list[str]) -> int:
     """Print the runs at or below the folders in ``words``."""
     chosen = selection(words, HELP_FLAGS, HELP)
-    if chosen is None:
-        return 0
     from vaebench.report.filters import matching_runs
     from vaebench.report.overview import overview
     from vaebench.report.runs import read_runs

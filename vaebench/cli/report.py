@@ -30,8 +30,6 @@ examples:
 def run(words: list[str]) -> int:
     """Carry out ``vaebench report <words>`` and return the exit code."""
     chosen = selection(words, REPORT, HELP)
-    if chosen is None:
-        return 0
     output = Path(chosen.flags.get("--output", "report.html")).expanduser()
     if output.is_dir():
         raise UserError(f"{output} is a folder: give a file name, for example -o {output / 'report.html'}")

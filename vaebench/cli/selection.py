@@ -24,13 +24,10 @@ class Selection(NamedTuple):
     flags: dict[str, str]
 
 
-def selection(words: Sequence[str], allowed: Mapping[str, str], help_text: str) -> Selection | None:
-    """Return the folders, filters and flags in ``words``; for ``--help`` print ``help_text`` and return None."""
+def selection(words: Sequence[str], allowed: Mapping[str, str], help_text: str) -> Selection:
+    """Return the folders, filters and flags in ``words``; for ``--help`` print ``help_text`` and exit."""
     filters, rest = take(words, "--filter", 1)
-    parsed = parse(rest, allowed)
-    if "--help" in parsed.flags:
-        print(help_text, end="")
-        return None
+    parsed = parse(rest, allowed, help_text)
     return Selection(parsed.rest or [DEFAULT_FOLDER], [condition for (condition,) in filters], parsed.flags)
 
 

@@ -22,10 +22,7 @@ examples:
 
 def run(words: list[str]) -> int:
     """Carry out ``vaebench show <words>`` and return the exit code."""
-    parsed = parse(words, SHOW)
-    if "--help" in parsed.flags:
-        print(HELP, end="")
-        return 0
+    parsed = parse(words, SHOW, HELP)
     if not parsed.rest:
         raise UserError("missing RUN: give a run folder; `vaebench list runs` lists them")
     from vaebench.records import RunFolder

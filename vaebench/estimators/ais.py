@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from vaebench import hmc
+from vaebench.arguments import at_least, one_of
 from vaebench.bounds import log_mean_exp
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import Density, Direction, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
-from vaebench.errors import RunFailed, did_you_mean
+from vaebench.errors import RunFailed
 from vaebench.estimators.annealing import SCHEDULES, AnnealedChains, AnnealingSchedule, GeometricPath
 from vaebench.estimators.sampling import keyed_noise
 from vaebench.estimators.weights import effective_sample_size
@@ -218,12 +219,9 @@ class AnnealingSettings:
     schedule: str = "sigmoid"
 
     def __post_init__(self) -> None:
-        for name, least in (("temperatures", 0), ("chains", 1), ("leapfrog", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        if self.schedule not in SCHEDULES:
-            hint = did_you_mean(str(self.schedule), SCHEDULES)
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}{hint}")
+        at_least(0, temperatures=self.temperatures)
+        at_least(1, chains=self.chains, leapfrog=self.leapfrog)
+        one_of(SCHEDULES, schedule=self.schedule)
 
 
 def tuned_schedule(

@@ -18,6 +18,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from vaebench.arguments import at_least
 from vaebench.encoders.base import Encoder
 from vaebench.estimators.ais import AISResult, AnnealingSettings, batch_size, refuse_unmixed, tuned_schedule
 from vaebench.estimators.sampling import keyed_noise
@@ -110,8 +111,7 @@ def bdmc(
         ValueError: n < 1 or a setting out of range.
         RunFailed: ``strict`` and the chains of either direction did not mix.
     """
-    if n < 1:
-        raise ValueError(f"n must be >= 1, got {n}")
+    at_least(1, n=n)
     settings = AnnealingSettings(temperatures=temperatures, chains=chains, leapfrog=leapfrog, schedule=schedule)
     x, z = simulated(model, n, seed)
     parts = [

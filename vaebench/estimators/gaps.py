@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vaebench import bounds
+from vaebench.arguments import above, at_least
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import Direction, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
@@ -53,10 +54,8 @@ class Optimisation:
     """Of the first step; it falls to 0 along half a cosine."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be >= 1, got {self.steps}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be > 0, got {self.lr}")
+        at_least(1, steps=self.steps)
+        above(0, lr=self.lr)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""

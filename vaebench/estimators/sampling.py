@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vaebench import noise
+from vaebench.arguments import at_least
 from vaebench.errors import RunFailed
 from vaebench.runtime import derived_seed, notice, unless_memory_runs_out
 
@@ -35,9 +36,8 @@ class Sampling:
     """Inner samples at a time; chosen if None."""
 
     def __post_init__(self) -> None:
-        for name, least in (("k", 1), ("inner_k", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        at_least(1, k=self.k)
+        at_least(0, inner_k=self.inner_k)
 
     def numbers(self, x: Tensor) -> Tensor:
         """Return the numbers of the images x, (B,)."""
