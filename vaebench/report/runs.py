@@ -47,8 +47,10 @@ class Run:
     @classmethod
     def read(cls, folder: RunFolder) -> "Run":
         """Read everything but the metrics. UserError when a file is corrupt."""
+        folder.refuse_links()
         status = folder.read_status() if folder.status.exists() else None
-        return cls(folder, read(folder.path), status, read_results(folder), read_manifest(folder))
+        config = read(folder.path)
+        return cls(folder, config, status, read_results(folder), read_manifest(folder, identity(config)))
 
     @property
     def seed(self) -> int:
