@@ -113,8 +113,12 @@ def settings_of(values: Mapping[str, Any]) -> dict[str, Scalar]:
     return {key.removesuffix(".name"): value for key, value in flatten(values).items()}
 
 
-def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[LeftOut]]:
+def read_runs(paths: Iterable[str | Path], *, curves: bool = False) -> tuple[list[Run], list[LeftOut]]:
     """Return the runs at or below ``paths``, and those that cannot be read.
+
+    Args:
+        paths: run folders, or folders of runs.
+        curves: read all lines of the metrics, not only the last one, so that a corrupt line is found here.
 
     Raises:
         UserError: there is no run at or below a path.
@@ -123,7 +127,9 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[LeftOut]]:
     damaged: list[LeftOut] = []
     for folder in RunFolder.find(Path(path) for path in paths):
         try:
-            runs.append(Run.read(folder))
+            run = Run.read(folder)
+            _ = run.metrics if curves else run.last_metrics
+            runs.append(run)
         except UserError as error:
             damaged.append(LeftOut(folder.path, str(error)))
     return runs, damaged
