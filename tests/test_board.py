@@ -1,7 +1,10 @@
 """`vaebench board`: TensorBoard on some runs or all, with the charts and rows that it should show."""
 
+import contextlib
+import ctypes
 import json
 import os
+import platform
 import re
 import select
 import signal
@@ -23,6 +26,8 @@ from vaebench.records import Recorder, RunFolder
 from vaebench.train.session import CHARTS
 
 SECONDS = 60
+TGKILL = {"x86_64": 234, "aarch64": 131}.get(platform.machine())
+"""The number of Linux's system call that sends a signal to one thread."""
 
 
 def trained(root: Path, encoder: str, seed: int) -> RunFolder:
@@ -54,26 +59,34 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(runs: Path) -> Iterator[str]:
     """Of a board with a filter: links to four of the five runs."""
-    words = ["board", str(runs), "--filter", "encoder=gaussian,hvm"]
+    with started(runs) as (board, address):
+        yield address
+        board.send_signal(signal.SIGINT)
+        assert board.wait(SECONDS) == 0
+
+
+@contextlib.contextmanager
+def started(runs: Path, **environment: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Start a board with a filter; yield its process and its address."""
     board = subprocess.Popen(
-        [sys.executable, "-m", "vaebench", *words],
+        [sys.executable, "-m", "vaebench", "board", str(runs), "--filter", "encoder=gaussian,hvm"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        # A shell that puts the tests in the background makes them, and what they start, deaf to Ctrl-C.
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment,
+        # A shell that puts the tests in the background makes them, and what they start, ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert board.stdout
-    try:
-        assert select.select([board.stdout], [], [], SECONDS)[0], "the board says nothing"
-        line = board.stdout.readline()
-        found = re.fullmatch(r"TensorBoard on 4 runs at (http://\S+/) \(Ctrl-C stops it\)\n", line)
-        assert found, line
-        yield found[1]
-    finally:
-        board.send_signal(signal.SIGINT)
-        assert board.wait(SECONDS) == 0
+    with board:
+        try:
+            assert select.select([board.stdout], [], [], SECONDS)[0], "the board says nothing"
+            line = board.stdout.readline()
+            found = re.fullmatch(r"TensorBoard on 4 runs at (http://\S+/) \(Ctrl-C stops it\)\n", line)
+            assert found, line
+            yield board, found[1]
+        finally:
+            board.kill()
 
 
 def fetched(address: str) -> Any:
@@ -142,6 +155,21 @@ def test_a_row_of_hparams_is_a_configuration(address: str):
     with opener.open(asked, timeout=SECONDS) as answer:
         groups = json.loads(answer.read())["sessionGroups"]
     assert {group["name"]: len(group["sessions"]) for group in groups} == {"gaussian": 2, "hvm": 2}
+
+
+# how it ends
+
+
+@pytest.mark.skipif(sys.platform != "linux" or TGKILL is None, reason="no known call sends a signal to one thread")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_another_thread_receives_ends_it(runs: Path, tmp_path: Path, number: signal.Signals):
+    """Without short sleeps the main thread slept for an hour before it handled such a signal."""
+    with started(runs, TMPDIR=str(tmp_path)) as (board, _):
+        assert list(tmp_path.iterdir())
+        threads = [int(name) for name in os.listdir(f"/proc/{board.pid}/task")]
+        assert ctypes.CDLL(None).syscall(TGKILL, board.pid, max(set(threads) - {board.pid}), number) == 0
+        assert board.wait(SECONDS) == (0 if number == signal.SIGINT else 128 + number)
+        assert not list(tmp_path.iterdir())
 
 
 # which runs

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,9 +21,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
 
-from vaebench.datasets import cache, download
-from vaebench.datasets.arrays import Arrays, stream
-from vaebench.datasets.catalog import BINARIZATIONS, CATALOG, NAMES, Sizes
+from vaebench.datasets import cache, checksum, download
+from vaebench.datasets.arrays import Arrays, binarize_splits, departure, stream
+from vaebench.datasets.catalog import BINARIZATIONS, CATALOG, FINGERPRINTS, IMAGES, NAMES, Sizes
 from vaebench.datasets.checksum import CorruptFile, git_blob_id, sha256
 from vaebench.datasets.preparation import Prepared, available, prepare
 from vaebench.datasets.protocol import protocol_for
@@ -31,7 +32,7 @@ from vaebench.datasets.read_omniglot_original import ink_records, read_omniglot_
 from vaebench.datasets.readers import read_amat, read_idx, read_mnist5k, read_omniglot
 from vaebench.datasets.splits import SPLITTERS, shuffled_tail, stratified
 from vaebench.errors import UserError
-from vaebench.files import first_writable, replacing, user_cache
+from vaebench.files import first_writable, read_npz, replacing, user_cache
 
 MNIST5K_FINGERPRINT = "104206d0d278edc0"
 LOCAL = {"download": False, "progress": False}
@@ -105,6 +106,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             for source, digest, addresses in zip(PUBLISHED_FILES[name], digests, urls, strict=True)
         )
         monkeypatch.setitem(PUBLISHED_FILES, name, sources)
+        for protocol in [protocol for protocol in FINGERPRINTS if protocol.startswith(f"{name}/")]:
+            monkeypatch.delitem(FINGERPRINTS, protocol)
+        for key in [key for key in IMAGES if key[0] == name]:
+            monkeypatch.delitem(IMAGES, key)
 
     return replace
 
@@ -225,10 +230,29 @@ def test_amat_becomes_black_and_white_bytes(tmp_path: Path):
     assert np.array_equal(images, 255 * bits)
 
 
-@pytest.mark.parametrize("bad", [b"0 1 0 1\n", amat_bytes(np.full((1, 784), 2)), b"1 " * 783 + b"x"])
-def test_amat_refuses_anything_but_rows_of_bits(tmp_path: Path, bad: bytes):
-    with pytest.raises(CorruptFile, match="784 zeros and ones"):
+ROW = amat_bytes(np.ones((1, 784), int))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (b"0 1 0 1\n", "line 1: 4 numbers, expected 784 zeros and ones"),
+        (amat_bytes(np.full((1, 784), 2)), "line 1: not 784 zeros and ones"),
+        (b"1 " * 783 + b"x", "line 1: not 784 zeros and ones"),
+        (ROW + b"1 " * 780 + b"\n" + b"1 " * 788 + b"\n", "line 2: 780 numbers"),  # 784 numbers a line on average
+        (ROW + ROW + ROW.replace(b"1 1 ", b"11 ", 1), "line 3: not 784 zeros and ones with spaces between"),
+        (ROW + b"\n" + ROW[:-5] + b" 1 1 1 1\n", "line 3: 78[0-9] numbers"),
+    ],
+)
+def test_amat_refuses_anything_but_rows_of_bits(tmp_path: Path, bad: bytes, message: str):
+    with pytest.raises(CorruptFile, match=message):
         read_amat(written(tmp_path / "f.amat", bad), git_blob_id(bad))
+
+
+def test_amat_takes_other_spaces_and_empty_lines(tmp_path: Path):
+    content = ROW.replace(b" ", b"\t") + b"\r\n" + ROW.rstrip()
+    images = read_amat(written(tmp_path / "f.amat", content), git_blob_id(content))["images"]
+    assert images.shape == (2, 784)
 
 
 def mat_bytes(upright: np.ndarray, **more: np.ndarray) -> bytes:
@@ -539,6 +563,172 @@ def test_a_corrupt_cache_is_named_and_made_again(small_mnist: Path, spoil: Calla
     assert len(said) == 1
     assert str(first.cache) in said[0]
     assert small_prepare(small_mnist)[0].reused
+
+
+# A cache file that agrees with itself
+
+
+@functools.cache
+def mnist5k_pixels(binarization: str, seed: int) -> Arrays:
+    protocol = protocol_for("mnist5k", binarization, seed=seed)
+    return binarize_splits(SPLITTERS["mnist5k"]([mnist5k_table()], protocol), protocol)
+
+
+@functools.cache
+def mnist5k_table() -> dict[str, np.ndarray]:
+    source = PUBLISHED_FILES["mnist5k"][0]
+    return read_mnist5k(source.found(Path())[0], source.digest)
+
+
+def moved(images: np.ndarray | None) -> np.ndarray:
+    """The images three pixels further to the right."""
+    return np.roll(present(images).reshape(-1, 28, 28), 3, axis=2).reshape(-1, 784)
+
+
+@pytest.mark.parametrize("binarization", BINARIZATIONS)
+def test_the_published_pixels_of_mnist5k_are_in_the_catalog(binarization: str):
+    assert mnist5k_pixels(binarization, 0).fingerprint() == FINGERPRINTS[f"mnist5k/{binarization}-v1"]
+    assert departure(mnist5k_pixels(binarization, 7), protocol_for("mnist5k", binarization, seed=7)) == ""
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize(
+    ("binarization", "spoil"),
+    [
+        ("dynamic", lambda arrays: {"test": moved(arrays.test)}),
+        ("dynamic", lambda arrays: {"train": moved(arrays.train)}),
+        ("dynamic", lambda arrays: {"grey_test": moved(arrays.grey_test)}),
+        ("threshold", lambda arrays: {"test": moved(arrays.test)}),
+        ("none", lambda arrays: {"test": moved(arrays.test)}),
+        ("static", lambda arrays: {"validation": arrays.grey_validation}),
+    ],
+)
+def test_a_cache_of_other_pixels_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    binarization: str,
+    spoil: Callable[[Arrays], dict[str, np.ndarray]],
+    seed: int,
+):
+    protocol, arrays = protocol_for("mnist5k", binarization, seed=seed), mnist5k_pixels(binarization, seed)
+    cache.write(tmp_path / "f.npz", protocol, dataclasses.replace(arrays, **spoil(arrays)))
+    with pytest.raises(CorruptFile, match=r"not the published ones|not those that seed"):
+        cache.read(tmp_path / "f.npz", protocol)
+    # Control: the file agrees with itself.
+    monkeypatch.setattr(cache, "departure", lambda *_: "")
+    assert cache.read(tmp_path / "f.npz", protocol).fingerprint() != arrays.fingerprint()
+
+
+def test_a_cache_of_other_pixels_is_named_once_and_made_again(tmp_path: Path):
+    protocol, arrays = protocol_for("mnist5k"), mnist5k_pixels("dynamic", 0)
+    path = cache.cache_paths(protocol, tmp_path)[0]
+    cache.write(path, protocol, dataclasses.replace(arrays, test=moved(arrays.test)))
+    prepared, said = small_prepare(tmp_path, "mnist5k")
+    assert prepared.fingerprint == MNIST5K_FINGERPRINT
+    assert len(said) == 1
+    assert f"{path} is truncated or altered (its pixels are not the published ones): ignoring this cache" in said[0]
+    again, said = small_prepare(tmp_path, "mnist5k")
+    assert (again.fingerprint, again.reused, said) == (MNIST5K_FINGERPRINT, True, [])
+
+
+def test_static_pixels_of_other_seeds_come_from_grey_levels(tmp_path: Path):
+    """The catalog holds the grey levels, but no cache file holds them for the training images of a static protocol."""
+    forged = cache.cache_paths(protocol_for("mnist5k", "static", seed=7), tmp_path)[0]
+    arrays = mnist5k_pixels("static", 7)
+    cache.write(
+        forged, protocol_for("mnist5k", "static", seed=7), dataclasses.replace(arrays, train=moved(arrays.train))
+    )
+    for _ in range(2):
+        prepared, said = small_prepare(tmp_path, "mnist5k", binarization="static", seed=7)
+        assert (prepared.fingerprint, said) == (arrays.fingerprint(), [])
+    assert prepared.reused
+
+
+def test_pixels_that_this_installation_makes_otherwise_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(FINGERPRINTS, "mnist5k/none-v1", "0" * 16)
+    with pytest.raises(UserError, match=r"mnist5k/none-v1 is not .its pixels are not the published ones"):
+        small_prepare(tmp_path, "mnist5k", binarization="none")
+
+
+# Files that claim to be huge
+
+
+def npz_of(path: Path, member: bytes, claim: int | None = None) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", member)
+        if claim is not None:
+            archive.filelist[0].file_size = claim
+    return path
+
+
+def npy(header: str, content: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + content
+
+
+def npy_of(shape: str, descr: str = "'|u1'") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("member", "claim", "message"),
+    [
+        (npy(npy_of("(1000000000000,)")), None, "header does not describe its content"),
+        (npy(npy_of("(-1, -10)"), bytes(10)), None, "negative"),
+        (npy(npy_of("(0, 10**40)")), None, "."),
+        (npy(npy_of("(0, 1" + "0" * 40 + ")")), None, "."),
+        (npy(npy_of("()", "'|O'"), b"\x80\x04K\x01."), None, "holds Python objects"),
+        (npy("(" * 5000), None, "."),
+        (bytes(64 * MIB), None, "67108864 bytes, expected at most"),
+        (bytes(64 * MIB), 1000, "Bad CRC"),
+        (b"1", 10 << 30, "10737418240 bytes, expected at most"),
+        (b"not an array", None, "magic string"),
+    ],
+)
+def test_an_npz_file_that_claims_too_much(tmp_path: Path, member: bytes, claim: int | None, message: str):
+    path = npz_of(tmp_path / "f.npz", member, claim)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            read_npz(path, MIB)
+        assert tracemalloc.get_traced_memory()[1] < 8 * MIB
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(CorruptFile, match=r"f\.npz is truncated or altered"):
+        cache.read(path, protocol_for("mnist5k"))
+
+
+def test_arrays_come_back_as_they_were(tmp_path: Path):
+    arrays = {"empty": np.zeros((0, 3)), "text": np.array(["a", "bc"]), "order": np.asfortranarray(grey(3)[:, :5])}
+    np.savez_compressed(tmp_path / "f.npz", **arrays)  # type: ignore[arg-type]
+    found = read_npz(tmp_path / "f.npz", MIB)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert np.array_equal(found[name], array)
+        assert found[name].flags.writeable
+
+
+def test_a_gzip_file_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checksum, "LARGEST", MIB)
+    bomb = written(tmp_path / "f.gz", gzip.compress(bytes(64 * MIB)))
+    plain = written(tmp_path / "f", bytes(64 * MIB))
+    tracemalloc.start()
+    try:
+        for path in (bomb, plain):
+            with pytest.raises(CorruptFile, match="more than 1048576 bytes"):
+                read_idx(path, "")
+        assert tracemalloc.get_traced_memory()[1] < 8 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_zip_of_drawings_that_claims_too_much(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "f.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(64 * MIB))
+    with pytest.raises(CorruptFile, match=r"a\.png has 67108864 bytes"):
+        read_omniglot_original(tmp_path / "f.zip", "")
 
 
 def test_a_read_only_folder_sends_the_cache_to_the_user(small_mnist: Path, own_user_cache: Path):

@@ -1,12 +1,21 @@
 """vaebench tune: searches that stop and start, whose trials are ordinary runs, and which never see a test image."""
 
+import errno
+import functools
+import json
+import math
+import os
 import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vaebench import tune as tuning
 from vaebench.cli import main
+from vaebench.config import Config, run_folder
 from vaebench.config.search import split_spaces
 from vaebench.errors import GivenUp, RunFailed, UserError
 from vaebench.records import RunFolder, read_results
@@ -131,7 +140,7 @@ def test_a_stopped_search_takes_its_trial_up_again(
     assert tune(tmp_path, *words) == 0
     rate = before.split("== trial 1: ")[1].splitlines()[0]
     out = capsys.readouterr().out
-    assert f"== trial 2: {rate}\n" in out
+    assert out.count(f"== trial 1: {rate}\n") == out.count("\n== trial 2: ") == out.count("\n== trial ") - 1 == 1
     assert len(folders(tmp_path)) == 2
 
 
@@ -153,3 +162,206 @@ def test_two_processes_never_share_a_search(tmp_path: Path):
     one, other = (tuning.Search(fixed, spaces, prune=False, seed=0) for _ in range(2))
     with one.opened(), pytest.raises(UserError, match="another process runs this search"), other.opened():
         pass
+
+
+# Interrupted searches -------------------------------------------------------------------------------------
+
+EPOCHS = 3
+SPACES = ["k=1,5", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "latent_dim=int(interval(2,64))"]
+
+
+@functools.cache
+def composed() -> Config:
+    return tuning.compose([*TINY, "objective=iwae"])
+
+
+class Killed(BaseException):
+    """A process that ends without a word."""
+
+
+def quick_train(config: Config, watch: Callable[[int, float], bool]) -> Path:
+    """Write the validations that a training would write, without training: a function of settings and epoch."""
+    folder = RunFolder(run_folder(config))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    known = len(tuning.validations(folder))
+    for epoch in range(known + 1, EPOCHS + 1):
+        value = -100 - (math.log10(config.optimizer.lr) + 3) ** 2 - abs(config.latent_dim - 20) / epoch + config.k
+        line = {"step": epoch, "epoch": float(epoch), tuning.VALIDATION: value}
+        with folder.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if watch(epoch, value) and epoch < EPOCHS:
+            raise GivenUp
+    return folder.path
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search without training, and without composing each configuration, which takes 0.2 s."""
+
+    def config(search: tuning.Search, words: Sequence[str]) -> Config:
+        (folder,) = (word.partition("=")[2] for word in search.fixed if word.startswith("output_dir="))
+        values = dict(word.split("=") for word in words)
+        optimizer = replace(composed().optimizer, lr=float(values["optimizer.lr"]))
+        sizes = {"k": int(values["k"]), "latent_dim": int(values["latent_dim"])}
+        return replace(composed(), output_dir=folder, optimizer=optimizer, **sizes)
+
+    monkeypatch.setattr(tuning.Search, "_config", config)
+    monkeypatch.setattr(tuning, "train", quick_train)
+    monkeypatch.setattr(tuning, "TRIALS_BEFORE_PRUNING", 2)
+
+
+def searched(folder: Path, trials: int) -> list[tuple[Any, ...]]:
+    """Search with pruning, and return all that is known of each trial."""
+    fixed, spaces = split_spaces([f"output_dir={folder}", *SPACES])
+    search = tuning.Search(fixed, spaces, prune=True, seed=3)
+    with search.opened() as study:
+        for _ in search.run(study, trials):
+            pass
+        return [
+            (trial.number, trial.state.name, trial.value, trial.user_attrs["words"], trial.intermediate_values)
+            for trial in study.trials
+        ]
+
+
+def journal_of(folder: Path) -> Path:
+    (path,) = folder.glob(".studies/*.jsonl")
+    return path
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_search_in_parts_and_interrupted_is_the_search_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """More trials than optuna's first ten random ones, so that later choices depend on all earlier results."""
+    whole = searched(tmp_path / "whole", 14)
+    assert {"COMPLETE", "PRUNED"} == {state for _, state, *_ in whole}
+    for trials in (3, 11, 14):
+        parts = searched(tmp_path / "parts", trials)
+    assert parts == whole
+
+    calls = iter(range(100))
+
+    def stopped(config: Config, watch: Callable[[int, float], bool]) -> Path:
+        stop = {4: Killed(), 12: SystemExit(128 + signal.SIGTERM)}.get(next(calls))
+
+        def stopping(epoch: int, value: float) -> bool:
+            if stop is not None:
+                raise stop  # after the validation was saved, before it was reported
+            return watch(epoch, value)
+
+        return quick_train(config, stopping)
+
+    monkeypatch.setattr(tuning, "train", stopped)
+    for stop in (Killed, SystemExit):
+        with pytest.raises(stop):
+            searched(tmp_path / "stopped", 14)
+    assert searched(tmp_path / "stopped", 14) == whole
+
+
+@pytest.fixture
+def journal_writes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None], int, str], None]:
+    """Return a function: at the ``count``-th write to a journal from now on, call ``stop`` before or after it."""
+    append, left = tuning.Journal.append_logs, [0]
+    action: list[Any] = [None, ""]
+
+    def appended(journal: tuning.Journal, logs: list[dict[str, Any]]) -> None:
+        left[0] -= 1
+        if left[0] == 0 and action[1] == "before":
+            action[0]()
+        append(journal, logs)
+        if left[0] == 0 and action[1] == "after":
+            action[0]()
+
+    def at(stop: Callable[[], None], count: int, when: str) -> None:
+        left[0], action[:] = count, [stop, when]
+
+    monkeypatch.setattr(tuning.Journal, "append_logs", appended)
+    return at
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_any_write_changes_no_trial(tmp_path: Path, journal_writes: Callable[..., None], when: str):
+    def kill() -> None:
+        raise Killed
+
+    whole = searched(tmp_path / "whole", 3)
+    for count in range(1, len(journal_of(tmp_path / "whole").read_bytes().splitlines()) + 1):
+        folder = tmp_path / str(count)
+        journal_writes(kill, count, when)
+        with pytest.raises(Killed):
+            searched(folder, 3)
+        assert searched(folder, 3) == whole
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_disk_that_is_full_changes_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From any write on: half a record is written, then nothing. Once there is space, the same search completes."""
+    write, left = os.write, [0]
+
+    def full(descriptor: int, data: Any) -> int:
+        left[0] -= bytes(data[:11]) == b'{"op_code":'
+        if left[0] > 0:
+            return write(descriptor, data)
+        if len(data) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[: len(data) // 2])
+
+    whole = searched(tmp_path / "whole", 3)
+    count = len(journal_of(tmp_path / "whole").read_bytes().splitlines())
+    for number in range(1, count + 1):
+        folder = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            left[0] = number
+            with pytest.raises(tuning.JournalError, match=r"jsonl: the disk is full .*run the same command again"):
+                searched(folder, 3)
+        assert journal_of(folder).read_bytes()[-1:] in (b"", b"\n")
+        assert searched(folder, 3) == whole
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_incomplete_last_line_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    whole = searched(tmp_path / "whole", 3)
+    searched(tmp_path / "torn", 2)
+    journal = journal_of(tmp_path / "torn")
+    lines = journal.read_bytes()
+    for torn in (b'{"op_code":6,"worker_id":"', lines.splitlines()[-1]):
+        journal.write_bytes(lines + torn)
+        capsys.readouterr()
+        assert searched(tmp_path / "torn", 2) == whole[:2]
+        assert capsys.readouterr().out == f"{journal}: cut an incomplete last line ({len(torn)} bytes)\n"
+        assert journal.read_bytes() == lines
+    assert searched(tmp_path / "torn", 3) == whole
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: "not JSON\n" + text, "line 1"),
+        (lambda text: text.replace('{"op_code":4', "[1]\n", 1), "line 2"),
+        (lambda text: "[" * 100_000 + "\n" + text, "line 1"),
+        (lambda text: text.replace('"op_code":4', '"op_code":99'), "AssertionError"),
+        (lambda text: text.replace('"trial_id"', '"trail_id"'), "KeyError"),
+        (lambda text: text.replace('"study_name":"', '"study_name":"x'), "it belongs to another search"),
+        (lambda text: text.replace('"directions":[2]', '"directions":[1]'), "it belongs to another search"),
+        (lambda text: text.replace('{"words":[', '{"words":[7,'), "trial 1"),
+        (lambda text: text.replace('"values":[', '"values":["'), "line 1"),
+        (lambda text: text.replace('"intermediate_value":-', '"intermediate_value":"a","x":-'), "trial 1"),
+    ],
+)
+def test_a_damaged_journal_is_one_message(tmp_path: Path, damage: Callable[[str], str], reason: str):
+    whole = searched(tmp_path, 2)
+    journal = journal_of(tmp_path)
+    text = journal.read_text()
+    assert damage(text) != text
+    journal.write_text(damage(text))
+    with pytest.raises(UserError) as raised:
+        searched(tmp_path, 2)
+    assert str(raised.value).startswith(f"{journal} is corrupt ({reason}")
+    assert len(str(raised.value)) < 400 + len(str(journal))
+    assert journal.read_text() == damage(text)
+    # Without the journal, the search finds its runs.
+    before = {path: path.read_bytes() for path in tmp_path.rglob("metrics.jsonl")}
+    journal.unlink()
+    assert searched(tmp_path, 2) == whole
+    assert {path: path.read_bytes() for path in tmp_path.rglob("metrics.jsonl")} == before

@@ -1,14 +1,23 @@
-"""Replace files whole, open no links, choose a folder that can be written to, and find the user's cache folder."""
+"""Replace files whole, open no links, read arrays, choose a writable folder, and find the user's cache folder."""
 
 import contextlib
 import errno
+import io
+import math
 import os
 import stat
+import struct
 import time
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 fcntl: ModuleType | None
 try:
@@ -16,7 +25,17 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["clean_temporaries", "fcntl", "first_writable", "regular", "remove", "replacing", "user_cache"]
+__all__ = [
+    "clean_temporaries",
+    "fcntl",
+    "first_writable",
+    "member_of",
+    "read_npz",
+    "regular",
+    "remove",
+    "replacing",
+    "user_cache",
+]
 
 _ABANDONED_SECONDS = 86400  # where a lock cannot tell whether the writer of a temporary file still exists
 
@@ -86,6 +105,56 @@ def remove(path: Path) -> None:
     """Delete a file, if it exists and can be deleted."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
+
+
+def read_npz(path: Path, largest: int) -> "dict[str, np.ndarray]":
+    """Read the arrays of an .npz file; their bytes, unpacked and with headers, are at most ``largest``.
+
+    A file can claim any size, and packed bytes can unpack to any size: a claim is compared before memory is allocated.
+    Python objects are refused, so no code of the file runs.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is larger, corrupt, or no .npz file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            size = sum(member.file_size for member in members)
+            if size > largest:
+                raise ValueError(f"its arrays have {size} bytes, expected at most {largest}")
+            return {member.filename.removesuffix(".npy"): _array(member_of(archive, member)) for member in members}
+    # RuntimeError: a password, or an unknown compression.
+    except (EOFError, RuntimeError, TypeError, OverflowError, zipfile.BadZipFile, zlib.error, struct.error) as error:
+        raise ValueError(str(error)) from error
+
+
+def member_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Return a member's bytes. It is unpacked up to the size that it claims; `ZipFile.read` would unpack everything."""
+    with archive.open(member) as file:
+        return file.read(member.file_size)
+
+
+def _array(content: bytes) -> "np.ndarray":
+    """Return the array in the content of an .npy file."""
+    import numpy as np
+
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"an array has format {version}, expected one of {', '.join(map(str, readers))}")
+    try:
+        shape, fortran_order, dtype = readers[version](stream)
+    except Exception as error:  # numpy parses the header with Python's own parsers, which raise errors of many kinds
+        raise ValueError(f"an array's header is not readable ({type(error).__name__})") from error
+    if dtype.hasobject:
+        raise ValueError("an array holds Python objects")
+    if math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError("an array's header does not describe its content")
+    order = "F" if fortran_order else "C"
+    # A copy of the bytes that can be written to.
+    return np.ndarray(shape, dtype, bytearray(content), stream.tell(), order=order)
 
 
 def first_writable(folders: Iterable[Path]) -> Path | None:

@@ -41,6 +41,12 @@ def _determinism() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
+def _set_determinism(modes: tuple[bool, bool]) -> None:
+    # torch imports its compiler for this switch, which takes seconds: change it only if it differs.
+    if modes != _determinism():
+        torch.use_deterministic_algorithms(modes[0], warn_only=modes[1])
+
+
 def _set_device(device: torch.device) -> None:
     # torch keeps a mode for every device that was set, including the CPU; None removes it.
     torch.set_default_device(None if device.type == "cpu" else device)
@@ -81,7 +87,7 @@ SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_num_threads, torch.set_num_threads),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (lambda: Distribution._validate_args, Distribution.set_default_validate_args),
-    (_determinism, lambda modes: torch.use_deterministic_algorithms(modes[0], warn_only=modes[1])),
+    (_determinism, _set_determinism),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (lambda: _cudnn.benchmark, partial(setattr, _cudnn, "benchmark")),
     (lambda: _cudnn.deterministic, partial(setattr, _cudnn, "deterministic")),

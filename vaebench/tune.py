@@ -5,17 +5,19 @@ optuna chooses the settings (https://arxiv.org/abs/1907.10902) and keeps a journ
 
 import contextlib
 import hashlib
+import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vaebench.config import Config, compose, run_folder
 from vaebench.config.search import Space
 from vaebench.errors import GivenUp, RunFailed, UserError
 from vaebench.isolation import isolated
 from vaebench.records import RunFolder, read_metrics
-from vaebench.records.files import exclusive
+from vaebench.records.files import Appender, exclusive
 from vaebench.train.session import train
 
 if TYPE_CHECKING:
@@ -40,6 +42,73 @@ class TrialResult:
     """The searched settings, as in ``k=5``."""
     folder: str | None
     error: str | None = None
+
+
+class JournalError(UserError):
+    """A journal that cannot be read or written."""
+
+
+class Journal:
+    """The steps of a search as JSON lines: a backend of optuna's JournalStorage for one process that holds a lock.
+
+    A process that is killed, or a power cut, can leave an incomplete last line. It is cut with a notice.
+
+    Raises:
+        JournalError: another line is corrupt, or the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise JournalError(f"cannot read {path}: {error.strerror}") from error
+        *lines, rest = content.split(b"\n")
+        self._steps = [self._step(line, number) for number, line in enumerate(lines, 1)]
+        self._size = len(content) - len(rest)
+        if rest:
+            print(f"{path}: cut an incomplete last line ({len(rest)} bytes)", flush=True)
+            self._cut()
+        self._file = Appender(path)
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Yield the steps from that number on; optuna calls it."""
+        yield from self._steps[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write steps; optuna calls it. JournalError if they cannot be written, and the file is as it was."""
+        data = b"".join(json.dumps(step, separators=(",", ":")).encode() + b"\n" for step in logs)
+        try:
+            self._file.write(data)
+        except UserError as error:
+            self._cut()
+            raise JournalError(str(error)) from error
+        self._size += len(data)
+        self._steps += [json.loads(line) for line in data.splitlines()]
+
+    def corrupt(self, reason: str) -> JournalError:
+        """Return the error of a file that is not the journal of a search."""
+        return JournalError(
+            f"{self.path} is corrupt ({reason}): move it to another folder and run the same command again; it chooses "
+            "the same settings, and uses the runs that exist"
+        )
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _step(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            step = json.loads(line)
+        except (ValueError, RecursionError):
+            step = None
+        if not isinstance(step, dict):
+            raise self.corrupt(f"line {number}")
+        return step
+
+    def _cut(self) -> None:
+        """Remove what follows the last whole line. The next start does it where this one cannot."""
+        with contextlib.suppress(OSError):
+            os.truncate(self.path, self._size)
 
 
 class Search:
@@ -73,53 +142,95 @@ class Search:
     @contextlib.contextmanager
     def opened(self) -> Iterator["optuna.Study"]:
         """Yield the study and hold its lock. Busy if another process holds it."""
-        import optuna
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
         self._folder.mkdir(parents=True, exist_ok=True)
-        journal = str(self._folder / f"{self.name}.jsonl")
         busy = "another process runs this search ({}): wait for it, or change the settings to search."
         with exclusive(self._folder / f"{self.name}.lock", wait=0.5, busy=busy.format):
-            storage = optuna.storages.JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
-            study = optuna.create_study(
-                storage=storage,
-                study_name=self.name,
-                direction="maximize",
-                load_if_exists=True,
-                pruner=optuna.pruners.MedianPruner(TRIALS_BEFORE_PRUNING) if self.prune else optuna.pruners.NopPruner(),
-            )
-            # A resumed search must not draw the same settings again.
-            study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials))
-            _retry_interrupted(study)
-            yield study
+            journal = Journal(self._folder / f"{self.name}.jsonl")
+            try:
+                study = self._study(journal)
+            except JournalError:
+                raise
+            except Exception as error:  # optuna carries out what the file says, and fails in many ways
+                raise journal.corrupt(f"{type(error).__name__}: {str(error)[:100]}") from error
+            with contextlib.closing(journal):
+                yield study
+
+    def _study(self, journal: Journal) -> "optuna.Study":
+        """Return the study in a journal, or a new one."""
+        import optuna
+
+        storage = optuna.storages.JournalStorage(cast(Any, journal))
+        names = [study.study_name for study in storage.get_all_studies()]
+        if names not in ([], [self.name]):
+            raise journal.corrupt("it belongs to another search")
+        if not names:
+            optuna.create_study(storage=storage, study_name=self.name, direction="maximize")
+        pruner = optuna.pruners.MedianPruner(TRIALS_BEFORE_PRUNING) if self.prune else optuna.pruners.NopPruner()
+        study = optuna.load_study(study_name=self.name, storage=storage, pruner=pruner)
+        if study.direction.name != "MAXIMIZE":
+            raise journal.corrupt("it belongs to another search")
+        for trial in study.trials:
+            if not _complete(trial):
+                raise journal.corrupt(f"trial {trial.number + 1}")
+        return study
 
     def run(self, study: "optuna.Study", trials: int) -> Iterator[TrialResult]:
         """Run trials until the study has ``trials`` in all, and yield the result of each new one.
 
         Raises:
             SystemExit: a signal; the current trial is saved, and the same search resumes it.
+            JournalError: the journal cannot be written.
         """
         while sum(one.state != "interrupted" for one in trial_results(study)) < trials:
-            trial = study.ask()
-            words = [_suggested(trial, space) for space in self.spaces]
+            trial = _interrupted(study) or study.ask()
+            words = [self._suggested(trial, position) for position in range(len(self.spaces))]
             trial.set_user_attr("words", words)
             print(f"\n== trial {trial.number + 1}: {' '.join(words)}", flush=True)
             self._train(study, trial, words)
-            yield trial_results(study)[-1]
+            yield _result(study.trials[trial.number])
+
+    def _suggested(self, trial: "optuna.Trial", position: int) -> str:
+        """Return one setting, with the value that optuna chooses.
+
+        Its random numbers depend on the seed, the trial's number and the setting's position alone. So an interrupted
+        search chooses as one that was not, wherever it was interrupted. Settings are therefore drawn one by one.
+        """
+        import numpy as np
+        import optuna
+
+        seed = int(np.random.SeedSequence([self.seed, trial.number, position]).generate_state(1)[0])
+        trial.study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=False)
+        space = self.spaces[position]
+        if space.choices:
+            return f"{space.key}={trial.suggest_categorical(space.key, space.choices)}"
+        if space.whole:
+            return f"{space.key}={trial.suggest_int(space.key, int(space.low), int(space.high), log=space.log)}"
+        return f"{space.key}={trial.suggest_float(space.key, space.low, space.high, log=space.log)!r}"
 
     def _train(self, study: "optuna.Study", trial: "optuna.Trial", words: Sequence[str]) -> None:
         """Train one trial and record in the study how it ended."""
         from optuna.trial import TrialState
 
+        reported = set(study.trials[trial.number].intermediate_values)
+
         def watch(epoch: int, value: float) -> bool:
-            trial.report(value, epoch)
+            if epoch not in reported:
+                trial.report(value, epoch)
+                reported.add(epoch)
             return self.prune and trial.should_prune()
 
         try:
             config = self._config(words)
-            trial.set_user_attr("folder", str(run_folder(config)))
+            folder = run_folder(config)
+            trial.set_user_attr("folder", str(folder))
+            # The process may have been stopped after a validation was saved and before it was reported.
+            for epoch, value in validations(RunFolder(folder)):
+                if watch(epoch, value):
+                    raise GivenUp
             with isolated():
                 folder = train(config, watch=watch)
+        except JournalError:
+            raise
         except GivenUp:
             study.tell(trial, state=TrialState.PRUNED)
         except (RunFailed, UserError) as error:
@@ -129,27 +240,34 @@ class Search:
             study.tell(trial, best_validation(RunFolder(folder)))
 
 
-def _suggested(trial: "optuna.Trial", space: Space) -> str:
-    """Return one setting, with the value that optuna chooses."""
-    if space.choices:
-        return f"{space.key}={trial.suggest_categorical(space.key, space.choices)}"
-    if space.whole:
-        return f"{space.key}={trial.suggest_int(space.key, int(space.low), int(space.high), log=space.log)}"
-    return f"{space.key}={trial.suggest_float(space.key, space.low, space.high, log=space.log)!r}"
+def validations(folder: RunFolder) -> list[tuple[int, float]]:
+    """Return the epochs and log-likelihoods, in nats, of a run's validations so far."""
+    return [(int(line["epoch"]), line[VALIDATION]) for line in read_metrics(folder) if VALIDATION in line]
 
 
 def best_validation(folder: RunFolder) -> float:
     """Return the best validation log-likelihood of a run, in nats."""
-    return max(line[VALIDATION] for line in read_metrics(folder) if VALIDATION in line)
+    return max(value for _, value in validations(folder))
 
 
-def _retry_interrupted(study: "optuna.Study") -> None:
-    """Enqueue the trials whose process was stopped; their runs resume from their checkpoints."""
-    from optuna.trial import TrialState
+def _interrupted(study: "optuna.Study") -> "optuna.Trial | None":
+    """Return the trial whose process was stopped, or None; it keeps its number, and its run resumes."""
+    import optuna
 
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        return optuna.Trial(study, trial._trial_id)
+    return None
+
+
+def _complete(trial: Any) -> bool:
+    """Whether a trial that was read from a journal has fields such as a search writes."""
+    words, folder, error = (trial.user_attrs.get(name) for name in ("words", "folder", "error"))
+    numbers = [*trial.intermediate_values.values(), *([trial.value] if trial.state.name == "COMPLETE" else [])]
+    return (
+        (words is None or (isinstance(words, list) and all(isinstance(word, str) for word in words)))
+        and all(text is None or isinstance(text, str) for text in (folder, error))
+        and all(isinstance(number, int | float) for number in numbers)
+    )
 
 
 def trial_results(study: "optuna.Study") -> list[TrialResult]:

@@ -3,11 +3,13 @@
 import contextlib
 import io
 import os
+import signal
 import tempfile
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from vaebench.cli.flags import BOARD, whole
@@ -46,15 +48,49 @@ def run(words: list[str]) -> int:
     flags, paths = chosen.flags, [Path(path) for path in chosen.paths]
     port = whole(flags["--port"], "--port", 1, 65535) if "--port" in flags else None
     folders = chosen_folders(paths, chosen.filters)
-    with logdir(paths, folders, everything=not chosen.filters) as place:
-        address = launched(place, port, flags.get("--host", "localhost"))
-        print(f"TensorBoard on {counted(len(folders), 'run')} at {address} (Ctrl-C stops it)", flush=True)
-        if "--open" in flags:
-            webbrowser.open(address)
-        with contextlib.suppress(KeyboardInterrupt):
+    try:
+        with stopped_by_signals(), logdir(paths, folders, everything=not chosen.filters) as place:
+            address = launched(place, port, flags.get("--host", "localhost"))
+            print(f"TensorBoard on {counted(len(folders), 'run')} at {address} (Ctrl-C stops it)", flush=True)
+            if "--open" in flags:
+                webbrowser.open(address)
             while True:
-                time.sleep(3600)
-    return 0
+                # Python runs a signal's handler in this thread alone. The system may deliver the signal to another
+                # thread, and this sleep then runs to its end.
+                time.sleep(0.5)
+    except Stopped as stop:
+        # The interpreter's own exit can wait without end for threads of TensorBoard and gRPC.
+        os._exit(stop.exit_code)
+
+
+class Stopped(BaseException):
+    """A signal that ends the command."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 0 if number == signal.SIGINT else 128 + number
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Raise Stopped in the block at SIGINT, SIGTERM or SIGHUP; ignore later signals until the block has ended."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in kept:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # A signal that is ignored stays ignored: nohup ignores SIGHUP.
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    kept = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    for number in kept:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def chosen_folders(paths: Sequence[Path], filters: Sequence[str]) -> "list[RunFolder]":

@@ -4,13 +4,24 @@ Random numbers come from numpy's RandomState: numpy guarantees that its streams 
 """
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from vaebench.datasets.catalog import CATALOG, FINGERPRINTS, IMAGES
 from vaebench.datasets.protocol import Protocol
 
-__all__ = ["STREAMS", "Arrays", "Splits", "binarize_splits", "draw_pixels", "stream"]
+__all__ = [
+    "STREAMS",
+    "Arrays",
+    "Splits",
+    "binarize_splits",
+    "departure",
+    "draw_pixels",
+    "hash_of_images",
+    "static_from_dynamic",
+    "stream",
+]
 
 Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Training, validation and test images, uint8 (N, 784)."""
@@ -72,3 +83,46 @@ def binarize_splits(splits: Splits, protocol: Protocol) -> Arrays:
         grey_validation=validation,
         grey_test=test,
     )
+
+
+def static_from_dynamic(arrays: Arrays, protocol: Protocol) -> Arrays:
+    """Return the pixels of a static protocol from those of the dynamic one with the same split and seed."""
+    return replace(arrays, train=draw_pixels(arrays.train, protocol.seed, "train"))
+
+
+def departure(arrays: Arrays, protocol: Protocol) -> str:
+    """Return how the pixels differ from the published ones; "" if they do not, as far as the catalog tells.
+
+    A protocol in `FINGERPRINTS` is held exactly. With another seed, validation and test are drawn again from their grey
+    levels. These and the training images are compared with `FINGERPRINTS` or, where the seed decides the split, with
+    `IMAGES`: these hold the images, not which part they are in. The catalog knows nothing of the remaining datasets.
+    """
+    if (pinned := FINGERPRINTS.get(str(protocol))) is not None:
+        return "" if arrays.fingerprint() == pinned else "its pixels are not the published ones"
+    train, validation, test = arrays.train, arrays.validation, arrays.test
+    if protocol.drawn:
+        if arrays.grey_validation is None or arrays.grey_test is None:
+            return "it lacks grey levels"
+        for split, pixels, grey in (
+            ("validation", validation, arrays.grey_validation),
+            ("test", test, arrays.grey_test),
+        ):
+            if not np.array_equal(pixels, draw_pixels(grey, protocol.seed, split)):
+                return f"its {split} images are not those that seed {protocol.seed} draws"
+        validation, test = arrays.grey_validation, arrays.grey_test
+    if protocol.binarization == "static":
+        return ""  # the grey levels of the training images are not in the file
+    levels = "none" if protocol.drawn else protocol.binarization
+    if CATALOG[protocol.dataset].seeded_split:
+        pinned = IMAGES.get((protocol.dataset, levels))
+        same = pinned is None or hash_of_images((train, validation, test)) == pinned
+    else:
+        pinned = FINGERPRINTS.get(str(replace(protocol, binarization=levels, seed=0)))
+        same = pinned is None or Arrays(train, validation, test).fingerprint() == pinned
+    return "" if same else "its images are not the published ones"
+
+
+def hash_of_images(splits: Splits) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of all images in sorted order."""
+    images = sorted(image.tobytes() for split in splits for image in split)
+    return hashlib.sha256(b"".join(images)).hexdigest()[:16]

@@ -2,21 +2,21 @@
 
 import json
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from vaebench.datasets.arrays import Arrays
+from vaebench.datasets.arrays import Arrays, departure
 from vaebench.datasets.checksum import CorruptFile
 from vaebench.datasets.protocol import Protocol
-from vaebench.files import replacing, user_cache
+from vaebench.files import read_npz, replacing, user_cache
 
 __all__ = ["cache_paths", "cached_files", "read", "write"]
 
 _FOLDER = "vaebench"
 _LEVEL = 3  # of zip compression
-_PARTS = ("train", "validation", "test", "grey_validation", "grey_test")
+_PIXELS = 784
+_HEADERS = 1 << 16  # bytes, more than the headers of a file's members need
 
 
 def cache_paths(protocol: Protocol, data_dir: Path) -> list[Path]:
@@ -48,19 +48,29 @@ def write(path: Path, protocol: Protocol, arrays: Arrays) -> None:
 
 
 def read(path: Path, protocol: Protocol) -> Arrays:
-    """Read a protocol's pixels and verify their fingerprint.
+    """Read a protocol's pixels and verify them against the file's header and the catalog.
 
     Raises:
-        CorruptFile: the file is not a cache file, is for another protocol, or its pixels have another fingerprint.
+        CorruptFile: the file is not a cache file, is for another protocol, or its pixels have another fingerprint or
+            are not the published ones.
     """
+    train, validation, test = protocol.sizes
+    sizes = {"train": train, "validation": validation, "test": test}
+    if protocol.drawn:
+        sizes |= {"grey_validation": validation, "grey_test": test}
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            header = json.loads(stored["header"].item())
-            arrays = Arrays(**{name: stored[name] for name in _PARTS if name in stored.files})
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        stored = read_npz(path, sum(sizes.values()) * _PIXELS + _HEADERS)
+        header = json.loads(stored.pop("header").item())
+        found = {name: (array.shape, array.dtype) for name, array in stored.items()}
+        if found != {name: ((size, _PIXELS), np.uint8) for name, size in sizes.items()}:
+            raise ValueError("its arrays have other shapes or types")
+        arrays = Arrays(**stored)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFile(path, str(error)) from error
     if header != {"protocol": str(protocol), "fingerprint": arrays.fingerprint()}:
         raise CorruptFile(path, "its pixels do not match its header")
+    if reason := departure(arrays, protocol):
+        raise CorruptFile(path, reason)
     return arrays
 
 

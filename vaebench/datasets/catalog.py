@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["BINARIZATIONS", "CATALOG", "NAMES", "DatasetInfo", "Sizes"]
+__all__ = ["BINARIZATIONS", "CATALOG", "FINGERPRINTS", "IMAGES", "NAMES", "DatasetInfo", "Sizes"]
 
 Sizes = tuple[int, int, int]
 """Numbers of training, validation and test images."""
@@ -87,3 +87,34 @@ _DATASETS = (
 
 CATALOG: dict[str, DatasetInfo] = {info.name: info for info in _DATASETS}
 NAMES: tuple[str, ...] = tuple(CATALOG)
+
+FINGERPRINTS: dict[str, str] = {
+    "mnist5k/dynamic-v1": "104206d0d278edc0",
+    "mnist5k/static-v1": "3c3db9962c830377",
+    "mnist5k/threshold-v1": "9dbeaa4f3c6a21a2",
+    "mnist5k/none-v1": "8ff019f55fc9578a",
+    "mnist/dynamic-v1": "9ba27cf8359bae59",
+    "mnist/static-v1": "8a1432fadc752988",
+    "mnist/threshold-v1": "b24110f336b241ab",
+    "mnist/none-v1": "db55e738e23ee816",
+    "mnist/dynamic-iwae_split-v1": "176d7ddf4f0d9a48",
+    "mnist/static-iwae_split-v1": "c6ff3c6af014662f",
+    "mnist/threshold-iwae_split-v1": "482ee8287ea25e38",
+    "mnist/none-iwae_split-v1": "c8a3501d50e76723",
+    "omniglot_original/dynamic-v1": "f428e4c339b13b70",
+    "omniglot_original/static-v1": "d1dcdc8bd858aef3",
+    "omniglot_original/threshold-v1": "a292d6ac9f17e25f",
+    "omniglot_original/none-v1": "58d807cb7a1c0c02",
+}
+"""The fingerprints of protocols with seed 0 (`Arrays.fingerprint`), made from the published files."""
+
+IMAGES: dict[tuple[str, str], str] = {
+    ("mnist5k", "none"): "7138eba63cd2f42a",
+    ("mnist5k", "threshold"): "5919a2a687d895fe",
+    ("omniglot_original", "none"): "2e3921d76682de1e",
+    ("omniglot_original", "threshold"): "752e8b241d02b2ae",
+}
+"""Hashes of a dataset's images in sorted order (`arrays.hash_of_images`), by dataset and binarization.
+
+They hold for every seed where the seed decides the split.
+"""

@@ -5,7 +5,11 @@ import hashlib
 import zlib
 from pathlib import Path
 
-__all__ = ["CorruptFile", "git_blob_id", "read_bytes", "require_digest", "sha256"]
+__all__ = ["LARGEST", "CorruptFile", "git_blob_id", "read_bytes", "require_digest", "sha256"]
+
+
+LARGEST = 1 << 28
+"""A number of bytes above the size of every published file, unpacked."""
 
 
 class CorruptFile(Exception):
@@ -30,13 +34,19 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of ``path``, unpacked if its first bytes mark gzip, under any name.
 
     Raises:
-        CorruptFile: the file cannot be read or unpacked.
+        CorruptFile: the file cannot be read or unpacked, or is larger than any published file.
     """
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            with gzip.open(raw) if packed else raw as file:
+                content = file.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise CorruptFile(path, str(error)) from error
+    if len(content) > LARGEST:
+        raise CorruptFile(path, f"it has more than {LARGEST} bytes")
+    return content
 
 
 def require_digest(path: Path, digest: str, expected: str) -> None:

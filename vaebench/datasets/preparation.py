@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vaebench.datasets import cache
-from vaebench.datasets.arrays import Arrays, binarize_splits
+from vaebench.datasets.arrays import Arrays, binarize_splits, departure, static_from_dynamic
 from vaebench.datasets.catalog import BINARIZATIONS, CATALOG, Sizes
 from vaebench.datasets.checksum import CorruptFile
 from vaebench.datasets.protocol import Protocol, protocol_for
@@ -84,9 +84,16 @@ def prepare(
     ``rebuild``: read the published files again even if a valid cache file exists. ``say`` receives one-line notices.
 
     Raises:
-        UserError: an unknown setting; corrupt files, or missing files that cannot be downloaded.
+        UserError: an unknown setting; corrupt files, or missing files that cannot be downloaded; this installation
+            makes other pixels than the published ones.
     """
     protocol, data_dir = protocol_for(name, binarization, split, seed), data_dir.expanduser()
+    if protocol.binarization == "static" and protocol.drawn and protocol.seed != 0:
+        # The catalog does not hold the drawn training images of other seeds. It holds their grey levels.
+        options = {"download": download, "progress": progress, "rebuild": rebuild, "say": say}
+        grey = prepare(name, data_dir, binarization="dynamic", split=split, seed=seed, **options)
+        arrays = static_from_dynamic(grey.arrays, protocol)
+        return Prepared(protocol, arrays, arrays.fingerprint(), grey.cache, grey.reused, _note(protocol))
     if not rebuild and (cached := _cached(protocol, data_dir, say)) is not None:
         path, arrays = cached
         return Prepared(protocol, arrays, arrays.fingerprint(), path, True, _note(protocol))
@@ -99,6 +106,11 @@ def prepare(
     if sizes != protocol.sizes:
         raise UserError(f"the files of dataset={name} give {sizes} images, expected {protocol.sizes}")
     arrays = binarize_splits(splits, protocol)
+    if reason := departure(arrays, protocol):
+        raise UserError(
+            f"the files of dataset={name} are the published ones, but {protocol} is not ({reason}): install vaebench "
+            "and numpy again"
+        )
     path = _keep(protocol, arrays, data_dir, say)
     return Prepared(protocol, arrays, arrays.fingerprint(), path, False, _note(protocol))
 

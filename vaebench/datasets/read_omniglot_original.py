@@ -6,21 +6,36 @@ Every platform gives the same bytes.
 
 import hashlib
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from vaebench.datasets.checksum import CorruptFile, require_digest
+from vaebench.files import member_of
 
 __all__ = ["ink_records", "read_omniglot_original", "reduce_ink"]
 
 _SIDE, _REDUCED = 105, 28
 _CHUNK = 500  # drawings decoded at once: limits memory and updates the progress bar often
+# RuntimeError: a password; NotImplementedError: an unknown compression; SyntaxError: a broken PNG file.
+_DAMAGES = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_MOST_DRAWINGS, _LARGEST_DRAWING = 1 << 15, 1 << 16  # above those of the published files; the second in bytes
 
 
 def read_omniglot_original(path: Path, expected: str, progress: bool = False) -> dict[str, np.ndarray]:
@@ -38,7 +53,7 @@ def read_omniglot_original(path: Path, expected: str, progress: bool = False) ->
             digest.update(ink_records(chunk_names, ink))
             names += chunk_names
             chunks.append(reduce_ink(ink))
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, UnidentifiedImageError) as error:
+    except _DAMAGES as error:
         raise CorruptFile(path, str(error)) from error
     require_digest(path, digest.hexdigest(), expected)
     _, characters = np.unique([name.rsplit("/", 1)[0] for name in names], return_inverse=True)
@@ -70,14 +85,21 @@ def _overlaps() -> np.ndarray:
 def _chunks_of_ink(path: Path, progress: bool) -> Iterator[tuple[list[str], np.ndarray]]:
     with zipfile.ZipFile(path) as archive:
         names = sorted({name for name in archive.namelist() if name.endswith(".png")})
-        if not names:
-            raise ValueError("it holds no PNG files")
+        if not 0 < len(names) <= _MOST_DRAWINGS:
+            raise ValueError(f"it holds {len(names)} PNG files")
         # disable=None shows the bar only on a terminal
         with tqdm(total=len(names), desc="drawings", unit="image", disable=None if progress else True) as bar:
             for start in range(0, len(names), _CHUNK):
                 chunk = names[start : start + _CHUNK]
-                yield chunk, np.stack([_ink_of(archive.read(name), name) for name in chunk])
+                yield chunk, np.stack([_ink_of(_png(archive, name), name) for name in chunk])
                 bar.update(len(chunk))
+
+
+def _png(archive: zipfile.ZipFile, name: str) -> bytes:
+    member = archive.getinfo(name)
+    if member.file_size > _LARGEST_DRAWING:
+        raise ValueError(f"{name} has {member.file_size} bytes, expected at most {_LARGEST_DRAWING}")
+    return member_of(archive, member)
 
 
 def _ink_of(png: bytes, name: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from vaebench.datasets.checksum import CorruptFile, git_blob_id, read_bytes, req
 __all__ = ["read_amat", "read_idx", "read_mnist5k", "read_omniglot"]
 
 _SIDE, _PIXELS = 28, 784
-_ZERO, _ONE, _WHITESPACE = ord("0"), ord("1"), b" \t\r\n"
+_ZERO, _ONE, _NEWLINE, _WHITESPACE = ord("0"), ord("1"), ord("\n"), b" \t\r\n"
 _IMAGES_MAGIC = 0x00000803  # unsigned bytes, three dimensions
 _HEADER = struct.Struct(">IIII")
 
@@ -39,13 +39,30 @@ def read_amat(path: Path, expected: str, progress: bool = False) -> dict[str, np
     """Return ``images`` (N, 784), 0 or 255, from Larochelle's text of zeros and ones; ``expected``: a git blob id."""
     del progress
     content = read_bytes(path)
+    bits = _amat_rows(path, content)
     require_digest(path, git_blob_id(content), expected)
+    return {"images": bits * np.uint8(255)}
+
+
+def _amat_rows(path: Path, content: bytes) -> np.ndarray:
+    """Return the zeros and ones of a text with one image a line, uint8 (N, 784). CorruptFile names the first bad line.
+
+    Numbers are separated by spaces or tabs. Lines without numbers are ignored.
+    """
     characters = np.frombuffer(content, np.uint8)
-    digits = characters[(characters == _ZERO) | (characters == _ONE)]
-    spaces = sum(content.count(bytes([space])) for space in _WHITESPACE)
-    if digits.size + spaces != characters.size or digits.size % _PIXELS:
-        raise CorruptFile(path, f"not rows of {_PIXELS} zeros and ones")
-    return {"images": ((digits - _ZERO) * np.uint8(255)).reshape(-1, _PIXELS)}
+    digit = (characters == _ZERO) | (characters == _ONE)
+    lines = np.cumsum(characters == _NEWLINE)
+    # Not zeros and ones: other characters, and digits without a space between them.
+    bad = ~digit & ~np.isin(characters, np.frombuffer(_WHITESPACE, np.uint8))
+    bad[1:] |= digit[1:] & digit[:-1]
+    if bad.any():
+        raise CorruptFile(path, f"line {lines[bad.argmax()] + 1}: not {_PIXELS} zeros and ones with spaces between")
+    counts = np.bincount(lines[digit])
+    ragged = (counts != _PIXELS) & (counts != 0)
+    if ragged.any():
+        line = int(ragged.argmax())
+        raise CorruptFile(path, f"line {line + 1}: {counts[line]} numbers, expected {_PIXELS} zeros and ones")
+    return (characters[digit] - _ZERO).reshape(-1, _PIXELS)
 
 
 def read_mnist5k(path: Path, expected: str, progress: bool = False) -> dict[str, np.ndarray]:
