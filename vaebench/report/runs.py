@@ -20,9 +20,8 @@ from vaebench.records import (
     read_diagnostics,
     read_manifest,
     read_metrics,
-    read_results,
 )
-from vaebench.records.current import Current, left_out
+from vaebench.records.current import Current, left_out, split_results
 
 __all__ = ["LeftOut", "Run", "Scalar", "outdated_results", "read_runs", "settings_of"]
 
@@ -66,10 +65,8 @@ class Run:
         """Read everything but the metrics. UserError when a file is corrupt."""
         status = folder.read_status() if folder.status.exists() else None
         config, manifest = read(folder.path), read_manifest(folder)
-        current = Current.of(folder, identity(config), manifest)
-        found = [(record, current.fault(record.provenance, record.epoch)) for record in read_results(folder)]
-        results = [record for record, fault in found if fault is None]
-        return cls(folder, config, status, results, manifest, [(record, fault) for record, fault in found if fault])
+        results, outdated = split_results(folder, identity(config), manifest)
+        return cls(folder, config, status, results, manifest, outdated)
 
     @cached_property
     def current(self) -> Current:
