@@ -67,7 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             level = -100.0 + 3 * index + seed / 3
             direction = "estimate" if encoder == "avb" else "lower_bound"
             inner: dict[str, Any] = {"estimator": "DIWHVI", "inner_k": 0} if encoder == "hvm" else {}
-            results = [record(level, stderr=0.8, direction=direction, **inner)]
+            results = [record(level, epoch=5, stderr=0.8, direction=direction, **inner)]
             folder = made_run(root, *overrides, seed=seed, results=results, device="cpu (1 threads)")
             with_curves(folder, level)
     with_curves(made_run(root, "encoder=realnvp", state="interrupted"), -95.0)
@@ -129,7 +129,8 @@ def test_the_page_needs_nothing_else(page: Path):
 def test_all_text_is_escaped(tmp_path: Path):
     bad = '<b>&"' + "'"
     command = ["vaebench", "train", bad]
-    folder = made_run(tmp_path, "encoder=gaussian", results=[record(-1.0)], command=command, device=bad, host=bad)
+    results = [record(-1.0, epoch=5)]
+    folder = made_run(tmp_path, "encoder=gaussian", results=results, command=command, device=bad, host=bad)
     with_curves(folder, -1.0)
     write_diagnostics(folder, replace(DIAGNOSTICS, measures={"a": Diagnostic(title=bad, value=1.0, definition=bad)}))
     made_run(tmp_path, "encoder=hvm", state="running").write_status("failed", bad)

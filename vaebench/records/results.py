@@ -7,12 +7,17 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from vaebench.direction import Direction, checked_direction
-from vaebench.records.files import exclusive, reading, write_json
+from vaebench.errors import UserError
+from vaebench.records.files import exclusive, write_json
 from vaebench.records.folder import RunFolder
+from vaebench.records.provenance import Provenance, checksum, unaltered
+from vaebench.records.stored import read_json
 from vaebench.records.text import counted, decimals, with_error, with_sign
+from vaebench.typed import Checker, shown
 
 __all__ = ["ResultRecord", "append_result", "format_line", "read_results"]
 
+ADVICE = "Repair it, or move it away and run `vaebench evaluate` again."
 PRECISIONS = ("", "float32", "bf16")
 
 _OLD_PROPOSALS = {"GaussianEncoder": "moments", "AdversarialEncoder": "own"}
@@ -62,9 +67,15 @@ class ResultRecord:
     """One line about the diagnostics."""
     per_image: str | None = None
     """The file in the run folder, and the array in it, with the value of each image; see `read_per_image`."""
+    log_q: Direction | None = None
+    """The direction of the encoder's log_q; None in records of early versions."""
+    provenance: Provenance | None = None
+    """What made the number; None in records of early versions."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "direction", checked_direction(self.direction))
+        if self.log_q is not None:
+            object.__setattr__(self, "log_q", checked_direction(self.log_q))
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS[1:])}, not {self.precision!r}")
         for each in fields(self):
@@ -85,31 +96,48 @@ class ResultRecord:
 def append_result(folder: RunFolder, record: ResultRecord) -> None:
     """Add ``record`` to results.json. Several processes may do so at once.
 
-    It replaces a record with the same key, also if the old record has no precision.
+    It replaces a record with the same key, also if the old record has no precision; it does not replace a record of
+    other code.
     """
     with exclusive(
         folder.path / ".results.lock",
         wait=30.0,
         busy=lambda holder: f"{folder.results} is locked by {holder}: try again.",
     ):
-        replaced = {record.key(), replace(record, precision="").key()}
-        others = [other for other in read_results(folder) if other.key() not in replaced]
-        write_json(folder.results, [_to_json(each) for each in [*others, record]])
+        # The others stay as they are stored: what was altered must not get a fresh checksum.
+        others = [entry for entry, other in _stored(folder) if not _replaces(record, other)]
+        write_json(folder.results, [*others, _to_json(record)])
+
+
+def _replaces(new: ResultRecord, old: ResultRecord) -> bool:
+    same = old.key() in {new.key(), replace(new, precision="").key()}
+    return same and len({record.provenance.code for record in (new, old) if record.provenance}) < 2
 
 
 def read_results(folder: RunFolder) -> list[ResultRecord]:
     """Return the records of results.json, [] if there is no such file. UserError if the file is corrupt."""
-    with reading(folder.results, "Repair it, or move it away and run `vaebench evaluate` again."):
-        if not folder.results.exists():
-            return []
-        return [_from_json(entry) for entry in json.loads(folder.results.read_text(encoding="utf-8"))]
+    return [record for _, record in _stored(folder)]
+
+
+def _stored(folder: RunFolder) -> list[tuple[dict[str, Any], ResultRecord]]:
+    """Return each record of results.json, as it is stored and as it is read."""
+    try:
+        entries = read_json(folder.results, list[dict[str, Any]], ADVICE)
+    except FileNotFoundError:
+        return []
+    try:
+        return [(entry, _from_json(entry)) for entry in entries]
+    except UserError as fault:
+        raise UserError(f"cannot read {folder.results}: {fault}. {ADVICE}") from fault
 
 
 def _from_json(entry: dict[str, Any]) -> ResultRecord:
-    settings = entry.get("settings") or {}
-    if settings.get("proposal") in _OLD_PROPOSALS:
+    if not unaltered(entry):
+        raise UserError(f"the result with the mean {shown(entry.get('mean'))} was altered after it was written")
+    settings = entry.get("settings")
+    if isinstance(settings, dict) and settings.get("proposal") in [*_OLD_PROPOSALS]:
         entry = entry | {"settings": settings | {"proposal": _OLD_PROPOSALS[settings["proposal"]]}}
-    return ResultRecord(**entry)
+    return Checker().build(ResultRecord, entry)
 
 
 def format_line(record: ResultRecord) -> str:
@@ -140,6 +168,7 @@ def _conditions(record: ResultRecord) -> list[str]:
 
 def _to_json(record: ResultRecord) -> dict[str, Any]:
     """Return the fields in their order, without the optional ones that are empty."""
-    values = asdict(record)
+    values = json.loads(json.dumps(asdict(record)))
     required = {each.name for each in fields(record) if each.default is each.default_factory is MISSING}
-    return {name: value for name, value in values.items() if value or name in required}
+    entry = {name: value for name, value in values.items() if value or name in required}
+    return entry | {"checksum": checksum(entry)}

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vaebench.records.text import counted, table, with_error, with_sign
-from vaebench.report.runs import LeftOut, Run
+from vaebench.report.runs import LeftOut, Run, outdated_results
 
 __all__ = ["ago", "overview"]
 
@@ -32,6 +32,7 @@ def overview(runs: Sequence[Run], damaged: Sequence[LeftOut], base: Path) -> str
     lines = [table(_HEAD, rows, styles=_STYLES, keep=("state", "epoch", "result")), ""]
     if early := sum(run.stopped_early is not None for run in runs):
         lines.append(f"early: {counted(early, 'run')} stopped before the last epoch (trainer.patience)")
+    lines += outdated_results(runs)
     return "\n".join([*lines, f"{counted(len(runs) + len(damaged), 'run')}: {counts}"])
 
 

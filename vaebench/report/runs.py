@@ -1,6 +1,6 @@
 """Run folders as read for lists, tables and pages: config, status, results and manifest."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -11,17 +11,19 @@ from vaebench.config import Config, identity, read
 from vaebench.config.identity import defining
 from vaebench.errors import UserError
 from vaebench.records import (
+    Diagnostics,
     ResultRecord,
     RunFolder,
     Status,
     flatten,
     last_metrics,
+    read_diagnostics,
     read_manifest,
     read_metrics,
-    read_results,
 )
+from vaebench.records.current import Current, left_out, split_results
 
-__all__ = ["LeftOut", "Run", "Scalar", "read_runs", "settings_of"]
+__all__ = ["LeftOut", "Run", "Scalar", "outdated_results", "read_runs", "settings_of"]
 
 Scalar = str | float | bool | None
 
@@ -33,6 +35,17 @@ class LeftOut(NamedTuple):
     reason: str
 
 
+class RunDiagnostics(NamedTuple):
+    """What a run's diagnostics.json holds."""
+
+    current: Diagnostics | None = None
+    """None if there are none, or none of the run as it is now."""
+    fault: str | None = None
+    """What they were made with, if it is not what the run has now."""
+    unreadable: str = ""
+    """The message, if the file is corrupt."""
+
+
 @dataclass(frozen=True)
 class Run:
     """The contents of one run folder."""
@@ -42,7 +55,10 @@ class Run:
     status: Status | None
     """None where the run has not written status.json."""
     results: list[ResultRecord]
+    """Of the weights, the code and the data that the run has now."""
     manifest: dict[str, Any]
+    outdated: Sequence[tuple[ResultRecord, str]] = ()
+    """The other results, each with what is not that of the run now; see `vaebench.records.current`."""
 
     @classmethod
     def read(cls, folder: RunFolder) -> "Run":
@@ -50,7 +66,24 @@ class Run:
         folder.refuse_links()
         status = folder.read_status() if folder.status.exists() else None
         config = read(folder.path)
-        return cls(folder, config, status, read_results(folder), read_manifest(folder, identity(config)))
+        manifest = read_manifest(folder, identity(config))
+        results, outdated = split_results(folder, identity(config), manifest)
+        return cls(folder, config, status, results, manifest, outdated)
+
+    @cached_property
+    def current(self) -> Current:
+        """What numbers of this run must have been made with to be its numbers now."""
+        return Current.of(self.folder, identity(self.config), self.manifest)
+
+    @cached_property
+    def diagnostics(self) -> RunDiagnostics:
+        """The diagnostics of the run."""
+        try:
+            found = read_diagnostics(self.folder)
+        except UserError as error:
+            return RunDiagnostics(unreadable=str(error))
+        fault = None if found is None else self.current.fault(found.provenance, found.epoch)
+        return RunDiagnostics(None if fault else found, fault)
 
     @property
     def seed(self) -> int:
@@ -111,6 +144,11 @@ class Run:
 def settings_of(values: Mapping[str, Any]) -> dict[str, Scalar]:
     """Return nested settings as one mapping with the keys that a user types: ``encoder`` for ``encoder.name``."""
     return {key.removesuffix(".name"): value for key, value in flatten(values).items()}
+
+
+def outdated_results(runs: Iterable[Run]) -> Iterator[str]:
+    """Yield a line for each kind of result that no table shows, because it is not of the run as it is now."""
+    yield from left_out((run.folder, fault) for run in runs for _, fault in run.outdated)
 
 
 def read_runs(paths: Iterable[str | Path], *, curves: bool = False) -> tuple[list[Run], list[LeftOut]]:

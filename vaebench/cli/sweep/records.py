@@ -8,7 +8,8 @@ from vaebench.config import Config, identity
 from vaebench.config.schema import NonNegative
 from vaebench.errors import UserError
 from vaebench.files import clean_temporaries, regular
-from vaebench.records import ResultRecord, RunFolder, format_line, read_results, write_json
+from vaebench.records import ResultRecord, RunFolder, format_line, write_json
+from vaebench.records.current import split_results
 from vaebench.records.folder import ProcessId
 from vaebench.records.stored import read_json
 
@@ -98,7 +99,7 @@ def skip_reason(run: RunFolder, config: Config) -> JobRecord | None:
 
 def results_of(run: RunFolder, config: Config) -> list[str]:
     """Return the latest result of a run as lines: by the configured estimator, or else by any."""
-    records = read_results(run)
+    records, _ = split_results(run, identity(config))
     asked = [r for r in records if (r.split, r.k) == (config.estimator.split, config.estimator.k)]
     latest = (asked or records)[-1:]
     # A pair of bounds is two records that differ only in their direction.
