@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vaebench.config import Config, compose, run_folder, to_yaml
-from vaebench.records import ResultRecord, RunFolder, append_result, write_json
+from vaebench.records import Provenance, ResultRecord, RunFolder, append_result, write_json
 from vaebench.records.folder import State
 
-__all__ = ["composed", "made_run", "record"]
+__all__ = ["composed", "made_by", "made_run", "record"]
 
 
 @cache
@@ -36,6 +36,28 @@ def record(mean: float, **changes: Any) -> ResultRecord:
         "seconds": 2.0,
     }
     return ResultRecord(**(values | changes))
+
+
+def made_by(**changes: Any) -> Provenance:
+    """Return the provenance of a result of a finished run."""
+    values: dict[str, Any] = {
+        "run": "1a2b3c4d",
+        "weights": "0" * 16,
+        "checkpoint": "0" * 64,
+        "epoch": 4,
+        "state": "finished",
+        "epochs_done": 4.0,
+        "epochs": 4,
+        "data": "d" * 16,
+        "code": "c" * 16,
+        "version": "0.1.0",
+        "commit": None,
+        "dirty": None,
+        "torch": "2.7.1",
+        "device": "cpu (1 threads)",
+        "precision": "float32",
+    }
+    return Provenance(**(values | changes))
 
 
 def made_run(

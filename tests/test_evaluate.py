@@ -452,7 +452,7 @@ def test_devices_are_dealt_out(monkeypatch: pytest.MonkeyPatch):
 def test_a_batch_is_small_enough_for_all_processes(run: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Task] = []
 
-    def pool(config: Any, folder: Path) -> Any:
+    def pool(config: Any, folder: Path, weights: str) -> Any:
         evaluator = loop.Evaluator(EstimatorInputs.of(experiment.build(config)))
 
         def run_here(todo: list[Task], stopping: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import made_by
 from test_every_config import ONE_STEP
 
 from vaebench import runtime
@@ -154,7 +155,7 @@ def test_a_job_leaves_the_mode_of_the_networks(training: bool, default_data_dir:
 def test_the_smallest_values_give_results(name: str, changes: dict[str, Any], default_data_dir: Path, tmp_path: Path):
     """No temperature is importance sampling from the prior, whose weights are often too uneven to be reported."""
     run = experiment(default_data_dir, name, **changes)
-    records = estimate(run, RunFolder(tmp_path), 0, runtime.Interruption())
+    records = estimate(run, RunFolder(tmp_path), made_by(), runtime.Interruption())
     assert records
     assert all(record.mean == record.mean for record in records)
     numbers = [value for record in records for value in record.extra.values() if isinstance(value, float)]

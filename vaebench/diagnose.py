@@ -61,7 +61,7 @@ def diagnose(folder: str | Path, settings: Diagnosis | None = None) -> Diagnosti
     """
     settings, run = settings or Diagnosis(), RunFolder.open(Path(folder))
     experiment = build(_configured(read(run.path), settings))
-    epoch = load_best(experiment, run)
+    epoch = load_best(experiment, run).epoch
     diagnostics = diagnosed(experiment, settings, epoch)
     write_diagnostics(run, diagnostics)
     print(f"{run.path}\n{format_table(diagnostics)}", flush=True)

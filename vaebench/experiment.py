@@ -1,16 +1,18 @@
 """Builds the objects of a run from its configuration."""
 
+import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vaebench import runtime
+from vaebench import __version__, runtime
 from vaebench.config import Config, compose, identity, read
 from vaebench.datasets.dataset import Dataset
 from vaebench.datasets.dataset import load as load_dataset
@@ -21,11 +23,25 @@ from vaebench.model import GenerativeModel
 from vaebench.nets.networks import Networks
 from vaebench.objective import Objective
 from vaebench.priors import PriorContext
-from vaebench.records import RunFolder
+from vaebench.records import Provenance, RunFolder, last_metrics, read_manifest
 from vaebench.records.checkpoint import Checkpoints
+from vaebench.records.manifest import git_state, trained_code
+from vaebench.records.provenance import RunState
+from vaebench.records.source import source_digest
 from vaebench.registry import ENCODERS, OBJECTIVES, PRIORS, registered
 
-__all__ = ["Experiment", "Modules", "build", "load", "load_best"]
+__all__ = [
+    "Best",
+    "Experiment",
+    "Modules",
+    "build",
+    "code_notice",
+    "load",
+    "load_best",
+    "notices",
+    "provenance",
+    "weights_digest",
+]
 
 
 class Modules(nn.Module):
@@ -76,6 +92,12 @@ class Experiment:
         if reason and total and any(is_curved(target, k) for k in self.config.k_by_epoch.values()):
             return f"gradient reparam is biased here for k > 1, because {reason}; use objective.gradient=dreg"
         return None
+
+    @cached_property
+    def code(self) -> str:
+        """A digest of the source of the model's and the encoder's classes."""
+        parts = [*self.model.modules(), *self.encoder.modules()]
+        return source_digest({type(part) for part in parts})
 
     def estimating(self, **changes: Any) -> "Experiment":
         """Return the experiment with other settings of its estimator."""
@@ -142,11 +164,96 @@ def load(folder: str | Path, config: Config | None = None) -> Experiment:
     return experiment
 
 
-def load_best(experiment: Experiment, run: RunFolder) -> int:
-    """Load a run's best weights into the experiment's modules, and return their epoch."""
-    state = Checkpoints(run.checkpoints).load("best", identity=identity(experiment.config)).state
-    experiment.modules.load_state_dict(state["modules"])
-    return state["epoch"]
+class Best(NamedTuple):
+    """The best weights of a run, as loaded."""
+
+    epoch: int
+    weights: str
+    """Their digest."""
+    seal: str
+    """The SHA-256 of their checkpoint."""
+
+
+def load_best(experiment: Experiment, run: RunFolder) -> Best:
+    """Load a run's best weights into the experiment's modules.
+
+    Raises:
+        UserError: other data than those of the run; no usable checkpoint, or a checkpoint of another configuration.
+    """
+    now = {"protocol": str(experiment.data.protocol), "fingerprint": experiment.data.fingerprint}
+    trained = read_manifest(run).get("dataset", now)
+    if trained != now:
+        raise UserError(
+            f"{run.path} was trained on {trained}, but the data are now {now}: restore the data, or give their folder "
+            "(data_dir=...)."
+        )
+    loaded = Checkpoints(run.checkpoints).load("best", identity=identity(experiment.config))
+    experiment.modules.load_state_dict(loaded.state["modules"])
+    return Best(loaded.state["epoch"], weights_digest(loaded.state["modules"]), loaded.seal)
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hex digits of named tensors: names, dtypes, shapes and bytes. The device does not matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def provenance(
+    experiment: Experiment,
+    run: RunFolder,
+    best: Best,
+    *,
+    precision: str | None = None,
+    state: RunState | None = None,
+) -> Provenance:
+    """Return the provenance of numbers made now with a run's best weights.
+
+    Args:
+        experiment: the objects of the run.
+        run: its folder.
+        best: the weights.
+        precision: of the networks; None for that of the training.
+        state: of the run; None for that in its folder.
+    """
+    config, git, last = experiment.config, git_state() or {}, last_metrics(run)
+    return Provenance(
+        run=identity(config),
+        weights=best.weights,
+        checkpoint=best.seal,
+        epoch=best.epoch,
+        state=state or (run.read_status().state if run.status.exists() else "not started"),
+        epochs_done=float(last["epoch"]) if last else 0.0,
+        epochs=config.trainer.epochs,
+        data=experiment.data.fingerprint,
+        code=experiment.code,
+        version=__version__,
+        commit=git.get("commit"),
+        dirty=git.get("dirty"),
+        torch=torch.__version__,
+        device=runtime.describe(experiment.device),
+        precision=precision or config.trainer.precision,
+    )
+
+
+def notices(experiment: Experiment, run: RunFolder, made_by: Provenance) -> Iterator[str]:
+    """Yield a line if the run is not finished, and a line if its code has changed since its training."""
+    if made_by.state != "finished":
+        yield f"{run.path} is not finished ({made_by.progress}): its best weights so far are of epoch {made_by.epoch}"
+    yield from code_notice(experiment, run)
+
+
+def code_notice(experiment: Experiment, run: RunFolder) -> Iterator[str]:
+    """Yield a line if the code of the model has changed since the run was trained."""
+    trained, now = trained_code(read_manifest(run)), experiment.code
+    if trained not in (None, now):
+        yield (
+            f"the code of the model (encoder={experiment.config.encoder.name}) has changed since this run was trained "
+            f"(digest {trained}, now {now}): old and new results are of two models. `vaebench train --fresh ...` "
+            "trains anew."
+        )
 
 
 @contextmanager

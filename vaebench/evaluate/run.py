@@ -9,13 +9,21 @@ import torch
 from torch import Tensor
 
 from vaebench import runtime
-from vaebench.config import for_evaluation, identity, read
+from vaebench.config import for_evaluation, read
 from vaebench.errors import Interrupted, RunFailed
 from vaebench.estimators.importance import PerImage
 from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
 from vaebench.evaluate.loop import Evaluator, run_tasks, unfinished_tasks
-from vaebench.experiment import Experiment, build, load_best
-from vaebench.records import PerImageFile, ResultRecord, RunFolder, append_result, format_line, read_results
+from vaebench.experiment import Experiment, build, load_best, notices, provenance
+from vaebench.records import (
+    PerImageFile,
+    Provenance,
+    ResultRecord,
+    RunFolder,
+    append_result,
+    format_line,
+    read_results,
+)
 
 __all__ = ["estimate", "evaluate", "over_repeats", "print_results"]
 
@@ -34,11 +42,13 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRe
     """
     run = RunFolder.open(Path(folder))
     experiment = build(for_evaluation(read(run.path), list(overrides)))
-    epoch = load_best(experiment, run)
+    made_by = provenance(experiment, run, load_best(experiment, run), precision=experiment.config.estimator.precision)
+    for line in notices(experiment, run, made_by):
+        print(line, flush=True)
     interruption = runtime.Interruption()
     with interruption.watching():
         try:
-            records = estimate(experiment, run, epoch, interruption)
+            records = estimate(experiment, run, made_by, interruption)
         except (Interrupted, KeyboardInterrupt) as error:
             print("interrupted; finished images are saved: run the same command to resume", flush=True)
             raise SystemExit(interruption.exit_code if interruption.signal else 130) from error
@@ -57,9 +67,9 @@ def print_results(folder: RunFolder, records: Sequence[ResultRecord] | None = No
 
 
 def estimate(
-    experiment: Experiment, folder: RunFolder, epoch: int, interruption: runtime.Interruption
+    experiment: Experiment, folder: RunFolder, made_by: Provenance, interruption: runtime.Interruption
 ) -> list[ResultRecord]:
-    """Run the configured estimator on the experiment's weights, of ``epoch``; the caller saves the records.
+    """Run the configured estimator on the experiment's weights; the caller saves the records.
 
     Raises:
         Interrupted: a signal stopped it; finished images are saved.
@@ -69,7 +79,7 @@ def estimate(
     inputs = EstimatorInputs.of(experiment)
     settings, evaluator = inputs.settings, Evaluator(inputs)
     job, repeats = evaluator.job(0), settings.repeats
-    file = PerImageFile(_file(experiment, folder, epoch, job), job.rows, job.images.numpy(), repeats)
+    file = PerImageFile(_file(experiment, folder, made_by, job), job.rows, job.images.numpy(), repeats)
     if not file.read():
         print(f"{file.path} is corrupt; restarting this evaluation", flush=True)
     left = file.done[:repeats]
@@ -78,7 +88,7 @@ def estimate(
     if settings.processes > 1 and len(todo) > 1:
         from vaebench.evaluate import workers
 
-        runner = workers.worker_pool(experiment.config, folder.path)
+        runner = workers.worker_pool(experiment.config, folder.path, made_by.weights)
     bar = f"{job.split} {settings.name}" if experiment.config.trainer.progress else None
     run_tasks(file, todo, runner, interruption, bar=bar)
     if interruption.signal is not None:
@@ -88,17 +98,18 @@ def estimate(
     seconds = float(file.seconds[:repeats].sum())
     values = [_finite(estimate).view(repeats, -1) for estimate in estimates]
     places = file.conclude([value.numpy() for value in values])
-    known = {"split": job.split, "protocol": job.protocol, "epoch": epoch, "precision": settings.precision}
+    known = {"split": job.split, "protocol": job.protocol, "epoch": made_by.epoch, "precision": settings.precision}
+    known |= {"log_q": experiment.encoder.direction, "provenance": made_by}
     return [
         _record(estimate, value, seconds=seconds, per_image=place, **known)
         for estimate, value, place in zip(estimates, values, places, strict=True)
     ]
 
 
-def _file(experiment: Experiment, folder: RunFolder, epoch: int, job: EstimatorJob) -> Path:
+def _file(experiment: Experiment, folder: RunFolder, made_by: Provenance, job: EstimatorJob) -> Path:
     """Return the file of the images' numbers; its name is a hash of all settings that change them."""
     config = experiment.config
-    key = [2, identity(config), epoch, experiment.data.fingerprint, job.protocol, job.split]
+    key = [3, made_by.run, made_by.weights, made_by.code, made_by.data, job.protocol, job.split]
     key += [config.estimator.image_seed, config.estimator.precision, *job.key]
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     return folder.path / "evaluations" / f"{digest}.npz"

@@ -60,15 +60,15 @@ def process_configs(config: Config, processes: int) -> list[Config]:
     ]
 
 
-def worker_pool(config: Config, folder: Path) -> TaskRunner:
-    """Return a runner of tasks in ``config.estimator.processes`` processes.
+def worker_pool(config: Config, folder: Path, weights: str) -> TaskRunner:
+    """Return a runner of tasks in ``config.estimator.processes`` processes; ``weights`` is the digest of the weights.
 
     It raises the error of a worker that failed, and RunFailed if a worker was killed.
     """
 
     def run(todo: Sequence[Task], stopping: Callable[[], bool]) -> TaskResults:
         configs = process_configs(config, min(config.estimator.processes, len(todo)))
-        with _Workers(configs, folder) as workers:
+        with _Workers(configs, folder, weights) as workers:
             yield from workers.results(list(reversed(todo)), stopping)
 
     return run
@@ -77,8 +77,8 @@ def worker_pool(config: Config, folder: Path) -> TaskRunner:
 class _Workers:
     """Processes that compute tasks."""
 
-    def __init__(self, configs: Sequence[Config], folder: Path) -> None:
-        self._configs, self._folder = configs, folder
+    def __init__(self, configs: Sequence[Config], folder: Path, weights: str) -> None:
+        self._configs, self._folder, self._weights = configs, folder, weights
         self._processes: list[BaseProcess] = []
         self._idle: list[Connection] = []
 
@@ -88,7 +88,9 @@ class _Workers:
         with _signals_ignored():
             for config in self._configs:
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, config, self._folder), daemon=True)
+                process = context.Process(
+                    target=_serve, args=(theirs, config, self._folder, self._weights), daemon=True
+                )
                 process.start()
                 theirs.close()
                 self._processes.append(process)
@@ -156,14 +158,15 @@ def _signals_ignored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _serve(connection: Connection, config: Config, folder: Path) -> None:
+def _serve(connection: Connection, config: Config, folder: Path, weights: str) -> None:
     """Compute tasks until the other end closes the connection."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):
         try:
             experiment = build(config)
-            load_best(experiment, RunFolder.open(folder))
+            if load_best(experiment, RunFolder.open(folder)).weights != weights:
+                raise UserError(f"{folder} got new best weights during this evaluation: run the same command again")
             evaluator = Evaluator(EstimatorInputs.of(experiment))
             while True:
                 task = connection.recv()

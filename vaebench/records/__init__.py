@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vaebench.records.per_image import PerImageFile as PerImageFile
     from vaebench.records.per_image import PerImageNumbers as PerImageNumbers
     from vaebench.records.per_image import read_per_image as read_per_image
+    from vaebench.records.provenance import Provenance as Provenance
     from vaebench.records.recorder import Recorder as Recorder
     from vaebench.records.results import ResultRecord as ResultRecord
     from vaebench.records.results import append_result as append_result
@@ -39,6 +40,7 @@ _NAMES = {
     "manifest": ("Manifest", "read_manifest"),
     "metrics": ("flatten", "last_metrics", "read_metrics"),
     "per_image": ("PerImageFile", "PerImageNumbers", "read_per_image"),
+    "provenance": ("Provenance",),
     "recorder": ("Recorder",),
     "results": ("ResultRecord", "append_result", "format_line", "read_results"),
 }

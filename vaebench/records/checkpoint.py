@@ -17,12 +17,12 @@ from torch import Tensor
 
 from vaebench.errors import UserError
 from vaebench.records.files import clean_temporaries, write_failed, write_whole
+from vaebench.records.provenance import SEAL
 
 __all__ = ["Checkpoints", "Loaded"]
 
 _FORMAT = 1
-_MARK = b"vaebench sha256 "
-_COMMENT_LENGTH = len(_MARK) + 64
+_COMMENT_LENGTH = len(SEAL) + 64
 _PLAIN = (type(None), bool, int, float, str, bytes)
 
 
@@ -32,6 +32,8 @@ class Loaded(NamedTuple):
     state: dict[str, Any]
     path: Path
     notice: str | None
+    seal: str
+    """The SHA-256 that the file carries."""
 
 
 class Checkpoints:
@@ -93,7 +95,7 @@ class Checkpoints:
                 faults.append(f"{path} {error}")
                 continue
             notice = f"{'; '.join(faults)}: using {path}" if faults else None
-            return Loaded(_checked_state(path, data, identity, map_location), path, notice)
+            return Loaded(_checked_state(path, data, identity, map_location), path, notice, data[-64:].decode())
         raise UserError(self._nothing_good(name, faults))
 
     def _generations(self, name: str) -> list[Path]:
@@ -130,7 +132,7 @@ def _sealed(state: object) -> bytes:
     if archive[-22:-18] != b"PK\x05\x06":
         raise AssertionError("torch.save no longer ends its archive in a zip end record")
     body = archive[:-2] + struct.pack("<H", _COMMENT_LENGTH)
-    return body + _MARK + hashlib.sha256(body).hexdigest().encode()
+    return body + SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
 def _unsealed(path: Path) -> bytes:
@@ -142,9 +144,9 @@ def _unsealed(path: Path) -> bytes:
     except OSError as error:
         raise _Corrupt(f"cannot be read ({error.strerror})") from error
     body, comment = data[:-_COMMENT_LENGTH], data[-_COMMENT_LENGTH:]
-    if not comment.startswith(_MARK):
+    if not comment.startswith(SEAL):
         raise _Corrupt("is truncated, or was not written by vaebench")
-    if comment[len(_MARK) :] != hashlib.sha256(body).hexdigest().encode():
+    if comment[len(SEAL) :] != hashlib.sha256(body).hexdigest().encode():
         raise _Corrupt("was altered after it was written (wrong checksum)")
     return data
 

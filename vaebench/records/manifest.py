@@ -16,7 +16,7 @@ from vaebench.errors import UserError
 from vaebench.records.files import reading, write_json
 from vaebench.records.folder import RunFolder, now
 
-__all__ = ["Manifest", "git_state", "read_manifest", "versions"]
+__all__ = ["Manifest", "git_state", "read_manifest", "trained_code", "versions"]
 
 _PACKAGES = ("vaebench", "torch", "torchvision", "numpy", "scipy", "hydra-core", "omegaconf", "tensorboard")
 _GIT_SECONDS = 10
@@ -37,6 +37,7 @@ class Manifest:
         protocol: str,
         fingerprint: str,
         parameters: Mapping[str, int],
+        code: str | None = None,
         resume_step: int | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
@@ -48,6 +49,7 @@ class Manifest:
             protocol: the data protocol.
             fingerprint: the hash of the data.
             parameters: counts of parameters by part, for example ``{"encoder": 1234}``.
+            code: the digest of the source of the model's classes.
             resume_step: the step from which the session resumes; None for a new run.
             command: the command line; None for the command line of this process.
 
@@ -63,6 +65,7 @@ class Manifest:
                 "other data. Restore the data, or train in another folder (output_dir=...)."
             )
         session = _session(device, sys.argv if command is None else command)
+        session |= {} if code is None else {"code": code}
         first = {name: before[name] for name in session if name in before} or session
         restarts = [*before.get("restarts", []), *([{"step": resume_step, **session}] if before else [])]
         self.facts: dict[str, Any] = {
@@ -83,6 +86,11 @@ class Manifest:
     def save(self) -> None:
         """Write manifest.json, with the time spent so far."""
         write_json(self._folder.manifest, {**self.facts, "wall_seconds": round(self.wall_seconds, 2)})
+
+
+def trained_code(manifest: Mapping[str, Any]) -> str | None:
+    """Return the digest of the code that trained a run last; None where the manifest has none."""
+    return [manifest, *manifest.get("restarts", [])][-1].get("code")
 
 
 def _session(device: str, command: Sequence[str]) -> dict[str, Any]:

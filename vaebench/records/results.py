@@ -9,6 +9,7 @@ from typing import Any
 from vaebench.direction import Direction, checked_direction
 from vaebench.records.files import exclusive, reading, write_json
 from vaebench.records.folder import RunFolder
+from vaebench.records.provenance import Provenance
 from vaebench.records.text import counted, decimals, with_error, with_sign
 
 __all__ = ["ResultRecord", "append_result", "format_line", "read_results"]
@@ -62,9 +63,15 @@ class ResultRecord:
     """One line about the diagnostics."""
     per_image: str | None = None
     """The file in the run folder, and the array in it, with the value of each image; see `read_per_image`."""
+    log_q: Direction | None = None
+    """The direction of the encoder's log_q; None in records of early versions."""
+    provenance: Provenance | None = None
+    """What made the number; None in records of early versions."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "direction", checked_direction(self.direction))
+        if self.log_q is not None:
+            object.__setattr__(self, "log_q", checked_direction(self.log_q))
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS[1:])}, not {self.precision!r}")
         for each in fields(self):
@@ -109,7 +116,8 @@ def _from_json(entry: dict[str, Any]) -> ResultRecord:
     settings = entry.get("settings") or {}
     if settings.get("proposal") in _OLD_PROPOSALS:
         entry = entry | {"settings": settings | {"proposal": _OLD_PROPOSALS[settings["proposal"]]}}
-    return ResultRecord(**entry)
+    made_by = entry.get("provenance")
+    return ResultRecord(**entry | ({"provenance": Provenance(**made_by)} if made_by else {}))
 
 
 def format_line(record: ResultRecord) -> str:

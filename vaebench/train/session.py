@@ -11,8 +11,8 @@ from vaebench.config.identity import defining
 from vaebench.errors import GivenUp, Interrupted, RunFailed
 from vaebench.evaluate.job import EstimatorInputs, job_for
 from vaebench.evaluate.run import estimate, print_results
-from vaebench.experiment import Experiment, build, load_best
-from vaebench.records import Manifest, Recorder, ResultRecord, RunFolder, append_result, read_manifest
+from vaebench.experiment import Experiment, build, code_notice, load_best, provenance
+from vaebench.records import Manifest, Provenance, Recorder, ResultRecord, RunFolder, append_result, read_manifest
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.train import replicas
 from vaebench.train.batches import Batches
@@ -106,6 +106,8 @@ def _lead(experiment: Experiment, folder: RunFolder, processes: Replicas, watch:
         if processes.count > 1:
             print(f"processes  {processes.count}, each with a part of every batch", flush=True)
         if folder.status.exists() and folder.read_status().state == "finished":
+            for line in code_notice(experiment, folder):
+                print(line, flush=True)
             print(f"this run is finished{_where_stopped(folder)}; its results:")
             print_results(folder)
             return folder.path
@@ -156,6 +158,8 @@ def _run(
     if found and found.notice:
         print(found.notice, flush=True)
     step = found.state["progress"]["step"] if found else None
+    for line in code_notice(experiment, folder):
+        print(line, flush=True)
     device = runtime.describe(experiment.device)
     manifest = Manifest(
         folder,
@@ -163,6 +167,7 @@ def _run(
         protocol=str(experiment.data.protocol),
         fingerprint=experiment.data.fingerprint,
         parameters=experiment.parameters,
+        code=experiment.code,
         resume_step=step,
     )
     manifest.save()
@@ -192,9 +197,11 @@ def _run(
         progress = trainer.run()
         if progress.stopped:
             _tell_stopped(config, progress, manifest)
-        load_best(experiment, folder)
+        best = load_best(experiment, folder)
+        manifest.facts["best"] = {"epoch": best.epoch, "weights": best.weights}
         if config.trainer.evaluate:
-            _evaluate_at_end(experiment, folder, recorder, progress, interruption)
+            made_by = provenance(experiment, folder, best, precision=config.estimator.precision, state="finished")
+            _evaluate_at_end(experiment, folder, recorder, progress, made_by, interruption)
     manifest.save()
 
 
@@ -213,11 +220,12 @@ def _evaluate_at_end(
     folder: RunFolder,
     recorder: Recorder,
     progress: Progress,
+    made_by: Provenance,
     interruption: runtime.Interruption,
 ) -> None:
     if not experiment.config.trainer.compile:
         experiment = experiment.estimating(compile=False)
-    records = estimate(experiment, folder, progress.best_epoch, interruption)
+    records = estimate(experiment, folder, made_by, interruption)
     for record in records:
         append_result(folder, record)
         tag = f"{record.split}/{_tag(record, alone=sum(record.quantity == other.quantity for other in records) == 1)}"

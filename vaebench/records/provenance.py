@@ -1,0 +1,63 @@
+"""What made a number: the weights, the data, the code and the machine. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["SEAL", "Provenance", "RunState", "seal_of"]
+
+RunState = Literal["running", "finished", "failed", "interrupted", "not started"]
+
+SEAL = b"vaebench sha256 "
+"""The start of the comment at the end of a checkpoint; its SHA-256 as 64 hex digits follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """The run, the weights, the data, the code and the machine behind a number or a picture."""
+
+    run: str
+    """The identity of the configuration, with the seed."""
+    weights: str
+    """A digest of the evaluated tensors: names, dtypes, shapes and bytes."""
+    checkpoint: str
+    """The SHA-256 of the checkpoint that held them; `seal_of` reads that of a file."""
+    epoch: int
+    """The epoch of the weights."""
+    state: RunState
+    """Of the run when the number was made; "finished" from the end of the training on."""
+    epochs_done: float
+    """Epochs that the run had been trained for then."""
+    epochs: int
+    """Epochs that the run was planned to be trained for."""
+    data: str
+    """The fingerprint of the data."""
+    code: str
+    """A digest of the source of the model's classes; see `vaebench.records.source`."""
+    version: str
+    """Of vaebench."""
+    commit: str | None
+    """Of the git checkout of vaebench; None for an installed package."""
+    dirty: bool | None
+    """Whether the checkout had uncommitted changes."""
+    torch: str
+    """The version of torch."""
+    device: str
+    precision: str
+    """Of the networks: float32 or bf16."""
+
+    @property
+    def progress(self) -> str:
+        """The state of the run and its progress, for example ``running, epoch 9 of 40``."""
+        return f"{self.state}, epoch {self.epochs_done:.4g} of {self.epochs}"
+
+
+def seal_of(path: Path) -> str | None:
+    """Return the SHA-256 that the checkpoint ``path`` carries, unchecked; None if it carries none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(SEAL) - 64, 2)
+            comment = file.read()
+    except OSError:
+        return None
+    return comment[len(SEAL) :].decode("ascii", "replace") if comment.startswith(SEAL) else None
