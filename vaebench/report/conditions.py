@@ -21,7 +21,7 @@ from vaebench.report.runs import Run
 __all__ = ["FOLLOWS_ENCODER", "LOG_LIKELIHOOD", "SIMULATED", "Conditions", "Result", "comparable", "encoder_details"]
 
 _SAME_ESTIMATOR = {"IWAE": "IWAE/DIWHVI", "DIWHVI": "IWAE/DIWHVI"}
-FOLLOWS_ENCODER = ("proposal", "initial")
+FOLLOWS_ENCODER = ("initial", "proposal")
 SIMULATED = "simulated"
 LOG_LIKELIHOOD = "log p(x)"
 
@@ -100,7 +100,7 @@ class Conditions:
 
 
 def encoder_details(record: ResultRecord) -> str:
-    """Return the details of the estimator that depend on the encoder, as in ``proposal moments``; may be empty."""
+    """Return the details of the estimator that depend on the encoder: ``proposal moments``, for example, or nothing."""
     return ", ".join(f"{name} {record.settings[name]}" for name in FOLLOWS_ENCODER if name in record.settings)
 
 
