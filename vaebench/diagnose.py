@@ -36,7 +36,7 @@ from vaebench.estimators.diagnostics import (
 from vaebench.estimators.importance import Chunks, PerImage, weighed
 from vaebench.estimators.sampling import Sampling, ShrinkingBatches
 from vaebench.evaluate.job import Images, choose_images
-from vaebench.experiment import Experiment, build, load_best
+from vaebench.experiment import Experiment, build, load_best, notices, provenance
 from vaebench.records import Diagnostic, Diagnostics, RunFolder, format_table, write_diagnostics
 from vaebench.train.schedules import StepSettings
 from vaebench.train.update import Loss, Update
@@ -61,8 +61,10 @@ def diagnose(folder: str | Path, settings: Diagnosis | None = None) -> Diagnosti
     """
     settings, run = settings or Diagnosis(), RunFolder.open(Path(folder))
     experiment = build(_configured(read(run.path), settings))
-    epoch = load_best(experiment, run).epoch
-    diagnostics = diagnosed(experiment, settings, epoch)
+    made_by = provenance(experiment, run, load_best(experiment, run))
+    for line in notices(experiment, run, made_by):
+        print(line, flush=True)
+    diagnostics = replace(diagnosed(experiment, settings, made_by.epoch), provenance=made_by)
     write_diagnostics(run, diagnostics)
     print(f"{run.path}\n{format_table(diagnostics)}", flush=True)
     return diagnostics

@@ -4,6 +4,7 @@ The functions that return tensors leave the global random state unchanged. Shape
 coordinates. Pixel means are from 0 to 1.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from vaebench import runtime
 from vaebench.config import Config, read
 from vaebench.config.pictures import Interpolate, PictureSettings, Reconstruct, Sample, Traverse
 from vaebench.errors import UserError
-from vaebench.experiment import Experiment, Modules, build, load_best
+from vaebench.experiment import Experiment, Modules, build, load_best, notices, provenance
 from vaebench.records import RunFolder
 from vaebench.records.pictures import Sheet
 from vaebench.records.text import counted
@@ -182,12 +183,14 @@ def draw(look: PictureSettings, folder: str | Path, output: str | Path | None = 
     run = RunFolder.open(Path(folder))
     config = _on_this_machine(read(run.path), look)
     experiment = build(config)
-    epoch = load_best(experiment, run).epoch
+    made_by = provenance(experiment, run, load_best(experiment, run))
+    for line in notices(experiment, run, made_by):
+        print(line, file=sys.stderr, flush=True)  # stdout has the path of the picture alone
     sheet = _SHEETS[type(look)](_Trained(experiment, experiment.modules.eval()), look)
-    about = f"{_method(config)}, epoch {epoch}\n{sheet.title}"
+    about = f"{_method(config)}, epoch {made_by.epoch}\n{sheet.title}"
     path = Path(output) if output is not None else run.path / "pictures" / f"{type(look).__name__.lower()}.png"
     # The description names no folder, so that a copy of the run gives the same file.
-    replace(sheet, title=about, scale=look.scale).save(path, about.replace("\n", "; "))
+    replace(sheet, title=about, scale=look.scale).save(path, about.replace("\n", "; "), made_by)
     return path
 
 

@@ -8,9 +8,10 @@ settings, and the class that uses a setting checks its range.
 
 import dataclasses
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
+
+from vaebench.typed import Rule
 
 __all__ = [
     "Choice",
@@ -22,20 +23,9 @@ __all__ = [
     "ObjectiveSettings",
     "OptimizerSettings",
     "PriorSettings",
-    "Rule",
     "SweepSettings",
     "TrainerSettings",
 ]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A condition on one value: ``words`` completes the sentence "k must be ..."."""
-
-    words: str
-    holds: Callable[[Any], object]
-    """Returns a true or a false value."""
-
 
 Count = Annotated[int, Rule(">= 1", lambda value: value >= 1)]
 Several = Annotated[int, Rule(">= 2 (a standard error needs two)", lambda value: value >= 2)]

@@ -41,6 +41,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRe
         SystemExit: a signal interrupted it; finished images are saved, and the same command resumes.
     """
     run = RunFolder.open(Path(folder))
+    read_results(run)  # fail now, not after the evaluation, if the result could not be added
     experiment = build(for_evaluation(read(run.path), list(overrides)))
     made_by = provenance(experiment, run, load_best(experiment, run), precision=experiment.config.estimator.precision)
     for line in notices(experiment, run, made_by):
@@ -79,7 +80,7 @@ def estimate(
     inputs = EstimatorInputs.of(experiment)
     settings, evaluator = inputs.settings, Evaluator(inputs)
     job, repeats = evaluator.job(0), settings.repeats
-    file = PerImageFile(_file(experiment, folder, made_by, job), job.rows, job.images.numpy(), repeats)
+    file = PerImageFile(_file(experiment, folder, made_by, job), job.rows, job.images.numpy(), repeats, made_by)
     if not file.read():
         print(f"{file.path} is corrupt; restarting this evaluation", flush=True)
     left = file.done[:repeats]

@@ -10,6 +10,7 @@ from typing import Any
 from vaebench.direction import Direction, checked_direction
 from vaebench.records.files import reading, write_json
 from vaebench.records.folder import RunFolder
+from vaebench.records.provenance import Provenance, checksum
 from vaebench.records.text import counted, table, terminal_width, with_error, with_sign
 
 __all__ = ["Diagnostic", "Diagnostics", "format_table", "read_diagnostics", "write_diagnostics"]
@@ -62,11 +63,14 @@ class Diagnostics:
     """The diagnostics by name; docs/diagnostics.md lists the names."""
     coordinates: Mapping[str, list[float]] = field(default_factory=dict)
     """Lists with one number for each latent coordinate, by name."""
+    provenance: Provenance | None = None
+    """What made the numbers; None in files of early versions."""
 
 
 def write_diagnostics(folder: RunFolder, diagnostics: Diagnostics) -> None:
     """Write diagnostics.json; replace an existing one."""
-    write_json(folder.diagnostics, asdict(diagnostics))
+    entry = json.loads(json.dumps(asdict(diagnostics)))
+    write_json(folder.diagnostics, entry | {"checksum": checksum(entry)})
 
 
 def read_diagnostics(folder: RunFolder) -> Diagnostics | None:
@@ -75,8 +79,11 @@ def read_diagnostics(folder: RunFolder) -> Diagnostics | None:
         if not folder.diagnostics.exists():
             return None
         stored = json.loads(folder.diagnostics.read_text(encoding="utf-8"))
+        if stored.pop("checksum", expected := checksum(stored)) != expected:
+            raise ValueError("it was altered after it was written")
+        made_by = stored.pop("provenance", None)
         measures = {name: Diagnostic(**entry) for name, entry in stored.pop("measures").items()}
-        return Diagnostics(measures=measures, **stored)
+        return Diagnostics(measures=measures, provenance=made_by and Provenance(**made_by), **stored)
 
 
 _SHORTEST_DEFINITION = 40  # characters in a line; in a narrower column a definition is hard to read

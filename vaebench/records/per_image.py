@@ -1,9 +1,11 @@
 """The .npz files with the numbers of each image: written during an evaluation, read for paired comparisons."""
 
 import io
+import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from vaebench.errors import UserError
 from vaebench.records.files import write_whole
 from vaebench.records.folder import RunFolder
+from vaebench.records.provenance import Provenance
 from vaebench.records.results import ResultRecord
 
 __all__ = ["PerImageFile", "PerImageNumbers", "read_per_image"]
@@ -42,7 +45,7 @@ def read_per_image(folder: RunFolder, record: ResultRecord) -> PerImageNumbers:
     their standard error does not contain the variance between images.
 
     Raises:
-        UserError: the record names no file, or the file is missing or corrupt.
+        UserError: the record names no file, the file is missing or corrupt, or its numbers are not those of the record.
     """
     if record.per_image is None:
         raise UserError(
@@ -55,10 +58,31 @@ def read_per_image(folder: RunFolder, record: ResultRecord) -> PerImageNumbers:
             images, repeats = arrays["images"], arrays[array][: record.repeats]
     except DAMAGED as error:
         raise UserError(f"cannot read {folder.path / name} ({error}): run `vaebench evaluate` again") from error
-    if repeats.shape != (record.repeats, len(images)) or len(images) != record.n_images:
-        raise UserError(f"{folder.path / name} is not the file of this result: run `vaebench evaluate` again")
+    if fault := _fault(Path(name), arrays, repeats, record):
+        raise UserError(
+            f"{folder.path / name} is not the file of the {record.estimator} result {record.mean:.2f}: {fault}. Run "
+            "`vaebench evaluate` again."
+        )
     rows = [str(row) for row in arrays["rows"] if row in arrays]
     return PerImageNumbers(images, repeats, {row: arrays[row][: record.repeats] for row in rows})
+
+
+def _fault(path: Path, arrays: Mapping[str, np.ndarray], repeats: np.ndarray, record: ResultRecord) -> str | None:
+    """Return why the arrays in the file ``path`` are not the numbers behind ``record``; None if they are."""
+    if repeats.shape != (record.repeats, record.n_images) or len(arrays["images"]) != record.n_images:
+        return f"it has {repeats.shape} numbers for {record.repeats} repeats of {record.n_images} images"
+    if "key" in arrays and str(arrays["key"]) != path.stem:
+        return f"it was written as {arrays['key']}.npz"
+    if "provenance" in arrays and record.provenance is not None:
+        stored = json.loads(str(arrays["provenance"]))
+        for name in ("run", "weights", "code", "data"):
+            if stored.get(name) != getattr(record.provenance, name):
+                return f"its numbers have another provenance ({name} {stored.get(name)})"
+    values = repeats.mean(0)
+    stderr = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else record.stderr
+    if not np.allclose([values.mean(), stderr], [record.mean, record.stderr], rtol=1e-6, atol=1e-9):
+        return f"its numbers have the mean {values.mean():.4f} and the standard error {stderr:.4f}"
+    return None
 
 
 class PerImageFile:
@@ -72,10 +96,18 @@ class PerImageFile:
         rows: the names of the R rows.
         images: the images' indices in their split, (N,).
         repeats: the least number of repeats n.
+        made_by: the provenance of the numbers.
     """
 
-    def __init__(self, path: Path, rows: Sequence[str], images: np.ndarray, repeats: int) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        rows: Sequence[str],
+        images: np.ndarray,
+        repeats: int,
+        made_by: Provenance | None = None,
+    ) -> None:
+        self.path, self._made_by = path, made_by
         self._rows, self._images = tuple(rows), images
         self.numbers = np.zeros((len(rows), repeats, len(images)))
         """(R, n, N)."""
@@ -90,6 +122,8 @@ class PerImageFile:
             with np.load(self.path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             numbers, done, seconds = np.stack([arrays[row] for row in self._rows]), arrays["done"], arrays["seconds"]
+            if str(arrays.get("key", self.path.stem)) != self.path.stem:
+                return False  # a copy of another file
             if done.shape != (len(seconds), len(self._images)) or numbers.shape[1:] != done.shape:
                 return False
         except FileNotFoundError:
@@ -119,6 +153,8 @@ class PerImageFile:
             "done": self.done,
             "seconds": self.seconds,
             "rows": np.array(self._rows),
+            "key": np.array(self.path.stem),
+            **({} if self._made_by is None else {"provenance": np.array(json.dumps(asdict(self._made_by)))}),
             **dict(zip(self._rows, self.numbers, strict=True)),
             **self._concluded,
         }

@@ -2,9 +2,10 @@
 
 import io
 import itertools
+import json
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -12,18 +13,21 @@ import numpy
 
 from vaebench.errors import UserError
 from vaebench.records.files import write_failed, write_whole
+from vaebench.records.provenance import Provenance
 
 if TYPE_CHECKING:
     from PIL import ImageFont
     from torch import Tensor
 
-__all__ = ["Images", "Sheet", "grid", "png"]
+__all__ = ["Images", "Sheet", "grid", "png", "provenance_of"]
 
 Images = Union[numpy.ndarray, "Tensor"]
 """(N, H*H), (N, H, W) or (N, 1, H, W); bytes, or floats from 0 to 1 (clipped; NaN is black)."""
 
 WHITE, GREY, DARK_GREY, BLACK = 255, 128, 110, 30
 MARGIN, FONT_SIZE, LINE_HEIGHT = 14, 13, 19  # pixels
+PROVENANCE = b"Provenance"
+"""The keyword of the text chunk with the provenance."""
 TEXT_GAP = 8
 """Pixels between text and images."""
 
@@ -41,16 +45,30 @@ def grid(images: Images, columns: int) -> numpy.ndarray:
     return _arranged(cells, _offsets(min(columns, len(cells)), cells.shape[2], 1), 1, GREY)
 
 
-def png(pixels: numpy.ndarray, about: str = "") -> bytes:
-    """Return ``pixels``, (H, W) bytes, as a PNG file with the description ``about``."""
+def png(pixels: numpy.ndarray, about: str = "", made_by: Provenance | None = None) -> bytes:
+    """Return ``pixels``, (H, W) bytes, as a PNG file with the description ``about`` and the provenance as JSON."""
     from PIL import Image  # here, because the import takes long
     from PIL.PngImagePlugin import PngInfo
 
     buffer, info = io.BytesIO(), PngInfo()
     if about:
         info.add_text("Description", about)
+    if made_by is not None:
+        info.add_text(PROVENANCE.decode(), json.dumps(asdict(made_by)))
     Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=info, optimize=True)
     return buffer.getvalue()
+
+
+def provenance_of(data: bytes) -> Provenance | None:
+    """Return the provenance in a PNG file; None if it has none that can be read."""
+    start = data.find(b"tEXt" + PROVENANCE + b"\0")
+    if start < 4:
+        return None
+    length = int.from_bytes(data[start - 4 : start], "big")
+    try:
+        return Provenance(**json.loads(data[start + 4 : start + 4 + length].partition(b"\0")[2]))
+    except (ValueError, TypeError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,7 @@ class Sheet:
             draw.text((left - TEXT_GAP, middle), label, fill=BLACK, font=font, anchor="rm")
         return numpy.asarray(picture)
 
-    def save(self, path: Path, about: str = "") -> None:
+    def save(self, path: Path, about: str = "", made_by: Provenance | None = None) -> None:
         """Write the picture as a PNG file; create its folder if needed. UserError if it cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +124,7 @@ class Sheet:
             raise write_failed(path.parent, error) from error
         if path.is_dir():
             raise UserError(f"{path} is a folder: give the PNG a file name")
-        write_whole(path, png(self.pixels(), about))
+        write_whole(path, png(self.pixels(), about, made_by))
 
 
 def _width(font: "ImageFont.ImageFont | ImageFont.FreeTypeFont", text: str) -> int:

@@ -1,10 +1,13 @@
 """What made a number: the weights, the data, the code and the machine. Imports no torch."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["SEAL", "Provenance", "RunState", "seal_of"]
+__all__ = ["SEAL", "Provenance", "RunState", "checksum", "seal_of"]
 
 RunState = Literal["running", "finished", "failed", "interrupted", "not started"]
 
@@ -50,6 +53,12 @@ class Provenance:
     def progress(self) -> str:
         """The state of the run and its progress, for example ``running, epoch 9 of 40``."""
         return f"{self.state}, epoch {self.epochs_done:.4g} of {self.epochs}"
+
+
+def checksum(entry: Mapping[str, Any]) -> str:
+    """Return 16 hex digits of an entry of a JSON file, without the field ``checksum``, in which they are kept."""
+    text = json.dumps({name: value for name, value in entry.items() if name != "checksum"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def seal_of(path: Path) -> str | None:

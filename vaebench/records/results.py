@@ -9,11 +9,12 @@ from typing import Any
 from vaebench.direction import Direction, checked_direction
 from vaebench.records.files import exclusive, reading, write_json
 from vaebench.records.folder import RunFolder
-from vaebench.records.provenance import Provenance
+from vaebench.records.provenance import Provenance, checksum
 from vaebench.records.text import counted, decimals, with_error, with_sign
 
 __all__ = ["ResultRecord", "append_result", "format_line", "read_results"]
 
+ADVICE = "Repair it, or move it away and run `vaebench evaluate` again."
 PRECISIONS = ("", "float32", "bf16")
 
 _OLD_PROPOSALS = {"GaussianEncoder": "moments", "AdversarialEncoder": "own"}
@@ -93,27 +94,42 @@ class ResultRecord:
 def append_result(folder: RunFolder, record: ResultRecord) -> None:
     """Add ``record`` to results.json. Several processes may do so at once.
 
-    It replaces a record with the same key, also if the old record has no precision.
+    It replaces a record with the same key, also if the old record has no precision; it does not replace a record of
+    other code.
     """
     with exclusive(
         folder.path / ".results.lock",
         wait=30.0,
         busy=lambda holder: f"{folder.results} is locked by {holder}: try again.",
     ):
-        replaced = {record.key(), replace(record, precision="").key()}
-        others = [other for other in read_results(folder) if other.key() not in replaced]
-        write_json(folder.results, [_to_json(each) for each in [*others, record]])
+        # The others stay as they are stored: what was altered must not get a fresh checksum.
+        others = [entry for entry in _entries(folder) if not _replaces(record, _from_json(entry))]
+        write_json(folder.results, [*others, _to_json(record)])
+
+
+def _replaces(new: ResultRecord, old: ResultRecord) -> bool:
+    same = old.key() in {new.key(), replace(new, precision="").key()}
+    return same and len({record.provenance.code for record in (new, old) if record.provenance}) < 2
 
 
 def read_results(folder: RunFolder) -> list[ResultRecord]:
     """Return the records of results.json, [] if there is no such file. UserError if the file is corrupt."""
-    with reading(folder.results, "Repair it, or move it away and run `vaebench evaluate` again."):
+    with reading(folder.results, ADVICE):
+        return [_from_json(entry) for entry in _entries(folder)]
+
+
+def _entries(folder: RunFolder) -> list[dict[str, Any]]:
+    """Return the records of results.json as they are stored."""
+    with reading(folder.results, ADVICE):
         if not folder.results.exists():
             return []
-        return [_from_json(entry) for entry in json.loads(folder.results.read_text(encoding="utf-8"))]
+        return json.loads(folder.results.read_text(encoding="utf-8"))
 
 
 def _from_json(entry: dict[str, Any]) -> ResultRecord:
+    entry = dict(entry)
+    if entry.pop("checksum", expected := checksum(entry)) != expected:
+        raise ValueError(f"the {entry.get('estimator')} result {entry.get('mean')} was altered after it was written")
     settings = entry.get("settings") or {}
     if settings.get("proposal") in _OLD_PROPOSALS:
         entry = entry | {"settings": settings | {"proposal": _OLD_PROPOSALS[settings["proposal"]]}}
@@ -149,6 +165,7 @@ def _conditions(record: ResultRecord) -> list[str]:
 
 def _to_json(record: ResultRecord) -> dict[str, Any]:
     """Return the fields in their order, without the optional ones that are empty."""
-    values = asdict(record)
+    values = json.loads(json.dumps(asdict(record)))
     required = {each.name for each in fields(record) if each.default is each.default_factory is MISSING}
-    return {name: value for name, value in values.items() if value or name in required}
+    entry = {name: value for name, value in values.items() if value or name in required}
+    return entry | {"checksum": checksum(entry)}

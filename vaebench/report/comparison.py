@@ -9,7 +9,7 @@ from vaebench.errors import UserError, did_you_mean
 from vaebench.records import ResultRecord
 from vaebench.report.conditions import FOLLOWS_ENCODER, LOG_LIKELIHOOD, SIMULATED, Conditions, Result, comparable
 from vaebench.report.filters import matching_runs
-from vaebench.report.runs import LeftOut, Run, read_runs
+from vaebench.report.runs import LeftOut, Run, outdated_results, read_runs
 from vaebench.report.tables import FACTS, Row, Table
 
 __all__ = ["Comparison", "check_columns", "compare"]
@@ -57,7 +57,8 @@ def compare(
     results, repeated = _without_repeats(results)
     tables = sorted(_tables(results), key=lambda table: -len(table.runs))
     left_out = [*damaged, *without, *repeated]
-    return Comparison(tables, left_out, len(runs) - len(kept), list(_table_differences(tables)), kept)
+    notes = [*_table_differences(tables), *outdated_results(kept)]
+    return Comparison(tables, left_out, len(runs) - len(kept), notes, kept)
 
 
 def _results(runs: Sequence[Run], quantity: str, *, unfinished: bool) -> tuple[list[Result], list[LeftOut]]:

@@ -10,7 +10,7 @@ from vaebench.direction import Direction
 from vaebench.records import ResultRecord
 from vaebench.records.text import counted, table, with_error, with_sign, wrapped
 from vaebench.report.conditions import LOG_LIKELIHOOD, SIMULATED, Conditions, Result, comparable, encoder_details
-from vaebench.report.runs import LeftOut, Run
+from vaebench.report.runs import LeftOut, Run, outdated_results
 
 __all__ = ["ago", "overview"]
 
@@ -48,6 +48,7 @@ def overview(runs: Sequence[Run], damaged: Sequence[LeftOut], base: Path) -> str
         lines.append(wrapped(f"others: {counted(others, 'result')} under other conditions; {where}"))
     if early := sum(run.stopped_early is not None for run in runs):
         lines.append(f"early: {counted(early, 'run')} stopped before the last epoch (trainer.patience)")
+    lines += map(wrapped, outdated_results(runs))
     return "\n".join([*lines, f"{counted(len(runs) + len(damaged), 'run')}: {counts}"])
 
 

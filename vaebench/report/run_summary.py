@@ -10,7 +10,7 @@ from vaebench.records.text import shows_unicode, table
 from vaebench.report.curves import TRAINING, VALIDATION, curve, text_plot
 from vaebench.report.formats import duration
 from vaebench.report.overview import ago
-from vaebench.report.runs import Run
+from vaebench.report.runs import Run, outdated_results
 
 __all__ = ["code_of", "command_of", "facts_of", "run_summary"]
 
@@ -116,7 +116,8 @@ def _results(run: Run) -> Iterator[str]:
         yield "results"
         yield from (f"  {format_line(record)}" for record in run.results)
     else:
-        yield "no result yet: run `vaebench evaluate` to estimate log p(x)"
+        yield f"no result{'' if run.outdated else ' yet'}: run `vaebench evaluate` to estimate log p(x)"
+    yield from outdated_results([run])
 
 
 def _files(run: Run) -> Iterator[str]:

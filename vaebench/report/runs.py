@@ -1,6 +1,6 @@
 """Run folders as read for lists, tables and pages: config, status, results and manifest."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,8 +20,9 @@ from vaebench.records import (
     read_metrics,
     read_results,
 )
+from vaebench.records.current import Current, left_out
 
-__all__ = ["LeftOut", "Run", "Scalar", "read_runs", "settings_of"]
+__all__ = ["LeftOut", "Run", "Scalar", "outdated_results", "read_runs", "settings_of"]
 
 Scalar = str | float | bool | None
 
@@ -42,13 +43,25 @@ class Run:
     status: Status | None
     """None where the run has not written status.json."""
     results: list[ResultRecord]
+    """Of the weights, the code and the data that the run has now."""
     manifest: dict[str, Any]
+    outdated: Sequence[tuple[ResultRecord, str]] = ()
+    """The other results, each with what is not that of the run now; see `vaebench.records.current`."""
 
     @classmethod
     def read(cls, folder: RunFolder) -> "Run":
         """Read everything but the metrics. UserError when a file is corrupt."""
         status = folder.read_status() if folder.status.exists() else None
-        return cls(folder, read(folder.path), status, read_results(folder), read_manifest(folder))
+        config, manifest = read(folder.path), read_manifest(folder)
+        current = Current.of(folder, identity(config), manifest)
+        found = [(record, current.fault(record.provenance, record.epoch)) for record in read_results(folder)]
+        results = [record for record, fault in found if fault is None]
+        return cls(folder, config, status, results, manifest, [(record, fault) for record, fault in found if fault])
+
+    @cached_property
+    def current(self) -> Current:
+        """What numbers of this run must have been made with to be its numbers now."""
+        return Current.of(self.folder, identity(self.config), self.manifest)
 
     @property
     def seed(self) -> int:
@@ -109,6 +122,11 @@ class Run:
 def settings_of(values: Mapping[str, Any]) -> dict[str, Scalar]:
     """Return nested settings as one mapping with the keys that a user types: ``encoder`` for ``encoder.name``."""
     return {key.removesuffix(".name"): value for key, value in flatten(values).items()}
+
+
+def outdated_results(runs: Iterable[Run]) -> Iterator[str]:
+    """Yield a line for each kind of result that no table shows, because it is not of the run as it is now."""
+    yield from left_out((run.folder, fault) for run in runs for _, fault in run.outdated)
 
 
 def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[LeftOut]]:
