@@ -22,7 +22,7 @@ LINES = [
 
 
 def test_list_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    made_run(tmp_path, "encoder=gaussian", results=[record(-100.0)], metrics=LINES)
+    made_run(tmp_path, "encoder=gaussian", results=[record(-100.0, epoch=3)], metrics=LINES)
     failed = made_run(tmp_path, "encoder=hvm", state="running", metrics=LINES[:1])
     failed.write_status("failed", "the loss was not finite at step 3")
     made_run(tmp_path, "encoder=hvm", seed=1, state="running")  # its process is gone
@@ -46,7 +46,7 @@ def test_list_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_list_runs_fits_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    made_run(tmp_path, "encoder=full_gaussian", results=[record(-100.0)], metrics=LINES)
+    made_run(tmp_path, "encoder=full_gaussian", results=[record(-100.0, epoch=3)], metrics=LINES)
     failed = made_run(tmp_path, "encoder=hvm", state="running")
     failed.write_status("failed", "a long message " * 20)
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -144,7 +144,7 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "git": {"commit": "f" * 40, "dirty": True},
         "restarts": [{"step": 40, "time": "2026-01-02T00:00:00+00:00", "device": "cuda", "host": "there"}],
     }
-    folder = made_run(tmp_path, "encoder=gaussian", results=[record(-100.0)], metrics=LINES, **facts)
+    folder = made_run(tmp_path, "encoder=gaussian", results=[record(-100.0, epoch=3)], metrics=LINES, **facts)
     assert main(["show", str(folder.path), "--settings"]) == 0
     out = capsys.readouterr().out
     for expected in (
@@ -155,7 +155,7 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "command     vaebench train 'decoder.hidden=[64,64]'",
         "commit ffffffffffff with uncommitted changes",
         "restart     from step 40 at 2026-01-02T00:00:00+00:00 on cuda, there",
-        "highest -110.00 at epoch 3",
+        "validation log p(x), lower bound by IWAE, k=50, by epoch, nats per image; highest: >= -110.00 at epoch 3",
         "test log p(x) >= -100.00 +- 0.50 (IWAE, k=64, mnist5k/dynamic-v1, 500 images)",
         "optimizer.lr = 0.001",
         "manifest.json",
