@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import made_by
 
 from vaebench import records
 from vaebench.errors import UserError
@@ -320,6 +321,8 @@ SAME_ESTIMATE = [
     {"extra": {"ess": 3.0}},
     {"note": "trusted"},
     {"per_image": "evaluations/a.npz:values"},
+    {"log_q": "exact"},
+    {"provenance": made_by()},
 ]
 
 

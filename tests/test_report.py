@@ -67,7 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             level = -100.0 + 3 * index + seed / 3
             direction = "estimate" if encoder == "avb" else "lower_bound"
             inner: dict[str, Any] = {"estimator": "DIWHVI", "inner_k": 0} if encoder == "hvm" else {}
-            results = [record(level, stderr=0.8, direction=direction, **inner)]
+            results = [record(level, epoch=5, stderr=0.8, direction=direction, **inner)]
             folder = made_run(root, *overrides, seed=seed, results=results, device="cpu (1 threads)")
             with_curves(folder, level)
     with_curves(made_run(root, "encoder=realnvp", state="interrupted"), -95.0)
@@ -129,7 +129,9 @@ def test_the_page_needs_nothing_else(page: Path):
 def test_all_text_is_escaped(tmp_path: Path):
     bad = '<b>&"' + "'"
     command = ["vaebench", "train", bad]
-    folder = made_run(tmp_path, "encoder=gaussian", results=[record(-1.0)], command=command, device=bad, host=bad)
+    folder = made_run(
+        tmp_path, "encoder=gaussian", results=[record(-1.0, epoch=5)], command=command, device=bad, host=bad
+    )
     with_curves(folder, -1.0)
     write_diagnostics(folder, replace(DIAGNOSTICS, measures={"a": Diagnostic(title=bad, value=1.0, definition=bad)}))
     made_run(tmp_path, "encoder=hvm", state="running").write_status("failed", bad)
@@ -146,6 +148,19 @@ def test_a_run_that_stopped_early_is_marked_in_the_page(tmp_path: Path):
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "≥ \N{MINUS SIGN}1.00^" in text
     assert "1 run (marked ^) stopped early: 12 of 50 epochs" in text
+
+
+def test_dots_and_curves_carry_a_direction(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for title in (
+        "seed 0: ≥ \N{MINUS SIGN}94.00 ± 0.80",  # hvm's dot in the table
+        "hvm iwae k=5, seed 0: ≥ \N{MINUS SIGN}94.00 ± 0.80, 10 s",  # and against compute
+        "avb elbo k=1, seed 0: ~ \N{MINUS SIGN}91.00 ± 0.80, 10 s",
+        "gaussian elbo k=1: ≥ \N{MINUS SIGN}100.34 at epoch 5",  # the end of a curve
+    ):
+        assert f"<title>{title}</title>" in text
+    assert "Validation log p(x), lower bound by IWAE, k=50, by epoch" in text
+    assert "test log p(x) against compute (500 images, IWAE/DIWHVI, k=64, inner_k=0, trainer.epochs=50)" in text
 
 
 def test_links_within_the_page_arrive(page: Path):

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vaebench.direction import Direction, checked_direction
-from vaebench.records.files import reading, write_json
+from vaebench.errors import UserError
+from vaebench.records.files import write_json
 from vaebench.records.folder import RunFolder
-from vaebench.records.provenance import Provenance, checksum
+from vaebench.records.provenance import Provenance, checksum, unaltered
+from vaebench.records.stored import read_json
 from vaebench.records.text import counted, table, terminal_width, with_error, with_sign
 
 __all__ = ["Diagnostic", "Diagnostics", "format_table", "read_diagnostics", "write_diagnostics"]
@@ -75,15 +77,14 @@ def write_diagnostics(folder: RunFolder, diagnostics: Diagnostics) -> None:
 
 def read_diagnostics(folder: RunFolder) -> Diagnostics | None:
     """Return the content of diagnostics.json, None if there is no such file. UserError if the file is corrupt."""
-    with reading(folder.diagnostics, "Delete it and run `vaebench diagnose` again."):
-        if not folder.diagnostics.exists():
-            return None
-        stored = json.loads(folder.diagnostics.read_text(encoding="utf-8"))
-        if stored.pop("checksum", expected := checksum(stored)) != expected:
-            raise ValueError("it was altered after it was written")
-        made_by = stored.pop("provenance", None)
-        measures = {name: Diagnostic(**entry) for name, entry in stored.pop("measures").items()}
-        return Diagnostics(measures=measures, provenance=made_by and Provenance(**made_by), **stored)
+    advice = "Delete it and run `vaebench diagnose` again."
+    try:
+        stored = read_json(folder.diagnostics, dict[str, Any], advice)
+        if not unaltered(stored):
+            raise UserError(f"cannot read {folder.diagnostics}: it was altered after it was written. {advice}")
+        return read_json(folder.diagnostics, Diagnostics, advice)
+    except FileNotFoundError:
+        return None
 
 
 _SHORTEST_DEFINITION = 40  # characters in a line; in a narrower column a definition is hard to read

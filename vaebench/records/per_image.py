@@ -15,10 +15,12 @@ from vaebench.records.files import write_whole
 from vaebench.records.folder import RunFolder
 from vaebench.records.provenance import Provenance
 from vaebench.records.results import ResultRecord
+from vaebench.records.stored import Unreadable, parse_json, read_whole
+from vaebench.typed import clipped
 
 __all__ = ["PerImageFile", "PerImageNumbers", "read_per_image"]
 
-DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_LARGEST = 1 << 30  # bytes, of a file and of its arrays
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ def read_per_image(folder: RunFolder, record: ResultRecord) -> PerImageNumbers:
         )
     name, _, array = record.per_image.rpartition(":")
     try:
-        with np.load(folder.path / name, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-            images, repeats = arrays["images"], arrays[array][: record.repeats]
-    except DAMAGED as error:
-        raise UserError(f"cannot read {folder.path / name} ({error}): run `vaebench evaluate` again") from error
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise Unreadable("it is not in the run folder")
+        arrays = _arrays(folder.path / name, ("images", "rows", array))
+    except (FileNotFoundError, Unreadable) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        raise UserError(f"cannot read {folder.path / name} ({reason}): run `vaebench evaluate` again") from error
+    images, repeats = arrays["images"], arrays[array][: record.repeats]
     if fault := _fault(Path(name), arrays, repeats, record):
         raise UserError(
             f"{folder.path / name} is not the file of the {record.estimator} result {record.mean:.2f}: {fault}. Run "
@@ -67,6 +71,23 @@ def read_per_image(folder: RunFolder, record: ResultRecord) -> PerImageNumbers:
     return PerImageNumbers(images, repeats, {row: arrays[row][: record.repeats] for row in rows})
 
 
+def _arrays(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the arrays in an .npz file by name. Unreadable for a link or a corrupt file, FileNotFoundError if none."""
+    data = io.BytesIO(read_whole(path, _LARGEST))
+    try:
+        with zipfile.ZipFile(data) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _LARGEST:
+                raise Unreadable(f"its arrays have more than {_LARGEST} bytes")
+        data.seek(0)
+        with np.load(data, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except Exception as error:  # numpy and zipfile answer to corrupt bytes with errors of many kinds
+        raise Unreadable(clipped(str(error))) from error
+    if missing := [name for name in needed if name not in arrays]:
+        raise Unreadable(f"it has no array {missing[0]}")
+    return arrays
+
+
 def _fault(path: Path, arrays: Mapping[str, np.ndarray], repeats: np.ndarray, record: ResultRecord) -> str | None:
     """Return why the arrays in the file ``path`` are not the numbers behind ``record``; None if they are."""
     if repeats.shape != (record.repeats, record.n_images) or len(arrays["images"]) != record.n_images:
@@ -74,10 +95,13 @@ def _fault(path: Path, arrays: Mapping[str, np.ndarray], repeats: np.ndarray, re
     if "key" in arrays and str(arrays["key"]) != path.stem:
         return f"it was written as {arrays['key']}.npz"
     if "provenance" in arrays and record.provenance is not None:
-        stored = json.loads(str(arrays["provenance"]))
+        try:
+            stored = parse_json(str(arrays["provenance"]).encode(), Provenance)
+        except Unreadable as error:
+            return f"its provenance cannot be read: {error}"
         for name in ("run", "weights", "code", "data"):
-            if stored.get(name) != getattr(record.provenance, name):
-                return f"its numbers have another provenance ({name} {stored.get(name)})"
+            if getattr(stored, name) != getattr(record.provenance, name):
+                return f"its numbers are of another run or model ({name} {getattr(stored, name)})"
     values = repeats.mean(0)
     stderr = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else record.stderr
     if not np.allclose([values.mean(), stderr], [record.mean, record.stderr], rtol=1e-6, atol=1e-9):
@@ -119,17 +143,18 @@ class PerImageFile:
     def read(self) -> bool:
         """Read the file, if there is one; return False if it is corrupt."""
         try:
-            with np.load(self.path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            numbers, done, seconds = np.stack([arrays[row] for row in self._rows]), arrays["done"], arrays["seconds"]
-            if str(arrays.get("key", self.path.stem)) != self.path.stem:
-                return False  # a copy of another file
-            if done.shape != (len(seconds), len(self._images)) or numbers.shape[1:] != done.shape:
-                return False
+            arrays = _arrays(self.path, ("images", "done", "seconds", *self._rows))
         except FileNotFoundError:
             return True
-        except DAMAGED:
+        except Unreadable:
             return False
+        done, seconds = arrays["done"], arrays["seconds"]
+        shape = (len(np.atleast_1d(seconds)), len(self._images))
+        if str(arrays.get("key", self.path.stem)) != self.path.stem or done.dtype != bool or done.shape != shape:
+            return False  # a copy of another file, or numbers of other images
+        if not np.array_equal(arrays["images"], self._images) or any(arrays[row].shape != shape for row in self._rows):
+            return False
+        numbers = np.stack([arrays[row] for row in self._rows])
         repeats = max(len(self.done), len(done))
         self.numbers, self.done = _longer(numbers, repeats, 1), _longer(done, repeats, 0)
         self.seconds = _longer(seconds, repeats, 0)

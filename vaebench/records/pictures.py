@@ -14,6 +14,7 @@ import numpy
 from vaebench.errors import UserError
 from vaebench.records.files import write_failed, write_whole
 from vaebench.records.provenance import Provenance
+from vaebench.records.stored import Unreadable, parse_json
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -66,8 +67,8 @@ def provenance_of(data: bytes) -> Provenance | None:
         return None
     length = int.from_bytes(data[start - 4 : start], "big")
     try:
-        return Provenance(**json.loads(data[start + 4 : start + 4 + length].partition(b"\0")[2]))
-    except (ValueError, TypeError):
+        return parse_json(data[start + 4 : start + 4 + length].partition(b"\0")[2], Provenance)
+    except Unreadable:
         return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["SEAL", "Provenance", "RunState", "checksum", "seal_of"]
+__all__ = ["SEAL", "Provenance", "RunState", "checksum", "seal_of", "unaltered"]
 
 RunState = Literal["running", "finished", "failed", "interrupted", "not started"]
 
@@ -59,6 +59,11 @@ def checksum(entry: Mapping[str, Any]) -> str:
     """Return 16 hex digits of an entry of a JSON file, without the field ``checksum``, in which they are kept."""
     text = json.dumps({name: value for name, value in entry.items() if name != "checksum"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def unaltered(entry: Mapping[str, Any]) -> bool:
+    """Return whether ``entry`` has its checksum; entries of early versions have none, and any content passes."""
+    return entry.get("checksum") in (None, checksum(entry))
 
 
 def seal_of(path: Path) -> str | None:

@@ -7,10 +7,13 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from vaebench.direction import Direction, checked_direction
-from vaebench.records.files import exclusive, reading, write_json
+from vaebench.errors import UserError
+from vaebench.records.files import exclusive, write_json
 from vaebench.records.folder import RunFolder
-from vaebench.records.provenance import Provenance, checksum
+from vaebench.records.provenance import Provenance, checksum, unaltered
+from vaebench.records.stored import read_json
 from vaebench.records.text import counted, decimals, with_error, with_sign
+from vaebench.typed import Checker, shown
 
 __all__ = ["ResultRecord", "append_result", "format_line", "read_results"]
 
@@ -103,7 +106,7 @@ def append_result(folder: RunFolder, record: ResultRecord) -> None:
         busy=lambda holder: f"{folder.results} is locked by {holder}: try again.",
     ):
         # The others stay as they are stored: what was altered must not get a fresh checksum.
-        others = [entry for entry in _entries(folder) if not _replaces(record, _from_json(entry))]
+        others = [entry for entry, other in _stored(folder) if not _replaces(record, other)]
         write_json(folder.results, [*others, _to_json(record)])
 
 
@@ -114,27 +117,28 @@ def _replaces(new: ResultRecord, old: ResultRecord) -> bool:
 
 def read_results(folder: RunFolder) -> list[ResultRecord]:
     """Return the records of results.json, [] if there is no such file. UserError if the file is corrupt."""
-    with reading(folder.results, ADVICE):
-        return [_from_json(entry) for entry in _entries(folder)]
+    return [record for _, record in _stored(folder)]
 
 
-def _entries(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return the records of results.json as they are stored."""
-    with reading(folder.results, ADVICE):
-        if not folder.results.exists():
-            return []
-        return json.loads(folder.results.read_text(encoding="utf-8"))
+def _stored(folder: RunFolder) -> list[tuple[dict[str, Any], ResultRecord]]:
+    """Return each record of results.json, as it is stored and as it is read."""
+    try:
+        entries = read_json(folder.results, list[dict[str, Any]], ADVICE)
+    except FileNotFoundError:
+        return []
+    try:
+        return [(entry, _from_json(entry)) for entry in entries]
+    except UserError as fault:
+        raise UserError(f"cannot read {folder.results}: {fault}. {ADVICE}") from fault
 
 
 def _from_json(entry: dict[str, Any]) -> ResultRecord:
-    entry = dict(entry)
-    if entry.pop("checksum", expected := checksum(entry)) != expected:
-        raise ValueError(f"the {entry.get('estimator')} result {entry.get('mean')} was altered after it was written")
-    settings = entry.get("settings") or {}
-    if settings.get("proposal") in _OLD_PROPOSALS:
+    if not unaltered(entry):
+        raise UserError(f"the result with the mean {shown(entry.get('mean'))} was altered after it was written")
+    settings = entry.get("settings")
+    if isinstance(settings, dict) and settings.get("proposal") in [*_OLD_PROPOSALS]:
         entry = entry | {"settings": settings | {"proposal": _OLD_PROPOSALS[settings["proposal"]]}}
-    made_by = entry.get("provenance")
-    return ResultRecord(**entry | ({"provenance": Provenance(**made_by)} if made_by else {}))
+    return Checker().build(ResultRecord, entry)
 
 
 def format_line(record: ResultRecord) -> str:

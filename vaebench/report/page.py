@@ -7,6 +7,7 @@ methods need only CSS. A content security policy in the page forbids every downl
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,7 @@ def page(runs: Sequence[Run], comparison: Comparison, *, title: str | None = Non
         title: the title of the page; by default the number of methods and runs.
     """
     found = _by_data(runs, comparison)
+    comparison = replace(comparison, notes=[*comparison.notes, *sections.outdated(runs)])
     methods = sum(len(section.groups) for section in found)
     template = _environment().get_template("page.html.jinja")
     return template.render(

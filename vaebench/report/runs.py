@@ -11,11 +11,13 @@ from vaebench.config import Config, identity, read
 from vaebench.config.identity import defining
 from vaebench.errors import UserError
 from vaebench.records import (
+    Diagnostics,
     ResultRecord,
     RunFolder,
     Status,
     flatten,
     last_metrics,
+    read_diagnostics,
     read_manifest,
     read_metrics,
     read_results,
@@ -32,6 +34,17 @@ class LeftOut(NamedTuple):
 
     folder: Path
     reason: str
+
+
+class RunDiagnostics(NamedTuple):
+    """What a run's diagnostics.json holds."""
+
+    current: Diagnostics | None = None
+    """None if there are none, or none of the run as it is now."""
+    fault: str | None = None
+    """What they were made with, if it is not what the run has now."""
+    unreadable: str = ""
+    """The message, if the file is corrupt."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,16 @@ class Run:
     def current(self) -> Current:
         """What numbers of this run must have been made with to be its numbers now."""
         return Current.of(self.folder, identity(self.config), self.manifest)
+
+    @cached_property
+    def diagnostics(self) -> RunDiagnostics:
+        """The diagnostics of the run."""
+        try:
+            found = read_diagnostics(self.folder)
+        except UserError as error:
+            return RunDiagnostics(unreadable=str(error))
+        fault = None if found is None else self.current.fault(found.provenance, found.epoch)
+        return RunDiagnostics(None if fault else found, fault)
 
     @property
     def seed(self) -> int:

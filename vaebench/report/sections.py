@@ -5,14 +5,15 @@ from typing import NamedTuple
 
 from vaebench.config import describe
 from vaebench.direction import Direction
-from vaebench.records import Diagnostic, Diagnostics, ResultRecord, read_diagnostics
+from vaebench.records import Diagnostic, Diagnostics, ResultRecord
+from vaebench.records.current import left_out
 from vaebench.records.text import number, with_error
 from vaebench.report.charts import BarChart, Chart, Point, Series, axes_of, percent, ticks, typographic
 from vaebench.report.conditions import encoder_details
 from vaebench.report.curves import TRAINING, VALIDATION, Curve
 from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings
 from vaebench.report.groups import RunGroup, mean_curve
-from vaebench.report.pictures import Picture, pictures
+from vaebench.report.pictures import Picture, outdated_pictures, pictures
 from vaebench.report.runs import Run
 from vaebench.report.tables import Row, Table
 
@@ -225,7 +226,7 @@ _KL_NAMES = {"kl": "KL, nats", "kl_gaussian_approximation": "KL of the moment-ma
 
 def diagnostics(groups: Sequence[RunGroup]) -> DiagnosticsTable | None:
     """Return what the runs' diagnostics.json hold; None where no run has one."""
-    found = [(group, run, values) for group in groups for run in group.runs if (values := read_diagnostics(run.folder))]
+    found = [(group, run, values) for group in groups for run in group.runs if (values := run.diagnostics.current)]
     if not found:
         return None
     titles = {name: measure.title for *_, values in reversed(found) for name, measure in values.measures.items()}
@@ -277,3 +278,14 @@ def pictures_by_kind(groups: Sequence[RunGroup]) -> list[PicturesOfKind]:
             caption = f"{group.title}, seed {run.seed}, {picture.detail}"
             kinds.setdefault((picture.title, picture.size[0] > _SMALL), []).append((picture, group, caption))
     return [PicturesOfKind(title[:1].upper() + title[1:], large, found) for (title, large), found in kinds.items()]
+
+
+# Left out -------------------------------------------------------------------------------------------------
+
+
+def outdated(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield lines about the diagnostics and the pictures that the page leaves out, because of other weights or code."""
+    yield from (run.diagnostics.unreadable for run in runs if run.diagnostics.unreadable)
+    diagnosed = [(run.folder, run.diagnostics.fault) for run in runs if run.diagnostics.fault]
+    yield from left_out(diagnosed, "diagnostics file", "diagnose")
+    yield from left_out([(run.folder, fault) for run in runs for fault in outdated_pictures(run)], "picture", "sample")
