@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -473,6 +474,53 @@ def test_pairs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (pair["seeds"], pair["of_bounds"]) == ([0, 1], False)
     assert main(["compare", "--pair", "encoder=gaussian"]) == 2
     assert "--pair needs 2 values" in capsys.readouterr().err
+
+
+def test_the_heading_of_pairs_names_every_condition(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Two effort levels gave the same heading over different numbers."""
+    for overrides, shift in ((GAUSSIAN, 0.0), (("encoder=planar",), 1.0)):
+        made_run(tmp_path, *overrides, results=[record(-100.0 + shift), record(-90.0 + 2 * shift, k=5, n_images=40)])
+    assert main(["compare", str(tmp_path), "--pair", "encoder=gaussian", "encoder=planar"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    test = "paired differences, second minus first, test log p(x), mnist5k/dynamic-v1"
+    for conditions, difference in (
+        ("500 images, IWAE/DIWHVI, k=64", "+1.00"),
+        ("40 images, IWAE/DIWHVI, k=5", "+2.00"),
+    ):
+        assert f"{test} ({conditions}, trainer.epochs=50), nats per image planar elbo k=1 - gaussian elbo k=1: " in out
+        assert f"gaussian elbo k=1: {difference} " in out
+
+
+def test_a_pair_names_its_proposals(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    method(tmp_path, GAUSSIAN, [-100.0])
+    results = [record(-95.0, settings={"proposal": "moments"})]
+    results += [record(-108.4, direction="estimate", settings={"proposal": "own"})]
+    made_run(tmp_path, "encoder=avb", results=results)
+    words = ["compare", str(tmp_path), "--pair", "encoder=gaussian", "encoder=avb"]
+    assert main(words) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "avb elbo k=1 (proposal moments) - gaussian elbo k=1: +5.00" in out
+    assert "avb elbo k=1 (proposal own) - gaussian elbo k=1: ~ -8.40" in out
+    assert "# encoder proposal log p(x)" in out.replace(" objective k", "")  # two rows of one method, told apart
+    assert main([*words, "--format", "json"]) == 0
+    assert [pair["rows"] for pair in json.loads(capsys.readouterr().out)["pairs"]] == [[1, 0], [1, 2]]
+
+
+def test_a_pair_without_inner_samples_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Its rows are in both tables, of two numbers of inner samples; a pair with inner samples is one for each."""
+    method(tmp_path, GAUSSIAN, [-100.0])
+    method(tmp_path, ("encoder=planar",), [-99.0])
+    made_run(tmp_path, *HVM, results=[record(-98.0, estimator="DIWHVI", inner_k=n) for n in (0, 5)])
+    words = ["compare", str(tmp_path), "--pair", "encoder=gaussian", "encoder=planar"]
+    assert main([*words, "--pair", "encoder=gaussian", "encoder=hvm"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count("planar elbo k=1 - gaussian elbo k=1: +1.00") == 1
+    assert out.count("hvm elbo k=1 - gaussian elbo k=1: +2.00") == 2
+    assert [re.findall(r"inner_k=\d", part.split("nats")[0]) for part in out.split("paired differences, ")[1:]] == [
+        [],
+        ["inner_k=0"],
+        ["inner_k=5"],
+    ]
 
 
 @pytest.mark.parametrize(

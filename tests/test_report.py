@@ -149,6 +149,19 @@ def test_a_run_that_stopped_early_is_marked_in_the_page(tmp_path: Path):
     assert "1 run (marked ^) stopped early: 12 of 50 epochs" in text
 
 
+def test_dots_and_curves_carry_a_direction(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for title in (
+        "seed 0: ≥ \N{MINUS SIGN}94.00 ± 0.80",  # hvm's dot in the table
+        "hvm iwae k=5, seed 0: ≥ \N{MINUS SIGN}94.00 ± 0.80, 10 s",  # and against compute
+        "avb elbo k=1, seed 0: ~ \N{MINUS SIGN}91.00 ± 0.80, 10 s",
+        "gaussian elbo k=1: ≥ \N{MINUS SIGN}100.34 at epoch 5",  # the end of a curve
+    ):
+        assert f"<title>{title}</title>" in text
+    assert "Validation log p(x), lower bound by IWAE, k=50, by epoch" in text
+    assert "test log p(x) against compute (500 images, IWAE/DIWHVI, k=64, inner_k=0, trainer.epochs=50)" in text
+
+
 def test_links_within_the_page_arrive(page: Path):
     tags = read(page).tags
     places = {attributes["id"] for _, attributes in tags if "id" in attributes}

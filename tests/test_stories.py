@@ -22,20 +22,20 @@ LINES = [
 
 
 def test_list_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    made_run(tmp_path, "encoder=gaussian", results=[record(-100.0)], metrics=LINES)
+    made_run(tmp_path, "encoder=gaussian", results=[record(-100.0, epoch=3)], metrics=LINES)
     failed = made_run(tmp_path, "encoder=hvm", state="running", metrics=LINES[:1])
     failed.write_status("failed", "the loss was not finite at step 3")
     made_run(tmp_path, "encoder=hvm", seed=1, state="running")  # its process is gone
     made_run(tmp_path, "encoder=hvm", seed=2).status.write_text("{")
     monkeypatch.setenv("COLUMNS", "150")
     assert main(["list", "runs", str(tmp_path)]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["run", "state", "epoch", "result", "updated", "estimate"]
+    kind, head, *lines = capsys.readouterr().out.splitlines()
+    assert kind == "result: test log p(x), mnist5k/dynamic-v1 (500 images, IWAE/DIWHVI, k=64), nats per image"
+    assert head.split() == ["run", "state", "epoch", "result", "updated"]
     assert lines[0].startswith("mnist5k/gaussian-elbo-k1/0-")
     assert "finished  " in lines[0]
     assert "3/50" in lines[0]
     assert ">= -100.00 +- 0.50  " in lines[0]
-    assert lines[0].endswith("test log p(x) (IWAE, k=64, mnist5k/dynamic-v1)")
     assert "1/50" in lines[1]
     assert lines[2] == "    the loss was not finite at step 3"
     assert "exited without recording a status (killed?)" in lines[4]
@@ -46,17 +46,61 @@ def test_list_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_list_runs_fits_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    made_run(tmp_path, "encoder=full_gaussian", results=[record(-100.0)], metrics=LINES)
+    made_run(tmp_path, "encoder=full_gaussian", results=[record(-100.0, epoch=3)], metrics=LINES)
     failed = made_run(tmp_path, "encoder=hvm", state="running")
     failed.write_status("failed", "a long message " * 20)
     monkeypatch.delenv("COLUMNS", raising=False)
     assert main(["list", "runs", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["run", "state", "epoch", "result"]
-    assert any(line.startswith("left out to fit 80 columns: updated, estimate") for line in lines)
+    assert lines[2].split() == ["run", "state", "epoch", "result"]
+    assert any(line.startswith("left out to fit 80 columns: updated (") for line in lines)
     assert main(["list"]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_list_runs_shows_one_kind_of_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The kind that most runs share; the result that was added last, of other images, is not in its column."""
+    few = {"n_images": 40, "protocol": "mnist5k/dynamic-v1/random40-seed0"}
+    made_run(tmp_path, "encoder=gaussian", results=[record(-165.27), record(-154.80, **few)])
+    made_run(tmp_path, "encoder=planar", results=[record(-160.0), record(3.0, quantity="inference gap")])
+    made_run(tmp_path, "encoder=iwhvi", results=[record(-161.0, estimator="DIWHVI", inner_k=5)])
+    made_run(tmp_path, "encoder=avb", results=[record(-150.0, direction="estimate", settings={"proposal": "own"})])
+    both = [record(-164.0, settings={"proposal": "moments"}), record(-140.0, **few)]
+    made_run(tmp_path, "encoder=avb", seed=1, results=both)
+    made_run(tmp_path, "encoder=hvm", results=[record(-1.0, **few), record(-2.0, k=5)])
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list", "runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    kind, table = out[: out.index("\nrun ")], out[out.index("\nrun ") :]
+    assert " ".join(kind.split()).startswith(
+        "result: test log p(x), mnist5k/dynamic-v1 (500 images, IWAE/DIWHVI, k=64, inner_k=5), nats"
+    )
+    for shown in (
+        ">= -165.27 +- 0.50",
+        ">= -160.00 +- 0.50",
+        ">= -161.00 +- 0.50",
+        "~ -150.00 +- 0.50 [2]",
+        ">= -164.00 +- 0.50 [1]",
+        "- (2 others)",
+        "[1] proposal moments\n[2] proposal own",
+        "others: 5 results under other conditions",
+    ):
+        assert shown in table
+    assert not any(hidden in table for hidden in ("-154.80", "3.00", "-140.00", "-1.00", "-2.00"))
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_list_runs_prefers_more_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Control: as many runs have either kind; the number of images decides, not the order."""
+    for seed, order in enumerate([(500, 40), (40, 500)]):
+        made_run(tmp_path, "encoder=gaussian", seed=seed, results=[record(-float(n), n_images=n) for n in order])
+    assert main(["list", "runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count(">= -500.00") == 2
+    assert ">= -40.00" not in out
 
 
 def test_a_run_that_stopped_early_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -100,7 +144,7 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "git": {"commit": "f" * 40, "dirty": True},
         "restarts": [{"step": 40, "time": "2026-01-02T00:00:00+00:00", "device": "cuda", "host": "there"}],
     }
-    folder = made_run(tmp_path, "encoder=gaussian", results=[record(-100.0)], metrics=LINES, **facts)
+    folder = made_run(tmp_path, "encoder=gaussian", results=[record(-100.0, epoch=3)], metrics=LINES, **facts)
     assert main(["show", str(folder.path), "--settings"]) == 0
     out = capsys.readouterr().out
     for expected in (
@@ -111,7 +155,7 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "command     vaebench train 'decoder.hidden=[64,64]'",
         "commit ffffffffffff with uncommitted changes",
         "restart     from step 40 at 2026-01-02T00:00:00+00:00 on cuda, there",
-        "highest -110.00 at epoch 3",
+        "validation log p(x), lower bound by IWAE, k=50, by epoch, nats per image; highest: >= -110.00 at epoch 3",
         "test log p(x) >= -100.00 +- 0.50 (IWAE, k=64, mnist5k/dynamic-v1, 500 images)",
         "optimizer.lr = 0.001",
         "manifest.json",

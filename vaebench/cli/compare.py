@@ -8,6 +8,7 @@ from vaebench.cli.selection import comparison_options, nothing_to_compare, selec
 from vaebench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from vaebench.records import ResultRecord
     from vaebench.report import Comparison, Pair, Table
 
 __all__ = ["run"]
@@ -66,17 +67,24 @@ def checked_format(name: str) -> str:
 
 
 def pairs_of_tables(comparison: "Comparison", asked: Sequence[Sequence[str]]) -> "list[tuple[Table, list[Pair]]]":
-    """Return the pairs in each table that has any. UserError with the largest table's reason if no table has any."""
+    """Return the pairs in each table that has any. UserError with the largest table's reason if no table has any.
+
+    Results without inner samples may be in several tables; a pair of them is returned once.
+    """
     from vaebench.report.pairs import pairs
 
     found: list[tuple[Table, list[Pair]]] = []
     for first, second in asked:
         refusals: list[UserError] = []
+        known: list[list[ResultRecord]] = []
         for table in comparison.tables:
             try:
-                found.append((table, pairs(table, first, second)))
+                fresh = [pair for pair in pairs(table, first, second) if pair.records not in known]
             except UserError as refusal:
                 refusals.append(refusal)
+            else:
+                known += [pair.records for pair in fresh]
+                found += [(table, fresh)] if fresh else []
         if len(refusals) == len(comparison.tables):
             raise refusals[0]
     return found

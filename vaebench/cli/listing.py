@@ -15,8 +15,9 @@ HELP = """usage: vaebench list [GROUP] [--config-dir DIR]
        vaebench list runs [FOLDER ...] [--filter CONDITION]
 
 List the choices of all config groups, or of one group, with a short description; * marks the default.
-`vaebench list runs` lists the runs in a folder (default: outputs) with state, progress and latest result. `early` in
-the epoch column marks a run that stopped early.
+`vaebench list runs` lists the runs in a folder (default: outputs) with state, progress and result. All results shown
+have the same conditions, named above the table; `vaebench compare` shows the others. `early` in the epoch column marks
+a run that stopped early.
 
 examples:
   vaebench list runs

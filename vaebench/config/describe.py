@@ -32,6 +32,13 @@ def training(config: Config) -> str:
     return f"{epochs}, batches of {config.trainer.batch_size}, seed {config.seed}"
 
 
+def validation(config: Config) -> str:
+    """Return what a validation estimates, for example ``lower bound by IWAE, k=50``."""
+    trained, given = list(config.inner_k_by_epoch.values())[-1], config.trainer.validation_inner_k
+    inner_k = trained if given is None else given
+    return f"lower bound by IWAE, k={config.trainer.validation_k}" + (f", inner_k={inner_k}" if inner_k else "")
+
+
 def by_epoch(name: str, values: dict[int, int]) -> str:
     """Return the values of a schedule, for example ``k=1, 16 from epoch 100``."""
     first, *later = values.items()

@@ -187,4 +187,5 @@ class _Gaps:
             inner_k=self.inner_k if self.encoder.has_inner_samples else None,
             settings=self.shown | {"draws": given.draws, "steps": given.steps},
             note=_EITHER_WAY if quantity.startswith("approximation") else "",
+            log_q=Direction.EXACT if quantity == "ELBO of the best Gaussian" else self.encoder.direction,
         )

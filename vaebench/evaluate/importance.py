@@ -53,6 +53,7 @@ def importance_weighted(inputs: EstimatorInputs) -> EstimatorJob:
             settings=shown,
             extra=extra,
             note=note,
+            log_q=encoder.direction,
         )
         return [estimate]
 

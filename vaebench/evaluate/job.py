@@ -41,6 +41,8 @@ class Estimate:
     extra: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     """One line about the reliability of the number, shown below it."""
+    log_q: Direction | None = None
+    """The direction of the encoder that made the weighted draws; None if the number does not depend on log q(z|x)."""
 
     def record_fields(self) -> dict[str, Any]:
         """Return the fields of the result record that the estimator knows."""

@@ -109,7 +109,7 @@ def estimate(
     values = [_finite(estimate).view(repeats, -1) for estimate in estimates]
     places = file.conclude([value.numpy() for value in values])
     known = {"split": job.split, "protocol": job.protocol, "epoch": made_by.epoch, "precision": settings.precision}
-    known |= {"log_q": experiment.encoder.direction, "provenance": made_by}
+    known["provenance"] = made_by
     return [
         _record(estimate, value, seconds=seconds, per_image=place, **known)
         for estimate, value, place in zip(estimates, values, places, strict=True)

@@ -262,6 +262,7 @@ def _estimates(measure: _Measure, name: str, bounds: Bounds) -> Iterator[Estimat
             inner_k=measure.inner_k if measure.encoder.direction is Direction.UPPER_BOUND else None,
             settings=measure.settings(name),
             extra=_draws_error(found.stderr),
+            log_q=None if annealed else measure.encoder.direction,
         )
 
 

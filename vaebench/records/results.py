@@ -68,7 +68,8 @@ class ResultRecord:
     per_image: str | None = None
     """The file in the run folder, and the array in it, with the value of each image; see `read_per_image`."""
     log_q: Direction | None = None
-    """The direction of the encoder's log_q; None in records of early versions."""
+    """The direction of the encoder that made the weighted draws; None if the number does not depend on log q(z|x), and
+    in records of early versions."""
     provenance: Provenance | None = None
     """What made the number; None in records of early versions."""
 

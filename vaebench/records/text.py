@@ -182,11 +182,11 @@ def _aligned(
 
 def _is_number(cell: str) -> bool:
     """Whether a cell holds a number, with or without a sign before it and a unit or mark behind it."""
-    text = cell.lstrip(">=<~ ").rstrip("*^")
+    first = cell.lstrip(">=<~ ").rstrip("*^").split(" ")[0]
     try:
-        float(text.split(" ")[0].replace(",", ""))
+        float(first.replace(",", ""))
     except ValueError:
-        return text in ("-", "")
+        return first in ("-", "")
     return True
 
 

@@ -1,6 +1,5 @@
 """Tables of comparable results, averaged over seeds, and the runs that are in no table."""
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from vaebench.errors import UserError, did_you_mean
 from vaebench.records import ResultRecord
-from vaebench.report.conditions import FOLLOWS_ENCODER, LOG_LIKELIHOOD, SIMULATED, Conditions, Result
+from vaebench.report.conditions import FOLLOWS_ENCODER, LOG_LIKELIHOOD, SIMULATED, Conditions, Result, comparable
 from vaebench.report.filters import matching_runs
 from vaebench.report.runs import LeftOut, Run, outdated_results, read_runs
 from vaebench.report.tables import FACTS, Row, Table
@@ -132,16 +131,8 @@ def _updated(run: Run) -> str:
 
 def _tables(results: Iterable[Result]) -> Iterator[Table]:
     """Yield one table for each set of conditions."""
-    alike: dict[Conditions, list[tuple[int | None, Result]]] = defaultdict(list)
-    for result in results:
-        conditions = Conditions.of(result)
-        alike[replace(conditions, inner_k=None)].append((conditions.inner_k, result))
-    for conditions, pairs in alike.items():
-        inner = sorted({inner_k for inner_k, _ in pairs if inner_k is not None}) or [None]
-        for inner_k in inner:
-            # An exact density needs no inner samples, so it is comparable with any number of them.
-            comparable = [result for own, result in pairs if own in (None, inner_k)]
-            yield Table(replace(conditions, inner_k=inner_k), _ranked(_rows(comparable)))
+    for conditions, alike in comparable(results).items():
+        yield Table(conditions, _ranked(_rows(alike)))
 
 
 def _rows(results: Iterable[Result]) -> list[Row]:
@@ -181,13 +172,16 @@ def _table_differences(tables: Sequence[Table]) -> Iterator[str]:
         f"{len(tables)} tables, because the results are not all comparable: they differ in "
         f"{', '.join(names.get(name, name) for name in differing_conditions)}"
     )
-    pairs = itertools.combinations(tables, 2)
-    if any(replace(a.conditions, inner_k=None) == replace(b.conditions, inner_k=None) for a, b in pairs):
-        most = max(table.conditions.inner_k or 0 for table in tables)
-        yield (
-            "encoders with inner samples were evaluated with different inner_k: run `vaebench evaluate RUN... "
-            f"estimator.inner_k={most}` to get one table"
-        )
+    by_inner_k: dict[Conditions, set[int]] = defaultdict(set)
+    for table in tables:
+        by_inner_k[replace(table.conditions, inner_k=None)].add(table.conditions.inner_k or 0)
+    for conditions, found in by_inner_k.items():
+        if len(found) > 1:
+            numbers = ", ".join(map(str, sorted(found)))
+            yield (
+                f"encoders with inner samples were evaluated with inner_k={numbers} ({', '.join(conditions.words())}): "
+                f"run `vaebench evaluate RUN... estimator.inner_k={max(found)}` to get one table"
+            )
 
 
 def check_columns(columns: Sequence[str], comparison: Comparison) -> None:

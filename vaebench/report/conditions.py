@@ -4,22 +4,24 @@ Two results are comparable if they estimate the same quantity on the same images
 the same estimator with the same effort and precision, and models trained for the same number of epochs.
 
 Details of the estimator that depend on the encoder are shown per row; they do not split tables. These are the name IWAE
-or DIWHVI (DIWHVI with an exact density is IWAE), the proposal, and the initial distribution of annealing. The number of
-inner samples must agree among the rows that have inner samples; an exact density has none and fits every table.
+or DIWHVI (DIWHVI without inner samples is IWAE), the proposal, and the initial distribution of annealing. The number of
+inner samples must agree among the rows that have inner samples; an encoder without inner samples fits every table.
 """
 
 import json
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from vaebench.direction import Direction
 from vaebench.records import ResultRecord
 from vaebench.report.runs import Run
 
-__all__ = ["FOLLOWS_ENCODER", "LOG_LIKELIHOOD", "SIMULATED", "Conditions", "Result"]
+__all__ = ["FOLLOWS_ENCODER", "LOG_LIKELIHOOD", "SIMULATED", "Conditions", "Result", "comparable", "encoder_details"]
 
 _SAME_ESTIMATOR = {"IWAE": "IWAE/DIWHVI", "DIWHVI": "IWAE/DIWHVI"}
-FOLLOWS_ENCODER = ("proposal", "initial")
+FOLLOWS_ENCODER = ("initial", "proposal")
 SIMULATED = "simulated"
 LOG_LIKELIHOOD = "log p(x)"
 
@@ -49,8 +51,8 @@ class Conditions:
     settings: tuple[tuple[str, str], ...]
     precision: str
     """The precision of the networks in the evaluation."""
-    epochs: int
-    """The planned length of training, trainer.epochs."""
+    epochs: int | None
+    """The planned length of training, trainer.epochs; None for results of runs of any length."""
     upper: bool
     """Whether the numbers are upper bounds, which give no ranking."""
 
@@ -86,8 +88,35 @@ class Conditions:
         words += [f"precision={self.precision}"] if self.precision != "float32" else []
         words += [f"{self.repeats} repeats"] if self.repeats > 1 else []
         words += ["upper bounds"] if self.upper else []
-        return [*words, f"trainer.epochs={self.epochs}"]
+        return words if self.epochs is None else [*words, f"trainer.epochs={self.epochs}"]
+
+    def heading(self) -> str:
+        """Return all conditions in one line: ``test log p(x), mnist/dynamic-v1 (500 images, IWAE, k=64), nats ...``."""
+        return f"{self.title()} ({', '.join(self.words())}), nats per image"
 
     def facts(self) -> dict[str, Any]:
         """Return all conditions, for JSON and CSV."""
         return {**self.__dict__, "settings": {name: json.loads(text) for name, text in self.settings}}
+
+
+def encoder_details(record: ResultRecord) -> str:
+    """Return the details of the estimator that depend on the encoder: ``proposal moments``, for example, or nothing."""
+    return ", ".join(f"{name} {record.settings[name]}" for name in FOLLOWS_ENCODER if name in record.settings)
+
+
+def comparable(
+    results: Iterable[Result], conditions_of: Callable[[Result], Conditions] = Conditions.of
+) -> dict[Conditions, list[Result]]:
+    """Return the results that share each set of conditions.
+
+    An encoder without inner samples is comparable with any number of them, so its results may be in several sets.
+    """
+    alike: dict[Conditions, list[tuple[int | None, Result]]] = defaultdict(list)
+    for result in results:
+        conditions = conditions_of(result)
+        alike[replace(conditions, inner_k=None)].append((conditions.inner_k, result))
+    return {
+        replace(conditions, inner_k=inner_k): [result for own, result in found if own in (None, inner_k)]
+        for conditions, found in alike.items()
+        for inner_k in sorted({own for own, _ in found if own is not None}) or [None]
+    }

@@ -5,13 +5,24 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from vaebench.config import describe
 from vaebench.report.runs import Run
 
-__all__ = ["TRAINING", "VALIDATION", "Curve", "curve", "shown_range", "text_plot", "thinned"]
+__all__ = ["TRAINING", "VALIDATION", "Curve", "curve", "meaning", "shown_range", "text_plot", "thinned"]
 
 VALIDATION = "validation/log_likelihood"
 TRAINING = "train/bound"
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille letter, by row and column
+
+
+def meaning(run: Run, tag: str) -> str:
+    """Return what the values of ``VALIDATION`` or ``TRAINING`` are. Both are lower bounds, shown without an error.
+
+    A run whose log q is only an estimate has no values of ``TRAINING``.
+    """
+    if tag == VALIDATION:
+        return f"validation log p(x), {describe.validation(run.config)}"
+    return "bound on log p(x) in training, lower bound"
 
 
 class Curve(NamedTuple):

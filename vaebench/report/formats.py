@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vaebench.direction import Direction
 from vaebench.records.text import SIGNS, counted, encodable, number, wrapped
 from vaebench.records.text import table as text_table
 from vaebench.report.comparison import Comparison
-from vaebench.report.conditions import FOLLOWS_ENCODER
+from vaebench.report.conditions import encoder_details
 from vaebench.report.differences import common_values, differing_settings, distinguishing_settings, label
 from vaebench.report.pairs import LEVEL, Interval, Pair
 from vaebench.report.tables import FACTS, Row, Table
@@ -18,6 +18,12 @@ __all__ = ["FORMATS", "TYPOGRAPHIC", "ColumnChoice", "cells", "duration", "headi
 
 TYPOGRAPHIC: dict[Direction, str] = dict(zip(Direction, ("=", "≥", "≤", "~"), strict=True))
 _LATEX_SIGNS: dict[Direction, str] = dict(zip(Direction, ("=", r"\geq", r"\leq", r"\sim"), strict=True))
+_LOG_Q: dict[Direction | None, str] = {
+    None: "",
+    Direction.EXACT: "exact log q",
+    Direction.UPPER_BOUND: "upper bound on log q",
+    Direction.ESTIMATE: "learned log q",
+}
 _LEFT_OUT_SHOWN = 12
 
 Pairs = Sequence[tuple[Table, Sequence[Pair]]]
@@ -35,7 +41,8 @@ class ColumnChoice:
         methods = [row.settings for row in table.rows]
         if self.columns is not None:
             return list(self.columns)
-        return differing_settings(methods) if self.every_difference else distinguishing_settings(methods)
+        chosen = differing_settings(methods) if self.every_difference else distinguishing_settings(methods)
+        return [*chosen, *table.repeated_details()]
 
 
 def duration(seconds: float | None) -> str:
@@ -64,19 +71,18 @@ def cells(table: Table, row: Row, columns: Sequence[str], signs: Mapping[Directi
         str(row.n),
         number(row.sd, row.sd),
         number(row.stderr, row.stderr),
-        _estimator(row, table),
+        _estimator(row),
         str(facts["epoch"]),
         duration(row.wall_seconds),
     ]
 
 
-def _estimator(row: Row, table: Table) -> str:
-    record = row.record
-    words = [record.estimator]
-    if record.inner_k is None and table.conditions.inner_k is not None:
-        words.append("exact density")
-    words += [f"{name} {record.settings[name]}" for name in FOLLOWS_ENCODER if name in record.settings]
-    return ", ".join(words)
+def _estimator(row: Row) -> str:
+    """Return the estimator, the proposal if it is not the trained encoder, and the log_q of the weighted draws."""
+    details, log_q = encoder_details(row.record), _LOG_Q[row.log_q]
+    if "proposal" in row.record.settings and log_q:
+        details, log_q = f"{details} ({log_q})", ""  # of the proposal, not of the trained encoder
+    return ", ".join(filter(None, (row.record.estimator, details, log_q)))
 
 
 def _shown(value: object) -> str:
@@ -89,7 +95,7 @@ def _terminal(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
     sections = [
         "\n".join(
             [
-                wrapped(f"{table.conditions.title()} ({', '.join(table.conditions.words())}), nats per image"),
+                wrapped(table.conditions.heading()),
                 _text_table(table, choice.columns_of(table)),
                 *(wrapped(f"note: {note}") for note in table.notes()),
             ]
@@ -114,11 +120,13 @@ def _text_table(table: Table, columns: Sequence[str]) -> str:
 
 
 def _pair_lines(table: Table, found: Sequence[Pair], choice: ColumnChoice) -> Iterator[str]:
-    yield f"paired differences, second minus first, {table.conditions.title()}, nats per image"
+    inner = any(row.record.inner_k is not None for pair in found for row in (pair.first, pair.second))
+    conditions = table.conditions if inner else replace(table.conditions, inner_k=None)
+    yield f"paired differences, second minus first, {conditions.heading()}"
     for pair in found:
         first, second = _pair_labels(pair, table, choice)
         mark = "" if pair.of_bounds else "~ "
-        yield f"  {second}  -  {first}: {mark}{pair.difference:+.2f} {_pair_spread(pair)}"
+        yield f"  {second}  -  {first}: {mark}{_signed(pair.difference, pair.narrowest)} {_pair_spread(pair)}"
     if any(not pair.of_bounds for pair in found):
         yield "note: ~ marks a difference that involves an estimate that is not a bound"
     yield "note: differences of bounds equal those of log-likelihoods only if both bounds are equally tight"
@@ -127,7 +135,12 @@ def _pair_lines(table: Table, found: Sequence[Pair], choice: ColumnChoice) -> It
 def _pair_labels(pair: Pair, table: Table, choice: ColumnChoice) -> tuple[str, str]:
     keys, methods = choice.columns_of(table), [row.settings for row in table.rows]
     common = common_values(methods, keys)
-    return label(pair.first.settings, keys, common), label(pair.second.settings, keys, common)
+
+    def name(row: Row) -> str:
+        details = encoder_details(row.record)
+        return label(row.settings, keys, common) + (f" ({details})" if details else "")
+
+    return name(pair.first), name(pair.second)
 
 
 def _pair_spread(pair: Pair) -> str:
@@ -138,9 +151,13 @@ def _pair_spread(pair: Pair) -> str:
 
 def _interval(interval: Interval, things: str) -> str:
     verdict = "" if interval.excludes_zero else ", contains 0"
-    half = interval.high - interval.mean
-    low, high = (f"{'+' if end >= 0 else ''}{number(end, half)}" for end in (interval.low, interval.high))
+    low, high = (_signed(end, interval.half) for end in (interval.low, interval.high))
     return f"[{low}, {high}] ({LEVEL:.0%} over {interval.n:,} common {things}{verdict})"
+
+
+def _signed(value: float, error: float | None) -> str:
+    """Return a number with its sign, and with as many decimals as its ``error`` needs."""
+    return f"{'+' if value >= 0 else ''}{number(value, error)}"
 
 
 def _remarks(comparison: Comparison) -> Iterator[str]:
@@ -163,7 +180,7 @@ def _markdown(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
         head = headings(table, columns)
         lines = [cells(table, row, columns, TYPOGRAPHIC) for row in table.rows]
         body = [_markdown_line(line) for line in [head, ["---"] * len(head), *lines]]
-        title = f"**{table.conditions.title()}** ({', '.join(table.conditions.words())}), nats per image"
+        title = table.conditions.heading().replace(table.conditions.title(), f"**{table.conditions.title()}**")
         sections.append("\n".join([title, "", *body, *(f"\n{note}" for note in table.notes())]))
     sections += ["\n".join(f"- {line.strip()}" for line in _pair_lines(t, found, choice)) for t, found in pairs]
     sections += ["\n".join(f"- {line.strip()}" for line in _remarks(comparison))]
@@ -230,6 +247,7 @@ def _pair_json(table: Table, pair: Pair, comparison: Comparison) -> dict[str, An
         "table": list(comparison.tables).index(table),
         "first": pair.first.method,
         "second": pair.second.method,
+        "rows": [table.rows.index(row) for row in (pair.first, pair.second)],
         "difference": pair.difference,
         "seeds": list(pair.seeds),
         "interval_over_seeds": _ends(pair.over_seeds),
@@ -252,8 +270,7 @@ def _latex(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
 
 def _latex_table(table: Table, columns: Sequence[str]) -> str:
     head = [_latex_text(text) for text in headings(table, columns)]
-    caption = f"{table.conditions.title()} ({', '.join(table.conditions.words())}), nats per image"
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex_text(caption)}}}"]
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex_text(table.conditions.heading())}}}"]
     lines += [rf"\begin{{tabular}}{{{'l' * (1 + len(columns))}rrrrlrr}}", r"\toprule"]
     lines += [" & ".join(head) + r" \\", r"\midrule"]
     for row in table.rows:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vaebench.errors import UserError
+from vaebench.records import ResultRecord
 from vaebench.report.differences import differing_settings
 from vaebench.report.filters import Condition, all_hold, check_known, parse
 from vaebench.report.tables import Row, Table
@@ -23,6 +24,11 @@ class Interval:
     low: float
     high: float
     n: int
+
+    @property
+    def half(self) -> float:
+        """Half of its width, nats."""
+        return self.high - self.mean
 
     @property
     def excludes_zero(self) -> bool:
@@ -43,6 +49,16 @@ class Pair:
     """The uncertainty from training; None for one common seed."""
     over_images: Interval | None
     """The uncertainty from the choice of images, for these trained models; None without results per image."""
+
+    @property
+    def records(self) -> list[ResultRecord]:
+        """The records of both methods."""
+        return [result.record for row in (self.first, self.second) for result in row.results]
+
+    @property
+    def narrowest(self) -> float | None:
+        """Half of the width of the narrower interval, nats; None without an interval."""
+        return min((interval.half for interval in (self.over_seeds, self.over_images) if interval), default=None)
 
     @property
     def of_bounds(self) -> bool:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from vaebench.config import describe
+from vaebench.direction import Direction
 from vaebench.records import format_line
-from vaebench.records.text import shows_unicode, table
-from vaebench.report.curves import TRAINING, VALIDATION, curve, text_plot
+from vaebench.records.text import shows_unicode, table, with_sign
+from vaebench.report.curves import TRAINING, VALIDATION, curve, meaning, text_plot
 from vaebench.report.formats import duration
 from vaebench.report.overview import ago
 from vaebench.report.runs import Run, outdated_results
@@ -103,7 +104,8 @@ def _curve(run: Run) -> Iterator[str]:
     if found is None:
         return
     best = max(range(len(found.values)), key=found.values.__getitem__)
-    yield f"{found.tag} by epoch, nats per image; highest {found.values[best]:.2f} at epoch {found.epochs[best]:g}"
+    highest = with_sign(Direction.LOWER_BOUND, f"{found.values[best]:.2f}")
+    yield f"{meaning(run, found.tag)}, by epoch, nats per image; highest: {highest} at epoch {found.epochs[best]:g}"
     lines = text_plot(found.epochs, found.values, letters="braille" if shows_unicode() else "ascii")
     yield from lines
     margin = min(line.index(mark) for line in lines for mark in "┤│+|" if mark in line) + 1

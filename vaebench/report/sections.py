@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from vaebench.config import describe
 from vaebench.direction import Direction
-from vaebench.records import Diagnostic, Diagnostics
+from vaebench.records import Diagnostic, Diagnostics, ResultRecord
 from vaebench.records.current import left_out
 from vaebench.records.text import number, with_error
 from vaebench.report.charts import BarChart, Chart, Point, Series, axes_of, percent, ticks, typographic
-from vaebench.report.curves import VALIDATION, Curve
+from vaebench.report.conditions import encoder_details
+from vaebench.report.curves import TRAINING, VALIDATION, Curve
 from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings
 from vaebench.report.groups import RunGroup, mean_curve
 from vaebench.report.pictures import Picture, outdated_pictures, pictures
@@ -34,10 +36,17 @@ _SMALL = 300  # pixels
 # Results --------------------------------------------------------------------------------------------------
 
 
+def group_title(group: RunGroup, row: Row) -> str:
+    """Return the title of a row: that of its group, with the proposal if it is not the trained encoder."""
+    details = encoder_details(row.record)
+    return f"{group.title} ({details})" if details else group.title
+
+
 class ResultRow(NamedTuple):
     """A row of results on a common scale; places are in percent of the scale."""
 
     group: RunGroup
+    title: str
     rank: str
     value: str
     errors: str
@@ -94,26 +103,31 @@ def _result_row(row: Row, group: RunGroup, low: float, high: float) -> ResultRow
 
     errors = (row.sd, row.stderr)
     spread = f"sd {number(row.sd, *errors)} (n={row.n})" if row.sd is not None else "n=1"
-    direction = row.record.direction
+    direction, mean, stderr = row.record.direction, number(row.mean, *errors), number(row.stderr, *errors)
+    seeds = row.results if row.n > 1 else []
     return ResultRow(
         group=group,
+        title=group_title(group, row),
         rank="" if row.rank is None else str(row.rank),
-        value=f"{TYPOGRAPHIC[direction]} {typographic(number(row.mean, *errors))}{row.marks}",
-        errors=f"± {number(row.stderr, *errors)}, {spread}",
-        words=f"{direction.replace('_', ' ')} {row.mean:.2f}, error over images {row.stderr:.2f}",
+        value=f"{TYPOGRAPHIC[direction]} {typographic(mean)}{row.marks}",
+        errors=f"± {stderr}, {spread}",
+        words=f"{direction.replace('_', ' ')} {mean}, error over images {stderr}",
         direction=direction,
         x=percent(low, high, row.mean),
         bars=[(ends(half), name) for half, name in ((row.sd, "spread"), (row.stderr, "error")) if half is not None],
-        seeds=[(percent(low, high, record.mean), f"seed {run.seed}: {record.mean:.2f}") for run, record in row.results]
-        if row.n > 1
-        else [],
+        seeds=[(percent(low, high, record.mean), f"seed {run.seed}: {_value(record)}") for run, record in seeds],
     )
+
+
+def _value(record: ResultRecord) -> str:
+    """Return the number of one seed, with its direction and its error over images."""
+    return f"{TYPOGRAPHIC[record.direction]} {typographic(with_error(record.mean, record.stderr, sign='±'))}"
 
 
 # Curves ---------------------------------------------------------------------------------------------------
 
 _TAGS = {
-    "train/bound": "Training objective's bound",
+    "train/bound": "Bound on log p(x) in training, lower bound",
     "train/reconstruction": "Reconstruction term in training",
     "train/kl": "KL term in training",
 }
@@ -122,8 +136,8 @@ _CurvesOfGroup = tuple[RunGroup, Sequence[Curve]]
 
 def curves(place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> list[Chart]:
     """Return charts of the validation by epoch and by time, of the parts of the bound, and of results by time."""
-    samples = sorted({group.runs[0].config.trainer.validation_k for group in groups})
-    title = f"Validation log p(x), k={' or '.join(map(str, samples))}"
+    meanings = dict.fromkeys(describe.validation(group.runs[0].config) for group in groups)
+    title = f"Validation log p(x), {' or '.join(meanings)}"
     validation = [(group, group.curves(VALIDATION)) for group in groups]
     figures = [
         _curves(f"{place}-epochs", f"{title}, by epoch", "epoch", validation, by_time=False),
@@ -140,7 +154,10 @@ def curves(place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> l
 def about_curves(runs: Sequence[Run]) -> str:
     """Return the text under the charts."""
     devices = sorted({str(run.manifest["device"]) for run in runs if run.manifest.get("device")})
-    text = "Validation is importance-weighted, with the weights at that time. Time is training time without evaluation"
+    text = (
+        "Curves have no error. Validation is importance-weighted, with the weights at that time. An encoder with a "
+        "learned log q has no curve of the bound and the KL term. Time is training time without evaluation"
+    )
     if devices:
         text += f", on {devices[0]}" if len(devices) == 1 else f"; on several devices: {', '.join(devices)}"
     return f"{text}. Against compute: small marks are single seeds, vertical lines the standard error over images."
@@ -156,7 +173,9 @@ def _curves(name: str, title: str, x_label: str, found: Sequence[_CurvesOfGroup]
     for group, own in found:
         if own:
             mean = mean_curve(own)
-            last = f": {mean.values[-1]:.2f} at epoch {mean.epochs[-1]:g}" if mean.values else ""
+            sign = f"{TYPOGRAPHIC[Direction.LOWER_BOUND]} " if mean.tag in (VALIDATION, TRAINING) else ""
+            ends = [f": {sign}{typographic(f'{value:.2f}')}" for value in mean.values[-1:]]
+            last = "".join(f"{end} at epoch {mean.epochs[-1]:g}" for end in ends)
             seeds = [line(curve) for curve in own] if len(own) > 1 else []
             series.append(Series(group, group.title + last, line(mean), seeds))
     return Chart(name, title, x_label, axes_of(series), series) if series else None
@@ -166,8 +185,8 @@ def _compute(name: str, table: Table, groups: Mapping[str, RunGroup]) -> Chart |
     """Return results against seconds of training; None where no run recorded its time."""
     found = [(groups[row.method], _points(row, groups[row.method])) for row in table.rows]
     series = [Series(group, group.title, points=points) for group, points in found if points]
-    effort = "" if table.conditions.k is None else f" k={table.conditions.k},"
-    title = f"{table.conditions.split} {table.conditions.quantity},{effort} against compute"
+    conditions = table.conditions
+    title = f"{conditions.split} {conditions.quantity} against compute ({', '.join(conditions.words())})"
     if not series:
         return None
     axes = axes_of(series, spread=True)
@@ -179,13 +198,14 @@ def _points(row: Row, group: RunGroup) -> list[Point]:
     timed = [(run, record, float(run.last_metrics["wall"])) for run, record in row.results if run.last_metrics]
     if not timed:
         return []
-    title, direction = group.title, row.record.direction
+    title, direction = group_title(group, row), row.record.direction
     seeds = []
     for run, record, seconds in timed if len(timed) > 1 else []:
-        words = f"{title}, seed {run.seed}: {record.mean:.2f}, {duration(seconds)}"
+        words = f"{title}, seed {run.seed}: {_value(record)}, {duration(seconds)}"
         seeds.append(Point(seconds, record.mean, 0.0, direction, words, main=False))
     x = sum(seconds for *_, seconds in timed) / len(timed)
-    return [*seeds, Point(x, row.mean, row.stderr, direction, f"{title}: {row.mean:.2f}, {duration(x)}")]
+    mean = f"{TYPOGRAPHIC[direction]} {typographic(with_error(row.mean, row.stderr, sign='±'))}"
+    return [*seeds, Point(x, row.mean, row.stderr, direction, f"{title}: {mean}, {duration(x)}")]
 
 
 # Diagnostics ----------------------------------------------------------------------------------------------

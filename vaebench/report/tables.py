@@ -1,5 +1,6 @@
 """Tables of results: a row for each method, averaged over seeds, and notes for the reader."""
 
+import itertools
 import math
 import statistics
 from collections import Counter
@@ -8,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vaebench.config import describe
+from vaebench.direction import Direction
 from vaebench.records import ResultRecord
 from vaebench.records.text import counted
-from vaebench.report.conditions import LOG_LIKELIHOOD, Conditions, Result
+from vaebench.report.conditions import FOLLOWS_ENCODER, LOG_LIKELIHOOD, Conditions, Result
 from vaebench.report.runs import Run, Scalar
 
 __all__ = ["FACTS", "Row", "Table"]
@@ -34,6 +36,12 @@ class Row:
     def record(self) -> ResultRecord:
         """The record of the first seed, for the fields that all seeds share."""
         return self.results[0].record
+
+    @property
+    def log_q(self) -> Direction | None:
+        """The direction of the log_q of the weighted draws; None where a record does not tell, or records differ."""
+        found = {result.record.log_q for result in self.results}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def n(self) -> int:
@@ -96,6 +104,7 @@ FACTS: dict[str, Callable[[Row], Any]] = {
     "stderr": lambda row: row.stderr,
     "seeds": lambda row: " ".join(map(str, row.seeds)),
     "estimator": lambda row: row.record.estimator,
+    "log_q": lambda row: row.log_q,
     "proposal": lambda row: row.record.settings.get("proposal"),
     "initial": lambda row: row.record.settings.get("initial"),
     "result.k": lambda row: row.record.k,
@@ -126,6 +135,12 @@ class Table:
     @property
     def runs(self) -> list[Run]:
         return [result.run for row in self.rows for result in row.results]
+
+    def repeated_details(self) -> list[str]:
+        """Return the details of the estimator in which rows of one method differ: without them, rows look the same."""
+        rows = itertools.combinations(self.rows, 2)
+        pairs = [(a.facts(), b.facts()) for a, b in rows if a.method == b.method]
+        return [name for name in FOLLOWS_ENCODER if any(a[name] != b[name] for a, b in pairs)]
 
     def notes(self) -> Iterator[str]:
         """Yield the facts that limit what the order of the rows means."""

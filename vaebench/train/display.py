@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from tqdm import tqdm
 
+from vaebench.direction import Direction
+from vaebench.records.text import with_sign
+
 __all__ = ["Display"]
 
 LINES = 20
@@ -50,8 +53,8 @@ class Display:
             sys.stdout.flush()
 
     def validated(self, epoch: int, epochs: int, value: float, best_epoch: int) -> None:
-        """Show a validation log-likelihood, in nats."""
-        self._validation = f"validation {value:.2f} (best: epoch {best_epoch})"
+        """Show a validation log-likelihood, in nats: a lower bound, because its encoder keeps the contract."""
+        self._validation = f"validation {with_sign(Direction.LOWER_BOUND, f'{value:.2f}')} (best: epoch {best_epoch})"
         every = max(1, epochs // LINES)
         if self.progress and self._bar is None and (epoch % every == 0 or epoch == epochs):
             print(f"epoch {epoch}/{epochs}  {self._bound}  {self._validation}", flush=True)

@@ -35,6 +35,10 @@ def header(experiment: Experiment, folder: Path) -> str:
         ("objective", describe.objective(config)),
         ("parameters", " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items())),
         ("training", describe.training(config)),
+        (
+            "validation",
+            f"log p(x) of {len(data.validation):,} images, {describe.validation(config)}, no error",
+        ),
         ("device", f"{runtime.describe(experiment.device)}, {config.trainer.precision}"),
         *(("note", line) for line in (experiment.gradient_note, *describe.schedules_past_the_end(config))),
         ("folder", str(folder)),
