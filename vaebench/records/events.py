@@ -15,7 +15,7 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy
@@ -43,6 +43,7 @@ __all__ = [
     "markdown",
     "picture",
     "read_pictures",
+    "read_scalars",
     "scalar",
     "session_end",
     "session_start",
@@ -66,32 +67,55 @@ _STATUS = {
 }
 
 _number = itertools.count()
+_PREFIX = "events.out.tfevents."
 
 
 class EventFile:
-    """A new event file in ``folder``. TensorBoard sees each event immediately."""
+    """A new event file in ``folder``. TensorBoard sees each event immediately.
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        """Start the file with a mark that makes a running TensorBoard drop the steps from ``first_step`` on."""
+    Neither names nor times go back when the clock is set back: the file follows the older ones.
+    """
+
+    def __init__(self, folder: Path, first_step: int, *, after: float = 0.0) -> None:
+        """Start the file with a mark that makes a running TensorBoard drop the steps from ``first_step`` on.
+
+        Args:
+            folder: of the run.
+            first_step: of the session.
+            after: the latest time of an event in the older files, in seconds.
+        """
+        self._latest = after
         # TensorBoard reads files in the order of their names: pad the number, so that 10 follows 9.
         source = f"{socket.gethostname()}.{os.getpid()}.{next(_number):06d}"
-        name = f"events.out.tfevents.{time.time():010.0f}.{source}"
-        self._file = Appender(folder / name)
+        started = max([round(time.time()), *(second + 1 for second in _seconds_in_names(folder))])
+        self._file = Appender(folder / f"{_PREFIX}{started:010d}.{source}")
         self._records = RecordWriter(self._file)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(Event(wall_time=self._now(), file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
-        self._write(Event(wall_time=time.time(), step=first_step, session_log=start))
+        self._write(Event(wall_time=self._now(), step=first_step, session_log=start))
 
     def add(self, step: int, *values: Summary.Value) -> None:
         """Append one event. UserError if it cannot be written."""
         if values:
-            self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+            self._write(Event(wall_time=self._now(), step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
         self._file.close()
 
+    def _now(self) -> float:
+        """Return the time, or the latest time of an event if the clock was set back."""
+        self._latest = max(self._latest, time.time())
+        return self._latest
+
     def _write(self, event: Event) -> None:
         self._records.write(event.SerializeToString())
+
+
+def _seconds_in_names(folder: Path) -> Iterator[int]:
+    """Yield the time in the name of each event file in ``folder``."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        if found := re.match(r"(\d{1,10})\.", path.name.removeprefix(_PREFIX)):
+            yield int(found[1])
 
 
 def scalar(tag: str, value: float) -> Summary.Value:
@@ -163,30 +187,33 @@ def _hparams(tag: str, data: HParamsPluginData) -> Summary.Value:
     return Summary.Value(tag=tag, tensor=metadata.NULL_TENSOR, metadata=summary_metadata)
 
 
-def trim(folder: Path, last_step: int | None) -> None:
-    """Delete from the event files of ``folder`` the events after ``last_step``; None: all events.
+def trim(folder: Path, keep: Callable[[int, str], bool]) -> float:
+    """Delete from the event files of ``folder`` the values that ``keep`` (step, tag) refuses; return the latest time.
 
     Also delete the records that each session writes again (the configuration, the HParams row, the layout of charts,
     restart marks) and an incomplete last record. Each file is replaced whole, so the next call completes a call that
     was killed.
     """
-    for path in sorted(folder.glob("events.out.tfevents.*")):
+    latest = 0.0
+    for path in sorted(folder.glob(f"{_PREFIX}*")):
         old = path.read_bytes()
-        kept = [] if last_step is None else list(_kept(_records(old), last_step))
+        kept = list(_kept(_records(old), keep))
         if not kept:
             path.unlink()
             continue
+        latest = max(latest, *(event.wall_time for event in kept))
         new = io.BytesIO()
         writer = RecordWriter(new)
         for event in [Event(wall_time=kept[0].wall_time, file_version="brain.Event:2"), *kept]:
             writer.write(event.SerializeToString())
         write_whole(path, new.getvalue())
+    return latest
 
 
 def read_pictures(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Return the step and the PNG bytes of the latest picture of each tag in the event files of ``folder``."""
     latest: dict[str, tuple[int, bytes]] = {}
-    for path in sorted(folder.glob("events.out.tfevents.*")):
+    for path in sorted(folder.glob(f"{_PREFIX}*")):
         for event in _records(path.read_bytes()):
             for value in event.summary.value:
                 if value.HasField("image") and event.step >= latest.get(value.tag, (0, b""))[0]:
@@ -194,10 +221,21 @@ def read_pictures(folder: Path) -> dict[str, tuple[int, bytes]]:
     return latest
 
 
-def _kept(events: Iterable[Event], last_step: int) -> Iterator[Event]:
+def read_scalars(folder: Path) -> list[tuple[int, str, float]]:
+    """Return (step, tag, value) of every scalar in the event files of ``folder``, in TensorBoard's order."""
+    return [
+        (event.step, value.tag, value.simple_value)
+        for path in sorted(folder.glob(f"{_PREFIX}*"))
+        for event in _records(path.read_bytes())
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    ]
+
+
+def _kept(events: Iterable[Event], keep: Callable[[int, str], bool]) -> Iterator[Event]:
     for event in events:
-        values = [v for v in event.summary.value if v.tag not in _OF_EACH_SESSION]
-        if event.step <= last_step and values:
+        values = [v for v in event.summary.value if v.tag not in _OF_EACH_SESSION and keep(event.step, v.tag)]
+        if values:
             yield Event(wall_time=event.wall_time, step=event.step, summary=Summary(value=values))
 
 
