@@ -52,19 +52,21 @@ class FakeCore:
     def __init__(self) -> None:
         self.trained: list[Config] = []
         self.commands: list[list[str]] = []
-        self.resumed: list[Path] = []
+        self.resumed: list[tuple[Path, dict[str, Any]]] = []
+        self.fresh: list[bool] = []
         self.evaluated: list[tuple[Path, list[str]]] = []
         self.failures: dict[int, BaseException] = {}
 
-    def train(self, config: Config) -> Path:
+    def train(self, config: Config, *, fresh: bool = False) -> Path:
+        self.fresh.append(fresh)
         self.commands.append(sys.argv)
         if config.seed in self.failures:
             raise self.failures[config.seed]
         self.trained.append(config)
         return run_folder(config)
 
-    def resume(self, path: Path) -> Path:
-        self.resumed.append(path)
+    def resume(self, path: Path, changes: dict[str, Any]) -> Path:
+        self.resumed.append((path, changes))
         return path
 
     def evaluate(self, path: Path, overrides: list[str]) -> list[Any]:
@@ -177,7 +179,11 @@ REFUSED = {
     "--config-dir nowhere": "--config-dir: there is no folder nowhere",
     "--config-name nothing": "there is no config file",
     "--resume": "--resume needs a value",
-    "--resume run k=3": "--resume takes all settings from the run folder, got k=3",
+    "--resume run k=3": "--resume takes trainer.epochs, device, data_dir, and all other settings from the run folder, "
+    "got k=3",
+    "--resume run --cfg job": "got --cfg",
+    "--fresh --resume run": "--fresh trains one run from the start: use it without --resume",
+    "--fresh -m k=1,2": "--fresh trains one run from the start: use it without --multirun",
 }
 
 
@@ -297,7 +303,16 @@ def test_exit_codes_of_a_run(
 
 def test_resume(core: FakeCore):
     assert main(["train", "--resume", "outputs/run"]) == 0
-    assert core.resumed == [Path("outputs/run")]
+    assert main(["train", "--resume", "outputs/run", "trainer.epochs=9", "device=cpu", "data_dir=2026_11"]) == 0
+    changes = {"trainer.epochs": 9, "device": "cpu", "data_dir": "2026_11"}
+    assert core.resumed == [(Path("outputs/run"), {}), (Path("outputs/run"), changes)]
+
+
+def test_fresh(core: FakeCore):
+    assert main(["train", "k=2", "--fresh"]) == 0
+    assert main(["train", "k=2"]) == 0
+    assert core.fresh == [True, False]
+    assert core.commands == [["vaebench", "train", "--fresh", "k=2"], ["vaebench", "train", "k=2"]]
 
 
 def test_home_folder_is_spelt_out(core: FakeCore, monkeypatch: pytest.MonkeyPatch):
