@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ from vaebench.config import Config, compose, run_folder, to_yaml
 from vaebench.config.diagnosis import Diagnosis
 from vaebench.config.pictures import Interpolate, Reconstruct, Sample, Traverse
 from vaebench.errors import RunFailed, UserError
+from vaebench.records import RunFolder
+from vaebench.runtime import Interruption
 
 
 @pytest.fixture
@@ -665,6 +668,53 @@ def test_reader_that_stops_reading():
     )
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+TINY = "latent_dim=2 decoder.hidden=[8] trainer.epochs=1 trainer.batch_size=1000 estimator.k=2 trainer.image_every=0"
+
+
+@pytest.mark.parametrize(("pipe", "code"), [("2>&1 | head -n 1", 0), ("optimizer.lr=1e30 >&- 2>&-", 1)])
+def test_a_training_continues_when_its_output_has_no_reader(
+    pipe: str, code: int, tmp_path: Path, default_data_dir: Path
+):
+    train = f"{sys.executable} -m vaebench train {TINY} output_dir={tmp_path} data_dir={default_data_dir}"
+    done = subprocess.run(
+        ["bash", "-c", f"{train} {pipe}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    (folder,) = RunFolder.find([tmp_path])
+    assert folder.read_status().state == ("failed" if code else "finished")
+
+
+def test_a_closed_terminal_saves_and_stops_a_training(tmp_path: Path, default_data_dir: Path):
+    """Its SIGHUP comes, and output fails from then on."""
+    words = [*TINY.split(), f"output_dir={tmp_path}", f"data_dir={default_data_dir}"]
+    leader, follower = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "vaebench", "train", *words], stdin=follower, stdout=follower, stderr=follower
+    ) as process:
+        os.close(follower)
+        while b"folder " not in os.read(leader, 4096):
+            pass
+        os.close(leader)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=120) == 129
+    (folder,) = RunFolder.find([tmp_path])
+    assert folder.read_status().state == "interrupted"
+
+
+@pytest.mark.parametrize(("before", "noted"), [(signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)])
+def test_a_signal_that_nohup_ignores_stays_ignored(before: signal.Handlers, noted: signal.Signals | None):
+    kept = signal.signal(signal.SIGHUP, before)
+    try:
+        with Interruption().watching() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert interruption.signal == noted
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, kept)
 
 
 def best_of_three(action: Callable[[], Any]) -> float:

@@ -124,7 +124,11 @@ def test_a_copy_that_was_stopped_starts_again(one_go: Path, words: list[str], mo
     ("setting", "epochs", "reason"),
     [
         ("optimizer.schedule=cosine", 1, "optimizer.schedule=cosine depends on trainer.epochs"),
-        ("trainer.k_schedule={0:1,1:2}", 1, "trainer.patience counts from the end of the schedules, which depends on trainer.epochs"),
+        (
+            "trainer.k_schedule={0:1,1:2}",
+            1,
+            "trainer.patience counts from the end of the schedules, which depends on trainer.epochs",
+        ),
         ("trainer.validate_every=2", 3, "epoch 3 is not validated in a longer run (trainer.validate_every=2)"),
     ],
 )
