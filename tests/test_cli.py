@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ from vaebench.config import Config, compose, run_folder, to_yaml
 from vaebench.config.diagnosis import Diagnosis
 from vaebench.config.pictures import Interpolate, Reconstruct, Sample, Traverse
 from vaebench.errors import RunFailed, UserError
+from vaebench.records import RunFolder
+from vaebench.runtime import Interruption
 
 
 @pytest.fixture
@@ -52,19 +55,21 @@ class FakeCore:
     def __init__(self) -> None:
         self.trained: list[Config] = []
         self.commands: list[list[str]] = []
-        self.resumed: list[Path] = []
+        self.resumed: list[tuple[Path, dict[str, Any]]] = []
+        self.fresh: list[bool] = []
         self.evaluated: list[tuple[Path, list[str]]] = []
         self.failures: dict[int, BaseException] = {}
 
-    def train(self, config: Config) -> Path:
+    def train(self, config: Config, *, fresh: bool = False) -> Path:
+        self.fresh.append(fresh)
         self.commands.append(sys.argv)
         if config.seed in self.failures:
             raise self.failures[config.seed]
         self.trained.append(config)
         return run_folder(config)
 
-    def resume(self, path: Path) -> Path:
-        self.resumed.append(path)
+    def resume(self, path: Path, changes: dict[str, Any]) -> Path:
+        self.resumed.append((path, changes))
         return path
 
     def evaluate(self, path: Path, overrides: list[str]) -> list[Any]:
@@ -177,7 +182,11 @@ REFUSED = {
     "--config-dir nowhere": "--config-dir: there is no folder nowhere",
     "--config-name nothing": "there is no config file",
     "--resume": "--resume needs a value",
-    "--resume run k=3": "--resume takes all settings from the run folder, got k=3",
+    "--resume run k=3": "--resume takes trainer.epochs, device, data_dir, and all other settings from the run folder, "
+    "got k=3",
+    "--resume run --cfg job": "got --cfg",
+    "--fresh --resume run": "--fresh trains one run from the start: use it without --resume",
+    "--fresh -m k=1,2": "--fresh trains one run from the start: use it without --multirun",
 }
 
 
@@ -297,7 +306,16 @@ def test_exit_codes_of_a_run(
 
 def test_resume(core: FakeCore):
     assert main(["train", "--resume", "outputs/run"]) == 0
-    assert core.resumed == [Path("outputs/run")]
+    assert main(["train", "--resume", "outputs/run", "trainer.epochs=9", "device=cpu", "data_dir=2026_11"]) == 0
+    changes = {"trainer.epochs": 9, "device": "cpu", "data_dir": "2026_11"}
+    assert core.resumed == [(Path("outputs/run"), {}), (Path("outputs/run"), changes)]
+
+
+def test_fresh(core: FakeCore):
+    assert main(["train", "k=2", "--fresh"]) == 0
+    assert main(["train", "k=2"]) == 0
+    assert core.fresh == [True, False]
+    assert core.commands == [["vaebench", "train", "--fresh", "k=2"], ["vaebench", "train", "k=2"]]
 
 
 def test_home_folder_is_spelt_out(core: FakeCore, monkeypatch: pytest.MonkeyPatch):
@@ -650,6 +668,53 @@ def test_reader_that_stops_reading():
     )
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+TINY = "latent_dim=2 decoder.hidden=[8] trainer.epochs=1 trainer.batch_size=1000 estimator.k=2 trainer.image_every=0"
+
+
+@pytest.mark.parametrize(("pipe", "code"), [("2>&1 | head -n 1", 0), ("optimizer.lr=1e30 >&- 2>&-", 1)])
+def test_a_training_continues_when_its_output_has_no_reader(
+    pipe: str, code: int, tmp_path: Path, default_data_dir: Path
+):
+    train = f"{sys.executable} -m vaebench train {TINY} output_dir={tmp_path} data_dir={default_data_dir}"
+    done = subprocess.run(
+        ["bash", "-c", f"{train} {pipe}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    (folder,) = RunFolder.find([tmp_path])
+    assert folder.read_status().state == ("failed" if code else "finished")
+
+
+def test_a_closed_terminal_saves_and_stops_a_training(tmp_path: Path, default_data_dir: Path):
+    """Its SIGHUP comes, and output fails from then on."""
+    words = [*TINY.split(), f"output_dir={tmp_path}", f"data_dir={default_data_dir}"]
+    leader, follower = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "vaebench", "train", *words], stdin=follower, stdout=follower, stderr=follower
+    ) as process:
+        os.close(follower)
+        while b"folder " not in os.read(leader, 4096):
+            pass
+        os.close(leader)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=120) == 129
+    (folder,) = RunFolder.find([tmp_path])
+    assert folder.read_status().state == "interrupted"
+
+
+@pytest.mark.parametrize(("before", "noted"), [(signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)])
+def test_a_signal_that_nohup_ignores_stays_ignored(before: signal.Handlers, noted: signal.Signals | None):
+    kept = signal.signal(signal.SIGHUP, before)
+    try:
+        with Interruption().watching() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert interruption.signal == noted
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, kept)
 
 
 def best_of_three(action: Callable[[], Any]) -> float:

@@ -16,7 +16,7 @@ import pytest
 from made_runs import made_by
 
 from vaebench import records
-from vaebench.errors import UserError
+from vaebench.errors import Busy, UserError
 from vaebench.records import (
     Manifest,
     ResultRecord,
@@ -159,6 +159,27 @@ def test_the_lock_excludes_this_process_too_and_ends_with_the_context(tmp_path: 
         pass
 
 
+def test_a_run_that_is_replaced_keeps_its_files_under_another_name(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run").create("k: 1\n")
+    first = folder.set_aside()
+    second = folder.create("k: 2\n").set_aside()
+    folder.create("k: 3\n")
+    assert [kept.path.name for kept in (first, second)] == ["run.replaced-1", "run.replaced-2"]
+    assert first.read_config() == "k: 1\n"
+    assert RunFolder.find([tmp_path]) == [folder]
+    assert RunFolder.find([first.path]) == [first]
+    with folder.lock(), pytest.raises(Busy):
+        folder.set_aside()
+    assert folder.read_config() == "k: 3\n"
+
+
+def test_without_flock_a_replaced_run_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    kept = RunFolder(tmp_path / "run").create("k: 1\n").set_aside()
+    with kept.lock():
+        pass
+
+
 def test_without_flock_a_marker_file_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(files, "fcntl", None)
     folder = RunFolder(tmp_path).create("k: 1\n")
@@ -225,7 +246,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from vaebench import records
-from vaebench.errors import UserError
+from vaebench.errors import Busy, UserError
 from vaebench.records.files import Appender, write_whole
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))

@@ -106,6 +106,35 @@ def test_resume_drops_what_came_after_the_step(folder: RunFolder):
     assert [(m["step"], m["bound"]) for m in read_metrics(folder)] == expected
 
 
+@pytest.mark.parametrize(("tags", "kept"), [(["bound"], {"bound"}), (None, {"bound", "validation/x"}), ([], set())])
+def test_resume_drops_what_was_recorded_after_the_checkpoint(folder: RunFolder, tags: list[str] | None, kept: set[str]):
+    """At the checkpoint's own step, too; a checkpoint of an earlier version has no tags."""
+    with Recorder(folder) as recorder:
+        recorder.scalars(6, 0.6, {"bound": 1.0}, wall=1.0)
+        recorder.scalars(6, 0.6, {"validation/x": math.nan}, wall=1.0)
+        recorder.scalars(6, 0.6, {"test/x": 3.0}, wall=1.0)
+        assert recorder.tags(6) == ["bound", "test/x", "validation/x"]
+        assert recorder.tags(7) == []
+    with Recorder(folder, resume_step=6, resume_tags=tags) as recorder:
+        assert set(recorder.tags(6)) == kept
+    assert {tag for line in read_metrics(folder) for tag in line} - {"step", "epoch", "wall"} == kept
+    assert {tag for _, tag, _ in events.read_scalars(folder.path)} == kept
+
+
+def test_a_clock_that_was_set_back_scrambles_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    clock = [2_000_000_000.0]
+    monkeypatch.setattr(events.time, "time", lambda: clock[0])
+    with Recorder(folder) as recorder:
+        record_steps(recorder, range(1, 4), 1.0)
+        clock[0] -= 3600
+        record_steps(recorder, range(4, 6), 1.0)
+    with Recorder(folder, resume_step=5) as recorder:
+        record_steps(recorder, range(6, 8), 2.0)
+    shown = read(folder).Scalars("bound")
+    assert [point.step for point in shown] == list(range(1, 8))
+    assert [point.wall_time for point in shown] == sorted(point.wall_time for point in shown)
+
+
 def test_a_session_that_starts_anew_drops_all(folder: RunFolder):
     with Recorder(folder) as recorder:
         record_steps(recorder, range(1, 4), 1.0)
@@ -117,7 +146,7 @@ def test_a_session_that_starts_anew_drops_all(folder: RunFolder):
 
 def test_without_trimming_the_order_of_the_files_decides(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
     """Control: TensorBoard's restart mark alone is not enough, because it may read the newer file first."""
-    monkeypatch.setattr(events, "trim", lambda folder, last_step: None)
+    monkeypatch.setattr(events, "trim", lambda folder, keep: 0.0)
     with Recorder(folder) as recorder:
         record_steps(recorder, range(1, 4), 1.0)
     (path,) = folder.path.glob("events.out.*")
@@ -278,7 +307,7 @@ def test_hparams_after_a_resume_show_the_last_status(folder: RunFolder):
 
 def test_without_trimming_the_first_status_would_stay(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
     """Control: TensorBoard keeps the first status that it reads."""
-    monkeypatch.setattr(events, "trim", lambda folder, last_step: None)
+    monkeypatch.setattr(events, "trim", lambda folder, keep: 0.0)
     sessions: list[tuple[int | None, State]] = [(None, "failed"), (2, "finished")]
     for resume, state in sessions:
         Recorder(folder, resume_step=resume, hparams={"k": 1}).close(state)

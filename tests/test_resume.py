@@ -1,4 +1,4 @@
-"""A resumed run is bitwise the run that was never stopped: optimiser, schedules, averages, every generator."""
+"""A resumed run is bitwise the run that was never stopped: optimiser, schedules, averages, every random number."""
 
 import json
 import os
@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from vaebench import runtime
 from vaebench.config import Config, compose, run_folder
+from vaebench.errors import UserError
 from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.records.checkpoint import Checkpoints
+from vaebench.records.events import read_scalars
+from vaebench.train import batches, session
 from vaebench.train.session import resume, train
+from vaebench.train.trainer import Trainer
 from vaebench.train.update import Update
 
 # 8 steps an epoch; everything that has a state or a schedule is in use.
@@ -104,10 +107,13 @@ def assert_same_run(one: Path, other: Path) -> None:
         for path in (one, other)
     ]
     assert lines[0] == lines[1]
+    scalars = [[point for point in read_scalars(path) if point[1] not in timing] for path in (one, other)]
+    assert scalars[0] == scalars[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [3, 8, 13, 31])
+@pytest.mark.parametrize(
+    ("step", "number"), [(3, signal.SIGINT), (8, signal.SIGTERM), (13, signal.SIGHUP), (31, signal.SIGTERM)]
+)
 def test_after_a_signal(
     whole: Path,
     tmp_path: Path,
@@ -185,7 +191,7 @@ def test_after_an_interrupted_evaluation(
     assert read_results(RunFolder(resumed))[0].mean == pytest.approx(read_results(RunFolder(whole))[0].mean, abs=1e-5)
 
 
-def test_the_test_notices_a_generator_that_was_not_restored(
+def test_control_random_numbers_that_depend_on_the_session(
     whole: Path, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = config(tmp_path, default_data_dir)
@@ -193,9 +199,56 @@ def test_the_test_notices_a_generator_that_was_not_restored(
         stop_at(13, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(SystemExit):
             train(mine)
-    monkeypatch.setattr(runtime, "set_random_state", lambda state, device: None)
+    monkeypatch.setattr(batches, "seed_device", lambda device, seed: None)
     resumed = train(mine)
     assert not same(state(resumed)["modules"], state(whole)["modules"])
+
+
+def test_no_checkpoint_holds_the_state_of_a_generator(whole: Path) -> None:
+    """Its format would be that of one kind of device."""
+    kept = {"identity", "progress", "recorded", "modules", "averaged", "optimizers"}
+    assert set(state(whole)) == kept
+
+
+def test_a_checkpoint_with_the_states_of_generators_resumes(
+    tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Earlier versions stored them: a GPU's state has 16 bytes, a CPU's 5,056."""
+    mine = config(tmp_path, default_data_dir)
+    with monkeypatch.context() as patch:
+        stop_at(31, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit):
+            train(mine)
+    folder = run_folder(mine)
+    earlier = state(folder)
+    del earlier["recorded"]
+    of_gpu = torch.zeros(16, dtype=torch.uint8)
+    earlier |= {"batches": {"generator": of_gpu}, "random": {"cpu": torch.get_rng_state(), "cuda": of_gpu}}
+    Checkpoints(folder / "checkpoints").save(earlier)
+    train(mine)
+    assert "would draw other random numbers" in capsys.readouterr().out
+    assert RunFolder(folder).read_status().state == "finished"
+
+
+def test_a_stop_between_the_result_and_the_end_doubles_nothing(
+    whole: Path, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First a stop at the last step of an epoch and one after its validation is recorded, then one after the result."""
+    mine = config(tmp_path, default_data_dir)
+    with monkeypatch.context() as patch:
+        stop_at(32, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit):
+            train(mine)
+
+    def full(*_: Any) -> None:
+        raise UserError("the disk is full")
+
+    for place, name in ((Trainer, "_save_last"), (session, "print_results")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, full)
+            with pytest.raises(UserError, match="full"):
+                train(mine)
+    assert_same_run(train(mine), whole)
 
 
 def test_a_finished_run_is_not_trained_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

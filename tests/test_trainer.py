@@ -198,6 +198,89 @@ def test_early_stopping_counts_from_the_end_of_every_schedule(
     assert metrics(control, "validation/log_likelihood") == values[:3]
 
 
+def doubts(folder: Path) -> list[str]:
+    return json.loads((folder / "manifest.json").read_text()).get("doubts", [])
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([-90.0, -91.0, -90.5], ["the validation log-likelihood never rose above that of epoch 1"]),
+        (
+            [-900.0, -800.0, -700.0],
+            ["the validation log-likelihood -700.00 is below -205.75, that of independent pixels"],
+        ),
+        ([-90.0, -91.0, -89.0], []),
+        ([-90.0], []),
+    ],
+)
+def test_a_useless_model_is_told_at_the_end(
+    values: list[float],
+    told: list[str],
+    overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    validations(values, monkeypatch)
+    folder = train(compose([*overrides, f"trainer.epochs={len(values)}", "trainer.evaluate=false"]))
+    assert [doubt[: len(line)] for doubt, line in zip(doubts(folder), told, strict=True)] == told
+    assert [line[: 9 + len(told[0])] for line in capsys.readouterr().out.splitlines() if "warning" in line] == [
+        f"warning: {line}" for line in told
+    ]
+
+
+def test_the_likelihood_of_independent_pixels(overrides: list[str]):
+    data = experiment.build(overrides).data
+    mean = (data.train.double().mean(0).div(255) * len(data.train) + 1) / (len(data.train) + 2)
+    direct = torch.distributions.Bernoulli(mean.float()).log_prob(data.observe(data.validation)).sum(-1).mean()
+    assert validation.log_likelihood_of_pixel_means(data) == pytest.approx(direct.item(), abs=1e-2)
+
+
+def test_a_run_without_a_finite_validation_fails(overrides: list[str], monkeypatch: pytest.MonkeyPatch):
+    validations([float("nan"), float("-inf")], monkeypatch)
+    with pytest.raises(RunFailed, match=r"no validation log-likelihood of 2 epochs was finite.*optimizer\.lr"):
+        train(compose(overrides))
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ([], r"with trainer\.microbatch=500 to resume"),
+        (["trainer.microbatch=300"], r"with trainer\.microbatch=150 to resume"),
+        (["trainer.microbatch=1"], "a device with more memory"),
+        (["objective=free_bits"], r"a new run with trainer\.batch_size=500"),
+    ],
+)
+def test_out_of_memory_names_a_setting(
+    settings: list[str], advice: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    original = update.Update.step
+
+    def exhausted(self: Update, *args: Any, **kwargs: Any) -> Loss:
+        if self.optimizer.state:  # from the second step on
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(update.Update, "step", exhausted)
+    config = compose([*overrides, *settings])
+    with pytest.raises(RunFailed, match=rf"^out of memory at step 2 on cpu; nothing was saved\..*{advice}"):
+        train(config)
+    assert RunFolder(run_folder(config)).read_status().state == "failed"
+
+
+def test_a_run_is_trained_again_from_the_start(overrides: list[str], capsys: pytest.CaptureFixture[str]):
+    words = [*overrides, "trainer.epochs=1"]
+    first = train(compose(words))
+    before = (first / "metrics.jsonl").read_bytes()
+    again = train(compose(words), fresh=True)
+    assert again == first
+    kept = first.with_name(f"{first.name}.replaced-1")
+    assert f"the earlier run is kept in {kept}" in capsys.readouterr().out.splitlines()
+    assert (kept / "metrics.jsonl").read_bytes() == before
+    assert metrics(again, "train/bound") == metrics(kept, "train/bound")
+    assert RunFolder.find([first.parent]) == [RunFolder(first)]
+
+
 def test_a_checkpoint_of_an_earlier_version_resumes():
     now = asdict(Progress(epoch=3, best=-5.0, best_epoch=2, peak=-5.0, without_gain=1))
     earlier = {key: value for key, value in now.items() if key != "peak"}

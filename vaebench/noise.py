@@ -1,8 +1,8 @@
 """The source of random numbers.
 
-Training draws from torch's global generator. Evaluation draws ``keyed`` noise: each number depends only on
-(seed, image, sample, inner sample, coordinate). An estimate therefore does not change with the chunk size, the batch
-size, the number of processes, or an interruption.
+Training draws from torch's global generator, which is seeded before each batch. Evaluation draws ``keyed`` noise: each
+number depends only on (seed, image, sample, inner sample, coordinate). An estimate therefore does not change with the
+chunk size, the batch size, the number of processes, or an interruption.
 """
 
 import math

@@ -31,6 +31,7 @@ __all__ = [
     "out_of_memory",
     "random_state",
     "resolve_device",
+    "seed_device",
     "seed_everything",
     "set_default_threads",
     "set_random_state",
@@ -165,8 +166,19 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed torch's generators of the CPU and of ``device`` without waiting for the device.
+
+    ``torch.manual_seed`` seeds the generators of every device, which takes longer than a small training step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return torch's generators' states as plain tensors."""
+    """Return the states of torch's generators, for ``set_random_state`` on the same device."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -176,7 +188,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Restore what :func:`random_state` returned."""
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
+    if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
@@ -185,10 +197,7 @@ def forked_randomness(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch's generators within the block, and restore their states after it."""
     with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
         # Not torch.manual_seed: it would seed the generators of devices whose states are not restored.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+        seed_device(device, seed)
         yield
 
 
@@ -207,10 +216,10 @@ _SAME_PRESS = 1.0  # seconds
 
 
 class Interruption:
-    """Notes SIGINT and SIGTERM, so that work stops at the next safe point; a second signal stops it at once.
+    """Notes SIGINT, SIGTERM and SIGHUP, so that work stops at the next safe point; a second signal stops it at once.
 
-    SIGUSR1 and SIGUSR2 count too if they have a handler: batch systems send one of them before they stop a job, and the
-    handler of a launcher would end the work at any point.
+    A closed terminal sends SIGHUP; after ``nohup`` it is ignored. SIGUSR1 and SIGUSR2 count too if they have a handler:
+    batch systems send one of them before they stop a job, and a launcher's handler would end the work at any point.
     """
 
     def __init__(self) -> None:
@@ -219,7 +228,7 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of shells: 130 for SIGINT, 143 for SIGTERM."""
+        """The exit code of shells: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + (self.signal or 0)
 
     @contextlib.contextmanager
@@ -229,10 +238,11 @@ class Interruption:
             yield self  # only the main thread may set handlers
             return
         kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for name in ("SIGUSR1", "SIGUSR2"):
-            number = getattr(signal, name, None)  # Windows has neither
-            if number is not None and callable(signal.getsignal(number)):
-                kept[number] = signal.getsignal(number)
+        for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
+            number = getattr(signal, name, None)  # Windows has none of them
+            handler = None if number is None else signal.getsignal(number)
+            if number is not None and (callable(handler) or (name == "SIGHUP" and handler == signal.SIG_DFL)):
+                kept[number] = handler
         for number in kept:
             signal.signal(number, self._note)
         try:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from vaebench import __version__
-from vaebench.cli.failure import exit_code
+from vaebench.cli.failure import exit_code, lasting_output
 from vaebench.errors import UserError, did_you_mean
 
 __all__ = ["main"]
@@ -52,15 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``vaebench``; by default from ``sys.argv``.
 
     Returns:
-        0: success; 1: the work failed; 2: the request was invalid; 130, 143: stopped by SIGINT, SIGTERM.
+        0: success; 1: the work failed; 2: the request was invalid; 129, 130, 143: stopped by SIGHUP,
+            SIGINT, SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     # Read it now: `hydra_app` sets HYDRA_FULL_ERROR for hydra.
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-    try:
-        return dispatch(words)
-    except BaseException as error:
-        return exit_code(error, with_traceback=traceback_wanted)
+    with lasting_output():
+        try:
+            return dispatch(words)
+        except BaseException as error:
+            return exit_code(error, with_traceback=traceback_wanted)
 
 
 def dispatch(words: list[str]) -> int:

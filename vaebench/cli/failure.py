@@ -1,15 +1,67 @@
-"""Turn an error into one short message and an exit code."""
+"""Turn an error into one short message and an exit code; work continues if nobody reads its output."""
 
+import contextlib
+import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO, cast
 
 from vaebench.errors import RunFailed, UserError
 
-__all__ = ["describe", "exit_code", "expected", "message", "report_failure"]
+__all__ = ["describe", "exit_code", "expected", "lasting_output", "message", "report_failure"]
 
 INTERRUPTED = 130
+_NO_READER = {errno.EPIPE, errno.EIO}
+"""The errors of a pipe whose reader ended and of a terminal that was closed."""
+
+
+class _LastingStream:
+    """A text stream that drops what is written after its reader has gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._without_reader():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._without_reader():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _without_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _NO_READER:
+                raise
+            # In place of the pipe, so that neither Python's flush at exit nor a child process fails.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """Within the block, a closed pipe or terminal ends the output and not the work: ``vaebench train | head``."""
+    kept = sys.stdout, sys.stderr
+    for name in ("stdout", "stderr"):
+        # Python has no stream if the descriptor was closed before it started: `vaebench train >&-`.
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open until the exit)
+        setattr(sys, name, cast(TextIO, _LastingStream(stream)))
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = kept
 
 
 def expected(error: BaseException) -> bool:
@@ -48,10 +100,6 @@ def exit_code(error: BaseException, *, with_traceback: bool) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("vaebench: interrupted", file=sys.stderr)
         return INTERRUPTED
-    if isinstance(error, BrokenPipeError):
-        # For example `vaebench list | head`: the reader has gone, and Python must not report an error at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     if with_traceback or not expected(error):
         traceback.print_exception(error)
     if expected(error):

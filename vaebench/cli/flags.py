@@ -55,6 +55,7 @@ TRAIN = flags(
     "-i --info?=",
     "--hydra-help",
     "--resume=",
+    "--fresh",
 )
 EVALUATE = flags("-m --multirun")
 DATA = flags("--no-download", "--rebuild")

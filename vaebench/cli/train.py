@@ -8,9 +8,13 @@ from typing import Any
 from vaebench.cli.flags import TRAIN, Parsed, parse
 from vaebench.cli.sweep.launchers import require_launcher
 from vaebench.config.catalog import config_dir, default_choices, described, groups
+from vaebench.config.words import key_value
 from vaebench.errors import UserError
 
 __all__ = ["run"]
+
+RESUMABLE = ("trainer.epochs", "device", "data_dir")
+"""The settings that ``--resume`` may change."""
 
 HELP = """usage: vaebench train [GROUP=CHOICE ...] [KEY=VALUE ...] [FLAGS]
 
@@ -24,7 +28,9 @@ keys: k, seed, latent_dim, device (auto|cpu|cuda|cuda:N), data_dir, output_dir, 
 flags:
   -m, --multirun       one run for each combination of comma-separated values
   --cfg job            print the settings and exit (--resolve: with references replaced by values)
-  --resume RUN         resume the run in folder RUN, with its own settings
+  --resume RUN         resume the run in folder RUN, with its own settings; trainer.epochs=N continues it to epoch N in
+                       a new folder; device=... and data_dir=... may change
+  --fresh              train from the start; an earlier run is kept in a folder with .replaced-1 in its name
   --config-dir DIR     also use the yaml files in DIR
   --hydra-help         show hydra's other flags
 
@@ -46,6 +52,8 @@ def run(words: list[str]) -> int:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--config-dir: there is no folder {folder}")
+    if "--fresh" in parsed.flags and (other := {"--resume", "--multirun"} & parsed.flags.keys()):
+        raise UserError(f"--fresh trains one run from the start: use it without {other.pop()}")
     if "--resume" in parsed.flags:
         return resume_run(parsed)
     return through_hydra(parsed)
@@ -62,15 +70,19 @@ def group_lines(folders: list[Path]) -> Iterator[str]:
 
 def resume_run(parsed: Parsed) -> int:
     """Resume the run in a folder."""
-    others = parsed.rest + [flag for flag in parsed.flags if flag != "--resume"]
+    others = [word for word in parsed.rest if key_value(word)[0] not in RESUMABLE or key_value(word)[1] is None]
+    others += [flag for flag in parsed.flags if flag != "--resume"]
     if others:
         raise UserError(
-            f"--resume takes all settings from the run folder, got {' '.join(others)}: remove it; to change device or "
-            "data_dir, run the original command with the new value"
+            f"--resume takes {', '.join(RESUMABLE)}, and all other settings from the run folder, got "
+            f"{' '.join(others)}: remove it"
         )
+    changes: dict[str, Any] = dict(map(key_value, parsed.rest))
+    if changes.get("trainer.epochs", "").isdecimal():
+        changes["trainer.epochs"] = int(changes["trainer.epochs"])
     from vaebench.train.session import resume
 
-    resume(Path(parsed.flags["--resume"]))
+    resume(Path(parsed.flags["--resume"]), changes)
     return 0
 
 
@@ -85,9 +97,11 @@ def through_hydra(parsed: Parsed) -> int:
         raise UserError("torchrun starts several processes for one run, but -m starts several runs: use one of them")
     refused: list[Exception] = []
 
+    fresh = parsed.flags.pop("--fresh", None) is not None
+
     def job(cfg: DictConfig) -> None:
         try:
-            run_job(cfg)
+            run_job(cfg, fresh=fresh)
         except Exception as error:  # otherwise hydra prints its own message
             refused.append(error)
 
@@ -97,7 +111,7 @@ def through_hydra(parsed: Parsed) -> int:
     return 0
 
 
-def run_job(cfg: object) -> None:
+def run_job(cfg: object, *, fresh: bool) -> None:
     """Train the job that hydra composed."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
@@ -111,5 +125,5 @@ def run_job(cfg: object) -> None:
     config = from_hydra(cfg)
     from vaebench.train.session import train
 
-    with command_line(["vaebench", "train", *overrides]):
-        train(config)
+    with command_line(["vaebench", "train", *(["--fresh"] if fresh else []), *overrides]):
+        train(config, fresh=fresh)

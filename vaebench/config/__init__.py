@@ -4,11 +4,12 @@ from vaebench.config.catalog import config_dir
 from vaebench.config.compose import compose, for_evaluation, from_hydra
 from vaebench.config.evaluations import evaluations
 from vaebench.config.identity import identity, run_folder
-from vaebench.config.run import from_yaml, read, to_yaml
+from vaebench.config.run import changed, from_yaml, read, to_yaml
 from vaebench.config.schema import Config
 
 __all__ = [
     "Config",
+    "changed",
     "compose",
     "config_dir",
     "evaluations",

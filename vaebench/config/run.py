@@ -1,6 +1,8 @@
 """config.yaml in a run folder: written with all values resolved, read with the safe yaml loader."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -8,7 +10,7 @@ from vaebench.config.check import build
 from vaebench.config.schema import Config
 from vaebench.errors import UserError
 
-__all__ = ["from_yaml", "read", "to_yaml"]
+__all__ = ["changed", "from_yaml", "read", "to_yaml"]
 
 # The loader in C is faster, which matters when hundreds of runs are read.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -42,6 +44,18 @@ def from_yaml(text: str, place: str = "config.yaml") -> Config:
         return build(Config, values)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return the configuration with other values for keys such as ``device`` and ``trainer.epochs``, checked."""
+    values = config.to_dict()
+    for key, value in changes.items():
+        *groups, name = key.split(".")
+        place = values
+        for group in groups:
+            place = place[group]
+        place[name] = value
+    return build(Config, values)
 
 
 def read(run_folder: Path) -> Config:

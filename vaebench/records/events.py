@@ -15,7 +15,7 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,7 @@ __all__ = [
     "markdown",
     "picture",
     "read_pictures",
+    "read_scalars",
     "scalar",
     "session_end",
     "session_start",
@@ -71,32 +72,55 @@ _STATUS = {
 _LARGEST = 1 << 32  # bytes of an event file
 
 _number = itertools.count()
+_PREFIX = "events.out.tfevents."
 
 
 class EventFile:
-    """A new event file in ``folder``. TensorBoard sees each event immediately."""
+    """A new event file in ``folder``. TensorBoard sees each event immediately.
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        """Start the file with a mark that makes a running TensorBoard drop the steps from ``first_step`` on."""
+    Neither names nor times go back when the clock is set back: the file follows the older ones.
+    """
+
+    def __init__(self, folder: Path, first_step: int, *, after: float = 0.0) -> None:
+        """Start the file with a mark that makes a running TensorBoard drop the steps from ``first_step`` on.
+
+        Args:
+            folder: of the run.
+            first_step: of the session.
+            after: the latest time of an event in the older files, in seconds.
+        """
+        self._latest = after
         # TensorBoard reads files in the order of their names: pad the number, so that 10 follows 9.
         source = f"{socket.gethostname()}.{os.getpid()}.{next(_number):06d}"
-        name = f"events.out.tfevents.{time.time():010.0f}.{source}"
-        self._file = Appender(folder / name)
+        started = max([round(time.time()), *(second + 1 for second in _seconds_in_names(folder))])
+        self._file = Appender(folder / f"{_PREFIX}{started:010d}.{source}")
         self._records = RecordWriter(self._file)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(Event(wall_time=self._now(), file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
-        self._write(Event(wall_time=time.time(), step=first_step, session_log=start))
+        self._write(Event(wall_time=self._now(), step=first_step, session_log=start))
 
     def add(self, step: int, *values: Summary.Value) -> None:
         """Append one event. UserError if it cannot be written."""
         if values:
-            self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+            self._write(Event(wall_time=self._now(), step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
         self._file.close()
 
+    def _now(self) -> float:
+        """Return the time, or the latest time of an event if the clock was set back."""
+        self._latest = max(self._latest, time.time())
+        return self._latest
+
     def _write(self, event: Event) -> None:
         self._records.write(event.SerializeToString())
+
+
+def _seconds_in_names(folder: Path) -> Iterator[int]:
+    """Yield the time in the name of each event file in ``folder``."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        if found := re.match(r"(\d{1,10})\.", path.name.removeprefix(_PREFIX)):
+            yield int(found[1])
 
 
 def scalar(tag: str, value: float) -> Summary.Value:
@@ -168,48 +192,53 @@ def _hparams(tag: str, data: HParamsPluginData) -> Summary.Value:
     return Summary.Value(tag=tag, tensor=metadata.NULL_TENSOR, metadata=summary_metadata)
 
 
-def trim(folder: Path, last_step: int | None) -> list[str]:
-    """Delete from the event files of ``folder`` the events after ``last_step``; None: all events.
+def trim(folder: Path, keep: Callable[[int, str], bool]) -> tuple[float, list[str]]:
+    """Delete from the event files of ``folder`` the values that ``keep`` (step, tag) refuses.
 
     Also delete the records that each session writes again (the configuration, the HParams row, the layout of charts,
     restart marks), an incomplete last record, and everything from the first damaged record of a file on. Each file is
     replaced whole, so the next call completes a call that was killed. Other events are copied as bytes.
 
     Returns:
-        a message for each damaged file.
+        the time of the latest kept event, or 0, and a message for each damaged file.
     """
-    notices = []
-    for path in sorted(folder.glob("events.out.tfevents.*")):
+    latest, notices = 0.0, list[str]()
+    for path in sorted(folder.glob(f"{_PREFIX}*")):
         try:
             old = read_whole(path, _LARGEST)
         except Unreadable as fault:
             notices.append(f"cannot read {path}: {fault}. TensorBoard does not show its values.")
             continue
         kept: list[bytes] = []
-        if last_step is not None:
-            fault = _keep(old, last_step, kept)
-            notices += [f"{path} {fault}: TensorBoard does not show the values after it."] if fault else []
+        time_of_last, fault = _keep(old, keep, kept)
         if kept:
+            latest = max(latest, time_of_last)
+            notices += [f"{path} {fault}: TensorBoard does not show the values after it."] if fault else []
             write_whole(path, b"".join(kept))
         else:
             path.unlink()
-    return notices
+    return latest, notices
 
 
-def _keep(data: bytes, last_step: int, kept: list[bytes]) -> str | None:
-    """Add to ``kept`` the records of a file to keep, the first with the version; return what is damaged, or None."""
-    records = _records(data)
-    for record in records:
+def _keep(data: bytes, keep: Callable[[int, str], bool], kept: list[bytes]) -> tuple[float, str | None]:
+    """Add to ``kept`` the records of a file to keep, the first with the version.
+
+    Returns:
+        the latest time of a kept record, and what is damaged or None.
+    """
+    latest = 0.0
+    for record in _records(data):
         event = record.event()
         if event is None:
-            return f"is damaged at byte {record.position}"
-        values = [value for value in event.summary.value if value.tag not in _OF_EACH_SESSION]
-        if event.step <= last_step and values:
+            return latest, f"is damaged at byte {record.position}"
+        values = [v for v in event.summary.value if v.tag not in _OF_EACH_SESSION and keep(event.step, v.tag)]
+        if values:
             if not kept:
                 kept.append(_written(Event(wall_time=event.wall_time, file_version="brain.Event:2")))
             whole = len(values) == len(event.summary.value)
             kept.append(record.raw if whole else _written(_with_values(event, values)))
-    return None
+            latest = max(latest, event.wall_time)
+    return latest, None
 
 
 def _with_values(event: Event, values: Sequence[Summary.Value]) -> Event:
@@ -223,13 +252,27 @@ def _written(event: Event) -> bytes:
     return file.getvalue()
 
 
+def read_scalars(folder: Path) -> list[tuple[int, str, float]]:
+    """Return (step, tag, value) of every scalar in the event files of ``folder``, in TensorBoard's order."""
+    events = (
+        record.event() for path in sorted(folder.glob(f"{_PREFIX}*")) for record in _records(read_whole(path, _LARGEST))
+    )
+    return [
+        (event.step, value.tag, value.simple_value)
+        for event in events
+        if event is not None
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    ]
+
+
 def read_pictures(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Return the step and the PNG bytes of the latest picture of each tag in the event files of ``folder``.
 
     Damaged files and events are left out.
     """
     latest: dict[str, tuple[int, bytes, _Record]] = {}
-    for path in sorted(folder.glob("events.out.tfevents.*")):
+    for path in sorted(folder.glob(f"{_PREFIX}*")):
         try:
             records = _records(read_whole(path, _LARGEST))
         except Unreadable:

@@ -23,6 +23,7 @@ __all__ = [
     "exclusive",
     "is_held",
     "reading",
+    "release_marker",
     "write_failed",
     "write_json",
     "write_whole",
@@ -202,6 +203,11 @@ def _try_marker(path: Path) -> Callable[[], None] | None:
 
 def _marker(path: Path) -> Path:
     return path.with_name(path.name + ".held")
+
+
+def release_marker(path: Path) -> None:
+    """Delete the marker of the lock ``path``, whose folder was renamed while this process held the lock."""
+    remove(_marker(path))
 
 
 def _me() -> str:

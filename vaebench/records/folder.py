@@ -1,5 +1,6 @@
 """The run folder: the names of its files, its lock, and the state of its run."""
 
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from vaebench.errors import UserError, did_you_mean
-from vaebench.records.files import exclusive, is_held, reading, write_failed, write_json, write_whole
+from vaebench.records.files import exclusive, is_held, reading, release_marker, write_failed, write_json, write_whole
 from vaebench.records.stored import read_json
 from vaebench.typed import Rule
 
@@ -19,6 +20,7 @@ __all__ = ["RunFolder", "State", "Status", "now"]
 State = Literal["running", "finished", "failed", "interrupted"]
 
 _SHOWN = 5  # run folders named in a message
+_REPLACED = ".replaced-"
 _FOLDERS = ("checkpoints", "evaluations", "pictures")
 _PREFIXES = (".lock", ".results.lock", "events.out.")
 
@@ -88,6 +90,8 @@ class RunFolder:
     def find(cls, paths: Iterable[Path]) -> "list[RunFolder]":
         """Return the runs at or below each of ``paths``, sorted below each path, without repetitions.
 
+        A run that ``set_aside`` replaced is returned only if its own folder is among ``paths``.
+
         UserError if there is no run at or below one of the paths.
         """
         found: dict[Path, RunFolder] = {}
@@ -151,6 +155,24 @@ class RunFolder:
         if old != config_text:
             write_whole(self.config, config_text.encode())
         return self
+
+    def set_aside(self) -> "RunFolder":
+        """Rename the folder to ``<name>.replaced-<n>`` and return it under that name; ``find`` passes it over.
+
+        Busy if another process trains here.
+        """
+        with self.lock():
+            number = next(n for n in itertools.count(1) if not self._replaced(n).path.exists())
+            kept = self._replaced(number)
+            try:
+                self.path.rename(kept.path)
+            except OSError as error:
+                raise write_failed(kept.path, error) from error
+            release_marker(kept.lock_file)
+        return kept
+
+    def _replaced(self, number: int) -> "RunFolder":
+        return RunFolder(self.path.with_name(f"{self.path.name}{_REPLACED}{number}"))
 
     def read_config(self) -> str:
         """Return the text of config.yaml. UserError if it cannot be read."""
@@ -224,7 +246,8 @@ def _runs_below(path: Path) -> Iterator[Path]:
     elif path.is_dir():
         for below in sorted(path.iterdir()):
             # hydra writes another config.yaml in .hydra, which is not a run
-            if below.is_dir() and not below.is_symlink() and not below.name.startswith("."):
+            hidden = below.name.startswith(".") or _REPLACED in below.name
+            if below.is_dir() and not below.is_symlink() and not hidden:
                 yield from _runs_below(below)
 
 

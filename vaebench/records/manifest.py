@@ -66,7 +66,7 @@ class Manifest:
     """Writes manifest.json during one session of a run, and keeps the facts of earlier sessions.
 
     The top level describes the first session. Each later session is an entry of ``restarts``, with the step from which
-    it resumed.
+    it resumed. ``continues`` names the shorter run whose training was copied.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Manifest:
             "dataset": dataset,
             "parameters": {**parameters, "total": sum(parameters.values())},
             "restarts": restarts,
+            **({"continues": before["continues"]} if "continues" in before else {}),
         }
         self._folder = folder
         self._earlier_seconds = float(before.get("wall_seconds", 0.0))

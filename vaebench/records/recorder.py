@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -22,9 +22,10 @@ _RESERVED = {"step", "epoch", "wall", "nonfinite"}
 class Recorder:
     """Writes the metrics and the TensorBoard events of one session to its run folder.
 
-    Record the values of a step before you save its checkpoint: a session that resumes from the checkpoint keeps them.
-    Readers see each record immediately; no method waits for the disk. As a context manager the recorder closes as
-    finished, as interrupted (KeyboardInterrupt, SystemExit) or as failed (any other exception).
+    Record the values of a step before you save its checkpoint, and save its :meth:`tags` in it: a session that resumes
+    from the checkpoint keeps these values, and deletes what was recorded after the checkpoint. Readers see each record
+    immediately; no method waits for the disk. As a context manager the recorder closes as finished, as interrupted
+    (KeyboardInterrupt, SystemExit) or as failed (any other exception).
 
     Raises:
         UserError: from every method that writes, if the disk is full.
@@ -35,6 +36,7 @@ class Recorder:
         folder: RunFolder,
         *,
         resume_step: int | None = None,
+        resume_tags: Collection[str] | None = None,
         hparams: Mapping[str, Any] | None = None,
         group: str = "",
         lines: int | None = None,
@@ -45,13 +47,17 @@ class Recorder:
             folder: the run folder.
             resume_step: the step of the checkpoint from which the session resumes; None for a new run. Records of later
                 steps are deleted, because the session repeats these steps.
+            resume_tags: the tags in the checkpoint, which were recorded at its step; the step's other records are
+                deleted. None: the checkpoint has none, because it is of an earlier version, which recorded the test
+                result alone after a checkpoint.
             hparams: the settings, nested or flat, for TensorBoard's HParams.
             group: runs with the same group share a row in HParams.
             lines: ``self.lines`` when the checkpoint was saved; None if the checkpoint does not hold it.
         """
-        self.lines = _trim_metrics(folder, resume_step)
+        keep = _kept_records(resume_step, resume_tags)
+        self.lines, kept_tags = _trim_metrics(folder, keep, resume_step)
         """The lines of metrics.jsonl, for the checkpoint."""
-        self.notices = events.trim(folder.path, resume_step)
+        latest, self.notices = events.trim(folder.path, keep)
         """Messages about records of earlier sessions that were lost."""
         if lines is not None and self.lines < lines:
             self.notices.append(
@@ -59,19 +65,31 @@ class Recorder:
                 "(a power cut?): its curves have gaps; the training is not affected."
             )
         self._metrics = Appender(folder.metrics)
-        self._events = events.EventFile(folder.path, first_step=0 if resume_step is None else resume_step + 1)
+        first_step = 0 if resume_step is None else resume_step + 1
+        self._events = events.EventFile(folder.path, first_step, after=latest)
+        self._tags = (resume_step or 0, kept_tags if resume_tags is None else set(resume_tags))
         self._closed = False
         if hparams is not None:
             self._events.add(0, events.session_start(flatten(hparams), group))
 
+    def tags(self, step: int) -> list[str]:
+        """Return the tags that were recorded at ``step``, sorted, if no later step has a record."""
+        return sorted(self._tags[1]) if self._tags[0] == step else []
+
+    def _note(self, step: int, tags: Iterable[str]) -> None:
+        """Add ``tags`` to those of the step."""
+        self._tags = (step, {*(self._tags[1] if self._tags[0] == step else ()), *tags})
+
     def scalars(self, step: int, epoch: float, values: Mapping[str, float], wall: float) -> None:
         """Record ``values`` by tag after optimiser step ``step``; ``wall`` is the seconds of training so far."""
+        self._note(step, values)
         self._metrics.write(_line(step, epoch, values, wall).encode())
         self.lines += 1
         self._events.add(step, *(events.scalar(tag, float(value)) for tag, value in values.items()))
 
     def image(self, tag: str, images: Images, step: int, *, columns: int = 8) -> None:
         """Record a grid of images, (N, H*H), (N, H, W) or (N, 1, H, W); bytes, or floats from 0 to 1."""
+        self._note(step, [tag])
         self._events.add(step, events.picture(tag, grid(images, columns)))
 
     def config_table(self, config: Mapping[str, Any]) -> None:
@@ -119,13 +137,44 @@ def _line(step: int, epoch: float, values: Mapping[str, float], wall: float) -> 
     return json.dumps(line, allow_nan=False) + "\n"
 
 
-def _trim_metrics(folder: RunFolder, last_step: int | None) -> int:
-    """Delete the lines of metrics.jsonl after ``last_step``; None: all lines. Return the number of lines kept."""
+def _kept_records(last_step: int | None, tags: Collection[str] | None) -> Callable[[int, str], bool]:
+    """Return a function that says whether a session that resumes from ``last_step`` keeps a step's record of a tag."""
+
+    def keep(step: int, tag: str) -> bool:
+        if last_step is None or step != last_step:
+            return last_step is not None and step < last_step
+        return tag in tags if tags is not None else not tag.startswith("test/")
+
+    return keep
+
+
+def _trim_metrics(folder: RunFolder, keep: Callable[[int, str], bool], last_step: int | None) -> tuple[int, set[str]]:
+    """Delete the values of metrics.jsonl that ``keep`` refuses.
+
+    Returns:
+        the number of lines kept, and the tags that are kept at ``last_step``.
+    """
     if not folder.metrics.exists():
-        return 0
-    kept = [] if last_step is None else [line.raw for line in stored_lines(folder) if line.values["step"] <= last_step]
-    write_whole(folder.metrics, b"".join(kept))
-    return len(kept)
+        return 0, set()
+    lines, tags = [], set[str]()
+    for line in [] if last_step is None else stored_lines(folder):
+        all_tags, step = line.values.keys() - _RESERVED, line.values["step"]
+        values = {tag for tag in all_tags if keep(step, tag)}
+        if values:
+            whole = values == all_tags
+            lines.append(line.raw if whole else (json.dumps(_part(line.values, values)) + "\n").encode())
+        if step == last_step:
+            tags |= values
+    write_whole(folder.metrics, b"".join(lines))
+    return len(lines), tags
+
+
+def _part(line: Mapping[str, Any], tags: Collection[str]) -> dict[str, Any]:
+    """Return the part of a line about ``tags``."""
+    kept = {key: value for key, value in line.items() if key in tags or key in _RESERVED}
+    if "nonfinite" in kept:
+        kept["nonfinite"] = {tag: text for tag, text in kept["nonfinite"].items() if tag in tags}
+    return kept
 
 
 def _cell(value: object) -> str:

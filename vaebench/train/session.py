@@ -1,12 +1,13 @@
 """One training run, from its configuration to its results."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vaebench import runtime
-from vaebench.config import Config, from_yaml, identity, read, run_folder, to_yaml
+from vaebench.config import Config, changed, from_yaml, identity, read, run_folder, to_yaml
 from vaebench.config.identity import defining
 from vaebench.errors import GivenUp, Interrupted, RunFailed
 from vaebench.evaluate.job import EstimatorInputs, job_for
@@ -19,11 +20,12 @@ from vaebench.train.batches import Batches
 from vaebench.train.compile import compiled_where_it_pays
 from vaebench.train.display import Display
 from vaebench.train.header import header
+from vaebench.train.lengthen import lengthen
 from vaebench.train.replicas import Replicas
 from vaebench.train.trainer import Callbacks, Progress, Trainer, Watch, never_stop
 from vaebench.train.update import ALONE
 from vaebench.train.updates import course_of, updates
-from vaebench.train.validation import diagnose, record_pictures, validate
+from vaebench.train.validation import diagnose, log_likelihood_of_pixel_means, record_pictures, validate
 
 __all__ = ["resume", "train", "trainer_for"]
 
@@ -42,36 +44,67 @@ CHARTS = {
 """TensorBoard's charts that show several runs, by category."""
 
 
-def resume(folder: str | Path) -> Path:
-    """Resume the run in ``folder``, and return the folder; raises the same errors as :func:`train`."""
+def resume(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Path:
+    """Resume the run in ``folder``, and return its folder; raises the same errors as :func:`train`.
+
+    Args:
+        folder: a run folder.
+        changes: values by key, which replace those of the run: ``device``, ``data_dir``, ``trainer.epochs``. Another
+            number of epochs makes another run, in a folder beside ``folder``. It starts from the run's last checkpoint,
+            unless its schedules differ from the start.
+    """
     run = RunFolder.open(Path(folder))
-    return _train(read(run.path), run)
+    old = read(run.path)
+    config = changed(old, changes or {})
+    if identity(config) == identity(old):
+        return _train(config, run)
+    target = RunFolder(run.path.parent / run_folder(config).name)
+    return _train(config, target, prepare=partial(_lengthen, run, target, config))
 
 
-def train(config: Config, watch: Watch = never_stop) -> Path:
+def train(config: Config, watch: Watch = never_stop, *, fresh: bool = False) -> Path:
     """Train, evaluate, and return the run folder; resumes if the folder has a checkpoint.
 
     Args:
         config: of the run.
         watch: called with (epoch, validation log-likelihood in nats) after each validation; True ends the run.
+        fresh: train from the start; a run in the folder is kept under another name.
 
     Raises:
         GivenUp: ``watch`` ended the run, which is saved as interrupted.
         UserError: an invalid request.
         RunFailed: the training failed; the files written before are kept.
-        SystemExit: a signal stopped the run, which is saved; 130 for SIGINT, 143 for SIGTERM.
+        SystemExit: a signal stopped the run, which is saved; 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
     """
-    return _train(config, RunFolder(run_folder(config)), watch)
+    folder = RunFolder(run_folder(config))
+    return _train(config, folder, watch, prepare=partial(_set_aside, folder) if fresh else _nothing)
 
 
-def _train(config: Config, folder: RunFolder, watch: Watch = never_stop) -> Path:
+def _nothing() -> None:
+    """Leave the run folder as it is."""
+
+
+def _lengthen(source: RunFolder, target: RunFolder, config: Config) -> None:
+    if not Checkpoints(target.checkpoints).exists():
+        print(lengthen(source, target, config), flush=True)
+
+
+def _set_aside(folder: RunFolder) -> None:
+    if folder.path.exists():
+        print(f"the earlier run is kept in {folder.set_aside().path}", flush=True)
+
+
+def _train(
+    config: Config, folder: RunFolder, watch: Watch = never_stop, *, prepare: Callable[[], None] = _nothing
+) -> Path:
+    """Train; the first process calls ``prepare`` when the request is valid, before it uses the folder."""
     with replicas.joined(config.device) as processes:
         experiment = build(config)
         processes.same_start(experiment.modules)
         if not processes.leads:
             return _follow(experiment, folder, processes)
         try:
-            return _lead(experiment, folder, processes, watch)
+            return _lead(experiment, folder, processes, watch, prepare)
         finally:
             processes.release()
 
@@ -95,10 +128,13 @@ def _follow(experiment: Experiment, folder: RunFolder, processes: Replicas) -> P
     return folder.path
 
 
-def _lead(experiment: Experiment, folder: RunFolder, processes: Replicas, watch: Watch) -> Path:
+def _lead(
+    experiment: Experiment, folder: RunFolder, processes: Replicas, watch: Watch, prepare: Callable[[], None]
+) -> Path:
     config = experiment.config
     if config.trainer.evaluate:
         job_for(EstimatorInputs.of(experiment))  # fail now, not after training, if the estimator does not fit the run
+    prepare()
     opened = folder.opened(to_yaml(config), identity=lambda text: identity(from_yaml(text)))
     interruption = runtime.Interruption()
     with opened, interruption.watching():
@@ -180,8 +216,9 @@ def _run(
     group = identity(config, with_seed=False)
     # Runs that differ only in the seed share a row, so the row cannot show a seed.
     hparams = {key: value for key, value in defining(config).items() if key != "seed"}
-    lines = found.state.get("metrics_lines") if found else None
-    with Recorder(folder, resume_step=step, hparams=hparams, group=group, lines=lines) as recorder:
+    state = found.state if found else {}
+    lines, tags = state.get("metrics_lines"), state.get("recorded")
+    with Recorder(folder, resume_step=step, resume_tags=tags, hparams=hparams, group=group, lines=lines) as recorder:
         for notice in recorder.notices:
             print(notice, flush=True)
         recorder.config_table(config.to_dict())
@@ -195,12 +232,15 @@ def _run(
         trainer = trainer_for(experiment, callbacks, interruption, processes, recorder, checkpoints)
         processes.broadcast(found.state if found else {})
         if found:
-            # From here on, weights and generators come from the checkpoint.
             trainer.load_state_dict(found.state)
             print(f"resuming from epoch {trainer.progress.epoch}, step {step}", flush=True)
-        progress = trainer.run()
+            if "random" in found.state:
+                print("note: the version that saved this checkpoint would draw other random numbers", flush=True)
+        with _explaining_memory(experiment, trainer):
+            progress = trainer.run()
         if progress.stopped:
             _tell_stopped(config, progress, manifest)
+        _tell_doubts(experiment, progress, manifest)
         best = load_best(experiment, folder)
         manifest.facts["best"] = {"epoch": best.epoch, "weights": best.weights}
         if config.trainer.evaluate:
@@ -219,6 +259,47 @@ def _tell_stopped(config: Config, progress: Progress, manifest: Manifest) -> Non
     print(f"stopped early at epoch {progress.epoch} of {epochs}: {reason}", flush=True)
 
 
+@contextlib.contextmanager
+def _explaining_memory(experiment: Experiment, trainer: Trainer) -> Iterator[None]:
+    """Turn an error for want of memory in a training into RunFailed with a setting that needs less."""
+    try:
+        yield
+    except Exception as error:
+        if not runtime.out_of_memory(error):
+            raise
+        raise RunFailed(
+            f"out of memory at step {trainer.progress.step} on {experiment.device}; {trainer.kept}. "
+            f"{_setting_with_less_memory(experiment)}."
+        ) from error
+
+
+def _setting_with_less_memory(experiment: Experiment) -> str:
+    batch_size, microbatch = experiment.config.trainer.batch_size, experiment.config.trainer.microbatch
+    images = min(microbatch or batch_size, batch_size)
+    if images == 1:
+        return "Use a device with more memory, or smaller networks"
+    if experiment.objective.additive:
+        return f"Run the same command with trainer.microbatch={images // 2} to resume with the same gradients"
+    return f"Train a new run with trainer.batch_size={images // 2}"
+
+
+def _tell_doubts(experiment: Experiment, progress: Progress, manifest: Manifest) -> None:
+    """Say in a line and in the manifest why the model may be useless, if it may."""
+    trainer, doubts = experiment.config.trainer, []
+    baseline = log_likelihood_of_pixel_means(experiment.data)
+    if progress.best < baseline:
+        doubts.append(
+            f"the validation log-likelihood {progress.best:.2f} is below {baseline:.2f}, that of independent pixels "
+            "with the means of the training images"
+        )
+    if progress.best_epoch <= min(trainer.validate_every, trainer.epochs) < progress.epoch:
+        doubts.append(f"the validation log-likelihood never rose above that of epoch {progress.best_epoch}")
+    if doubts:
+        manifest.facts["doubts"] = doubts
+        manifest.save()
+        print(f"warning: {'; '.join(doubts)}: try a lower optimizer.lr or more epochs", flush=True)
+
+
 def _evaluate_at_end(
     experiment: Experiment,
     folder: RunFolder,
@@ -232,7 +313,9 @@ def _evaluate_at_end(
     records = estimate(experiment, folder, made_by, interruption)
     for record in records:
         append_result(folder, record)
-        tag = f"{record.split}/{_tag(record, alone=sum(record.quantity == other.quantity for other in records) == 1)}"
+        # Training records "validation/log_likelihood", of other weights and by another estimator.
+        group = record.split if record.split == "test" else f"final_{record.split}"
+        tag = f"{group}/{_tag(record, alone=sum(record.quantity == other.quantity for other in records) == 1)}"
         recorder.scalars(progress.step, progress.epoch, {tag: record.mean}, progress.seconds)
     print_results(folder, records)
 

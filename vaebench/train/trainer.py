@@ -1,5 +1,6 @@
 """The trainer: it runs updates over batches. It depends on no encoder, objective or data set."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -109,11 +110,17 @@ class Trainer:
         """The modules to validate and keep: the averaged ones, if weights are averaged."""
         return self.modules if self.averaged is None else self.averaged.module
 
+    @property
+    def kept(self) -> str:
+        """The state that a failure leaves, in words."""
+        saved = self.checkpoints is not None and self.checkpoints.exists()
+        return "checkpoints/last.pt holds earlier weights" if saved else "nothing was saved"
+
     def run(self) -> Progress:
         """Train to the end of the course.
 
         Raises:
-            RunFailed: a loss was not finite.
+            RunFailed: a loss, or every validation log-likelihood, was not finite.
             UserError: the disk is full.
             Interrupted: a signal came; the state is saved.
             GivenUp: ``callbacks.watch`` ended the run; the state is saved.
@@ -122,6 +129,11 @@ class Trainer:
         with self.display.training(self.course.epochs * self._steps, progress.step):
             while progress.epoch < self.course.epochs and not progress.stopped:
                 self.epoch()
+        if not math.isfinite(progress.best):
+            raise RunFailed(
+                f"no validation log-likelihood of {progress.epoch} epochs was finite, so there are no weights to keep. "
+                "Try a lower optimizer.lr."
+            )
         return progress
 
     def epoch(self) -> None:
@@ -214,10 +226,8 @@ class Trainer:
         bad = self._metrics.first_bad_step()
         if bad is None:
             return
-        saved = self.checkpoints is not None and self.checkpoints.exists()
-        kept = "checkpoints/last.pt holds earlier weights" if saved else "nothing was saved"
         raise RunFailed(
-            f"the loss was not finite at step {bad} (epoch {(bad - 1) // self._steps + 1}); {kept}. "
+            f"the loss was not finite at step {bad} (epoch {(bad - 1) // self._steps + 1}); {self.kept}. "
             "Try a lower optimizer.lr, trainer.clip_norm=10, or trainer.kl_warmup=10."
         )
 
@@ -236,15 +246,17 @@ class Trainer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything on which the rest of the training depends."""
+        """Return everything on which the rest of the training depends, and the tags recorded at the current step.
+
+        Random numbers have no state: they depend on the seed, the epoch and the batch.
+        """
         return {
             "identity": self.identity,
             "progress": asdict(self.progress),
+            "recorded": [] if self.recorder is None else self.recorder.tags(self.progress.step),
             "modules": self.modules.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "optimizers": {update.name: update.optimizer.state_dict() for update in self.updates},
-            "batches": self.batches.state_dict(),
-            "random": runtime.random_state(self.device),
             "metrics_lines": None if self.recorder is None else self.recorder.lines,
         }
 
@@ -256,8 +268,6 @@ class Trainer:
             self.averaged.load_state_dict(state["averaged"])
         for update in self.updates:
             update.optimizer.load_state_dict(state["optimizers"][update.name])
-        self.batches.load_state_dict(state["batches"])
-        runtime.set_random_state(state["random"], self.device)
 
 
 def _averaged(modules: nn.Module, decay: float | None) -> AveragedModel | None:

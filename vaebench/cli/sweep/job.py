@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vaebench.cli.argv import command_line
-from vaebench.cli.failure import message, report_failure
+from vaebench.cli.failure import lasting_output, message, report_failure
 from vaebench.cli.sweep.records import JobRecord, JobStatus, Records, job_key, results_of, skip_reason
 from vaebench.config import Config, from_hydra, run_folder
 from vaebench.errors import Busy
@@ -73,7 +73,7 @@ class SweepJob:
         record = skip_reason(run, config)
         if record is None:
             records.write(key, JobRecord("running", pid=os.getpid(), host=socket.gethostname()))
-            with self._output(records.path(key, ".log")):
+            with lasting_output(), self._output(records.path(key, ".log")):
                 number = f"job {self.numbers.get(key, '?')} of {len(self.numbers)}"
                 print(f"\n== {number}: {' '.join(overrides)}", flush=True)
                 record = self._run(run, config, overrides, records)

@@ -87,7 +87,7 @@ class _Sweep:
                 self._skip_jobs()
                 self._launch_all()
         except SystemExit as stop:
-            if self.signal is None and stop.code in (130, 143):
+            if self.signal is None and stop.code in (129, 130, 143):
                 self.signal = int(stop.code) - 128
         except KeyboardInterrupt:
             self.signal = signal.SIGINT
@@ -196,8 +196,12 @@ class _Sweep:
 
     @contextlib.contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
-        """Make SIGINT and SIGTERM stop the whole sweep, not only the running job."""
-        kept = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Make SIGINT, SIGTERM and SIGHUP stop the whole sweep, not only the running job."""
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it
+            numbers.append(hangup)
+        kept = {number: signal.signal(number, self._stop) for number in numbers}
         try:
             yield
         finally:
