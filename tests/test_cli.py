@@ -109,7 +109,6 @@ REFUSED = {
     "seed=-1": "seed must be from 0 to 4294967295, got -1",
     "latent_dim=0": "latent_dim must be >= 1, got 0",
     "device=gpu": "device must be auto, cpu, cuda or cuda:N, got 'gpu'",
-    "name=5": "name must be a string, got 5",
     "foo=1": "unknown key foo",
     "+foo=1": "unknown key foo",
     "++foo=1": "unknown key foo",

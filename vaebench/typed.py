@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 from vaebench.errors import UserError, did_you_mean
 
-__all__ = ["KINDS", "LONGEST", "Checker", "Rule", "clipped", "shown"]
+__all__ = ["KINDS", "LONGEST", "Checker", "Rule", "clipped", "printable", "shown"]
 
 T = TypeVar("T")
 LONGEST = 100
@@ -60,6 +61,10 @@ class Checker:
             for k, v in mapping(value, key).items()
         }
 
+    def text(self, value: str, key: str) -> str:
+        """Return a string from a file; characters that would control a terminal are escaped."""
+        return printable(value)
+
     def build(self, schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         """Return the dataclass ``schema`` with the fields in ``values``; ``prefix`` precedes the keys in messages."""
         hints, fields = _hints(schema), self.fields(schema)
@@ -103,7 +108,8 @@ class Checker:
             return self.build(typing.cast(type, hint), mapping(value, key), f"{key}." if key else "")
         if issubclass(hint, enum.Enum):
             return hint(one_of(value, tuple(member.value for member in hint), key))
-        return scalar(value, hint, key)
+        value = scalar(value, hint, key)
+        return self.text(value, key) if hint is str else value
 
     def _typed_dict(self, schema: Any, values: dict[str, Any], prefix: str) -> dict[str, Any]:
         """Return ``values`` with the keys of ``schema`` checked, and the others as they are."""
@@ -188,6 +194,19 @@ def shown(value: Any) -> str:
 def clipped(text: str) -> str:
     """Return at most `LONGEST` characters of ``text``, with ``...`` if some are left out."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+# Controls of terminals (but for the end of a line), marks that reverse the direction of writing, lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with characters that control a terminal or cannot be encoded as escapes such as ``\\x1b``."""
+    # Python reads a byte of a path that is not UTF-8 as a surrogate from U+DC80 on.
+    return _UNPRINTABLE.sub(
+        lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}" if "\udc80" <= found[0] <= "\udcff" else ascii(found[0])[1:-1],
+        text,
+    )
 
 
 def _name(key: Any) -> str:

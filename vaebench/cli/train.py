@@ -10,6 +10,7 @@ from vaebench.cli.sweep.launchers import require_launcher
 from vaebench.config.catalog import config_dir, default_choices, described, groups
 from vaebench.config.words import key_value
 from vaebench.errors import UserError
+from vaebench.typed import clipped
 
 __all__ = ["run"]
 
@@ -75,7 +76,7 @@ def resume_run(parsed: Parsed) -> int:
     if others:
         raise UserError(
             f"--resume takes {', '.join(RESUMABLE)}, and all other settings from the run folder, got "
-            f"{' '.join(others)}: remove it"
+            f"{clipped(' '.join(others))}: remove it"
         )
     changes: dict[str, Any] = dict(map(key_value, parsed.rest))
     if changes.get("trainer.epochs", "").isdecimal():
@@ -118,6 +119,7 @@ def run_job(cfg: object, *, fresh: bool) -> None:
 
     from vaebench.cli.argv import command_line
     from vaebench.config import from_hydra
+    from vaebench.config.words import as_typed
 
     assert isinstance(cfg, DictConfig)
     # Unresolved: an override may contain a reference; from_hydra reports an invalid one.
@@ -125,5 +127,5 @@ def run_job(cfg: object, *, fresh: bool) -> None:
     config = from_hydra(cfg)
     from vaebench.train.session import train
 
-    with command_line(["vaebench", "train", *(["--fresh"] if fresh else []), *overrides]):
+    with command_line(["vaebench", "train", *(["--fresh"] if fresh else []), *map(as_typed, overrides)]):
         train(config, fresh=fresh)

@@ -5,9 +5,9 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from vaebench.config.schema import Choice
+from vaebench.config.schema import MOST, Choice
 from vaebench.errors import UserError, did_you_mean
-from vaebench.typed import KINDS, Checker, clipped, scalar, shown
+from vaebench.typed import KINDS, Checker, clipped, printable, scalar, shown
 
 __all__ = ["build", "convert", "same_type", "unknown_key"]
 
@@ -25,10 +25,16 @@ class _SettingsChecker(Checker):
 
     def further(self, schema: type, extra: dict[str, Any], known: Iterable[str], prefix: str) -> dict[str, Any]:
         if issubclass(schema, Choice):
+            for key, value in extra.items():
+                printable_text(key, f"a key of {prefix.removesuffix('.')}")
+                printable_text(value, prefix + key)
             return {"arguments": extra}
         if extra:
             raise unknown_key(prefix, str(next(iter(extra))), known)
         return {}
+
+    def text(self, value: str, key: str) -> str:
+        return printable_text(value, key)
 
     def dictionary(self, value: Any, items: tuple[Any, ...], key: str) -> dict[Any, Any]:
         return dict(sorted(super().dictionary(value, items, key).items()))
@@ -54,6 +60,16 @@ def build(schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 def convert(value: Any, hint: Any, key: str) -> Any:
     """Return ``value`` converted to the type ``hint``: a type, Annotated[type, Rule], a Literal, X | None, ..."""
     return _CHECKER.convert(value, hint, key)
+
+
+def printable_text(value: T, key: str) -> T:
+    """Return ``value``. UserError if it is, or contains, a string that a terminal or a file cannot show."""
+    if isinstance(value, str) and (printable(value) != value or "\n" in value):
+        raise UserError(f"{key} must be UTF-8 text without control characters, got {shown(value)}")
+    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in items:
+        printable_text(item, key)
+    return value
 
 
 def unknown_key(prefix: str, key: str, known: typing.Iterable[str]) -> UserError:
@@ -86,4 +102,6 @@ def same_type(value: Any, default: Any, key: str, *, optional: bool = False) -> 
             raise UserError(f"{key} must be a list such as {shown(default)}, got {shown(value)}")
         alike = len({type(item) for item in default}) == 1
         return [same_type(item, default[0], f"{key}[{i}]") for i, item in enumerate(value)] if alike else value
-    return scalar(value, type(default), key) if type(default) in KINDS else value
+    if type(value) is int and abs(value) > MOST:
+        raise UserError(f"{key} must be from {-MOST} to {MOST}, got {shown(value)}")
+    return printable_text(scalar(value, type(default), key) if type(default) in KINDS else value, key)
