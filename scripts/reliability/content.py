@@ -1,0 +1,159 @@
+"""What the runs below a folder say, without times and places, so that two folders can be compared."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+__all__ = ["content", "differences"]
+
+# Facts of a session, not of a run: they may differ after a restart.
+_OF_A_SESSION = {
+    "seconds",
+    "wall",
+    "wall_seconds",
+    "train/images_per_second",
+    "time",
+    "made",
+    "pid",
+    "host",
+    "started",
+    "updated",
+    "restarts",
+    "command",
+    "git",
+    "commit",
+}
+LEFTOVERS = (".tmp", ".held")
+
+
+def content(root: Path) -> dict[str, Any]:
+    """Return relative path -> what the file says. Event files of a run are read together.
+
+    ``doubled``: points that TensorBoard would read twice, and lines of metrics.jsonl that are there twice.
+    ``leftovers``: temporary files.
+    """
+    found: dict[str, Any] = {"doubled": [], "leftovers": []}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if path.suffix in LEFTOVERS:
+            found["leftovers"].append(name)
+        elif path.is_dir() or path.name.startswith("events.out") or ".sweeps" in name or ".studies" in name:
+            continue
+        elif path.name not in ("last.previous.pt",) and path.suffix != ".log":
+            found[name] = _said(path)
+        if path.name == "metrics.jsonl":
+            found["doubled"] += [f"{name}: {line}" for line in _doubled(map(_metrics_key, found[name]))]
+            points = _points(path.parent)
+            found[f"{path.parent.relative_to(root)}/events"] = sorted(points)
+            found["doubled"] += [f"{path.parent.name}: {point}" for point in _doubled(p.split("=")[0] for p in points)]
+    return found
+
+
+def differences(expected: dict[str, Any], got: dict[str, Any]) -> list[str]:
+    """Return one line for each file that says something else."""
+    lines = []
+    for name in sorted(expected.keys() | got.keys()):
+        if name not in got:
+            lines.append(f"{name} is missing")
+        elif name not in expected:
+            lines.append(f"{name} is new")
+        elif expected[name] != got[name]:
+            lines.append(f"{name}: {_first_difference(expected[name], got[name])}")
+    return lines
+
+
+def _first_difference(expected: Any, got: Any) -> str:
+    if isinstance(expected, list) and isinstance(got, list):
+        missing = [one for one in expected if one not in got]
+        new = [one for one in got if one not in expected]
+        return f"{len(expected)} entries, got {len(got)}; missing {str(missing[:1])[:150]}, new {str(new[:1])[:150]}"
+    return f"expected {str(expected)[:120]}, got {str(got)[:120]}"
+
+
+def _said(path: Path) -> Any:
+    try:
+        if path.suffix == ".json":
+            return _without_session(json.loads(path.read_text()))
+        if path.suffix == ".jsonl":
+            return [_without_session(json.loads(line)) for line in path.read_text().splitlines()]
+        if path.suffix == ".pt":
+            return digest(torch.load(path, map_location="cpu", weights_only=True))
+        if path.suffix == ".npz":
+            with numpy.load(path) as stored:
+                return {name: _array(stored[name]) for name in stored.files if name != "seconds"}
+        if path.name == "config.yaml":
+            return path.read_text()
+    except Exception as error:
+        return f"unreadable: {type(error).__name__}"
+    return path.suffix == ".png" and hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest(state: Any) -> str:
+    """Return a digest of nested containers of tensors and plain values, bit for bit, without times."""
+    made = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            made.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            made.update(value.contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        elif isinstance(value, dict):
+            for key in value:
+                if key not in _OF_A_SESSION:
+                    made.update(repr(key).encode())
+                    add(value[key])
+        elif isinstance(value, list | tuple):
+            made.update(b"[")
+            for each in value:
+                add(each)
+            made.update(b"]")
+        else:
+            made.update(repr(value).encode())
+
+    add(state)
+    return made.hexdigest()
+
+
+def _array(array: numpy.ndarray) -> str:
+    return f"{array.dtype}{array.shape}{hashlib.sha256(numpy.ascontiguousarray(array).tobytes()).hexdigest()[:16]}"
+
+
+def _without_session(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_session(each) for key, each in value.items() if key not in _OF_A_SESSION}
+    return [_without_session(each) for each in value] if isinstance(value, list) else value
+
+
+def _metrics_key(line: Any) -> str:
+    return f"step {line.get('step')}: {sorted(line)}" if isinstance(line, dict) else str(line)
+
+
+def _points(folder: Path) -> list[str]:
+    """Return every point of the event files as TAG@STEP=VALUE, read by TensorBoard's own reader."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    points = []
+    for path in sorted(folder.glob("events.out*")):
+        for record in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(record)
+            for value in event.summary.value:
+                if value.tag.startswith("_hparams_"):
+                    points.append(f"{value.tag}@{event.step}=")
+                elif value.tag not in _OF_A_SESSION:
+                    payload = value.SerializeToString(deterministic=True)
+                    points.append(f"{value.tag}@{event.step}={hashlib.sha256(payload).hexdigest()[:12]}")
+    return points
+
+
+def _doubled(keys: Any) -> list[str]:
+    seen: set[str] = set()
+    twice = []
+    for key in keys:
+        if key in seen:
+            twice.append(key)
+        seen.add(key)
+    return twice
