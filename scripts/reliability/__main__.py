@@ -1,7 +1,7 @@
 """Kill, starve and damage vaebench, and count what does not come back as it was.
 
 Every number of the table is a count of cases that were tried. The exit code is 1 if a case has a fault. Without PART
-all parts run, one case at a time on one core. docs/reliability.md explains the parts and shows the table of the full form.
+all parts run, one case at a time on one core. docs/reliability.md explains the parts and shows the full table.
 
 examples:
   python scripts/reliability --quick
@@ -40,7 +40,16 @@ DAMAGE, LINES = "damage", "command-lines"
 PARTS = (*SCENARIOS, DAMAGE, LINES)
 QUICK = {"train": 2, "evaluate": 1, "sweep": 1, "tune": 1, "diagnose": 0, "data": 0, DAMAGE: 8, LINES: 40}
 """Cases of each kind in the short form."""
-FULL = {"train": None, "evaluate": None, "sweep": 40, "tune": 40, "diagnose": None, "data": None, DAMAGE: None, LINES: 1000}
+FULL = {
+    "train": None,
+    "evaluate": None,
+    "sweep": 40,
+    "tune": 40,
+    "diagnose": None,
+    "data": None,
+    DAMAGE: None,
+    LINES: 1000,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,7 +99,11 @@ def warm_up(out: Path, data: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         command(placed(["train", *TINY, "trainer.epochs=1"], out, data))
         (run,) = out.glob("*/*/*")
-        for words in (["evaluate", str(run), "estimator.k=2"], ["compare", str(out)], ["report", str(out), "-o", str(out / "r.html")]):
+        for words in (
+            ["evaluate", str(run), "estimator.k=2"],
+            ["compare", str(out)],
+            ["report", str(out), "-o", str(out / "r.html")],
+        ):
             command(words)
     gc.freeze()  # the children's garbage collector must not copy the parent's pages
 

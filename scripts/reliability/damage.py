@@ -120,7 +120,11 @@ def _lines_changed(data: bytes, chance: random.Random, variants: int) -> Changed
         return b"".join(json.dumps(line).encode() + b"\n" for line in value)
 
     yield from _document_changed(lines, text, chance, variants)
-    yield "edited", "a line in the middle left out", lambda: text(lines[: len(lines) // 2] + lines[len(lines) // 2 + 1 :])
+    yield (
+        "edited",
+        "a line in the middle left out",
+        lambda: text(lines[: len(lines) // 2] + lines[len(lines) // 2 + 1 :]),
+    )
     yield "edited", "the last line left out", lambda: text(lines[:-1])
     yield "edited", "a line twice", lambda: text([*lines, lines[-1]])
     yield "type", "lines that are numbers", lambda: text([1, 2, 3])
@@ -128,7 +132,9 @@ def _lines_changed(data: bytes, chance: random.Random, variants: int) -> Changed
 
 def _yaml_changed(data: bytes, chance: random.Random, variants: int) -> Changed:
     yield from _document_changed(yaml.safe_load(data), lambda value: yaml.safe_dump(value).encode(), chance, variants)
-    bomb = "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(f"{c}: &{c} [{','.join([f'*{p}'] * 8)}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True))
+    bomb = "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{c}: &{c} [{','.join([f'*{p}'] * 8)}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True)
+    )
     yield "huge", "aliases of aliases", bomb.encode
     yield "nested", "an alias of itself", lambda: b"a: &a [*a]\n"
     yield "type", "an object", lambda: b"!!python/object/apply:os.system ['touch /tmp/never']\n"
@@ -147,8 +153,16 @@ def _document_changed(document: Any, text: Callable[[Any], bytes], chance: rando
         new = old + 1 if isinstance(old, int) else round(old * 1.01 + 0.37, 6)
         yield "edited", f"{_dotted(where)}={new}", lambda w=where, v=new: text(_with(document, w, v))
     for where in chance.sample(numbers, min(2, len(numbers))):
-        yield "huge", f"{_dotted(where)}=1e999", lambda w=where: text(_with(document, w, 12345.678)).replace(b"12345.678", b"1e999")
-        yield "huge", f"{_dotted(where)} has 5,000 digits", lambda w=where: text(_with(document, w, 12345.678)).replace(b"12345.678", b"9" * 5000)
+        yield (
+            "huge",
+            f"{_dotted(where)}=1e999",
+            lambda w=where: text(_with(document, w, 12345.678)).replace(b"12345.678", b"1e999"),
+        )
+        yield (
+            "huge",
+            f"{_dotted(where)} has 5,000 digits",
+            lambda w=where: text(_with(document, w, 12345.678)).replace(b"12345.678", b"9" * 5000),
+        )
     yield "type", "a text", lambda: b'"text"\n'
     yield "type", "null", lambda: b"null\n"
 

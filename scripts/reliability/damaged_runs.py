@@ -24,7 +24,9 @@ _NOTICE = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?")
-_TIME = re.compile(r"\d+ (?:s|min|h|d|days?|hours?|minutes?|seconds?) ago|\d{4}-\d\d-\d\d.\d\d:\d\d(?::\d\d)?|[\d.]+ (?:[kM]?B|s)\b")
+_TIME = re.compile(
+    r"\d+ (?:s|min|h|d|days?|hours?|minutes?|seconds?) ago|\d{4}-\d\d-\d\d.\d\d:\d\d(?::\d\d)?|[\d.]+ (?:[kM]?B|s)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,11 @@ class DamageCounts:
 
 def trees(work: Path, data: Path) -> list[Tree]:
     """Make the trees: finished runs with all that commands add to them, and an interrupted run."""
-    return [_finished(work / "finished", data), _interrupted(work / "interrupted", data), _search(work / "search", data)]
+    return [
+        _finished(work / "finished", data),
+        _interrupted(work / "interrupted", data),
+        _search(work / "search", data),
+    ]
 
 
 def _run(words: Sequence[str]) -> None:
@@ -82,9 +88,9 @@ def _run(words: Sequence[str]) -> None:
 
 def _files(tree: Path, below: Path, *more: str) -> list[str]:
     found = [path for path in sorted(below.rglob("*")) if not path.name.endswith(".lock")]
-    return [str(path.relative_to(tree)) for path in found if path.is_file() or path.name in ("checkpoints", "evaluations")] + [
-        str((below / name).relative_to(tree)) for name in more
-    ]
+    return [
+        str(path.relative_to(tree)) for path in found if path.is_file() or path.name in ("checkpoints", "evaluations")
+    ] + [str((below / name).relative_to(tree)) for name in more]
 
 
 def _twins(tree: Path, files: Sequence[str], run: Path, other: Path) -> dict[str, str]:
@@ -101,8 +107,8 @@ def _twins(tree: Path, files: Sequence[str], run: Path, other: Path) -> dict[str
     return twins
 
 
-DIAGNOSE = "draws=4 gradients=4 images=50 device=cpu threads=1".split()
-EVALUATE = "device=cpu threads=1".split()
+DIAGNOSE = ["draws=4", "gradients=4", "images=50", "device=cpu", "threads=1"]
+EVALUATE = ["device=cpu", "threads=1"]
 
 
 def _finished(tree: Path, data: Path) -> Tree:
@@ -150,7 +156,8 @@ def _finished(tree: Path, data: Path) -> Tree:
 
 
 def _interrupted(tree: Path, data: Path) -> Tree:
-    words = placed(["train", *TINY], tree, data)
+    three = ["train", *TINY, "trainer.epochs=3"]
+    words = placed(three, tree, data)
 
     def killed(fault: Fault | None) -> Any:
         points = WritePoints(tree, fault)
@@ -163,8 +170,8 @@ def _interrupted(tree: Path, data: Path) -> Tree:
     ends = [at for at, (operation, name, _) in enumerate(log) if (operation, name) == ("replace", "last.pt")]
     shutil.rmtree(tree)
     tree.mkdir()
-    # In the middle of the last epoch: both generations of the checkpoint are there.
-    forked(lambda: killed(Fault("kill", ends[-1] + 1 if len(ends) < 3 else ends[-2] + 2)))
+    # In the last epoch: both generations of the checkpoint are there, and records of steps after it.
+    forked(lambda: killed(Fault("kill", (ends[-2] + ends[-1]) // 2)))
     (run,) = (tree / "mnist5k").glob("*/*")
     folder = f"TREE/{run.relative_to(tree)}"
     return Tree(
@@ -173,9 +180,9 @@ def _interrupted(tree: Path, data: Path) -> Tree:
         data,
         _files(tree, run, ".lock"),
         {},
-        {"list runs": ["list", "runs", "TREE"], "show": ["show", folder], "compare": ["compare", "TREE", "--unfinished"]},
+        {"list runs": ["list", "runs", "TREE"], "show": ["show", folder]},
         {
-            "train again": ["train", *TINY],
+            "train again": three,
             "train --resume": ["train", "--resume", folder],
             "evaluate": ["evaluate", folder, "estimator.k=4", *EVALUATE],
         },
