@@ -23,7 +23,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from reliability.damaged_runs import damaged_everywhere, trees
+from reliability.processes import forked
 from reliability.stops import SCENARIOS, TINY, command, placed, stopped_everywhere
 from reliability.table import Part, damage_part, stop_part, table, written
 
@@ -50,6 +51,9 @@ FULL = {
     DAMAGE: None,
     LINES: 1000,
 }
+
+LINES_EACH = 25
+"""Command lines in one process."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -131,12 +135,30 @@ def run_part(name: str, work: Path, data: Path, most: int | None, arguments: arg
             )
             made.append(damage_part(counts, time.monotonic() - start))
         return made
-    return command_lines(work, data, most, arguments.seed, say)
+    return [command_lines(work, most or FULL[LINES] or 0, arguments.seed)]
 
 
-def command_lines(work: Path, data: Path, most: int | None, seed: int, say: Callable[[str], None]) -> "list[Part]":
-    """Run generated command lines."""
-    return []
+def command_lines(work: Path, count: int, seed: int) -> Part:
+    """Run generated command lines up to the point where work would start, some of them in each process."""
+    from reliability.command_lines import command_lines, faults, make_place, outcome
+
+    start, found = time.monotonic(), {"tracebacks": [], "other": []}
+    lines = list(command_lines(count, seed))
+    make_place(work)
+
+    def run(batch: Sequence[list[str]]) -> list[list[str]]:
+        os.chdir(work)
+        return [faults(outcome(words)) for words in batch]
+
+    for first in range(0, count, LINES_EACH):
+        batch = lines[first : first + LINES_EACH]
+        ended = forked(lambda batch=batch: run(batch), 60.0 * len(batch))
+        wrong = ended.answer or [[f"one of {len(batch)} lines ended its process with {ended.code}"], *[[]] * len(batch)]
+        for words, reasons in zip(batch, wrong, strict=False):
+            for reason in reasons:
+                found["tracebacks" if reason == "a traceback" else "other"].append(f"{ascii(words)[:300]}: {reason}")
+                say(f"command lines: {ascii(words)[:300]}: {reason}")
+    return Part("command lines", f"{count} lines", count, time.monotonic() - start, found)
 
 
 def say(line: str) -> None:

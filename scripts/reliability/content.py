@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy
 import torch
+from PIL import Image
 
 __all__ = ["content", "differences"]
 
@@ -26,6 +27,9 @@ _OF_A_SESSION = {
     "command",
     "git",
     "commit",
+    # Hashes of files that have such facts.
+    "checksum",
+    "checkpoint",
 }
 LEFTOVERS = (".tmp", ".held")
 
@@ -70,7 +74,12 @@ def _first_difference(expected: Any, got: Any) -> str:
     if isinstance(expected, list) and isinstance(got, list):
         missing = [one for one in expected if one not in got]
         new = [one for one in got if one not in expected]
+        if len(missing) == len(new) == 1:
+            return _first_difference(missing[0], new[0])
         return f"{len(expected)} entries, got {len(got)}; missing {str(missing[:1])[:150]}, new {str(new[:1])[:150]}"
+    if isinstance(expected, dict) and isinstance(got, dict):
+        names = [name for name in {**expected, **got} if expected.get(name) != got.get(name)]
+        return f"{names[0]}: {_first_difference(expected.get(names[0]), got.get(names[0]))}"
     return f"expected {str(expected)[:120]}, got {str(got)[:120]}"
 
 
@@ -84,12 +93,21 @@ def _said(path: Path) -> Any:
             return digest(torch.load(path, map_location="cpu", weights_only=True))
         if path.suffix == ".npz":
             with numpy.load(path) as stored:
-                return {name: _array(stored[name]) for name in stored.files if name != "seconds"}
+                arrays = {name: stored[name] for name in stored.files if name not in _OF_A_SESSION}
+                return {name: _array(array) for name, array in arrays.items() if array.dtype.kind in "biuf"}
         if path.name == "config.yaml":
             return path.read_text()
     except Exception as error:
         return f"unreadable: {type(error).__name__}"
-    return path.suffix == ".png" and hashlib.sha256(path.read_bytes()).hexdigest()
+    return _pixels(path) if path.suffix == ".png" else None
+
+
+def _pixels(path: Path) -> str:
+    try:
+        with Image.open(path) as picture:
+            return hashlib.sha256(picture.tobytes()).hexdigest()
+    except Exception as error:
+        return f"unreadable: {type(error).__name__}"
 
 
 def digest(state: Any) -> str:
