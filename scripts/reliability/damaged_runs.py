@@ -322,7 +322,7 @@ class _Judge:
         if name in self.tree.writers:
             expected, got = self.usual[name].answer["content"], ended.answer["content"]
             for kind in ("doubled", "leftovers"):
-                if got[kind] != expected[kind]:
+                if got[kind] != expected[kind] and damage.name not in ended.answer["unchanged"]:
                     yield kind, f"{len(got[kind])}: {', '.join(got[kind][:2])[:200]}"
             rest = [self._compared(each, damage, ended.answer["unchanged"]) for each in (expected, got)]
             if (lines := differences(*rest)) and damage.kind != "missing":
@@ -330,9 +330,11 @@ class _Judge:
 
     def _compared(self, found: dict[str, Any], damage: Damage, unchanged: Sequence[str]) -> dict[str, Any]:
         """Return the content without the damaged file, unless a command has written it anew."""
-        skipped = {"doubled", "leftovers", *unchanged}
+        skipped = {"doubled", "leftovers"}
+        if damage.kind in ("link", "folder") or damage.name in unchanged:
+            skipped |= {damage.name, f"{Path(damage.name).parent}/events"}
         inside = damage.name + "/"
-        return {k: v for k, v in found.items() if k not in skipped and k != damage.name and not k.startswith(inside)}
+        return {name: said for name, said in found.items() if name not in skipped and not name.startswith(inside)}
 
     def _on(self, damage: Damage | None, names: Sequence[str]) -> Ended:
         """Run commands on a copy of the tree with one damage."""
