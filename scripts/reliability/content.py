@@ -49,11 +49,12 @@ def content(root: Path) -> dict[str, Any]:
             continue
         elif path.name not in ("last.previous.pt",) and path.suffix != ".log":
             found[name] = _said(path)
-        if path.name == "metrics.jsonl":
+        if path.name == "metrics.jsonl" and isinstance(found.get(name), list):
             found["doubled"] += [f"{name}: {line}" for line in _doubled(map(_metrics_key, found[name]))]
-            points = _points(path.parent)
-            found[f"{path.parent.relative_to(root)}/events"] = sorted(points)
-            found["doubled"] += [f"{path.parent.name}: {point}" for point in _doubled(p.split("=")[0] for p in points)]
+    for folder in sorted({path.parent for path in root.rglob("events.out*")}):
+        points = _points(folder)
+        found[f"{folder.relative_to(root)}/events"] = sorted(points)
+        found["doubled"] += [f"{folder.name}: {point}" for point in _doubled(point.split("=")[0] for point in points)]
     return found
 
 
@@ -156,8 +157,12 @@ def _points(folder: Path) -> list[str]:
 
     points = []
     for path in sorted(folder.glob("events.out*")):
-        for record in RawEventFileLoader(str(path)).Load():
-            event = Event.FromString(record)
+        try:
+            events = [Event.FromString(record) for record in RawEventFileLoader(str(path)).Load()]
+        except Exception as error:
+            points.append(f"{path.name} is unreadable: {type(error).__name__}")
+            continue
+        for event in events:
             for value in event.summary.value:
                 if value.tag.startswith("_hparams_"):
                     points.append(f"{value.tag}@{event.step}=")
