@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a few cases of each part")
     made.add_argument("--most", type=int, metavar="N", help="at most N cases of each kind in each part")
     made.add_argument("--writers", type=int, default=1, metavar="N", help="changing commands on each damage")
-    made.add_argument("--variants", type=int, default=3, metavar="N", help="bit flips, wrong types and edits of a file")
+    made.add_argument("--variants", type=int, default=2, metavar="N", help="bit flips, wrong types and edits of a file")
     made.add_argument("--seed", type=int, default=0, help="of all choices")
     made.add_argument("--write", type=Path, metavar="FILE", help="replace the table in FILE")
     made.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the counts and faults to FILE as JSON")

@@ -166,7 +166,7 @@ def _points(folder: Path) -> list[str]:
             for value in event.summary.value:
                 if value.tag.startswith("_hparams_"):
                     points.append(f"{value.tag}@{event.step}=")
-                elif value.tag not in _OF_A_SESSION:
+                elif value.tag not in _OF_A_SESSION | {"config"}:  # config.yaml is compared by itself
                     payload = value.SerializeToString(deterministic=True)
                     points.append(f"{value.tag}@{event.step}={hashlib.sha256(payload).hexdigest()[:12]}")
     return points

@@ -10,6 +10,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def damages(tree: Path, name: str, other: Path | None, outside: Path, seed: int,
     yield made("noise", "", lambda: noise)
     if other is not None and other.is_file() and other.read_bytes() != data:
         yield made("foreign", "", other.read_bytes)
-    maker = _MAKERS.get(path.suffix)
+    maker = partial(_checkpoint_changed, path.name) if path.suffix == ".pt" else _MAKERS.get(path.suffix)
     if maker is not None:
         for kind, detail, changed in maker(data, chance, variants):
             yield made(kind, detail, changed)
@@ -186,7 +187,7 @@ def _npz_changed(data: bytes, chance: random.Random, variants: int) -> Changed:
     yield "huge", "a header of 10**12 numbers", lambda: _huge_npz(first)
 
 
-def _checkpoint_changed(data: bytes, chance: random.Random, variants: int) -> Changed:
+def _checkpoint_changed(name: str, data: bytes, chance: random.Random, variants: int) -> Changed:
     from vaebench.records import checkpoint
 
     def sealed(value: Any) -> bytes:
@@ -200,7 +201,8 @@ def _checkpoint_changed(data: bytes, chance: random.Random, variants: int) -> Ch
     keys = list(state())
     for key in chance.sample(keys, min(variants, len(keys))):
         yield "type", f"{key} is a text", lambda key=key: sealed({**state(), key: "text"})
-    yield "edited", "weights 1 % larger", lambda: sealed(_scaled(state()))
+    if name == "best.pt":
+        yield "edited", "weights 1 % larger", lambda: sealed(_scaled(state()))
 
 
 _MAKERS: dict[str, Callable[[bytes, random.Random, int], Changed]] = {
@@ -208,7 +210,6 @@ _MAKERS: dict[str, Callable[[bytes, random.Random, int], Changed]] = {
     ".jsonl": _lines_changed,
     ".yaml": _yaml_changed,
     ".npz": _npz_changed,
-    ".pt": _checkpoint_changed,
 }
 
 

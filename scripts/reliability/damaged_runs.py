@@ -268,11 +268,24 @@ class _Judge:
                 raise RuntimeError(f"{name} failed on sound runs:\n{ended.answer or ended.output}")
         self.lines = {line for ended in self.usual.values() for line in _text(ended).splitlines()}
         self.numbers = {number for ended in self.usual.values() for number in _NUMBER.findall(_text(ended))}
+        self.numbers |= self._numbers_of_earlier_steps()
         if tree.sound:
             run = next(name for name in tree.files if name.endswith("config.yaml"))
             self.numbers |= self._numbers_without(str(Path(run).parent), "")
             for part in ("results.json", "metrics.jsonl", "diagnostics.json", "manifest.json", "status.json"):
                 self.numbers |= self._numbers_without(str(Path(run).parent), part)
+
+    def _numbers_of_earlier_steps(self) -> set[str]:
+        """Return the numbers that the readers show if the last lines of the metrics are missing: those of that step."""
+        found: set[str] = set()
+        names = [name for name in ("list runs", "show", "report") if name in self.tree.readers]
+        for name in [name for name in self.tree.files if name.endswith("metrics.jsonl")]:
+            lines = (self.kept / name).read_bytes().splitlines(keepends=True)
+            for count in range(len(lines)):
+                data = b"".join(lines[:count])
+                cut = Damage(name, "cut", "", lambda target, data=data: (target.write_bytes(data), None)[1])
+                found |= set(_NUMBER.findall(_text(self._on(cut, names))))
+        return found
 
     def _numbers_without(self, run: str, part: str) -> set[str]:
         """Return the numbers that the readers show without a run, or without one of its files."""
