@@ -176,8 +176,8 @@ def _checked_state(path: Path, data: bytes, identity: str | None, map_location: 
         )
     if identity is not None and state.get("identity") != identity:
         raise UserError(
-            f"{path} has another configuration ({state.get('identity')}, not {identity}): use the configuration in the "
-            "run's config.yaml, or choose another folder."
+            f"{path} has another configuration ({state.get('identity')}, not {identity}): restore the "
+            "config.yaml of that run, or choose another folder."
         )
     return state
 
