@@ -213,7 +213,6 @@ def test_a_run_begun_by_one_process_and_finished_by_two(
     last = [Checkpoints(path / "checkpoints").load().state for path in (whole, run)]
     for key, value in last[0]["modules"].items():
         assert torch.allclose(value, last[1]["modules"][key], atol=1e-4)
-    assert torch.equal(last[0]["random"]["cpu"], last[1]["random"]["cpu"])
     means = [read_results(RunFolder(path))[0].mean for path in (whole, run)]
     assert means[1] == pytest.approx(means[0], abs=1e-3)
     again = torchrun(tmp_path, *words)  # it is finished, and every process goes home

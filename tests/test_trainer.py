@@ -208,7 +208,7 @@ def doubts(folder: Path) -> list[str]:
         ([-90.0, -91.0, -90.5], ["the validation log-likelihood never rose above that of epoch 1"]),
         (
             [-900.0, -800.0, -700.0],
-            ["the validation log-likelihood -700.00 is below -205.75, that of independent pixels"],
+            ["the validation log-likelihood -700 is below -205.753, that of independent pixels"],
         ),
         ([-90.0, -91.0, -89.0], []),
         ([-90.0], []),

@@ -289,7 +289,7 @@ def _tell_doubts(experiment: Experiment, progress: Progress, manifest: Manifest)
     baseline = log_likelihood_of_pixel_means(experiment.data)
     if progress.best < baseline:
         doubts.append(
-            f"the validation log-likelihood {progress.best:.2f} is below {baseline:.2f}, that of independent pixels "
+            f"the validation log-likelihood {progress.best:.6g} is below {baseline:.6g}, that of independent pixels "
             "with the means of the training images"
         )
     if progress.best_epoch <= min(trainer.validate_every, trainer.epochs) < progress.epoch:
