@@ -51,7 +51,7 @@ def from_hydra(cfg: DictConfig, hydra: DictConfig | None = None) -> Config:
     hydra = _current_hydra() if hydra is None else hydra
     values = _resolved(cfg)
     for group in OPEN_GROUPS:
-        if not isinstance(hydra.runtime.choices.get(group), str):
+        if group in values and not isinstance(hydra.runtime.choices.get(group), str):
             raise UserError(f"{group} must be the name of a choice, got {shown(values.get(group))}")
     declared = {group: _declared(group, values, cfg, hydra) for group in OPEN_GROUPS}
     objective_inner_k = own_keys("objective", hydra.runtime.choices["objective"], _sources(hydra), of="encoder").get(

@@ -51,7 +51,9 @@ Device = Annotated[
 ]
 Word = Annotated[str, Rule("a non-empty string", lambda value: value != "")]
 Widths = Annotated[
-    tuple[Width, ...], Rule("a list of 1 to 100 widths, for example [300,300]", lambda value: 0 < len(value) <= 100)
+    tuple[Width, ...],
+    Rule("a list of at least one width, for example [300,300]", len),
+    Rule("a list of at most 100 widths", lambda value: len(value) <= 100),
 ]
 Schedule = Annotated[dict[Natural, Count], Rule("a map, for example {0:1,100:5}, or null", len)]
 InnerSchedule = Annotated[dict[Natural, Natural], Rule("a map, for example {0:0,100:5}, or null", len)]
