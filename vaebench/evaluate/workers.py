@@ -6,6 +6,7 @@ depend on the task alone, so that several processes give the result of one.
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 import traceback
@@ -158,10 +159,26 @@ def _signals_ignored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _exit_with_parent() -> None:
+    """End this process as soon as the process that started it has ended, also while it computes.
+
+    A killed process cannot end its workers, and they read nothing from the connection while they compute.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="exit with parent", daemon=True).start()
+
+
 def _serve(connection: Connection, config: Config, folder: Path, weights: str) -> None:
-    """Compute tasks until the other end closes the connection."""
+    """Compute tasks until the other end closes the connection, or the process that started this one has ended."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    _exit_with_parent()
     with contextlib.suppress(EOFError, OSError):
         try:
             experiment = build(config)
