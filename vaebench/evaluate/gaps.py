@@ -22,6 +22,7 @@ from vaebench.estimators.gaps import (
 from vaebench.estimators.importance import estimated
 from vaebench.estimators.sampling import Sampling
 from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
+from vaebench.records.results import WITHOUT_WEIGHTS
 from vaebench.runtime import derived_seed, forked_randomness
 
 __all__ = ["inference_gaps"]
@@ -183,7 +184,7 @@ class _Gaps:
             direction=direction,
             values=values,
             quantity=quantity,
-            k=given.k,
+            k=None if quantity in WITHOUT_WEIGHTS else given.k,
             inner_k=self.inner_k if self.encoder.has_inner_samples else None,
             settings=self.shown | {"draws": given.draws, "steps": given.steps},
             note=_EITHER_WAY if quantity.startswith("approximation") else "",

@@ -23,6 +23,9 @@ PRECISIONS = ("", "float32", "bf16")
 _OLD_PROPOSALS = {"GaussianEncoder": "moments", "AdversarialEncoder": "own"}
 """Class names that earlier versions wrote as the proposal of an adversarial encoder."""
 
+WITHOUT_WEIGHTS = ("ELBO of q", "ELBO of the best Gaussian", "ELBO of q*", "amortisation gap", "bound gap")
+"""The quantities of the estimator ``gaps`` that use no importance weights. Earlier versions wrote a k beside them."""
+
 _KEY = {"key": True}
 """Marks a field that is part of the key: it defines the quantity or its estimator."""
 
@@ -138,6 +141,8 @@ def _from_json(entry: dict[str, Any]) -> ResultRecord:
     settings = entry.get("settings")
     if isinstance(settings, dict) and settings.get("proposal") in [*_OLD_PROPOSALS]:
         entry = entry | {"settings": settings | {"proposal": _OLD_PROPOSALS[settings["proposal"]]}}
+    if entry.get("estimator") == "gaps" and entry.get("quantity") in WITHOUT_WEIGHTS:
+        entry = entry | {"k": None}
     return Checker().build(ResultRecord, entry)
 
 

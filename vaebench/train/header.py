@@ -37,7 +37,7 @@ def header(experiment: Experiment, folder: Path) -> str:
         ("training", describe.training(config)),
         (
             "validation",
-            f"log p(x) of {len(data.validation):,} images, {describe.validation(config)}, no error",
+            f"log p(x) of {len(data.validation):,} images, {describe.validation(config)}",
         ),
         ("device", f"{runtime.describe(experiment.device)}, {config.trainer.precision}"),
         *(("note", line) for line in (experiment.gradient_note, *describe.schedules_past_the_end(config))),
