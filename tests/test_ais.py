@@ -440,6 +440,7 @@ def test_settings_out_of_range(arguments: dict[str, object], message: str):
 def judged(**changed: Tensor) -> AISResult:
     """Return a sound result of 20 images, but for what is changed."""
     sound = {"log_likelihood": -80.0, "stderr": 0.2, "acceptance": 0.7, "lowest_acceptance": 0.5, "ess": 6.0}
+    sound["tail"] = 0.6
     columns = {name: torch.full((20,), value) for name, value in sound.items()}
     return AISResult(**columns, disagreement=torch.full((20,), 0.3))._replace(**changed)
 

@@ -8,7 +8,7 @@
 
 T is learned, so log_q is an estimate. The mean of log w may lie on either side of log p(x), and far above it: the
 paper reports -83.6 by T for a model whose log-likelihood is about -91.2. Likelihood estimates therefore use the
-Gaussian with q's moments (:meth:`AdversarialEncoder.proposal`), whose density is known.
+Gaussian with q's moments, widened (:meth:`AdversarialEncoder.proposal`), whose density is known.
 
 Source: Mescheder, Nowozin and Geiger 2017, https://arxiv.org/abs/1701.04722
 """
@@ -24,11 +24,11 @@ from torch.nn import functional as F
 from vaebench.arguments import above, at_least, widths
 from vaebench.batch import batch_max
 from vaebench.encoders.base import AuxiliaryLoss, BuildContext, Direction, Draw, Encoder, LossWithMetrics, frozen
-from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.encoders.moments import MomentMatchedEncoder
+from vaebench.model import GenerativeModel
 from vaebench.nets.adversarial import (
     BasisSampler,
     LogRatio,
-    MomentMatched,
     NoiseFedSampler,
     RatioNetwork,
     Sampler,
@@ -131,9 +131,13 @@ class AdversarialEncoder(Encoder):
         ratio = frozen(self.discriminator)(self._coordinates(z, encoded.contrast), encoded.discriminator)
         return Draw(z, encoded.contrast.log_prob(z) + ratio, (z,) if path_only else ())
 
-    def proposal(self) -> Encoder:
-        """Return the Gaussian encoder with q's moments."""
-        return GaussianEncoder(MomentMatched(self.sampler))
+    def latents(self, x: Tensor, k: int) -> Tensor:
+        """Draw z, (K, B, D), without T."""
+        return self.sampler(self.sampler.condition(x), k)
+
+    def proposal(self, model: GenerativeModel) -> Encoder:
+        """Return the Gaussian encoder with q's moments, widened."""
+        return MomentMatchedEncoder(self, model)
 
     def auxiliary_losses(self) -> dict[str, AuxiliaryLoss]:
         """Return the discriminator's loss."""

@@ -140,6 +140,8 @@ class Encoder(nn.Module, ABC):
     no_path_gradient: str | None = None
     """Why STL and DReG (``path_only``) are not valid for the encoder, as a clause; None if they are valid. If they are
     not, ``path_only`` does not change the gradient, and ``paths`` is empty."""
+    proposal_label: ClassVar[str] = "valid"
+    """How results name this encoder if its draws are weighed in place of another encoder's."""
     only_elbo: str | None = None
     """Why a bound of several samples cannot train the encoder, as a clause; None if it can."""
     no_total_gradient: ClassVar[str | None] = None
@@ -167,6 +169,10 @@ class Encoder(nn.Module, ABC):
     def draw(self, x: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False) -> Draw:
         """Encode x, (B, X), and sample."""
         return self.sample(self.encode(x), k, inner_k=inner_k, path_only=path_only)
+
+    def latents(self, x: Tensor, k: int) -> Tensor:
+        """Draw K latents, (K, B, D), for each image of x, (B, X), without their density if it costs extra."""
+        return self.draw(x, k).z
 
     def log_q_at(self, encoded: Any, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor | None:
         """Estimate log q(z|x), (K, B), at any latents z, whose auxiliary variables are not known.
@@ -205,12 +211,13 @@ class Encoder(nn.Module, ABC):
         fresh = self.log_q_at(encoded, draw.z, samples=inner_k, chunk=inner_chunk) if inner_k else None
         return two_sided_bounds(draw.z, draw.log_q, fresh, inner_k)
 
-    def proposal(self) -> "Encoder":
+    def proposal(self, model: GenerativeModel) -> "Encoder":
         """Return the encoder, with shared parameters, whose draws validation and evaluation weigh.
 
         An encoder that keeps the contract returns itself. A family whose log_q is an ESTIMATE must return an encoder
-        that keeps it.
+        that keeps it, which may use ``model``.
         """
+        del model
         return self
 
     def with_inner_samples(self, *, tau: Tau | None = None, share_psi: bool | None = None) -> "Encoder":

@@ -23,7 +23,7 @@ from vaebench.arguments import above, at_least
 from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import Direction, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
-from vaebench.estimators.ais import moment_matched
+from vaebench.encoders.moments import MOMENT_DRAWS
 from vaebench.estimators.importance import draws, estimated
 from vaebench.estimators.sampling import Sampling, keyed_noise
 from vaebench.gradients import GradientEstimator
@@ -40,6 +40,9 @@ __all__ = [
     "per_image",
     "selected_log_likelihood",
 ]
+
+VARIANCE_FLOOR = 1e-4
+"""Added to the variances of draws, so that a collapsed coordinate has a density too."""
 
 PerImageEstimator = Callable[[Encoder, Tensor, Sampling], Tensor]
 """Maps an encoder, images (B, X) and how to sample them to one number per image, (B,)."""
@@ -104,13 +107,19 @@ def best_gaussian(
     at once, and no image influences another. ``sampling`` is for the ELBO at each step.
     """
     with torch.no_grad(), sampling.noise(x, "start"):
-        start = encoder.exact_posterior(x) or moment_matched(encoder).encode(x)
+        start = encoder.exact_posterior(x) or _moments(encoder.latents(x, MOMENT_DRAWS))
     free = _Free(start)
     _raise_elbo(model, GaussianEncoder(free), x, how, sampling)
     with torch.no_grad():
         best = free(x)
     each = zip(best.mean.split(1), best.scale.split(1), strict=True)
     return [GaussianEncoder(_Free(DiagonalNormal(mean, scale))) for mean, scale in each]
+
+
+def _moments(draws: Tensor) -> DiagonalNormal:
+    """Return the diagonal Gaussian with the moments of draws, (N, B, D)."""
+    variance, mean = torch.var_mean(draws, 0)
+    return DiagonalNormal(mean, (variance + VARIANCE_FLOOR).sqrt())
 
 
 def best_of_family(
@@ -163,9 +172,10 @@ def selected_log_likelihood(
 ) -> Tensor:
     """Return the importance-weighted estimate of log p(x), (B,) float64, from the best proposal of each image.
 
-    A pilot of k/10 draws chooses the proposal, by its own estimate. The k weights of the result are new, so that its
-    expectation is a lower bound on log p(x) for any choice. The weights of several proposals are not pooled: a poor
-    proposal would add nothing to the sum, and all of its draws to the count.
+    A pilot of k/10 draws chooses the proposal of largest ELBO. The largest of their estimates of log p(x) would favour
+    heavy tails, whose estimates have the most noise. The k weights of the result are new, so that its expectation is a
+    lower bound on log p(x) for any choice. The weights of several proposals are not pooled: a poor proposal would add
+    nothing to the sum, and all of its draws to the count.
 
     Args:
         model: p(x, z).
@@ -180,7 +190,7 @@ def selected_log_likelihood(
 
     estimate = partial(estimated, model)
     pilot, final = with_own_noise(-(-sampling.k // 10), "pilot"), with_own_noise(sampling.k, "final")
-    choice = torch.stack([per_image(estimate, each, x, pilot) for each in proposals]).argmax(0)
+    choice = torch.stack([per_image(partial(elbo, model), each, x, pilot) for each in proposals]).argmax(0)
     found = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for index, proposal in enumerate(proposals):
         chosen = (choice == index).nonzero().squeeze(1)

@@ -140,7 +140,7 @@ def log_likelihood(
 
     Args:
         model: p(x, z).
-        encoder: q(z|x); its network runs once per image. ``encoder.proposal()`` where its log_q is an estimate.
+        encoder: q(z|x); its network runs once per image. ``encoder.proposal(model)`` where its log_q is an estimate.
         x: images, (B, X).
         k: samples per image.
         inner_k: inner samples per sample, for hierarchical encoders.

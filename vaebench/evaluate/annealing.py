@@ -11,14 +11,15 @@ from torch import Tensor
 
 from vaebench.direction import Direction
 from vaebench.encoders.base import Encoder
+from vaebench.encoders.moments import MomentMatchedEncoder
 from vaebench.errors import UserError, did_you_mean
 from vaebench.estimators.ais import (
+    LARGEST_TAIL,
     AISResult,
     AnnealingSettings,
     ais,
     batch_size,
     has_density,
-    moment_matched,
     refuse_unmixed,
 )
 from vaebench.estimators.bdmc import BDMCResult, anneal_both_ways, simulated
@@ -28,9 +29,11 @@ from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
 from vaebench.model import GenerativeModel
 from vaebench.runtime import forked_randomness
 
-__all__ = ["Annealing", "Simulated", "annealed", "bidirectional"]
+__all__ = ["CHAINS_VERSION", "Annealing", "Simulated", "annealed", "bidirectional", "stated_chain_error"]
 
 OWN_ROWS = len(AISResult._fields)
+CHAINS_VERSION = "tail of chains"
+"""Part of the key of every job whose rows are AISResults: files of earlier versions have other rows."""
 INITIALS = ("prior", "encoder", "moments")
 
 
@@ -97,7 +100,7 @@ def initial_encoder(inputs: EstimatorInputs, word: str) -> tuple[str, Encoder | 
         with torch.no_grad(), forked_randomness(inputs.device, seed=0):
             if has_density(encoder, encoder.encode(inputs.blank())):
                 return "encoder", encoder
-    return "moments", moment_matched(encoder, inputs.model)
+    return "moments", MomentMatchedEncoder(encoder, inputs.model)
 
 
 @dataclass(frozen=True)
@@ -146,13 +149,14 @@ def annealed(inputs: EstimatorInputs) -> EstimatorJob:
     def summarise(rows: Tensor) -> list[Estimate]:
         estimate = annealing_estimate("AIS", Direction.LOWER_BOUND, AISResult(*rows[:OWN_ROWS]), annealing)
         extra, note = check.summarise(rows[OWN_ROWS:])
-        return [replace(estimate, extra=estimate.extra | extra, note=note)]
+        notes = "; ".join(line for line in (estimate.note, note) if line)
+        return [replace(estimate, extra=estimate.extra | extra, note=notes)]
 
     return EstimatorJob(
         split=inputs.settings.split,
         protocol=images.protocol,
         images=images.numbers,
-        key=["annealed", inputs.settings.seed, check.simulated.count, *annealing.shown().items()],
+        key=["annealed", CHAINS_VERSION, inputs.settings.seed, check.simulated.count, *annealing.shown().items()],
         rows=(*AISResult._fields, *check.names),
         batch=annealing.batch,
         numbers=numbers,
@@ -202,11 +206,14 @@ class BDMCCheck:
             return {}, ""
         lower, upper, mixed = rows[:, ~rows[0].isnan()]
         gap, count, unmixed = PerImage(upper - lower), len(lower), int((mixed == 0).sum())
-        extra = {"bdmc_gap": gap.mean, "bdmc_gap_stderr": gap.stderr, "bdmc_images": count, "bdmc_unmixed": unmixed}
+        largest = gap.values.max().item()
+        extra = {"bdmc_gap": gap.mean, "bdmc_gap_stderr": gap.stderr, "bdmc_gap_largest": largest}
+        extra |= {"bdmc_images": count, "bdmc_unmixed": unmixed}
         failed = f"; the chains of {unmixed} of them did not mix" if unmixed else ""
         return extra, (
             f"BDMC check with the same settings on {count} simulated images: the bounds differ by {gap.mean:.2f} +- "
-            f"{gap.stderr:.2f} nats, which limits the AIS error there{failed}"
+            f"{gap.stderr:.2f} nats on average, which limits the mean error of AIS there, and by {largest:.2f} at "
+            f"most{failed}"
         )
 
 
@@ -234,7 +241,7 @@ def bidirectional(inputs: EstimatorInputs) -> EstimatorJob:
         split="simulated",
         protocol=images.protocol,
         images=places,
-        key=["bidirectional", inputs.settings.seed, images.count, *annealing.shown().items()],
+        key=["bidirectional", CHAINS_VERSION, inputs.settings.seed, images.count, *annealing.shown().items()],
         rows=tuple(f"{side}_{name}" for side in ("lower", "upper") for name in AISResult._fields),
         batch=annealing.batch,
         numbers=numbers,
@@ -248,17 +255,35 @@ def annealing_estimate(
 ) -> Estimate:
     """Return the estimate of chains and their diagnostics; RunFailed if they did not mix."""
     refuse_unmixed(result)
+    note = ""
     if annealing.settings.temperatures:  # else there are no moves
         extra["acceptance"] = result.acceptance.mean().item()
         extra["lowest_acceptance"] = result.lowest_acceptance.min().item()
     extra["mixed_images"] = int(result.mixed.sum())
     if annealing.settings.chains > 1:
         # A single chain has no spread, hence no error.
-        extra |= {"ess": result.ess.mean().item(), "chain_stderr": result.mean_stderr}
+        extra["ess"] = result.ess.mean().item()
+        chain_error, note = stated_chain_error(result)
+        extra |= chain_error
     return Estimate(
         estimator=estimator,
         direction=direction,
         values=result.log_likelihood,
         settings=annealing.shown(),
         extra=extra,
+        note=note,
+    )
+
+
+def stated_chain_error(result: AISResult) -> tuple[dict[str, float], str]:
+    """Return the error of the mean that is due to the chains, or the reason why it is unknown, as one line."""
+    tail = result.mean_tail
+    found = {"chain_tail": tail} if math.isfinite(tail) else {}
+    if not result.heavy_tailed:
+        return found | {"chain_stderr": result.mean_stderr}, ""
+    if math.isnan(tail):
+        return found, "the error due to the chains is unknown: it needs at least 3 chains"
+    return found, (
+        "the error due to the chains is unknown: few of them carry most of the weight (log E w^3/(E w)^3 is "
+        f"{tail:.1f}, more than {LARGEST_TAIL:g}); use more temperatures, or another initial density"
     )

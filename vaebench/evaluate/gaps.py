@@ -101,7 +101,8 @@ class _Gaps:
             inputs,
             encoder,
             is_gaussian,
-            given.finetune and not is_gaussian,
+            # A proposal in place of the encoder is no family that was trained.
+            given.finetune and not is_gaussian and inputs.encoder.direction is not Direction.ESTIMATE,
             fit(lr=given.lr),
             fit(lr=given.finetune_lr),
             max(inputs.inner_k, inputs.trained_inner_k) if encoder.has_inner_samples else 0,

@@ -15,7 +15,6 @@ from vaebench.config.schema import EstimatorSettings
 from vaebench.datasets.dataset import Dataset
 from vaebench.direction import Direction
 from vaebench.encoders.base import Encoder
-from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.errors import UserError
 from vaebench.evaluate.ranges import check_ranges
 from vaebench.experiment import Experiment
@@ -161,12 +160,11 @@ class EstimatorInputs:
 
         UserError if it does not have the inner samples that the settings name.
         """
-        settings, trained, valid = self.settings, self.encoder, self.encoder.proposal()
+        settings, trained, valid = self.settings, self.encoder, self.encoder.proposal(self.model)
         own = settings.proposal == "own"
         encoder, shown = trained if own else valid, {}
         if valid is not trained:
-            moments = isinstance(valid, GaussianEncoder)
-            shown = {"proposal": "own" if own else "moments" if moments else "valid"}
+            shown = {"proposal": "own" if own else valid.proposal_label}
         changes = {"tau": settings.tau, "share_psi": settings.share_psi}
         changes = {key: value for key, value in changes.items() if value is not None}
         try:

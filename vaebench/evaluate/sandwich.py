@@ -1,7 +1,7 @@
 """The estimator ``sandwich``: bounds from both sides on log q(z|x), divergences and informations."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ from vaebench.estimators.sandwich import (
     information_about_images,
     sandwich,
 )
-from vaebench.evaluate.annealing import Annealing, Simulated
+from vaebench.evaluate.annealing import CHAINS_VERSION, Annealing, Simulated, stated_chain_error
 from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob, Images
 from vaebench.runtime import forked_randomness
 
@@ -43,6 +43,9 @@ QUANTITIES = {
 """The names of the fields of a SandwichResult in results, in the order of the report. For simulated images,
 ``image_information`` is the model's information."""
 
+OF_EVIDENCE = ("evidence", "divergence", "model_information")
+"""The quantities that use log p(x), which may come from annealing."""
+
 WAYS = ("forward", "reverse")
 
 
@@ -57,7 +60,7 @@ def sandwiched(inputs: EstimatorInputs) -> EstimatorJob:
         split=given.split,
         protocol=measure.images.protocol,
         images=measure.images.numbers,
-        key=["sandwich", given.k, measure.inner_k, given.seed, given.aggregate, *measure.everything_shown().items()],
+        key=["sandwich", given.k, measure.inner_k, given.seed, given.aggregate, *measure.key()],
         rows=measure.rows,
         batch=measure.batch,
         numbers=measure,
@@ -156,7 +159,7 @@ class _Measure:
         for module in modules:
             module.eval()
         with torch.no_grad(), forked_randomness(inputs.device, seed=0):
-            nothing = AISResult(*torch.zeros(6, 2, dtype=torch.float64))
+            nothing = AISResult(*torch.zeros(len(AISResult._fields), 2, dtype=torch.float64))
             evidence, chains = (None, {}) if self.annealing is None else _kept([nothing] * (1 if z is None else 2))
             result = sandwich(inputs.model, self.encoder, x, least, posterior=z, evidence=evidence)
             if self.group_size:
@@ -172,13 +175,15 @@ class _Measure:
         if name == "image_information":
             # The lower bound is at most the logarithm of this.
             settings["aggregate"] = max(group.stop - group.start for group in self.groups())
-        if self.annealing and name in ("evidence", "divergence", "model_information"):
+        if self.annealing and name in OF_EVIDENCE:
             settings |= {"evidence": "BDMC" if self.simulated else "AIS", **self.annealing.shown()}
         return settings
 
-    def everything_shown(self) -> dict[str, Any]:
-        """Return all settings that any result shows."""
-        return self.shown | (self.annealing.shown() if self.annealing else {})
+    def key(self) -> list[object]:
+        """Return the settings that change the numbers, except k, inner_k, the seed and the size of the mixture."""
+        if self.annealing is None:
+            return [*self.shown.items()]
+        return [*(self.shown | self.annealing.shown()).items(), CHAINS_VERSION]
 
     # log p(x) by annealing ------------------------------------------------------------------------------------
 
@@ -232,14 +237,19 @@ def _if_complete(parts: tuple[BoundValue | None, ...]) -> BoundValue | None:
 
 def estimates(measure: _Measure, rows: dict[str, Tensor]) -> list[Estimate]:
     """Return one estimate for each bound on each quantity."""
+    unknown = ""
     for way in WAYS:
         if f"{way}.log_likelihood" in rows:
-            refuse_unmixed(AISResult(*(rows[f"{way}.{name}"] for name in AISResult._fields)))
+            chains = AISResult(*(rows[f"{way}.{name}"] for name in AISResult._fields))
+            refuse_unmixed(chains)
+            unknown = unknown or stated_chain_error(chains)[1]
     result = SandwichResult.from_rows(rows)
     found = result._asdict()
     if measure.simulated:
         found["model_information"] = found.pop("image_information")
-    return [estimate for name in QUANTITIES if name in found for estimate in _estimates(measure, name, found[name])]
+    found_all = [each for name in QUANTITIES if name in found for each in _estimates(measure, name, found[name])]
+    of_chains = {QUANTITIES[name] for name in OF_EVIDENCE} if unknown else set()
+    return [replace(each, extra={}, note=unknown) if each.quantity in of_chains else each for each in found_all]
 
 
 def _estimates(measure: _Measure, name: str, bounds: Bounds) -> Iterator[Estimate]:

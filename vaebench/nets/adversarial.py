@@ -20,7 +20,6 @@ from vaebench.nets.dense import MLP, AdditiveMLP, Trunk, linear
 __all__ = [
     "BasisSampler",
     "LogRatio",
-    "MomentMatched",
     "NoiseFedSampler",
     "RatioNetwork",
     "Sampler",
@@ -47,22 +46,6 @@ class Sampler(nn.Module, ABC):
     @abstractmethod
     def moments(self, conditioned: Any) -> tuple[Tensor, Tensor]:
         """Return the mean and the variance of each coordinate of z, (B, D) each."""
-
-
-class MomentMatched(nn.Module):
-    """x -> N(E z, Var z + 1e-4): the diagonal Gaussian with a sampler's moments, a density for importance weights.
-
-    The sampler's parameters are constants.
-    """
-
-    def __init__(self, sampler: Sampler) -> None:
-        super().__init__()
-        self.sampler = sampler
-
-    def forward(self, x: Tensor) -> DiagonalNormal:
-        """Return the distribution over (B, D) for x of shape (B, X)."""
-        with torch.no_grad():
-            return matched_gaussian(self.sampler, self.sampler.condition(x))
 
 
 @torch.no_grad()

@@ -24,9 +24,9 @@ def header(experiment: Experiment, folder: Path) -> str:
     encoder = f"{config.encoder.name}, {_LOG_Q[experiment.encoder.direction]}"
     if experiment.encoder.has_inner_samples:
         encoder += f", {describe.by_epoch('inner_k', config.inner_k_by_epoch)}"
-    proposal = experiment.encoder.proposal()
+    proposal = experiment.encoder.proposal(experiment.model)
     if proposal is not experiment.encoder:
-        encoder += f"; likelihoods by {type(proposal).__name__}, {_LOG_Q[proposal.direction]}"
+        encoder += f"; likelihoods by draws from its {proposal.proposal_label} proposal, {_LOG_Q[proposal.direction]}"
     lines = [
         ("dataset", f"{data.protocol}: {sizes} images of {height}x{width}"),
         ("", data.note),

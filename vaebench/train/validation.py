@@ -29,7 +29,7 @@ def validate(experiment: Experiment, processes: Replicas, modules: Modules) -> f
     with experiment.autocast():
         parts = log_likelihoods(
             modules.model,
-            modules.encoder.proposal(),
+            modules.encoder.proposal(modules.model),
             experiment.data.observe,
             images[: own.stop].to(experiment.device),
             Sampling(settings.validation_k, inner_k, seed=0),
