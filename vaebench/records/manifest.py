@@ -35,6 +35,11 @@ class _Data(TypedDict, total=False):
     fingerprint: str
 
 
+class _Best(TypedDict):
+    epoch: Natural
+    weights: str
+
+
 class _Stopped(TypedDict):
     epoch: Natural
     of: Natural
@@ -48,6 +53,7 @@ class _Session(TypedDict, total=False):
     pid: ProcessId
     git: _Git | None
     versions: dict[str, str | None]
+    code: str
     step: Natural | None
 
 
@@ -60,6 +66,7 @@ class _Stored(_Session, total=False):
     restarts: list[_Session]
     wall_seconds: Annotated[float, Rule(">= 0", lambda value: value >= 0)]
     stopped_early: _Stopped
+    best: _Best
 
 
 class Manifest:
@@ -77,8 +84,8 @@ class Manifest:
         protocol: str,
         fingerprint: str,
         parameters: Mapping[str, int],
-        identity: str | None = None,
         code: str | None = None,
+        identity: str | None = None,
         resume_step: int | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
@@ -90,8 +97,8 @@ class Manifest:
             protocol: the data protocol.
             fingerprint: the hash of the data.
             parameters: counts of parameters by part, for example ``{"encoder": 1234}``.
-            identity: the identity of the configuration; None leaves it out.
             code: the digest of the source of the model's classes.
+            identity: the identity of the configuration; None leaves it out.
             resume_step: the step from which the session resumes; None for a new run.
             command: the command line; None for the command line of this process.
 

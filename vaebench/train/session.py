@@ -203,8 +203,8 @@ def _run(
         protocol=str(experiment.data.protocol),
         fingerprint=experiment.data.fingerprint,
         parameters=experiment.parameters,
-        identity=identity(config),
         code=experiment.code,
+        identity=identity(config),
         resume_step=step,
     )
     manifest.save()
