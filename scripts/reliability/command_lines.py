@@ -75,7 +75,7 @@ YAML = {
     "package": "# @package a.b.c\nname: gaussian\n",
     "python": "!!python/object/apply:os.getcwd []\n",
     "bomb": "a: &a [1,1,1,1,1,1,1,1,1]\n"
-    + "".join(f"{to}: &{to} [{','.join(['*' + one] * 9)}]\n" for one, to in zip("abcde", "bcdef", strict=True)),
+    + "".join(f"{to}: &{to} [{','.join(['*' + one] * 9)}]\n" for one, to in zip("ab", "bc", strict=True)),
     "huge": "defaults: [gaussian]\nhidden: [99999999999]\n",
     "name": "defaults: [gaussian]\nname: none\n",
     "reference": "defaults: [gaussian]\ninner_k: ${encoder.inner_k}\n",

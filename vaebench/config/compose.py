@@ -163,11 +163,11 @@ def _declared(group: str, values: dict[str, Any], cfg: DictConfig, hydra: DictCo
     context[group] = own_keys(group, choice, sources)
     declared = _resolved(context)[group]
     if config_dir() / group / f"{choice}.yaml" != yaml_file(group, choice, sources):
-        _check_family(group, choice, declared)
+        _check_family(group, choice, declared, context)
     return declared
 
 
-def _check_family(group: str, choice: str, declared: dict[str, Any]) -> None:
+def _check_family(group: str, choice: str, declared: dict[str, Any], context: DictConfig) -> None:
     """Check the keys of a user's own yaml against the shipped choices of its family.
 
     Raises:
@@ -178,14 +178,15 @@ def _check_family(group: str, choice: str, declared: dict[str, Any]) -> None:
     family = [keys for keys in shipped if keys.get(names) == declared.get(names)]
     known = {f.name: None for f in fields(OPEN_GROUPS[group]) if f.name != "arguments"}
     for keys in family:
-        known |= {str(key): value for key, value in keys.items_ex(resolve=False)}
+        context[group] = keys
+        known |= _resolved(context)[group]
     for key, value in declared.items() if family else ():
         if key not in known:
             raise UserError(
                 f"{group}={choice}: {names}={declared[names]} has no setting '{clipped(key)}'"
                 f"{did_you_mean(clipped(key), known)}: remove it from the yaml file"
             )
-        if not OmegaConf.is_config(known[key]) and not str(known[key]).startswith("${"):
+        if not isinstance(known[key], dict | list):
             same_type(value, known[key], f"{group}.{key}", optional=True)
 
 
