@@ -599,8 +599,8 @@ def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path: Path):
 
 def test_replacing_moves_the_old_file_only_for_a_complete_new_one(tmp_path: Path):
     path, old = written(tmp_path / "f", b"old"), tmp_path / "f.old"
-    with pytest.raises(FileNotFoundError), replacing(path, keep_old_as=old):
-        pass  # nothing was written
+    with pytest.raises(UnicodeEncodeError), replacing(path, keep_old_as=old) as temporary:
+        temporary.write_text("half\udc80", encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     with replacing(path, keep_old_as=old) as temporary:
         temporary.write_bytes(b"new")

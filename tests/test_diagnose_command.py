@@ -63,6 +63,8 @@ def test_a_run_is_diagnosed(run: Path, capfd: pytest.CaptureFixture[str]):
     assert found is not None
     assert (found.n_images, found.split, found.settings["k"], found.settings["inner_k"]) == (30, "test", 3, 1)
     assert "random30-seed0" in found.protocol
+    assert found.provenance is not None
+    assert (found.provenance.epoch, found.provenance.state) == (found.epoch, "finished")
     assert found.measures["rate"].direction == "upper_bound"
     assert found.measures["ess"].unit == "of 3"
     assert set(found.coordinates) >= {"variance_of_mean", "mean_variance", "kl_gaussian_approximation"}

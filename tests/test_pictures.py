@@ -428,11 +428,14 @@ def test_refused_in_one_line(
     assert err.count("\n") == 1
 
 
+RECORDS = ("checkpoint", "files", "folder", "manifest", "metrics", "pictures", "provenance", "source", "stored", "text")
+
+
 def test_a_picture_needs_no_result_records_and_no_tensorboard(trained: Path):
     code = f"import sys; from vaebench.cli import main; main({['sample', str(trained), 'n=1', 'device=cpu']}); "
     code += "print(sorted(m for m in sys.modules if m.startswith(('vaebench.records.', 'tensorboard.'))))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    files = [f"vaebench.records.{name}" for name in ("checkpoint", "files", "folder", "pictures", "text")]
+    files = [f"vaebench.records.{name}" for name in RECORDS]
     assert done.stdout.splitlines()[-1] == str(files)
 
 

@@ -188,13 +188,13 @@ def test_a_file_system_without_flock_uses_the_marker(tmp_path: Path, monkeypatch
 
 def test_status_keeps_when_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = RunFolder(tmp_path).create("k: 1\n")
-    monkeypatch.setattr("vaebench.records.folder.now", lambda: "first")
+    monkeypatch.setattr("vaebench.records.folder.now", lambda: "2026-01-31T12:00:00+00:00")
     folder.write_status("running")
-    monkeypatch.setattr("vaebench.records.folder.now", lambda: "later")
+    monkeypatch.setattr("vaebench.records.folder.now", lambda: "2026-01-31T13:00:00+00:00")
     folder.write_status("failed", "the loss is nan")
     status = folder.read_status()
     assert (status.state, status.error) == ("failed", "the loss is nan")
-    assert (status.started, status.updated) == ("first", "later")
+    assert (status.started, status.updated) == ("2026-01-31T12:00:00+00:00", "2026-01-31T13:00:00+00:00")
     with pytest.raises(ValueError, match="state must be one of"):
         folder.write_status("done")  # type: ignore[arg-type]
 
@@ -450,7 +450,7 @@ def test_a_name_of_the_records_imports_only_its_file():
     code += "print(sorted(m for m in sys.modules if m.startswith('vaebench.records.')))"
     with in_child(code) as child:
         out, _ = child.communicate(timeout=60)
-    assert out == "['vaebench.records.files', 'vaebench.records.folder']\n"
+    assert out == "['vaebench.records.files', 'vaebench.records.folder', 'vaebench.records.stored']\n"
 
 
 def test_importing_the_records_imports_no_torch():

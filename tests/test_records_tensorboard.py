@@ -162,7 +162,8 @@ def test_a_record_that_a_crash_tore_is_dropped(folder: RunFolder, torn: int):
 
 
 def test_a_damaged_line_in_the_middle_is_named(folder: RunFolder):
-    folder.metrics.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    line = '{"step": 1, "epoch": 0.1, "wall": 1.0}\n'
+    folder.metrics.write_text(f'{line}{{"st\n{line}')
     with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is corrupt"):
         Recorder(folder, resume_step=3)
     assert len(folder.metrics.read_text().splitlines()) == 3

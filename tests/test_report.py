@@ -129,9 +129,8 @@ def test_the_page_needs_nothing_else(page: Path):
 def test_all_text_is_escaped(tmp_path: Path):
     bad = '<b>&"' + "'"
     command = ["vaebench", "train", bad]
-    folder = made_run(
-        tmp_path, "encoder=gaussian", results=[record(-1.0, epoch=5)], command=command, device=bad, host=bad
-    )
+    results = [record(-1.0, epoch=5)]
+    folder = made_run(tmp_path, "encoder=gaussian", results=results, command=command, device=bad, host=bad)
     with_curves(folder, -1.0)
     write_diagnostics(folder, replace(DIAGNOSTICS, measures={"a": Diagnostic(title=bad, value=1.0, definition=bad)}))
     made_run(tmp_path, "encoder=hvm", state="running").write_status("failed", bad)

@@ -97,11 +97,20 @@ class Checker:
             return [self.convert(item, arguments[0], f"{key}[{i}]") for i, item in enumerate(_list(value, key))]
         if origin is not None:  # dict or Mapping
             return self.dictionary(value, arguments, key)
+        if typing.is_typeddict(hint):
+            return self._typed_dict(hint, mapping(value, key), f"{key}." if key else "")
         if dataclasses.is_dataclass(hint):
             return self.build(typing.cast(type, hint), mapping(value, key), f"{key}." if key else "")
         if issubclass(hint, enum.Enum):
             return hint(one_of(value, tuple(member.value for member in hint), key))
         return scalar(value, hint, key)
+
+    def _typed_dict(self, schema: Any, values: dict[str, Any], prefix: str) -> dict[str, Any]:
+        """Return ``values`` with the keys of ``schema`` checked, and the others as they are."""
+        for name in sorted(schema.__required_keys__ - values.keys()):
+            raise self.missing(prefix + name)
+        hints = _hints(schema)
+        return {k: self.convert(v, hints[k], prefix + k) if k in hints else v for k, v in values.items()}
 
     def _tuple(self, value: Any, items: tuple[Any, ...], key: str) -> tuple[Any, ...]:
         """Return a list as a tuple whose items have the types ``items``; ``(X, ...)`` accepts any length."""

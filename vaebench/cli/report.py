@@ -47,7 +47,7 @@ def page_of(chosen: Selection) -> str:
     from vaebench.report.comparison import compare
     from vaebench.report.page import page
 
-    comparison = compare(chosen.paths, **comparison_options(chosen))
+    comparison = compare(chosen.paths, **comparison_options(chosen), curves=True)
     if not comparison.selected:
         raise nothing_to_compare(comparison)
     return page(comparison.selected, comparison, title=chosen.flags.get("--title"))

@@ -47,4 +47,5 @@ def nothing_to_compare(comparison: "Comparison") -> UserError:
         reasons.append(f"and {len(comparison.left_out) - len(reasons)} more")
     if comparison.filtered:
         reasons.append(f"{comparison.filtered} runs do not meet the filters")
+    reasons += comparison.notes
     return UserError("no results to compare:\n  " + "\n  ".join(reasons))

@@ -1,7 +1,9 @@
 """`vaebench show`: the summary of a run."""
 
+from functools import partial
 from pathlib import Path
 
+from vaebench.cli.each_run import RunJob, each_run
 from vaebench.cli.flags import SHOW, parse
 from vaebench.errors import UserError
 
@@ -29,6 +31,9 @@ def run(words: list[str]) -> int:
     from vaebench.report.run_summary import run_summary
     from vaebench.report.runs import Run
 
-    runs = [Run.read(RunFolder.open(Path(path))) for path in parsed.rest]
-    print("\n\n".join(run_summary(run, every_setting="--settings" in parsed.flags) for run in runs))
-    return 0
+    def show(path: Path) -> None:
+        text = run_summary(Run.read(RunFolder.open(path)), every_setting="--settings" in parsed.flags)
+        print(text if path == paths[0] else f"\n{text}", flush=True)
+
+    paths = [Path(path) for path in parsed.rest]
+    return each_run([RunJob(path, [], partial(show, path)) for path in paths], "summaries")

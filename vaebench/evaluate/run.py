@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vaebench import runtime
-from vaebench.config import for_evaluation, read
+from vaebench.config import for_evaluation, identity, read
 from vaebench.errors import Interrupted, RunFailed
 from vaebench.estimators.importance import PerImage
 from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
@@ -24,6 +24,7 @@ from vaebench.records import (
     format_line,
     read_results,
 )
+from vaebench.records.current import left_out, split_results
 
 __all__ = ["estimate", "evaluate", "over_repeats", "print_results"]
 
@@ -60,11 +61,19 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRe
 
 
 def print_results(folder: RunFolder, records: Sequence[ResultRecord] | None = None) -> None:
-    """Print one line per result, with estimator, direction, protocol and error, and its note below it."""
-    for record in read_results(folder) if records is None else records:
+    """Print one line per result, with estimator, direction, protocol and error, and its note below it.
+
+    ``records`` is None for all results of the run as it is now; a last line then counts the others.
+    """
+    outdated: list[tuple[ResultRecord, str]] = []
+    if records is None:
+        records, outdated = split_results(folder, identity(read(folder.path)))
+    for record in records:
         print(format_line(record), flush=True)
         if record.note:
             print(f"  {record.note}", flush=True)
+    for line in left_out((folder, fault) for _, fault in outdated):
+        print(line, flush=True)
 
 
 def estimate(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from vaebench.errors import UserError
-from vaebench.records.files import clean_temporaries, write_failed, write_whole
+from vaebench.files import clean_temporaries
+from vaebench.records.files import write_failed, write_whole
 from vaebench.records.provenance import SEAL
 
 __all__ = ["Checkpoints", "Loaded"]

@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import Any
 
 from vaebench.records.folder import RunFolder
-from vaebench.records.manifest import trained_code
+from vaebench.records.manifest import read_manifest, trained_code
 from vaebench.records.metrics import read_metrics
 from vaebench.records.provenance import Provenance, seal_of
+from vaebench.records.results import ResultRecord, read_results
 from vaebench.records.text import counted
 
-__all__ = ["Current", "left_out"]
+__all__ = ["Current", "left_out", "split_results"]
 
 CODE = "other code"
 VALIDATION = "validation/log_likelihood"
@@ -62,6 +63,21 @@ class Current:
             if self.seal is not None:
                 return None if made_by.checkpoint == self.seal else "earlier weights"
         return None if self.epoch in (None, epoch) else "earlier weights"
+
+
+def split_results(
+    folder: RunFolder, run: str, manifest: Mapping[str, Any] | None = None
+) -> tuple[list[ResultRecord], list[tuple[ResultRecord, str]]]:
+    """Return the results of the run as it is now, and its other results, each with its fault.
+
+    Args:
+        folder: the run folder.
+        run: the identity of its configuration.
+        manifest: the content of its manifest; None to read it.
+    """
+    current = Current.of(folder, run, read_manifest(folder) if manifest is None else manifest)
+    found = [(record, current.fault(record.provenance, record.epoch)) for record in read_results(folder)]
+    return [record for record, fault in found if fault is None], [(record, fault) for record, fault in found if fault]
 
 
 def left_out(found: Iterable[tuple[RunFolder, str]], noun: str = "result", command: str = "evaluate") -> Iterator[str]:

@@ -15,10 +15,12 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -35,6 +37,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from vaebench.records.files import Appender, write_whole
 from vaebench.records.folder import State
 from vaebench.records.pictures import png
+from vaebench.records.stored import Unreadable, read_whole
 
 __all__ = [
     "CONFIG_TAG",
@@ -64,6 +67,8 @@ _STATUS = {
     "failed": STATUS_FAILURE,
     "interrupted": STATUS_UNKNOWN,
 }
+
+_LARGEST = 1 << 32  # bytes of an event file
 
 _number = itertools.count()
 
@@ -163,55 +168,118 @@ def _hparams(tag: str, data: HParamsPluginData) -> Summary.Value:
     return Summary.Value(tag=tag, tensor=metadata.NULL_TENSOR, metadata=summary_metadata)
 
 
-def trim(folder: Path, last_step: int | None) -> None:
+def trim(folder: Path, last_step: int | None) -> list[str]:
     """Delete from the event files of ``folder`` the events after ``last_step``; None: all events.
 
     Also delete the records that each session writes again (the configuration, the HParams row, the layout of charts,
-    restart marks) and an incomplete last record. Each file is replaced whole, so the next call completes a call that
-    was killed.
+    restart marks), an incomplete last record, and everything from the first damaged record of a file on. Each file is
+    replaced whole, so the next call completes a call that was killed. Other events are copied as bytes.
+
+    Returns:
+        a message for each damaged file.
     """
+    notices = []
     for path in sorted(folder.glob("events.out.tfevents.*")):
-        old = path.read_bytes()
-        kept = [] if last_step is None else list(_kept(_records(old), last_step))
-        if not kept:
-            path.unlink()
+        try:
+            old = read_whole(path, _LARGEST)
+        except Unreadable as fault:
+            notices.append(f"cannot read {path}: {fault}. TensorBoard does not show its values.")
             continue
-        new = io.BytesIO()
-        writer = RecordWriter(new)
-        for event in [Event(wall_time=kept[0].wall_time, file_version="brain.Event:2"), *kept]:
-            writer.write(event.SerializeToString())
-        write_whole(path, new.getvalue())
+        kept: list[bytes] = []
+        if last_step is not None:
+            fault = _keep(old, last_step, kept)
+            notices += [f"{path} {fault}: TensorBoard does not show the values after it."] if fault else []
+        if kept:
+            write_whole(path, b"".join(kept))
+        else:
+            path.unlink()
+    return notices
+
+
+def _keep(data: bytes, last_step: int, kept: list[bytes]) -> str | None:
+    """Add to ``kept`` the records of a file to keep, the first with the version; return what is damaged, or None."""
+    records = _records(data)
+    for record in records:
+        event = record.event()
+        if event is None:
+            return f"is damaged at byte {record.position}"
+        values = [value for value in event.summary.value if value.tag not in _OF_EACH_SESSION]
+        if event.step <= last_step and values:
+            if not kept:
+                kept.append(_written(Event(wall_time=event.wall_time, file_version="brain.Event:2")))
+            whole = len(values) == len(event.summary.value)
+            kept.append(record.raw if whole else _written(_with_values(event, values)))
+    return None
+
+
+def _with_values(event: Event, values: Sequence[Summary.Value]) -> Event:
+    return Event(wall_time=event.wall_time, step=event.step, summary=Summary(value=values))
+
+
+def _written(event: Event) -> bytes:
+    """Return ``event`` as a record."""
+    file = io.BytesIO()
+    RecordWriter(file).write(event.SerializeToString())
+    return file.getvalue()
 
 
 def read_pictures(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Return the step and the PNG bytes of the latest picture of each tag in the event files of ``folder``."""
-    latest: dict[str, tuple[int, bytes]] = {}
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        for event in _records(path.read_bytes()):
-            for value in event.summary.value:
-                if value.HasField("image") and event.step >= latest.get(value.tag, (0, b""))[0]:
-                    latest[value.tag] = (event.step, value.image.encoded_image_string)
-    return latest
+    """Return the step and the PNG bytes of the latest picture of each tag in the event files of ``folder``.
 
-
-def _kept(events: Iterable[Event], last_step: int) -> Iterator[Event]:
-    for event in events:
-        values = [v for v in event.summary.value if v.tag not in _OF_EACH_SESSION]
-        if event.step <= last_step and values:
-            yield Event(wall_time=event.wall_time, step=event.step, summary=Summary(value=values))
-
-
-def _records(data: bytes) -> Iterator[Event]:
-    """Yield the events in the bytes of a file, up to an incomplete one.
-
-    A record is: length (8 bytes, little-endian), checksum of the length (4), the event, checksum of the event (4).
+    Damaged files and events are left out.
     """
+    latest: dict[str, tuple[int, bytes, _Record]] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        try:
+            records = _records(read_whole(path, _LARGEST))
+        except Unreadable:
+            continue
+        for record in records:
+            event = record.event(check=False)  # a checksum of every event would take long
+            if event is None:
+                continue
+            for value in event.summary.value:
+                if value.HasField("image") and event.step >= latest.get(value.tag, (0,))[0]:
+                    latest[value.tag] = (event.step, value.image.encoded_image_string, record)
+    return {tag: (step, image) for tag, (step, image, record) in latest.items() if record.event() is not None}
+
+
+class _Record(NamedTuple):
+    """One record of an event file."""
+
+    position: int
+    raw: bytes
+    """Length (8 bytes, little-endian), checksum of the length (4), the event, checksum of the event (4)."""
+
+    def event(self, *, check: bool = True) -> Event | None:
+        """Return the event; None if it does not have its checksum or is not an event."""
+        data, checksum = self.raw[12:-4], self.raw[-4:]
+        if not self.raw.startswith(_header(len(data))):
+            return None
+        if check and struct.pack("<I", masked_crc32c(data)) != checksum:
+            return None
+        try:
+            return Event.FromString(data)
+        except DecodeError:
+            return None
+
+
+def _header(length: int) -> bytes:
+    """Return the first 12 bytes of a record."""
+    header = struct.pack("<Q", length)
+    return header + struct.pack("<I", masked_crc32c(header))
+
+
+def _records(data: bytes) -> Iterator[_Record]:
+    """Yield the records in the bytes of a file, up to an incomplete one; a damaged header is the last record."""
     position = 0
     while position + 12 <= len(data):
-        header, checksum = data[position : position + 8], data[position + 8 : position + 12]
-        (length,) = struct.unpack("<Q", header)
-        end = position + 12 + length + 4
-        if end > len(data) or struct.pack("<I", masked_crc32c(header)) != checksum:
+        (length,) = struct.unpack("<Q", data[position : position + 8])
+        if data[position : position + 12] != _header(length):
+            yield _Record(position, data[position:])
             return
-        yield Event.FromString(data[position + 12 : end - 4])
+        end = position + 12 + length + 4
+        if end > len(data):
+            return
+        yield _Record(position, data[position:end])
         position = end

@@ -12,20 +12,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 from vaebench.errors import Busy, UserError
-from vaebench.files import remove, replacing
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from vaebench.files import clean_temporaries, fcntl, regular, remove, replacing
+from vaebench.records.stored import Unreadable, read_whole
+from vaebench.typed import clipped
 
 __all__ = [
     "Appender",
-    "clean_temporaries",
     "exclusive",
     "is_held",
     "reading",
@@ -38,6 +32,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _POLL_SECONDS = 0.05
+_LOCK_BYTES = 1024  # more than the text of any lock
 
 
 @contextlib.contextmanager
@@ -57,6 +52,8 @@ def write_failed(path: Path, error: OSError) -> UserError:
             f"cannot write {path}: {reason}. The old file is intact: free some space and run the same command again."
         )
     reason = error.strerror or str(error)
+    if error.errno == errno.ELOOP:
+        return UserError(f"cannot write {path}: {reason}. Replace it by a regular file.")
     if error.errno in _FORBIDDEN:
         return UserError(f"cannot write {path}: {reason}. Choose a folder that you can write to (output_dir=...).")
     return UserError(f"cannot write {path}: {reason}.")
@@ -77,12 +74,6 @@ def write_json(path: Path, obj: object) -> None:
     write_whole(path, (json.dumps(obj, indent=2, allow_nan=False) + "\n").encode())
 
 
-def clean_temporaries(folder: Path) -> None:
-    """Delete the temporary files of killed writers in ``folder``. Call it only while no other process writes there."""
-    for temporary in folder.glob(".*.tmp"):
-        remove(temporary)
-
-
 def _write_all(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
     while left:  # a disk that fills up accepts a part, and complains at the next write
@@ -95,7 +86,7 @@ class Appender:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+            self._file = open(path, "ab", buffering=0, opener=regular)  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise write_failed(path, error) from error
 
@@ -113,6 +104,8 @@ class Appender:
 def exclusive(path: Path, *, wait: float, busy: Callable[[str], str]) -> Iterator[None]:
     """Hold the lock ``path``. The system releases it if this process dies.
 
+    Delete the temporary files of killed writers in the lock's folder and in the folders in it.
+
     Without flock (Windows, some network file systems) the lock is a marker file. It remains after a crash; the message
     then names the file to delete.
 
@@ -123,6 +116,7 @@ def exclusive(path: Path, *, wait: float, busy: Callable[[str], str]) -> Iterato
 
     Raises:
         Busy: another process holds the lock for longer than ``wait``.
+        UserError: the file is a link, or not a lock that vaebench wrote.
     """
     deadline = time.monotonic() + wait
     while (release := _try_lock(path)) is None:
@@ -130,6 +124,10 @@ def exclusive(path: Path, *, wait: float, busy: Callable[[str], str]) -> Iterato
             raise Busy(busy(_holder(path)))
         time.sleep(_POLL_SECONDS)
     try:
+        clean_temporaries(path.parent)
+        for below in path.parent.iterdir():
+            if below.is_dir() and not below.is_symlink():
+                clean_temporaries(below)
         yield
     finally:
         release()
@@ -139,13 +137,13 @@ def is_held(path: Path) -> bool:
     """Return whether a process holds the lock ``path``."""
     if _marker(path).exists():
         return True
-    if fcntl is None or not path.exists():
+    if fcntl is None:
         return False
-    with open(path, "rb") as file:
-        try:
+    try:
+        with open(path, "rb", opener=regular) as file:
             return not _flock(file.fileno(), fcntl.LOCK_SH)
-        except OSError:
-            return False  # without flock, the marker would exist
+    except OSError:
+        return False  # there is no lock that a process could hold; without flock, the marker would exist
 
 
 def _try_lock(path: Path) -> Callable[[], None] | None:
@@ -153,9 +151,12 @@ def _try_lock(path: Path) -> Callable[[], None] | None:
     try:
         if fcntl is None:
             return _try_marker(path)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = regular(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise write_failed(path, error) from error
+    if not _is_ours(descriptor):
+        os.close(descriptor)
+        raise UserError(f"{path} is not a lock that vaebench wrote: move it away.")
     try:
         taken = _flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
@@ -170,6 +171,12 @@ def _try_lock(path: Path) -> Callable[[], None] | None:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, _me().encode())
     return lambda: os.close(descriptor)
+
+
+def _is_ours(descriptor: int) -> bool:
+    """Return whether a file is empty or has the text of a lock: only such a file is overwritten."""
+    text = os.pread(descriptor, _LOCK_BYTES + 1, 0)
+    return not text or (text.startswith(b"process ") and len(text) <= _LOCK_BYTES)
 
 
 def _flock(descriptor: int, operation: int) -> bool:
@@ -205,6 +212,6 @@ def _holder(path: Path) -> str:
     """Return who holds ``path``, for a message."""
     marker = _marker(path)
     for file, advice in [(marker, f"; if that process does not exist, delete {marker}"), (path, "")]:
-        with contextlib.suppress(OSError):
-            return (file.read_text() or "an unknown process") + advice
+        with contextlib.suppress(OSError, Unreadable, UnicodeDecodeError):
+            return (clipped(read_whole(file, _LOCK_BYTES).decode()) or "an unknown process") + advice
     return "an unknown process"

@@ -1,23 +1,37 @@
 """The run folder: the names of its files, its lock, and the state of its run."""
 
-import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from vaebench.errors import UserError, did_you_mean
 from vaebench.records.files import exclusive, is_held, reading, write_failed, write_json, write_whole
+from vaebench.records.stored import read_json
+from vaebench.typed import Rule
 
 __all__ = ["RunFolder", "State", "Status", "now"]
 
 State = Literal["running", "finished", "failed", "interrupted"]
 
 _SHOWN = 5  # run folders named in a message
+_FOLDERS = ("checkpoints", "evaluations", "pictures")
+_PREFIXES = (".lock", ".results.lock", "events.out.")
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+Time = Annotated[str, Rule("a time such as 2026-01-31T12:00:00+00:00", _is_time)]
+ProcessId = Annotated[int, Rule("the number of a process", lambda value: 1 <= value < 2**31)]
 
 
 @dataclass(frozen=True)
@@ -26,10 +40,10 @@ class Status:
 
     state: State
     error: str | None
-    pid: int
+    pid: ProcessId
     host: str
-    started: str
-    updated: str
+    started: Time
+    updated: Time
 
 
 class _File:
@@ -59,10 +73,16 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """Return the run at ``path``. UserError, with the run folders nearby, if it is not a run folder."""
+        """Return the run at ``path``.
+
+        Raises:
+            UserError: it is not a run folder (the message names those nearby), or it has links.
+        """
         if not _is_run(path):
             raise UserError(_why_not_a_run(path))
-        return cls(path)
+        run = cls(path)
+        run.refuse_links()
+        return run
 
     @classmethod
     def find(cls, paths: Iterable[Path]) -> "list[RunFolder]":
@@ -78,6 +98,33 @@ class RunFolder:
             for run in runs:
                 found.setdefault(run.resolve(), cls(run))
         return list(found.values())
+
+    @contextmanager
+    def opened(self, config_text: str, identity: Callable[[str], object] = str) -> Iterator["RunFolder"]:
+        """Lock the folder, then `create` it, and yield it: a process that is refused changes no file.
+
+        Raises:
+            Busy: another process trains here.
+            UserError: as `create`, or the folder has links.
+        """
+        self.refuse_links()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_failed(self.path, error) from error
+        with self.lock():
+            yield self.create(config_text, identity)
+
+    def refuse_links(self) -> None:
+        """Raise UserError if a file or folder of the run is a link, or is neither a file nor a folder.
+
+        Through a link in a folder from a stranger, vaebench would write to other files of the user.
+        """
+        for entry in _entries(self.path):
+            if entry.is_symlink():
+                raise UserError(f"{entry.path} is a symbolic link: replace it by the file or folder itself.")
+            if not (entry.is_file() or entry.is_dir()):
+                raise UserError(f"{entry.path} is neither a file nor a folder: move it away.")
 
     def create(self, config_text: str, identity: Callable[[str], object] = str) -> "RunFolder":
         """Create the folder with its config.yaml, or reuse it for the same configuration; return self.
@@ -127,15 +174,16 @@ class RunFolder:
         if state not in get_args(State):
             raise ValueError(f"state must be one of {', '.join(get_args(State))}, got {state!r}")
         started = now()
-        if state != "running" and self.status.exists():
-            started = self._stored_status().started
+        if state != "running":
+            with suppress(UserError, FileNotFoundError):  # a corrupt file is replaced
+                started = self._stored_status().started
         status = Status(state, error, os.getpid(), socket.gethostname(), started, now())
         write_json(self.status, asdict(status))
 
     def read_status(self) -> Status:
         """Return the state of the run; "interrupted" if the file has "running" but no process holds the lock.
 
-        UserError if there is no readable status.json.
+        FileNotFoundError if there is no status.json, UserError if it is corrupt.
         """
         status = self._stored_status()
         if status.state != "running" or is_held(self.lock_file):
@@ -144,8 +192,7 @@ class RunFolder:
         return replace(status, state="interrupted", error=error)
 
     def _stored_status(self) -> Status:
-        with reading(self.status, "Delete it."):
-            return Status(**json.loads(self.status.read_text(encoding="utf-8")))
+        return read_json(self.status, Status, "Delete it.")
 
 
 def now() -> str:
@@ -153,8 +200,21 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _entries(path: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield the files and folders in a run folder that vaebench reads or writes."""
+    known = {each.name for each in vars(RunFolder).values() if isinstance(each, _File)} | {*_FOLDERS}
+    for folder in (path, *(path / name for name in _FOLDERS if not (path / name).is_symlink())):
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for entry in entries:
+                if folder != path or entry.name in known or entry.name.startswith(_PREFIXES):
+                    yield entry
+
+
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file()
+    try:
+        return (path / "config.yaml").is_file()
+    except OSError:
+        return True  # it cannot be searched; reading the run names the reason
 
 
 def _runs_below(path: Path) -> Iterator[Path]:

@@ -1,6 +1,5 @@
 """manifest.json: the code, data and machine of a run, and its wall time."""
 
-import json
 import os
 import platform
 import socket
@@ -10,16 +9,64 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from vaebench.errors import UserError
-from vaebench.records.files import reading, write_json
-from vaebench.records.folder import RunFolder, now
+from vaebench.records.files import write_json
+from vaebench.records.folder import ProcessId, RunFolder, now
+from vaebench.records.stored import read_json
+from vaebench.typed import Rule
 
 __all__ = ["Manifest", "git_state", "read_manifest", "trained_code", "versions"]
 
 _PACKAGES = ("vaebench", "torch", "torchvision", "numpy", "scipy", "hydra-core", "omegaconf", "tensorboard")
 _GIT_SECONDS = 10
+
+Natural = Annotated[int, Rule(">= 0", lambda value: value >= 0)]
+
+
+class _Git(TypedDict):
+    commit: str
+    dirty: bool
+
+
+class _Data(TypedDict, total=False):
+    protocol: str
+    fingerprint: str
+
+
+class _Best(TypedDict):
+    epoch: Natural
+    weights: str
+
+
+class _Stopped(TypedDict):
+    epoch: Natural
+    of: Natural
+
+
+class _Session(TypedDict, total=False):
+    time: str
+    command: list[str]
+    device: str
+    host: str
+    pid: ProcessId
+    git: _Git | None
+    versions: dict[str, str | None]
+    code: str
+    step: Natural | None
+
+
+class _Stored(_Session, total=False):
+    """The keys of manifest.json that vaebench reads. A file of an earlier version may lack some."""
+
+    identity: str
+    dataset: _Data
+    parameters: dict[str, Natural]
+    restarts: list[_Session]
+    wall_seconds: Annotated[float, Rule(">= 0", lambda value: value >= 0)]
+    stopped_early: _Stopped
+    best: _Best
 
 
 class Manifest:
@@ -38,6 +85,7 @@ class Manifest:
         fingerprint: str,
         parameters: Mapping[str, int],
         code: str | None = None,
+        identity: str | None = None,
         resume_step: int | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
@@ -50,13 +98,14 @@ class Manifest:
             fingerprint: the hash of the data.
             parameters: counts of parameters by part, for example ``{"encoder": 1234}``.
             code: the digest of the source of the model's classes.
+            identity: the identity of the configuration; None leaves it out.
             resume_step: the step from which the session resumes; None for a new run.
             command: the command line; None for the command line of this process.
 
         Raises:
-            UserError: the data of a resumed run have changed.
+            UserError: the data of a resumed run have changed, or manifest.json is that of another configuration.
         """
-        before = read_manifest(folder)
+        before = read_manifest(folder, identity)
         dataset = {"protocol": protocol, "fingerprint": fingerprint}
         earlier = before.get("dataset", dataset)
         if resume_step is not None and earlier != dataset:
@@ -70,6 +119,7 @@ class Manifest:
         restarts = [*before.get("restarts", []), *([{"step": resume_step, **session}] if before else [])]
         self.facts: dict[str, Any] = {
             **first,
+            **({} if identity is None else {"identity": identity}),
             "dataset": dataset,
             "parameters": {**parameters, "total": sum(parameters.values())},
             "restarts": restarts,
@@ -145,9 +195,24 @@ def _version(package: str) -> str | None:
         return None
 
 
-def read_manifest(folder: RunFolder) -> dict[str, Any]:
-    """Return the content of manifest.json, {} if there is no such file. UserError if the file is corrupt."""
-    with reading(folder.manifest, "Repair it, or move it away."):
-        if not folder.manifest.exists():
-            return {}
-        return json.loads(folder.manifest.read_text(encoding="utf-8"))
+def read_manifest(folder: RunFolder, identity: str | None = None) -> dict[str, Any]:
+    """Return the content of manifest.json, {} if there is no such file.
+
+    Args:
+        folder: the run folder.
+        identity: that of the configuration in config.yaml. A manifest of an early version has none to compare.
+
+    Raises:
+        UserError: the file is corrupt, or it is the manifest of another configuration.
+    """
+    try:
+        facts: dict[str, Any] = {**read_json(folder.manifest, _Stored, "Repair it, or move it away.")}
+    except FileNotFoundError:
+        return {}
+    if identity is not None and facts.get("identity", identity) != identity:
+        raise UserError(
+            f"{folder.config} is not the configuration of this run: its identity is {identity}, and that in "
+            f"{folder.manifest.name} is {facts['identity']}. Restore config.yaml, or train the changed configuration "
+            "in another folder."
+        )
+    return facts

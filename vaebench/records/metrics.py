@@ -1,16 +1,36 @@
 """Read metrics.jsonl. Does not import TensorBoard, which takes long."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 from vaebench.errors import UserError
+from vaebench.files import regular
 from vaebench.records.folder import RunFolder
+from vaebench.records.stored import Unreadable, parse_json
+from vaebench.typed import Rule, clipped, shown
 
-__all__ = ["flatten", "last_metrics", "read_metrics", "stored_lines"]
+__all__ = ["Line", "flatten", "last_metrics", "read_metrics", "stored_lines"]
 
-_TAIL = 1 << 16  # bytes: more than the longest line
+_LONGEST = 1 << 16  # bytes: more than the longest line
+
+
+class _Stored(TypedDict):
+    step: Annotated[int, Rule(">= 0", lambda value: value >= 0)]
+    epoch: Annotated[float, Rule(">= 0", lambda value: value >= 0)]
+    wall: Annotated[float, Rule(">= 0", lambda value: value >= 0)]
+
+
+class _WithNonfinite(_Stored, total=False):
+    nonfinite: dict[str, Literal["nan", "inf", "-inf"]]
+
+
+class Line(NamedTuple):
+    """One line of metrics.jsonl."""
+
+    raw: bytes
+    """As written, with the newline."""
+    values: dict[str, Any]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool | None]:
@@ -29,38 +49,60 @@ def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
 
     An incomplete last line (after a crash) is left out. UserError if another line is corrupt.
     """
-    return [_restored(line) for line in stored_lines(folder)]
+    return [_restored(line.values) for line in stored_lines(folder)]
 
 
 def last_metrics(folder: RunFolder) -> dict[str, Any] | None:
     """Return the last complete line of metrics.jsonl without reading the others; None if there is none."""
     try:
-        with open(folder.metrics, "rb") as file:
+        with open(folder.metrics, "rb", opener=regular) as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL))
+            file.seek(max(0, size - 2 * _LONGEST))
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"cannot read {folder.metrics}: {error.strerror}.") from error
     whole = [line for line in lines[:-1] if line]
+    return _restored(_parsed(whole[-1], f"the last line of {folder.metrics}")) if whole else None
+
+
+def stored_lines(folder: RunFolder) -> Iterator[Line]:
+    """Yield the lines of metrics.jsonl as written, without an incomplete last line.
+
+    Raises:
+        UserError: a line is corrupt, or the file cannot be read.
+    """
     try:
-        return _restored(json.loads(whole[-1])) if whole else None
-    except ValueError as error:
-        raise UserError(f"the last line of {folder.metrics} is corrupt ({error}): delete that line.") from error
+        with open(folder.metrics, "rb", opener=regular) as file:
+            number = 0
+            while raw := file.readline(_LONGEST):
+                number += 1
+                if raw.endswith(b"\n"):
+                    yield Line(raw, _parsed(raw, f"line {number} of {folder.metrics}"))
+                elif len(raw) == _LONGEST:
+                    raise _corrupt(f"line {number} of {folder.metrics}", f"it is longer than {_LONGEST} bytes")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"cannot read {folder.metrics}: {error.strerror}.") from error
+
+
+def _parsed(raw: bytes, place: str) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = {**parse_json(raw, _WithNonfinite)}
+    except Unreadable as fault:
+        raise _corrupt(place, str(fault)) from fault
+    for tag, value in values.items():
+        if tag != "nonfinite" and value is not None and type(value) not in (float, int):
+            raise _corrupt(place, f"{clipped(repr(tag))} must be a number or null, got {shown(value)}")
+    return values
+
+
+def _corrupt(place: str, fault: str) -> UserError:
+    return UserError(f"{place} is corrupt ({fault}): delete that line.")
 
 
 def _restored(line: dict[str, Any]) -> dict[str, Any]:
     nonfinite = line.pop("nonfinite", {})
     return line | {tag: float(text) for tag, text in nonfinite.items()}
-
-
-def stored_lines(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """Yield the lines of metrics.jsonl as written, without an incomplete last line."""
-    try:
-        lines = folder.metrics.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return
-    for number, line in enumerate(lines[:-1], start=1):  # after the last newline: nothing, or an incomplete line
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise UserError(f"line {number} of {folder.metrics} is corrupt ({error}): delete that line.") from error

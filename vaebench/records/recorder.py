@@ -37,6 +37,7 @@ class Recorder:
         resume_step: int | None = None,
         hparams: Mapping[str, Any] | None = None,
         group: str = "",
+        lines: int | None = None,
     ) -> None:
         """Start a session.
 
@@ -46,9 +47,17 @@ class Recorder:
                 steps are deleted, because the session repeats these steps.
             hparams: the settings, nested or flat, for TensorBoard's HParams.
             group: runs with the same group share a row in HParams.
+            lines: ``self.lines`` when the checkpoint was saved; None if the checkpoint does not hold it.
         """
-        _trim_metrics(folder, resume_step)
-        events.trim(folder.path, resume_step)
+        self.lines = _trim_metrics(folder, resume_step)
+        """The lines of metrics.jsonl, for the checkpoint."""
+        self.notices = events.trim(folder.path, resume_step)
+        """Messages about records of earlier sessions that were lost."""
+        if lines is not None and self.lines < lines:
+            self.notices.append(
+                f"{folder.metrics} lost {lines - self.lines} of its {lines} lines up to step {resume_step} "
+                "(a power cut?): its curves have gaps; the training is not affected."
+            )
         self._metrics = Appender(folder.metrics)
         self._events = events.EventFile(folder.path, first_step=0 if resume_step is None else resume_step + 1)
         self._closed = False
@@ -58,6 +67,7 @@ class Recorder:
     def scalars(self, step: int, epoch: float, values: Mapping[str, float], wall: float) -> None:
         """Record ``values`` by tag after optimiser step ``step``; ``wall`` is the seconds of training so far."""
         self._metrics.write(_line(step, epoch, values, wall).encode())
+        self.lines += 1
         self._events.add(step, *(events.scalar(tag, float(value)) for tag, value in values.items()))
 
     def image(self, tag: str, images: Images, step: int, *, columns: int = 8) -> None:
@@ -109,12 +119,13 @@ def _line(step: int, epoch: float, values: Mapping[str, float], wall: float) -> 
     return json.dumps(line, allow_nan=False) + "\n"
 
 
-def _trim_metrics(folder: RunFolder, last_step: int | None) -> None:
-    """Delete the lines of metrics.jsonl after ``last_step``; None: all lines."""
+def _trim_metrics(folder: RunFolder, last_step: int | None) -> int:
+    """Delete the lines of metrics.jsonl after ``last_step``; None: all lines. Return the number of lines kept."""
     if not folder.metrics.exists():
-        return
-    kept = [] if last_step is None else [line for line in stored_lines(folder) if line["step"] <= last_step]
-    write_whole(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        return 0
+    kept = [] if last_step is None else [line.raw for line in stored_lines(folder) if line.values["step"] <= last_step]
+    write_whole(folder.metrics, b"".join(kept))
+    return len(kept)
 
 
 def _cell(value: object) -> str:

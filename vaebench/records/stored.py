@@ -2,11 +2,11 @@
 
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vaebench.errors import UserError
+from vaebench.files import regular
 from vaebench.typed import Checker, clipped
 
 __all__ = ["LARGEST", "Unreadable", "parse_json", "read_json", "read_whole"]
@@ -75,20 +75,16 @@ def read_whole(path: Path, limit: int = LARGEST) -> bytes:
         FileNotFoundError: there is no such file.
         Unreadable: it is a link or not a regular file, has more than ``limit`` bytes, or cannot be read.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for a writer
     try:
-        with open(os.open(path, flags), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise Unreadable("it is not a regular file")
-            if found.st_size > limit:
-                raise Unreadable(f"it has {found.st_size} bytes, more than {limit}")
+        with open(path, "rb", opener=regular) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise Unreadable(f"it has {size} bytes, more than {limit}")
             return file.read()
     except FileNotFoundError:
         raise
     except OSError as error:
-        linked = path.is_symlink()
-        raise Unreadable("it is a symbolic link" if linked else str(error.strerror)) from error
+        raise Unreadable(str(error.strerror)) from error
 
 
 def _without_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def compare(
     filters: Sequence[str] = (),
     quantity: str = LOG_LIKELIHOOD,
     unfinished: bool = False,
+    curves: bool = False,
 ) -> Comparison:
     """Compare the runs at or below ``paths``.
 
@@ -47,11 +48,12 @@ def compare(
         filters: conditions that must all hold, as in ``encoder=gaussian,hvm`` or ``k>=5``.
         quantity: the quantity whose results are compared.
         unfinished: whether to include runs that did not finish but have a result; they are marked.
+        curves: leave out a run with a corrupt line in its metrics.
 
     Raises:
         UserError: there is no run below a path, or a filter names a setting that no run has.
     """
-    runs, damaged = read_runs(paths)
+    runs, damaged = read_runs(paths, curves=curves)
     kept = matching_runs(runs, filters)
     results, without = _results(kept, quantity, unfinished=unfinished)
     results, repeated = _without_repeats(results)

@@ -20,9 +20,8 @@ from vaebench.records import (
     read_diagnostics,
     read_manifest,
     read_metrics,
-    read_results,
 )
-from vaebench.records.current import Current, left_out
+from vaebench.records.current import Current, left_out, split_results
 
 __all__ = ["LeftOut", "Run", "Scalar", "outdated_results", "read_runs", "settings_of"]
 
@@ -64,12 +63,12 @@ class Run:
     @classmethod
     def read(cls, folder: RunFolder) -> "Run":
         """Read everything but the metrics. UserError when a file is corrupt."""
+        folder.refuse_links()
         status = folder.read_status() if folder.status.exists() else None
-        config, manifest = read(folder.path), read_manifest(folder)
-        current = Current.of(folder, identity(config), manifest)
-        found = [(record, current.fault(record.provenance, record.epoch)) for record in read_results(folder)]
-        results = [record for record, fault in found if fault is None]
-        return cls(folder, config, status, results, manifest, [(record, fault) for record, fault in found if fault])
+        config = read(folder.path)
+        manifest = read_manifest(folder, identity(config))
+        results, outdated = split_results(folder, identity(config), manifest)
+        return cls(folder, config, status, results, manifest, outdated)
 
     @cached_property
     def current(self) -> Current:
@@ -152,8 +151,12 @@ def outdated_results(runs: Iterable[Run]) -> Iterator[str]:
     yield from left_out((run.folder, fault) for run in runs for _, fault in run.outdated)
 
 
-def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[LeftOut]]:
+def read_runs(paths: Iterable[str | Path], *, curves: bool = False) -> tuple[list[Run], list[LeftOut]]:
     """Return the runs at or below ``paths``, and those that cannot be read.
+
+    Args:
+        paths: run folders, or folders of runs.
+        curves: read all lines of the metrics, not only the last one, so that a corrupt line is found here.
 
     Raises:
         UserError: there is no run at or below a path.
@@ -162,7 +165,9 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[LeftOut]]:
     damaged: list[LeftOut] = []
     for folder in RunFolder.find(Path(path) for path in paths):
         try:
-            runs.append(Run.read(folder))
+            run = Run.read(folder)
+            _ = run.metrics if curves else run.last_metrics
+            runs.append(run)
         except UserError as error:
             damaged.append(LeftOut(folder.path, str(error)))
     return runs, damaged

@@ -99,9 +99,9 @@ def _lead(experiment: Experiment, folder: RunFolder, processes: Replicas, watch:
     config = experiment.config
     if config.trainer.evaluate:
         job_for(EstimatorInputs.of(experiment))  # fail now, not after training, if the estimator does not fit the run
-    folder.create(to_yaml(config), identity=lambda text: identity(from_yaml(text)))
+    opened = folder.opened(to_yaml(config), identity=lambda text: identity(from_yaml(text)))
     interruption = runtime.Interruption()
-    with folder.lock(), interruption.watching():
+    with opened, interruption.watching():
         print(header(experiment, folder.path), flush=True)
         if processes.count > 1:
             print(f"processes  {processes.count}, each with a part of every batch", flush=True)
@@ -168,6 +168,7 @@ def _run(
         fingerprint=experiment.data.fingerprint,
         parameters=experiment.parameters,
         code=experiment.code,
+        identity=identity(config),
         resume_step=step,
     )
     manifest.save()
@@ -179,7 +180,10 @@ def _run(
     group = identity(config, with_seed=False)
     # Runs that differ only in the seed share a row, so the row cannot show a seed.
     hparams = {key: value for key, value in defining(config).items() if key != "seed"}
-    with Recorder(folder, resume_step=step, hparams=hparams, group=group) as recorder:
+    lines = found.state.get("metrics_lines") if found else None
+    with Recorder(folder, resume_step=step, hparams=hparams, group=group, lines=lines) as recorder:
+        for notice in recorder.notices:
+            print(notice, flush=True)
         recorder.config_table(config.to_dict())
         recorder.charts(CHARTS)
         callbacks = Callbacks(

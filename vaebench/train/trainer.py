@@ -245,6 +245,7 @@ class Trainer:
             "optimizers": {update.name: update.optimizer.state_dict() for update in self.updates},
             "batches": self.batches.state_dict(),
             "random": runtime.random_state(self.device),
+            "metrics_lines": None if self.recorder is None else self.recorder.lines,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

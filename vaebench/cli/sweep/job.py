@@ -19,6 +19,7 @@ from vaebench.cli.failure import message, report_failure
 from vaebench.cli.sweep.records import JobRecord, JobStatus, Records, job_key, results_of, skip_reason
 from vaebench.config import Config, from_hydra, run_folder
 from vaebench.errors import Busy
+from vaebench.files import regular
 from vaebench.records import RunFolder
 
 __all__ = ["SweepJob"]
@@ -91,7 +92,7 @@ class SweepJob:
             yield
             return
         with (
-            open(path, "a", encoding="utf-8", buffering=1) as log,
+            open(path, "a", encoding="utf-8", buffering=1, opener=regular) as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):

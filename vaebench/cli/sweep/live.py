@@ -67,11 +67,11 @@ def _now(job: PlannedJob, records: Records) -> tuple[JobRecord, str]:
     record = (records.read(job.key) if job.open else None) or job.record
     if record.status != "running":
         return record, ""
-    seconds = time.time() - records.path(job.key).stat().st_mtime
     try:
+        seconds = time.time() - records.path(job.key).stat().st_mtime
         line = last_metrics(job.run)
-    except UserError:
-        line = None
+    except (FileNotFoundError, UserError):
+        seconds, line = None, None
     assert job.config is not None
     progress = f"epoch {int(line['epoch'])}/{job.config.trainer.epochs}" if line else ""
     return replace(record, seconds=seconds), progress

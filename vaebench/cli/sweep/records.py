@@ -1,12 +1,17 @@
 """The job records of a sweep: one small file for each job, written by the process that runs the job."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from vaebench.config import Config, identity
-from vaebench.records import ResultRecord, RunFolder, format_line, read_results, write_json
+from vaebench.config.schema import NonNegative
+from vaebench.errors import UserError
+from vaebench.files import clean_temporaries, regular
+from vaebench.records import ResultRecord, RunFolder, format_line, write_json
+from vaebench.records.current import split_results
+from vaebench.records.folder import ProcessId
+from vaebench.records.stored import read_json
 
 __all__ = ["JobRecord", "JobStatus", "Records", "job_key", "results_of", "skip_reason"]
 
@@ -20,11 +25,11 @@ class JobRecord:
     """The state of a job. ``results`` are lines with estimator, direction, protocol and error."""
 
     status: JobStatus
-    seconds: float | None = None
+    seconds: NonNegative | None = None
     """Time spent on the job in this sweep."""
     results: list[str] = field(default_factory=list)
     error: str | None = None
-    pid: int | None = None
+    pid: ProcessId | None = None
     host: str | None = None
 
 
@@ -40,15 +45,26 @@ class Records:
         write_json(self.path(key), asdict(record))
 
     def read(self, key: str) -> JobRecord | None:
-        """Return the record of the job ``key``; None if no process has started it."""
+        """Return the record of the job ``key``; None if no process has started it.
+
+        The record of a corrupt file is that of a failed job, so that the sweep continues with the others.
+        """
         try:
-            return JobRecord(**json.loads(self.path(key).read_text(encoding="utf-8")))
+            return read_json(self.path(key), JobRecord, "Delete it.")
         except FileNotFoundError:
             return None
+        except UserError as error:
+            return JobRecord("failed", error=str(error))
 
     def stop(self) -> None:
         """Prevent all processes from starting further jobs of this sweep."""
-        (self.folder / "stop").touch()
+        with open(self.folder / "stop", "ab", opener=regular):
+            pass
+
+    def clean(self) -> None:
+        """Delete the temporary files of killed processes."""
+        for folder in (self.folder, self.folder / "jobs"):
+            clean_temporaries(folder)
 
     @property
     def stopped(self) -> bool:
@@ -66,11 +82,14 @@ def job_key(config: Config) -> str:
 
 def skip_reason(run: RunFolder, config: Config) -> JobRecord | None:
     """Return the record of a job that must not start, with the reason; None if it can start."""
-    if not run.status.exists():
+    try:
+        status = run.read_status()
+        if status.state == "finished":
+            return JobRecord("skipped", results=results_of(run, config))
+    except FileNotFoundError:
         return None
-    status = run.read_status()
-    if status.state == "finished":
-        return JobRecord("skipped", results=results_of(run, config))
+    except UserError as error:
+        return JobRecord("failed", error=str(error))
     if status.state == "running":
         return JobRecord("busy", error=f"running in another process ({status.pid} on {status.host})")
     if status.state == "failed" and not config.sweep.retry_failed:
@@ -80,7 +99,7 @@ def skip_reason(run: RunFolder, config: Config) -> JobRecord | None:
 
 def results_of(run: RunFolder, config: Config) -> list[str]:
     """Return the latest result of a run as lines: by the configured estimator, or else by any."""
-    records = read_results(run)
+    records, _ = split_results(run, identity(config))
     asked = [r for r in records if (r.split, r.k) == (config.estimator.split, config.estimator.k)]
     latest = (asked or records)[-1:]
     # A pair of bounds is two records that differ only in their direction.

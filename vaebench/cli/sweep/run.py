@@ -101,6 +101,7 @@ class _Sweep:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot create {self.folder}: {error.strerror}; use another output_dir=...") from error
+        self.records.clean()
         self._write()
 
     def _live_view(self) -> contextlib.AbstractContextManager[None]:
@@ -166,7 +167,10 @@ class _Sweep:
 
     def _alive(self, job: PlannedJob) -> bool:
         run = job.run
-        return run.status.exists() and run.read_status().state == "running"
+        try:
+            return run.read_status().state == "running"
+        except (FileNotFoundError, UserError):
+            return False
 
     def _end(self) -> None:
         for job in self.jobs:
