@@ -214,7 +214,7 @@ def test_thinning_keeps_means_and_the_last_point():
 def test_the_last_line_is_that_of_the_whole_file(tmp_path: Path):
     folder = RunFolder(tmp_path)
     assert last_metrics(folder) is None
-    line = '{"step": %d, "a": null, "nonfinite": {"a": "nan"}}\n'
+    line = '{"step": %d, "epoch": 1.0, "wall": 1.0, "a": null, "nonfinite": {"a": "nan"}}\n'
     folder.metrics.write_text("".join(line % step for step in range(5000)) + '{"step": 50')
     last = last_metrics(folder)
     assert last is not None
