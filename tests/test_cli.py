@@ -104,7 +104,6 @@ REFUSED = {
     "seed=-1": "seed must be from 0 to 4294967295, got -1",
     "latent_dim=0": "latent_dim must be >= 1, got 0",
     "device=gpu": "device must be auto, cpu, cuda or cuda:N, got 'gpu'",
-    "name=5": "name must be a string, got 5",
     "foo=1": "unknown key foo",
     "+foo=1": "unknown key foo",
     "++foo=1": "unknown key foo",
@@ -316,12 +315,12 @@ def test_data_dir_from_the_environment(core: FakeCore, monkeypatch: pytest.Monke
 def test_own_yaml_files(core: FakeCore, folder: Path, capfd: pytest.CaptureFixture[str]):
     own = folder / "mine" / "encoder"
     own.mkdir(parents=True)
-    (own / "wide.yaml").write_text("# vaebench train encoder=wide\n# Wider.\ndefaults: [sivi]\nwidth: 3\n")
+    (own / "wide.yaml").write_text("# vaebench train encoder=wide\n# Wider.\ndefaults: [sivi]\npsi_dim: 3\n")
     words = ["--config-dir", str(folder / "mine")]
-    assert main(["train", "encoder=wide", "encoder.width=4", *words]) == 0
-    assert core.trained[0].encoder.arguments.items() >= {"psi_dim": 32, "share_psi": False, "width": 4}.items()
-    assert main(["train", "encoder=wide", "encoder.width=x", *words]) == 2
-    assert "encoder.width must be an integer, got 'x'" in capfd.readouterr().err
+    assert main(["train", "encoder=wide", "encoder.psi_dim=4", *words]) == 0
+    assert core.trained[0].encoder.arguments.items() >= {"psi_dim": 4, "share_psi": False}.items()
+    assert main(["train", "encoder=wide", "encoder.psi_dim=x", *words]) == 2
+    assert "encoder.psi_dim must be an integer, got 'x'" in capfd.readouterr().err
     assert main(["list", "encoder", *words]) == 0
     assert re.search(r"^    wide +Wider\.", capfd.readouterr().out, re.MULTILINE)
     assert main(["train", "--help", *words]) == 0

@@ -102,6 +102,11 @@ def build(config: Config | Sequence[str]) -> Experiment:
     data = _load_data(config)
     # Seed after the data is loaded: weights depend on the seed alone, not on earlier draws.
     runtime.seed_everything(config.seed)
+    with runtime.parameters_within_memory("use a smaller latent_dim, decoder.hidden, encoder.hidden or k"):
+        return _built(config, data, device)
+
+
+def _built(config: Config, data: Dataset, device: torch.device) -> Experiment:
     pixel_mean = data.train.double().mean(0).div(255).float()
     with _naming("decoder", config.decoder):
         decoding = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation)
@@ -218,6 +223,9 @@ def _try_once(experiment: Experiment) -> None:
     config, objective = experiment.config, experiment.objective
     x = torch.zeros(2, experiment.data.train.shape[1], device=experiment.device)
     ks, inner_ks = set(config.k_by_epoch.values()), set(config.inner_k_by_epoch.values())
+    free = runtime.free_memory(experiment.device)
+    if free is not None and (least := 4 * max(ks) * x.numel()) > free:  # one float for each pixel of each sample
+        raise UserError(f"k={max(ks)} needs {least / 1e9:.2g} GB even for two images, {free / 1e9:.2g} GB are free")
     with runtime.forked_randomness(experiment.device, seed=0):
         for k, inner_k in itertools.product(ks, inner_ks):
             try:

@@ -29,6 +29,7 @@ __all__ = [
     "free_memory",
     "notice",
     "out_of_memory",
+    "parameters_within_memory",
     "random_state",
     "resolve_device",
     "seed_everything",
@@ -78,7 +79,14 @@ _DEFAULT_THREADS = torch.get_num_threads()
 
 
 def set_threads(threads: int | None) -> None:
-    """Set the number of CPU threads; None restores torch's default, whatever an earlier job of a sweep set."""
+    """Set the number of CPU threads; None restores torch's default, whatever an earlier job of a sweep set.
+
+    Raises:
+        UserError: there are too many threads; OpenMP ends the process where it cannot start one.
+    """
+    most = max(256, 4 * (os.cpu_count() or 1))
+    if threads is not None and threads > most:
+        raise UserError(f"threads must be <= {most} on this machine of {os.cpu_count()} cores, got {threads}")
     torch.set_num_threads(threads or _DEFAULT_THREADS)
 
 
@@ -132,6 +140,43 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     # The CPU's allocator and CUDA's libraries raise plain RuntimeErrors.
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+_TRAINING_BYTES = 16  # of a parameter: its weight, its gradient and two moments of Adam
+
+
+@contextlib.contextmanager
+def parameters_within_memory(advice: str) -> Iterator[None]:
+    """Refuse modules made in the block whose training does not fit the free memory, before they fill it.
+
+    Linux hands out memory that it does not have, and kills a process that uses it.
+
+    Args:
+        advice: the end of the message.
+
+    Raises:
+        UserError: the modules have too many parameters, or memory ran out.
+    """
+    free, count = free_memory(torch.device("cpu")), 0
+
+    def registered(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        nonlocal count
+        count += 0 if parameter is None else parameter.numel()
+        if free is not None and count * _TRAINING_BYTES > free:
+            raise UserError(
+                f"the networks have {count:,} parameters or more, too many for {free / 1e9:.2g} GB of free memory: "
+                f"{advice}"
+            )
+
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(registered)
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory: {advice}") from error
+    finally:
+        handle.remove()
 
 
 def unless_memory_runs_out(compute: Callable[[], T]) -> T | None:

@@ -1,6 +1,7 @@
 """The command line: `vaebench <command> ...`. Each command is one module, imported when it is used."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from vaebench import __version__
 from vaebench.cli.failure import exit_code
 from vaebench.errors import UserError, did_you_mean
+from vaebench.typed import clipped
 
 __all__ = ["main"]
 
@@ -57,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     # Read it now: `hydra_app` sets HYDRA_FULL_ERROR for hydra.
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal cannot show must not end the command
+            stream.reconfigure(errors="backslashreplace")
     try:
         return dispatch(words)
     except BaseException as error:
@@ -75,7 +80,7 @@ def dispatch(words: list[str]) -> int:
     if words[0] in ("-sc", "--shell-completion"):
         return importlib.import_module("vaebench.cli.completion").run(words[1:], list(COMMANDS))
     if words[0] not in COMMANDS:
-        hint = did_you_mean(words[0], COMMANDS)
-        raise UserError(f"there is no command '{words[0]}'{hint}; commands: {', '.join(COMMANDS)}")
+        hint = did_you_mean(clipped(words[0]), COMMANDS)
+        raise UserError(f"there is no command '{clipped(words[0])}'{hint}; commands: {', '.join(COMMANDS)}")
     module, _, function = COMMANDS[words[0]][0].partition(":")
     return getattr(importlib.import_module(f"vaebench.cli.{module}"), function or "run")(words[1:])

@@ -6,10 +6,12 @@ import traceback
 from collections.abc import Sequence
 
 from vaebench.errors import RunFailed, UserError
+from vaebench.typed import clipped, printable
 
 __all__ = ["describe", "exit_code", "expected", "message", "report_failure"]
 
 INTERRUPTED = 130
+_LONGEST = 1000  # characters of a message
 
 
 def expected(error: BaseException) -> bool:
@@ -23,22 +25,26 @@ def _names_a_file(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Return the message of an expected error."""
+    """Return the message of an expected error; a terminal can show it, and it is of at most `_LONGEST` characters."""
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}; use another folder (output_dir=..., data_dir=...)"
-    return str(error)
+        text = f"{error.filename}: {error.strerror}; use another folder (output_dir=..., data_dir=...)"
+    else:
+        text = str(error)
+    text = printable(text)
+    # A message begins with the problem and ends with the advice.
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 3 :]}"
 
 
 def message(error: Exception) -> str:
     """Return one line about the error of one of several jobs."""
-    return describe(error) if expected(error) else f"{type(error).__name__}: {error}"
+    return describe(error) if expected(error) else printable(f"{type(error).__name__}: {error}")
 
 
 def report_failure(error: Exception, words: Sequence[str]) -> None:
     """Print the error of one of several jobs, with a traceback if it is a defect; ``words`` name the job."""
     if not expected(error):
         traceback.print_exception(error)
-    print(f"vaebench: failed: {' '.join(words)}: {message(error)}", file=sys.stderr, flush=True)
+    print(f"vaebench: failed: {clipped(printable(' '.join(words)))}: {message(error)}", file=sys.stderr, flush=True)
 
 
 def exit_code(error: BaseException, *, with_traceback: bool) -> int:
@@ -62,5 +68,5 @@ def exit_code(error: BaseException, *, with_traceback: bool) -> int:
 def _of_exit(error: SystemExit) -> int:
     if error.code is None or isinstance(error.code, int):
         return error.code or 0
-    print(f"vaebench: {error.code}", file=sys.stderr)
+    print(f"vaebench: {printable(str(error.code))}", file=sys.stderr)
     return 1

@@ -6,8 +6,9 @@ from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
 from vaebench.config.check import build
-from vaebench.config.words import key_value
+from vaebench.config.words import is_text, key_value
 from vaebench.errors import UserError, did_you_mean
+from vaebench.typed import clipped
 
 __all__ = [
     "BOARD",
@@ -104,10 +105,11 @@ def parse(words: Sequence[str], known: Mapping[str, str], help_text: str = "") -
             continue
         flag, value = key_value(word)
         if flag not in known:
+            flag = clipped(flag)
             raise UserError(f"unknown flag {flag}{did_you_mean(flag, known)}; --help lists the flags")
         name, takes_value = known[flag].rstrip("?="), known[flag].endswith("=")
         if value is not None and not takes_value:
-            raise UserError(f"{flag} takes no value, got '{value}'")
+            raise UserError(f"{flag} takes no value, got '{clipped(value)}'")
         if value is None and takes_value:
             value = _next_value(queue, name, optional=known[flag].endswith("?="))
         found[name] = _checked(name, value or "")
@@ -150,8 +152,8 @@ def path_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def whole(text: str, flag: str, least: int, most: int = 2**32 - 1) -> int:
     """Return the value of a flag as an integer. UserError unless it is one from ``least`` to ``most``."""
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise UserError(f"{flag} must be an integer from {least} to {most}, got '{text}'")
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+        raise UserError(f"{flag} must be an integer from {least} to {most}, got '{clipped(text)}'")
     return int(text)
 
 
@@ -173,7 +175,7 @@ def _next_value(queue: list[str], name: str, *, optional: bool) -> str:
 
 def _checked(name: str, value: str) -> str:
     if name in VALUES and value not in VALUES[name]:
-        raise UserError(f"{name} must be one of {', '.join(VALUES[name])}, got '{value}'")
+        raise UserError(f"{name} must be one of {', '.join(VALUES[name])}, got '{clipped(value)}'")
     return value
 
 
@@ -197,10 +199,11 @@ def settings(words: Sequence[str], schema: type[T]) -> T:
     for word in words:
         key, text = key_value(word)
         if text is None:
-            raise UserError(f"'{word}' is neither KEY=VALUE nor an existing path; keys: {', '.join(known)}")
+            raise UserError(f"'{clipped(word)}' is neither KEY=VALUE nor an existing path; keys: {', '.join(known)}")
         if key not in known:
+            key = clipped(key)
             raise UserError(f"unknown key {key}{did_you_mean(key, known)}; keys: {', '.join(known)}")
-        found[key] = _plain(text)
+        found[key] = text if is_text(key, text) else _plain(text)
     return build(schema, found)
 
 
@@ -210,5 +213,5 @@ def _plain(text: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # for example a date such as 2026-02-31
         return text

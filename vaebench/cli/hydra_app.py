@@ -1,16 +1,21 @@
 """Start hydra from a command: to compose, to sweep, or to complete a word. The error messages are ours."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
+import vaebench
 from vaebench.cli.argv import command_line
 from vaebench.config import config_dir
 from vaebench.config.compose import HYDRA_VERSION
 from vaebench.config.explain import explain
+from vaebench.config.words import for_hydra
+from vaebench.errors import RunFailed, UserError
 
 __all__ = ["start"]
 
@@ -28,7 +33,6 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
     import hydra
     from hydra.core.plugins import Plugins
     from hydra.core.utils import env_override
-    from hydra.errors import HydraException
 
     # Before our plugin: as hydra looks for its own plugins, it imports their modules again, and ours derives from one.
     plugins = Plugins.instance()
@@ -36,14 +40,43 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
 
     register(plugins)
     app = hydra.main(version_base=HYDRA_VERSION, config_path=str(config_dir()), config_name=config_name)(job)
+    words = [word if word.startswith("-") else for_hydra(word) for word in words]
     # By default hydra prints its errors and exits.
-    with command_line(["vaebench", *words]), env_override({"HYDRA_FULL_ERROR": "1"}):
+    with command_line(["vaebench", *words]), env_override({"HYDRA_FULL_ERROR": "1"}), _no_code():
         try:
             app()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error, config_name, [word for word in words if not word.startswith("-")]) from error
-        except ValueError as error:
-            # hydra raises a plain ValueError for encoder=null.
-            if not str(error).startswith("Config group override"):
+        except Exception as error:
+            if _raised_by_us(error):
                 raise
-            raise explain(error, config_name, []) from error
+            raise explain(error, config_name, [word for word in words if not word.startswith("-")]) from error
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether code of this package raised the error, and not hydra while it composed the settings."""
+    own = Path(vaebench.__file__).parent
+    places = {Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)}
+    ours = {place for place in places if place.is_relative_to(own)}
+    return isinstance(error, UserError | RunFailed) or not ours <= {Path(__file__), own / "cli/sweep/hydra_plugin.py"}
+
+
+@contextmanager
+def _no_code() -> Iterator[None]:
+    """Refuse configurations from which hydra would call functions that a yaml file names."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    load = ConfigLoaderImpl.load_configuration
+
+    def checked(*given: Any, **options: Any) -> DictConfig:
+        config = load(*given, **options)
+        if config.hydra.get("callbacks"):
+            raise UserError("hydra.callbacks is not supported: a configuration must not name functions to call")
+        for name in ("job_logging", "hydra_logging"):
+            if set(config.hydra.get(name) or ()) - {"version", "root", "disable_existing_loggers"}:
+                raise UserError(f"hydra.{name} is not supported: remove it")
+        return config
+
+    ConfigLoaderImpl.load_configuration = checked
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = load

@@ -9,6 +9,7 @@ from vaebench.cli.flags import TRAIN, Parsed, parse
 from vaebench.cli.sweep.launchers import require_launcher
 from vaebench.config.catalog import config_dir, default_choices, described, groups
 from vaebench.errors import UserError
+from vaebench.typed import clipped
 
 __all__ = ["run"]
 
@@ -65,8 +66,8 @@ def resume_run(parsed: Parsed) -> int:
     others = parsed.rest + [flag for flag in parsed.flags if flag != "--resume"]
     if others:
         raise UserError(
-            f"--resume takes all settings from the run folder, got {' '.join(others)}: remove it; to change device or "
-            "data_dir, run the original command with the new value"
+            f"--resume takes all settings from the run folder, got {clipped(' '.join(others))}: remove it; to change "
+            "device or data_dir, run the original command with the new value"
         )
     from vaebench.train.session import resume
 
@@ -104,6 +105,7 @@ def run_job(cfg: object) -> None:
 
     from vaebench.cli.argv import command_line
     from vaebench.config import from_hydra
+    from vaebench.config.words import as_typed
 
     assert isinstance(cfg, DictConfig)
     # Unresolved: an override may contain a reference; from_hydra reports an invalid one.
@@ -111,5 +113,5 @@ def run_job(cfg: object) -> None:
     config = from_hydra(cfg)
     from vaebench.train.session import train
 
-    with command_line(["vaebench", "train", *overrides]):
+    with command_line(["vaebench", "train", *map(as_typed, overrides)]):
         train(config)

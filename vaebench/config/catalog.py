@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Listed", "config_dir", "default_choices", "described", "groups", "own_keys"]
+from vaebench.errors import UserError
+
+__all__ = ["Listed", "config_dir", "default_choices", "described", "groups", "own_keys", "yaml_file"]
 
 
 @cache
@@ -35,7 +37,7 @@ def groups(folders: Sequence[Path]) -> list[str]:
 @cache
 def default_choices() -> dict[str, str]:
     """Return the default choice of each group."""
-    text = (config_dir() / "train.yaml").read_text()
+    text = (config_dir() / "train.yaml").read_text(encoding="utf-8")
     return dict(re.findall(r"^  - (\w+): (\S+)", text, re.MULTILINE))
 
 
@@ -54,10 +56,19 @@ def head(path: Path) -> tuple[str, str]:
 
     A ``# @package`` header, which hydra expects on the first line, is skipped.
     """
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if not line.startswith("# @package")]
     lines = [line.lstrip("# ").strip() for line in lines[:2] if line.startswith("#")]
     command, summary = [*lines, "", ""][:2]
     return command, summary
+
+
+def yaml_file(group: str, choice: str, folders: Sequence[Path]) -> Path:
+    """Return the yaml file of a choice, in the first of ``folders`` that has one. UserError if none has."""
+    for folder in folders:
+        if (path := folder / group / f"{choice}.yaml").is_file():
+            return path
+    raise UserError(f"{group}={choice}: no yaml file in {', '.join(map(str, folders))}")
 
 
 def own_keys(group: str, choice: str, folders: Sequence[Path], *, of: str | None = None) -> Any:
@@ -73,10 +84,10 @@ def own_keys(group: str, choice: str, folders: Sequence[Path], *, of: str | None
     """
     from omegaconf import DictConfig, OmegaConf
 
-    path = next(p for f in folders if (p := f / group / f"{choice}.yaml").is_file())
-    text = path.read_text()
+    text = yaml_file(group, choice, folders).read_text(encoding="utf-8")
     content = OmegaConf.create(text)
-    assert isinstance(content, DictConfig)
+    if not isinstance(content, DictConfig):
+        raise UserError(f"{group}/{choice}.yaml holds no map of keys to values")
     parents = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
     if re.search(r"^# *@package +_global_", text, re.MULTILINE):
         content = content.get(of or group, OmegaConf.create({}))

@@ -6,18 +6,18 @@ from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vaebench.config.catalog import config_dir, own_keys
+from vaebench.config.catalog import config_dir, described, own_keys, yaml_file
 from vaebench.config.check import build, convert, same_type, unknown_key
 from vaebench.config.combinations import check_combinations, hierarchical_encoder_needed
-from vaebench.config.explain import explain
-from vaebench.config.schema import Choice, Compile, Config, Count, EstimatorSettings, Precision
-from vaebench.config.words import key_of
-from vaebench.errors import UserError
+from vaebench.config.explain import explained
+from vaebench.config.schema import Choice, Compile, Config, EstimatorSettings, Precision, Processes
+from vaebench.config.words import for_hydra, key_of
+from vaebench.errors import UserError, did_you_mean
+from vaebench.typed import clipped, shown
 
 __all__ = ["compose", "for_evaluation", "from_hydra"]
 
@@ -50,6 +50,9 @@ def from_hydra(cfg: DictConfig, hydra: DictConfig | None = None) -> Config:
     """
     hydra = _current_hydra() if hydra is None else hydra
     values = _resolved(cfg)
+    for group in OPEN_GROUPS:
+        if group in values and not isinstance(hydra.runtime.choices.get(group), str):
+            raise UserError(f"{group} must be the name of a choice, got {shown(values.get(group))}")
     declared = {group: _declared(group, values, cfg, hydra) for group in OPEN_GROUPS}
     objective_inner_k = own_keys("objective", hydra.runtime.choices["objective"], _sources(hydra), of="encoder").get(
         "inner_k"
@@ -83,7 +86,7 @@ def for_evaluation(config: Config, overrides: Sequence[str]) -> Config:
     declared = _declared("estimator", values, cfg, hydra)
     values["estimator"] = _checked_choice("estimator", EstimatorSettings, values["estimator"], declared)
     # All estimators have these settings, so their yaml files do not declare them.
-    for key, kind in (("processes", Count), ("precision", Precision), ("compile", Compile)):
+    for key, kind in (("processes", Processes), ("precision", Precision), ("compile", Compile)):
         values["estimator"][key] = convert(values[key], kind, key)
     whole = config.to_dict() | {key: values[key] for key in ("device", "estimator")}
     if values["data_dir"] is not None:
@@ -101,13 +104,10 @@ def _composed_for_evaluation(overrides: tuple[str, ...]) -> tuple[DictConfig, Di
 def _composed(name: str, overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
     """Compose ``configs/<name>.yaml`` and the overrides; return (job, hydra's own part)."""
     import hydra
-    from hydra.errors import HydraException
 
-    try:
-        with hydra.initialize_config_dir(str(config_dir()), version_base=HYDRA_VERSION):
-            whole = hydra.compose(name, list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise explain(error, name, overrides) from error
+    words = [for_hydra(word) for word in overrides]
+    with explained(name, words), hydra.initialize_config_dir(str(config_dir()), version_base=HYDRA_VERSION):
+        whole = hydra.compose(name, words, return_hydra_config=True)
     return OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), whole.hydra
 
 
@@ -159,10 +159,36 @@ def _declared(group: str, values: dict[str, Any], cfg: DictConfig, hydra: DictCo
         raise UserError(f"{group} needs a choice: `vaebench list {group}` shows the choices")
     context = cfg.copy()
     OmegaConf.set_struct(context, False)
-    context[group] = own_keys(group, hydra.runtime.choices[group], _sources(hydra))
-    return _resolved(context)[group]
+    choice, sources = hydra.runtime.choices[group], _sources(hydra)
+    context[group] = own_keys(group, choice, sources)
+    declared = _resolved(context)[group]
+    if config_dir() / group / f"{choice}.yaml" != yaml_file(group, choice, sources):
+        _check_family(group, choice, declared)
+    return declared
+
+
+def _check_family(group: str, choice: str, declared: dict[str, Any]) -> None:
+    """Check the keys of a user's own yaml against the shipped choices of its family.
+
+    Raises:
+        UserError: no shipped choice of the family has such a setting, or the setting has another type there.
+    """
+    folders, names = [config_dir()], "bound" if group == "objective" else "name"
+    shipped = [own_keys(group, listed.choice, folders) for listed in described(group, folders)]
+    family = [keys for keys in shipped if keys.get(names) == declared.get(names)]
+    known = {f.name: None for f in fields(OPEN_GROUPS[group]) if f.name != "arguments"}
+    for keys in family:
+        known |= {str(key): value for key, value in keys.items_ex(resolve=False)}
+    for key, value in declared.items() if family else ():
+        if key not in known:
+            raise UserError(
+                f"{group}={choice}: {names}={declared[names]} has no setting '{clipped(key)}'"
+                f"{did_you_mean(clipped(key), known)}: remove it from the yaml file"
+            )
+        if not OmegaConf.is_config(known[key]) and not str(known[key]).startswith("${"):
+            same_type(value, known[key], f"{group}.{key}", optional=True)
 
 
 def _sources(hydra: DictConfig) -> list[Path]:
     """Return the folders of yaml files, in hydra's order."""
-    return [Path(urlparse(s.path).path if "://" in s.path else s.path) for s in hydra.runtime.config_sources]
+    return [Path(source.path.removeprefix("file://")) for source in hydra.runtime.config_sources]

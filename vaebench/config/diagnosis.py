@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from vaebench.config.schema import Count, Device, Natural, Rule, Seed, Several, Word
+from vaebench.config.schema import Count, Device, Natural, Seed, Several, Word
+from vaebench.typed import Rule
 
 __all__ = ["Diagnosis"]
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from vaebench.config.catalog import config_dir, described, own_keys
-from vaebench.config.words import key_value, override, values_of
+from vaebench.config.words import for_hydra, key_value, override, values_of
 
 __all__ = ["evaluations"]
 
@@ -22,7 +22,7 @@ def evaluations(own: str, overrides: Sequence[str]) -> list[list[str]]:
     Raises:
         UserError: a word cannot be read, or does not list its values.
     """
-    lists = dict(_values(word) for word in overrides)
+    lists = dict(_values(for_hydra(word)) for word in overrides)
     chosen = lists.pop("estimator", [])
     choices = [str(key_value(word)[1]) for word in chosen] or [own]
     found = []

@@ -1,45 +1,77 @@
 """Turn errors of hydra and omegaconf into one short message that says what to type."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from vaebench.config.catalog import Listed, config_dir, described, groups, own_keys
-from vaebench.errors import UserError, did_you_mean
+from vaebench.errors import RunFailed, UserError, did_you_mean
+from vaebench.typed import clipped
 
-__all__ = ["explain"]
+__all__ = ["explain", "explained"]
+
+
+@contextmanager
+def explained(name: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Turn every error of hydra, omegaconf and yaml in the block, which composes ``overrides``, into a UserError."""
+    try:
+        yield
+    except (UserError, RunFailed):
+        raise
+    except Exception as error:
+        raise explain(error, name, overrides) from error
 
 
 def explain(error: Exception, name: str, overrides: Sequence[str]) -> UserError:
     """Return the message for ``error``, raised while composing ``configs/<name>.yaml`` with ``overrides``."""
-    from hydra.errors import MissingConfigException, OverrideParseException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
+    if isinstance(error, MarkedYAMLError):
+        return _not_yaml(error)
+    if isinstance(error, RecursionError):
+        return UserError("a yaml file includes itself through its defaults: remove one of the entries")
+    if isinstance(error, UnicodeDecodeError):
+        return UserError("a yaml file is not UTF-8 text: save it as UTF-8")
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if value.startswith(("[", "{")) and key.lstrip("+") in groups([config_dir()]):
+            return UserError(f"{key} must be the name of a choice, got {clipped(value)}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_choice(str(error.missing_cfg_file))
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         return _no_such_key(match[1], name, overrides)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return UserError(f"{match[1]} has several values: add -m to run each, or write a list in brackets [...]")
+        return UserError(
+            f"{clipped(match[1])} has several values: add -m to run each, or write a list in brackets [...]"
+        )
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
-        return UserError(f"{match[1]} exists already: write {match[1]}=... without the +")
+        return UserError(f"{clipped(match[1])} exists already: write {clipped(match[1])}=... without the +")
     if "Config group override must be" in text:
         return UserError("null is not a choice of a group: remove this setting to use the default choice")
-    return UserError(_first_line(text))
+    first = clipped((text.strip().splitlines() or [type(error).__name__])[0].strip())
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return UserError(first)
+    return UserError(f"hydra cannot compose these settings ({first}): check them and the yaml files")
 
 
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0].strip() if text.strip() else "hydra refused these settings"
+def _not_yaml(error: MarkedYAMLError) -> UserError:
+    mark = error.problem_mark or error.context_mark
+    place = f"{mark.name}, line {mark.line + 1}" if mark else "a yaml file"
+    return UserError(f"{place} is not yaml: {clipped(error.problem or 'unreadable')}")
 
 
 def _unreadable(override: str | None) -> UserError:
-    word = override or ""
+    word = clipped(override or "")
     if "=" not in word:
         return UserError(f"'{word}' is not a setting: write KEY=VALUE, for example k=16 or encoder=hvm")
-    return UserError(f"cannot read '{word}': write, for example, k=16, 'decoder.hidden=[200,200]' or name=\"'a b'\"")
+    return UserError(f"cannot read '{word}': write, for example, k=16 or 'decoder.hidden=[200,200]'")
 
 
 def _no_such_choice(path: str) -> UserError:
@@ -47,13 +79,13 @@ def _no_such_choice(path: str) -> UserError:
     group = next((g for g in groups([config_dir()]) if path.startswith(g + "/")), "")
     if not group:
         return _no_such_plugin(path)
-    choice = path.removeprefix(group + "/")
+    choice = clipped(path.removeprefix(group + "/"))
     choices = [listed.choice for listed in described(group, [config_dir()])]
     return UserError(f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}")
 
 
 def _no_such_plugin(path: str) -> UserError:
-    group, _, choice = path.rpartition("/")
+    group, _, choice = clipped(path).rpartition("/")
     return UserError(f"there is no {group}={choice}" if group else f"there is no config file named {choice}.yaml")
 
 
@@ -61,7 +93,7 @@ def _no_such_key(key: str, name: str, overrides: Sequence[str]) -> UserError:
     group, _, word = key.partition(".")
     if owners := [choice.choice for choice in _choices_with(group, word)]:
         return UserError(f"{key} is a setting of {group}={'|'.join(owners)}, not of the chosen {group}")
-    known = _known_keys(name, overrides)
+    known, key = _known_keys(name, overrides), clipped(key)
     return UserError(f"unknown key {key}{_meant(key, known)}; `vaebench train --cfg job` shows every key")
 
 
@@ -84,14 +116,13 @@ def _meant(key: str, known: Iterable[str]) -> str:
 def _known_keys(name: str, overrides: Sequence[str]) -> list[str]:
     """Return the full names of all keys and groups, with the choices in ``overrides`` if these compose."""
     import hydra
-    from hydra.errors import HydraException
 
     words = set(groups([config_dir()]))
     choices = [override for override in overrides if override.partition("=")[0] in words and "," not in override]
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             cfg = hydra.compose(name, choices)
-        except HydraException:
+        except Exception:  # a choice that does not compose either
             cfg = hydra.compose(name)
     return sorted({*_flat(cfg), *words})
 

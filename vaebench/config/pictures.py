@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from vaebench.config.schema import Count, Device, Natural, Positive, Rule, Seed, Word
+from vaebench.config.schema import Count, Device, Natural, Positive, Seed, Word
+from vaebench.typed import Rule
 
 __all__ = ["Interpolate", "PictureSettings", "Reconstruct", "Sample", "Traverse"]
 

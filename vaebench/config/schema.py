@@ -8,11 +8,13 @@ settings, and the class that uses a setting checks its range.
 
 import dataclasses
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from vaebench.typed import Rule
+
 __all__ = [
+    "MOST",
     "Choice",
     "Config",
     "DatasetSettings",
@@ -22,24 +24,22 @@ __all__ = [
     "ObjectiveSettings",
     "OptimizerSettings",
     "PriorSettings",
-    "Rule",
     "SweepSettings",
     "TrainerSettings",
 ]
 
+MOST = 10**9
+"""The largest integer of a setting, except a seed."""
 
-@dataclass(frozen=True)
-class Rule:
-    """A condition on one value: ``words`` completes the sentence "k must be ..."."""
-
-    words: str
-    holds: Callable[[Any], object]
-    """Returns a true or a false value."""
-
-
-Count = Annotated[int, Rule(">= 1", lambda value: value >= 1)]
-Several = Annotated[int, Rule(">= 2 (a standard error needs two)", lambda value: value >= 2)]
-Natural = Annotated[int, Rule(">= 0", lambda value: value >= 0)]
+# Bounds far above every sensible value, so that a slip of the keyboard is a message and not a crash.
+_MOST = Rule(f"<= {MOST}", lambda value: value <= MOST)  # products of two such numbers still fit torch's 64 bits
+_WIDEST = Rule("<= 65536", lambda value: value <= 65536)  # two such layers have 4e9 weights, 17 GB
+Count = Annotated[int, Rule(">= 1", lambda value: value >= 1), _MOST]
+Several = Annotated[int, Rule(">= 2 (a standard error needs two)", lambda value: value >= 2), _MOST]
+Natural = Annotated[int, Rule(">= 0", lambda value: value >= 0), _MOST]
+Epochs = Annotated[Count, Rule("<= 1000000", lambda value: value <= 10**6)]
+Processes = Annotated[Count, Rule("<= 1024", lambda value: value <= 1024)]
+Width = Annotated[Count, _WIDEST]
 Positive = Annotated[float, Rule("> 0", lambda value: value > 0)]
 NonNegative = Annotated[float, Rule(">= 0", lambda value: value >= 0)]
 Fraction = Annotated[float, Rule(">= 0 and < 1", lambda value: 0 <= value < 1)]
@@ -50,7 +50,11 @@ Device = Annotated[
     Rule("auto, cpu, cuda or cuda:N", lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None),
 ]
 Word = Annotated[str, Rule("a non-empty string", lambda value: value != "")]
-Widths = Annotated[tuple[Count, ...], Rule("a list of at least one width, for example [300,300]", len)]
+Widths = Annotated[
+    tuple[Width, ...],
+    Rule("a list of at least one width, for example [300,300]", len),
+    Rule("a list of at most 100 widths", lambda value: len(value) <= 100),
+]
 Schedule = Annotated[dict[Natural, Count], Rule("a map, for example {0:1,100:5}, or null", len)]
 InnerSchedule = Annotated[dict[Natural, Natural], Rule("a map, for example {0:0,100:5}, or null", len)]
 Precision = Literal["float32", "bf16"]
@@ -143,7 +147,7 @@ class EstimatorSettings(Choice):
     batch: Count | None = None
     chunk: Count | None = None
     seed: Seed = 0
-    processes: Count = 1
+    processes: Processes = 1
     precision: Precision = "float32"
     compile: Compile = "auto"
 
@@ -170,7 +174,7 @@ class TrainerSettings:
     ``compile=auto`` compiles a loss if the whole training becomes faster.
     """
 
-    epochs: Count
+    epochs: Epochs
     batch_size: Count
     kl_warmup: Natural
     clip_norm: Positive | None
@@ -211,7 +215,7 @@ class Config:
 
     k: Count
     seed: Seed
-    latent_dim: Count
+    latent_dim: Width
     device: Device
     data_dir: Word
     output_dir: Word

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vaebench.config.words import override, values_of
+from vaebench.config.words import for_hydra, override, values_of
 from vaebench.errors import UserError
 
 __all__ = ["Space", "split_spaces"]
@@ -37,7 +37,7 @@ def split_spaces(words: Sequence[str]) -> tuple[list[str], list[Space]]:
     """
     fixed, spaces = [], []
     for word in words:
-        parsed = override(word, "train")
+        parsed = override(for_hydra(word), "train")
         if not parsed.is_sweep_override():
             fixed.append(word)
         elif parsed.is_interval_sweep():

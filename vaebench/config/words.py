@@ -1,15 +1,29 @@
 """Parse the words that a user types: KEY=VALUE, and hydra's grammar for several values."""
 
+import itertools
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vaebench.config.explain import explain
+from vaebench.config.explain import explained
 from vaebench.errors import UserError
+from vaebench.typed import clipped
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-__all__ = ["key_of", "key_value", "override", "values_of"]
+__all__ = ["MOST_VALUES", "as_typed", "for_hydra", "is_text", "key_of", "key_value", "override", "values_of"]
+
+TEXTS = ("data_dir", "output_dir", "name")
+"""Settings whose value is a path or a name: hydra's syntax does not apply to it."""
+
+MOST_VALUES = 10_000
+"""The most values of a setting, and the most jobs of a sweep: each job is composed before the first one starts."""
+
+# Plain words to hydra: it takes no letter of them for syntax, and none of them for a number.
+_PLAIN = re.compile(r"(?!(true|false|null|inf|nan)$)[A-Za-z/][A-Za-z0-9_./-]*", re.IGNORECASE)
+_QUOTED = re.compile(r"""(['"]).*\1""", re.DOTALL)
+_SEVERAL = re.compile(r"(choice|shuffle|sort|tag)\(.*\)", re.DOTALL)
 
 
 def key_value(word: str) -> tuple[str, str | None]:
@@ -23,6 +37,30 @@ def key_of(word: str) -> str:
     return key_value(word)[0].lstrip("+")
 
 
+def is_text(key: str, value: str) -> bool:
+    """Whether the value of ``key`` is a text as typed: not null, not in quotes, and not choice(A,B) of a sweep."""
+    return key in TEXTS and not (value == "null" or _QUOTED.fullmatch(value) or _SEVERAL.fullmatch(value))
+
+
+def for_hydra(word: str) -> str:
+    """Return a setting with its value quoted if it is a text that hydra would read in another way."""
+    key, value = key_value(word)
+    if value is None or not is_text(key.lstrip("+"), value) or _PLAIN.fullmatch(value):
+        return word
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def as_typed(word: str) -> str:
+    """Return the setting that `for_hydra` quoted; other settings are returned as they are."""
+    key, value = key_value(word)
+    if value is None or key.lstrip("+") not in TEXTS or not _QUOTED.fullmatch(value):
+        return word
+    text = f"{key}={override(word, 'train').value()}"
+    return text if for_hydra(text) == word else word
+
+
 def override(word: str, command: str) -> "Override":
     """Parse one setting of ``vaebench <command>`` by hydra's grammar.
 
@@ -30,12 +68,9 @@ def override(word: str, command: str) -> "Override":
         UserError: hydra cannot read the word.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
-    try:
+    with explained(command, [word]):
         (parsed,) = OverridesParser.create().parse_overrides([word])
-    except HydraException as error:
-        raise explain(error, command, [word]) from error
     return parsed
 
 
@@ -43,9 +78,13 @@ def values_of(parsed: "Override") -> Sequence[str]:
     """Return the values that a setting lists, for example the 1 and 16 of ``k=1,16``.
 
     Raises:
-        UserError: the setting gives an interval or a pattern.
+        UserError: the setting gives an interval or a pattern, or more than `MOST_VALUES` values.
     """
     word = str(parsed.input_line)
     if not parsed.is_discrete_sweep() or "glob(" in word:
-        raise UserError(f"'{word}' does not list its values: write {parsed.key_or_group}=A,B")
-    return list(parsed.sweep_string_iterator())
+        raise UserError(f"'{clipped(word)}' does not list its values: write {parsed.key_or_group}=A,B")
+    with explained("train", [word]):
+        values = list(itertools.islice(parsed.sweep_string_iterator(), MOST_VALUES + 1))
+    if len(values) > MOST_VALUES:
+        raise UserError(f"'{clipped(word)}' has more than {MOST_VALUES} values: give fewer")
+    return values

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TextIO
 
 from vaebench.direction import Direction
+from vaebench.typed import printable
 
 __all__ = [
     "SIGNS",
@@ -98,6 +99,7 @@ def table(
     from rich.cells import cell_len  # most East Asian letters take two columns of a terminal
 
     width = width or terminal_width()
+    rows = [row if isinstance(row, str) else [printable(cell) for cell in row] for row in rows]
     cells = [row for row in rows if not isinstance(row, str)]
     printed = [head, *cells] if titles else cells
     natural = [max((cell_len(row[column]) for row in printed), default=0) for column in range(len(head))]
@@ -128,7 +130,7 @@ def wrapped(text: str, *, first: str = "", rest: str = "  ", width: int | None =
     """
     import textwrap
 
-    width = width or terminal_width()
+    width, text = width or terminal_width(), printable(text)
     return textwrap.fill(
         text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )

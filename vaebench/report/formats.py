@@ -1,6 +1,7 @@
 """A comparison as text: for a terminal, Markdown, CSV, JSON or LaTeX."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from vaebench.report.conditions import FOLLOWS_ENCODER
 from vaebench.report.differences import common_values, differing_settings, distinguishing_settings, label
 from vaebench.report.pairs import LEVEL, Interval, Pair
 from vaebench.report.tables import FACTS, Row, Table
+from vaebench.typed import printable
 
 __all__ = ["FORMATS", "TYPOGRAPHIC", "ColumnChoice", "cells", "duration", "headings"]
 
@@ -144,7 +146,11 @@ def _interval(interval: Interval, things: str) -> str:
 
 
 def _remarks(comparison: Comparison) -> Iterator[str]:
-    """Yield the runs that are in no table, with reasons."""
+    """Yield the runs that are in no table, with reasons, one on a line."""
+    yield from (printable(remark).replace("\n", " ") for remark in _remark_texts(comparison))
+
+
+def _remark_texts(comparison: Comparison) -> Iterator[str]:
     yield from (f"note: {note}" for note in comparison.notes)
     if comparison.filtered:
         yield f"filtered out: {counted(comparison.filtered, 'run')}"
@@ -163,15 +169,22 @@ def _markdown(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
         head = headings(table, columns)
         lines = [cells(table, row, columns, TYPOGRAPHIC) for row in table.rows]
         body = [_markdown_line(line) for line in [head, ["---"] * len(head), *lines]]
-        title = f"**{table.conditions.title()}** ({', '.join(table.conditions.words())}), nats per image"
-        sections.append("\n".join([title, "", *body, *(f"\n{note}" for note in table.notes())]))
-    sections += ["\n".join(f"- {line.strip()}" for line in _pair_lines(t, found, choice)) for t, found in pairs]
-    sections += ["\n".join(f"- {line.strip()}" for line in _remarks(comparison))]
+        title, words = _markdown_text(table.conditions.title()), _markdown_text(", ".join(table.conditions.words()))
+        notes = (f"\n{_markdown_text(note)}" for note in table.notes())
+        sections.append("\n".join([f"**{title}** ({words}), nats per image", "", *body, *notes]))
+    lists = [*(_pair_lines(table, found, choice) for table, found in pairs), _remarks(comparison)]
+    sections += ["\n".join(f"- {_markdown_text(line.strip())}" for line in lines) for lines in lists]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _markdown_line(line: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
+    return f"| {' | '.join(_markdown_text(cell) for cell in line)} |"
+
+
+def _markdown_text(text: str) -> str:
+    """Return ``text`` so that Markdown shows it: no column, line, link or HTML of its own."""
+    special = {"\\": r"\\", "|": r"\|", "<": "&lt;", "&": "&amp;", "`": r"\`", "](": r"]\(", "\n": " "}
+    return re.sub(r"\]\(|[\\|<&`\n]", lambda found: special[found[0]], printable(text))
 
 
 def _csv(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
@@ -191,7 +204,16 @@ def _csv(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
         for row in table.rows
     ]
     # dtype=object: pandas would make the whole numbers of a column with gaps fractional.
-    return pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+    cleaned = [{key: _csv_cell(value) for key, value in row.items()} for row in rows]
+    return pandas.DataFrame(cleaned, dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def _csv_cell(value: Any) -> Any:
+    """Return ``value``; a text that a spreadsheet would take for a formula gets an apostrophe, which it hides."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text != "-" and text.startswith(("=", "+", "-", "@")) else text
 
 
 def _plain(value: Any) -> Any:
@@ -247,7 +269,7 @@ def _latex(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
     """Return tables for the booktabs package; notes and runs left out are comments."""
     blocks = [_latex_table(table, choice.columns_of(table)) for table in comparison.tables]
     comments = [line for t, found in pairs for line in _pair_lines(t, found, choice)] + list(_remarks(comparison))
-    return "\n\n".join([*blocks, "\n".join(f"% {line}" for line in comments)]).rstrip() + "\n"
+    return "\n\n".join([*blocks, "\n".join(map(_latex_comment, comments))]).rstrip() + "\n"
 
 
 def _latex_table(table: Table, columns: Sequence[str]) -> str:
@@ -262,13 +284,18 @@ def _latex_table(table: Table, columns: Sequence[str]) -> str:
         marks = f"^{{{row.marks.replace('^', chr(92) + 'dagger')}}}" if row.marks else ""
         texts[1 + len(columns)] = f"${_LATEX_SIGNS[row.record.direction]} {value}{marks}$"
         lines.append(" & ".join(texts) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", *(f"% note: {note}" for note in table.notes())]
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", *(_latex_comment(f"note: {n}") for n in table.notes())]
     return "\n".join(lines)
+
+
+def _latex_comment(text: str) -> str:
+    return f"% {printable(text)}".replace("\n", " ")
 
 
 def _latex_text(text: str) -> str:
     if text == "-":
         return "--"
+    text = printable(text).replace("\n", " ")
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {letter: f"\\{letter}" for letter in "&%$#_{}"} | {"<": "$<$", ">": "$>$"}
     return "".join(special.get(letter, letter) for letter in text)

@@ -11,6 +11,7 @@ from vaebench.report.curves import TRAINING, VALIDATION, curve, text_plot
 from vaebench.report.formats import duration
 from vaebench.report.overview import ago
 from vaebench.report.runs import Run
+from vaebench.typed import printable
 
 __all__ = ["code_of", "command_of", "facts_of", "run_summary"]
 
@@ -19,8 +20,9 @@ _NAME_WIDTH = 12
 
 def run_summary(run: Run, *, every_setting: bool = False) -> str:
     """Return the summary for a terminal; ``every_setting`` adds the settings that define the model."""
-    facts = "\n".join(f"{name:<{_NAME_WIDTH}}{text}" for name, text in facts_of(run, with_age=True) if text)
-    settings = "\n".join(f"  {key} = {'null' if value is None else value}" for key, value in run.settings.items())
+    facts = "\n".join(f"{name:<{_NAME_WIDTH}}{printable(text)}" for name, text in facts_of(run, with_age=True) if text)
+    values = {key: "null" if value is None else printable(str(value)) for key, value in run.settings.items()}
+    settings = "\n".join(f"  {key} = {value}" for key, value in values.items())
     sections = [
         facts,
         settings if every_setting else "",

@@ -1,12 +1,17 @@
 """The sweeper that hydra calls for -m. `vaebench.cli.sweep.run` does the work."""
 
 import importlib
+import math
 import sys
 from types import ModuleType
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.core.plugins import Plugins
+
+from vaebench.config.words import MOST_VALUES, values_of
+from vaebench.errors import UserError
 
 __all__ = ["VaebenchSweeper", "register"]
 
@@ -24,6 +29,10 @@ class VaebenchSweeper(BasicSweeper):
         assert self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        several = [override for override in overrides if override.is_discrete_sweep()]
+        count = math.prod(len(values_of(override)) for override in several if not isinstance(override.value(), Glob))
+        if count > MOST_VALUES:
+            raise UserError(f"this sweep has {count:,} jobs, at most are {MOST_VALUES:,}: give fewer values")
         (jobs,) = self.split_arguments(overrides, None)
         sweep(self.hydra_context, self.config, jobs, self.max_batch_size)
 

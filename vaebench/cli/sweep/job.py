@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import socket
 import time
@@ -18,6 +19,7 @@ from vaebench.cli.argv import command_line
 from vaebench.cli.failure import message, report_failure
 from vaebench.cli.sweep.records import JobRecord, JobStatus, Records, job_key, results_of, skip_reason
 from vaebench.config import Config, from_hydra, run_folder
+from vaebench.config.words import as_typed
 from vaebench.errors import Busy
 from vaebench.records import RunFolder
 
@@ -65,7 +67,8 @@ class SweepJob:
         if not self.here:
             os.chdir(self.place)
         # Unresolved: an override may contain a reference.
-        overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        overrides = [as_typed(word) for word in words]
         config = from_hydra(cfg)
         key = job_key(config)
         run = RunFolder(run_folder(config))
@@ -74,7 +77,7 @@ class SweepJob:
             records.write(key, JobRecord("running", pid=os.getpid(), host=socket.gethostname()))
             with self._output(records.path(key, ".log")):
                 number = f"job {self.numbers.get(key, '?')} of {len(self.numbers)}"
-                print(f"\n== {number}: {' '.join(overrides)}", flush=True)
+                print(f"\n== {number}: {shlex.join(overrides)}", flush=True)
                 record = self._run(run, config, overrides, records)
         else:
             records.write(key, record)

@@ -59,7 +59,7 @@ def view_of(rows: Sequence[JobRow], height: int) -> str:
 
 def live_rows(jobs: Sequence[PlannedJob], records: Records) -> list[JobRow]:
     """Return a row for each job, with the records that other processes have written since."""
-    return [JobRow(number, job.overrides, *_now(job, records)) for number, job in enumerate(jobs, start=1)]
+    return [JobRow(number, job.typed, *_now(job, records)) for number, job in enumerate(jobs, start=1)]
 
 
 def _now(job: PlannedJob, records: Records) -> tuple[JobRecord, str]:

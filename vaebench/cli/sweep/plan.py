@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from vaebench.cli.failure import message, report_failure
 from vaebench.cli.sweep.records import JobRecord, job_key
 from vaebench.config import Config, from_hydra, run_folder
+from vaebench.config.explain import explained
+from vaebench.config.words import as_typed
 from vaebench.records import RunFolder
 
 __all__ = ["PlannedJob", "plan"]
@@ -24,6 +26,11 @@ class PlannedJob:
     error: Exception | None = None
     deaths: int = 0
     """How often its process exited without recording a status."""
+
+    @property
+    def typed(self) -> list[str]:
+        """The overrides as the user typed them."""
+        return [as_typed(word) for word in self.overrides]
 
     @property
     def key(self) -> str:
@@ -45,7 +52,10 @@ def plan(hydra_context: Any, config: DictConfig, jobs: Sequence[list[str]]) -> t
 
     All overrides are read before the first job starts, so that hydra refuses an unknown key here.
     """
-    loaded = [hydra_context.config_loader.load_sweep_config(config, list(overrides)) for overrides in jobs]
+    loaded = []
+    for overrides in jobs:
+        with explained("train", overrides):
+            loaded.append(hydra_context.config_loader.load_sweep_config(config, list(overrides)))
     planned: dict[str, PlannedJob] = {}
     for overrides, whole in zip(jobs, loaded, strict=True):
         own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])

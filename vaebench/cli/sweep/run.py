@@ -176,7 +176,7 @@ class _Sweep:
                 job.record = JobRecord("failed" if given_up else "not started", error=error)
         self._write(ended=True)
         print(f"\n{summary([job.record for job in self.jobs])}")
-        print(table([JobRow(n, job.overrides, job.record) for n, job in enumerate(self.jobs, start=1)]), flush=True)
+        print(table([JobRow(n, job.typed, job.record) for n, job in enumerate(self.jobs, start=1)]), flush=True)
         if self.live:
             print(f"output of the jobs: {self.folder / 'jobs'}/*.log", flush=True)
 

@@ -1,0 +1,117 @@
+"""Read JSON that an earlier process, or a stranger, wrote: one exact checker, and one UserError for every fault."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vaebench.errors import UserError
+from vaebench.typed import Checker, clipped
+
+__all__ = ["LARGEST", "Unreadable", "parse_json", "read_json", "read_whole"]
+
+T = TypeVar("T")
+LARGEST = 64 << 20
+"""Bytes of the largest JSON file that is read."""
+_DIGITS = 30  # of the longest integer: more than any record has, less than Python refuses to print
+_CHECKER = Checker()
+
+
+class Unreadable(Exception):
+    """Content that is not as vaebench writes it; the message is the fault alone."""
+
+
+def read_json(path: Path, schema: type[T], advice: str, *, limit: int = LARGEST) -> T:
+    """Return the content of a JSON file as ``schema``.
+
+    Unknown keys are ignored, because a newer version may have added them. NaN and Infinity, numbers beyond float64,
+    keys that stand twice and text that is not UTF-8 are faults.
+
+    Args:
+        path: the file; not a link.
+        schema: a dataclass, or a type such as ``list[Record]`` or ``dict[str, Any]``; see `vaebench.typed.Checker`.
+        advice: the end of the message, for example "Delete it.".
+        limit: the largest size in bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the file cannot be read, or its content is not of the type ``schema``. The message names the file and
+            the fault, repeats at most 200 characters of the content, and ends in ``advice``.
+    """
+    try:
+        return parse_json(read_whole(path, limit), schema)
+    except Unreadable as fault:
+        raise UserError(f"cannot read {path}: {fault}. {advice}") from fault
+
+
+def parse_json(text: bytes, schema: type[T]) -> T:
+    """Return JSON ``text`` as ``schema``, as `read_json` does. Unreadable for every fault."""
+    try:
+        value = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_without_repetitions,
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=_constant,
+        )
+        if rb"\ud" in text or rb"\uD" in text:  # half a surrogate pair cannot be printed
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return _CHECKER.convert(value, schema, "")
+    except UnicodeError as error:
+        raise Unreadable("it is not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"it is not JSON ({error})") from error
+    except RecursionError as error:
+        raise Unreadable("it is nested too deeply") from error
+    except (ValueError, UserError) as error:
+        raise Unreadable(str(error)) from error
+
+
+def read_whole(path: Path, limit: int = LARGEST) -> bytes:
+    """Return the bytes of the regular file ``path``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Unreadable: it is a link or not a regular file, has more than ``limit`` bytes, or cannot be read.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for a writer
+    try:
+        with open(os.open(path, flags), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise Unreadable("it is not a regular file")
+            if found.st_size > limit:
+                raise Unreadable(f"it has {found.st_size} bytes, more than {limit}")
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        linked = path.is_symlink()
+        raise Unreadable("it is a symbolic link" if linked else str(error.strerror)) from error
+
+
+def _without_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {clipped(repr(twice))} stands twice")
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"it has an integer of {len(text)} digits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {clipped(text)} is too large")
+    return value
+
+
+def _constant(text: str) -> float:
+    raise ValueError(f"it has {text}, which is not a JSON number")
