@@ -39,19 +39,10 @@ from reliability.table import Part, damage_part, stop_part, table, written
 
 DAMAGE, LINES = "damage", "command-lines"
 PARTS = (*SCENARIOS, DAMAGE, LINES)
-QUICK = {"train": 2, "evaluate": 1, "sweep": 1, "tune": 1, "diagnose": 0, "data": 0, DAMAGE: 8, LINES: 40}
-"""Cases of each kind in the short form."""
-FULL = {
-    "train": None,
-    "evaluate": None,
-    "sweep": 40,
-    "tune": 40,
-    "diagnose": None,
-    "data": None,
-    DAMAGE: None,
-    LINES: 1000,
-}
-
+QUICK = {"train": 5, "evaluate": 3, "sweep": 1, "tune": 1, "diagnose": 0, "data": 0, DAMAGE: 5, LINES: 25}
+"""Cases of each part in the short form; damages of each tree."""
+FULL = dict.fromkeys(PARTS) | {"sweep": 72, "tune": 72, LINES: 1000}
+"""Cases of each part; None: all."""
 LINES_EACH = 25
 """Command lines in one process."""
 
@@ -63,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     made.add_argument("--quick", action="store_true", help="a few cases of each part")
-    made.add_argument("--most", type=int, metavar="N", help="at most N cases of each kind in each part")
+    made.add_argument("--most", type=int, metavar="N", help="at most N cases of each part")
     made.add_argument("--writers", type=int, default=1, metavar="N", help="changing commands on each damage")
     made.add_argument("--variants", type=int, default=2, metavar="N", help="bit flips, wrong types and edits of a file")
     made.add_argument("--seed", type=int, default=0, help="of all choices")

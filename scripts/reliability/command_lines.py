@@ -249,7 +249,7 @@ def make_place(folder: Path) -> None:
         (folder / name / "config.yaml").write_text(to_yaml(compose([])), encoding="utf-8")
 
 
-def _instead_of_training(config: Config, *_: object) -> Path:
+def _instead_of_training(config: Config, *_: object, **__: object) -> Path:
     """Write and read the configuration, as a training does first."""
     assert from_yaml(to_yaml(config)) == config
     return run_folder(config)
@@ -295,7 +295,7 @@ def outcome(words: list[str]) -> Outcome:
 
 def faults(found: Outcome) -> list[str]:
     """Return what is wrong with the end of a command: nothing if it ended as docs/cli.md says."""
-    several = found.words[0] == "train"  # a sweep prints a message for each invalid job
+    several = found.words[0] in ("train", "show")  # they print a message for each invalid job or folder
     messages = [line for line in found.err.split("vaebench: ") if line.strip()]
     wrong = {
         f"exit code {found.code}": found.code not in ((0, 1, 2) if several else (0, 2)),

@@ -262,18 +262,32 @@ class _Judge:
         self.tree, self.outside, self.temporary = tree, work / "outside", work / "temporary"
         self.kept = work / "kept"
         shutil.copytree(tree.path, self.kept, symlinks=True)
-        self.usual = {name: self._on(None, [name]) for name in [*tree.readers, *tree.writers]}
-        for name, ended in self.usual.items():
-            if ended.answer is None or ended.answer["codes"] != [0]:
-                raise RuntimeError(f"{name} failed on sound runs:\n{ended.answer or ended.output}")
-        self.lines = {line for ended in self.usual.values() for line in _text(ended).splitlines()}
-        self.numbers = {number for ended in self.usual.values() for number in _NUMBER.findall(_text(ended))}
-        self.numbers |= self._numbers_of_earlier_steps()
-        if tree.sound:
-            run = next(name for name in tree.files if name.endswith("config.yaml"))
-            self.numbers |= self._numbers_without(str(Path(run).parent), "")
-            for part in ("results.json", "metrics.jsonl", "diagnostics.json", "manifest.json", "status.json"):
-                self.numbers |= self._numbers_without(str(Path(run).parent), part)
+        self.usual: dict[str, Ended] = {}
+        self.lines: set[str] = set()
+        self.numbers: set[str] = set()
+        self.all_numbers_known = False
+
+    def learn(self, names: Sequence[str]) -> None:
+        """Note what commands say and do on sound runs."""
+        for name in names:
+            if name not in self.usual:
+                ended = self.usual[name] = self._on(None, [name])
+                if ended.answer is None or ended.answer["codes"] != [0]:
+                    raise RuntimeError(f"{name} failed on sound runs:\n{ended.answer or ended.output}")
+                self.lines |= set(_text(ended).splitlines())
+                self.numbers |= set(_NUMBER.findall(_text(ended)))
+
+    def _is_wrong(self, number: str) -> bool:
+        """Return whether no command shows this number on sound runs, nor without a run or a part of it."""
+        if number not in self.numbers and not self.all_numbers_known:
+            self.all_numbers_known = True
+            self.learn([*self.tree.readers, *self.tree.writers])
+            self.numbers |= self._numbers_of_earlier_steps()
+            if self.tree.sound:
+                run = str(Path(next(name for name in self.tree.files if name.endswith("config.yaml"))).parent)
+                for part in ("", "results.json", "metrics.jsonl", "diagnostics.json", "manifest.json", "status.json"):
+                    self.numbers |= self._numbers_without(run, part)
+        return number not in self.numbers
 
     def _numbers_of_earlier_steps(self) -> set[str]:
         """Return the numbers that the readers show if the last lines of the metrics are missing: those of that step."""
@@ -301,6 +315,7 @@ class _Judge:
 
     def faults(self, damage: Damage, names: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Yield (kind of fault, one line) for commands that run one after another on a fresh damaged copy."""
+        self.learn(names)
         ended = self._on(damage, names)
         if ended.timed_out or ended.answer is None:
             yield "endless" if ended.timed_out else "tracebacks", f"{', '.join(names)}: ended with {ended.code}"
@@ -328,8 +343,8 @@ class _Judge:
             yield "sound runs lost", ", ".join(lost)
         if noticed:
             return
-        numbers = [number for number in _NUMBER.findall(text) if number not in self.numbers]
-        if numbers and damage.kind != "missing":
+        numbers = [] if damage.kind == "missing" else [n for n in _NUMBER.findall(text) if self._is_wrong(n)]
+        if numbers:
             line = next(line for line in new_lines if numbers[0] in line)
             yield "wrong numbers", f"{', '.join(numbers[:3])} in: {line.strip()[:150]}"
         if name in self.tree.writers:

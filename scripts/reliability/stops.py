@@ -103,7 +103,7 @@ def stopped_everywhere(
         work: an empty folder. Every case uses the same place, because config.yaml names it.
         data: prepared data.
         kinds: the faults.
-        most: try at most so many write points of each kind, drawn at random; None: all.
+        most: try at most so many cases, drawn at random; None: all.
         seed: of that choice.
         patch: called in the stopped process before the command, for a control.
         say: receives a line for each fault.
@@ -146,18 +146,15 @@ def stopped_everywhere(
     return counts
 
 
-def _faults(log: Sequence[Any], kinds: Sequence[FaultKind], most: int | None, chance: random.Random) -> Iterator[Fault]:
-    """Yield the faults to try. A disk fills up at a write or a new folder; only a write can be torn."""
+def _faults(log: Sequence[Any], kinds: Sequence[FaultKind], most: int | None, chance: random.Random) -> list[Fault]:
+    """Return the faults to try. A disk fills up at a write or a new folder; only a write can be torn."""
     points = {
-        "kill": list(range(len(log) + 1)),
+        "kill": range(len(log) + 1),
         "torn": [n for n, (operation, _, size) in enumerate(log) if operation == "write" and size > 1],
         "full": [n for n, (operation, _, _) in enumerate(log) if operation in ("write", "mkdir")],
     }
-    for kind in kinds:
-        chosen = points[kind]
-        if most is not None and len(chosen) > most:
-            chosen = sorted(chance.sample(chosen, most))
-        yield from (Fault(kind, at) for at in chosen)
+    faults = [Fault(kind, at) for kind in kinds for at in points[kind]]
+    return faults if most is None else chance.sample(faults, min(most, len(faults)))
 
 
 def _judged(fault: Fault, first: Ended, second: Ended, expected: dict[str, Any]) -> Iterator[tuple[str, str]]:
