@@ -116,7 +116,7 @@ def test_a_record_that_does_not_say_is_of_the_trainings_precision_and_gives_way(
     folder = RunFolder.open(runs["gaussian"])
     estimated(folder.path, "float32", "estimator.k=3")
     stored = json.loads(folder.results.read_text())
-    del stored[-1]["precision"]
+    del stored[-1]["precision"], stored[-1]["checksum"]  # as an early version wrote it
     folder.results.write_text(json.dumps(stored))
     assert read_results(folder)[-1].precision == ""
     (table,) = [table for table in compare([folder.path]).tables if table.conditions.k == 3]
