@@ -83,6 +83,31 @@ def test_joblib(tmp_path: Path, default_data_dir: Path):
     assert threads(tmp_path) == {max(1, len(os.sched_getaffinity(0)) // 2)}
 
 
+def statuses(folder: Path) -> set[str]:
+    """Return the states in the records of a sweep's jobs."""
+    return {json.loads(path.read_text())["status"] for path in folder.glob("outputs/.sweeps/*/jobs/*.json")}
+
+
+@needs("hydra_joblib_launcher")
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_jobs_of_joblib_stop_with_a_killed_sweep(tmp_path: Path, default_data_dir: Path):
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.epochs=100000", "trainer.compile=false"]
+    words.append("seed=0,1,2")
+    sweep = start(tmp_path, default_data_dir, words)
+    run = RunFolder(first_checkpoint(tmp_path, sweep))
+    sweep.kill()
+    sweep.communicate()
+    end = time.monotonic() + 60
+    while (state := run.read_status().state) == "running" and time.monotonic() < end:
+        time.sleep(0.1)
+    assert state == "interrupted"
+    while (states := statuses(tmp_path)) != {"interrupted"} and time.monotonic() < end:
+        time.sleep(0.1)
+    # The third job did not start.
+    assert (states, len(list(tmp_path.glob("outputs/.sweeps/*/jobs/*.json")))) == ({"interrupted"}, 2)
+
+
 @needs("hydra_ray_launcher")
 @pytest.mark.slow
 def test_ray(tmp_path: Path, default_data_dir: Path):

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class SweepJob:
         from hydra.core.hydra_config import HydraConfig
 
         records = Records(self.folder)
-        if records.stopped:
+        if records.stopped or self._orphaned():
             return "not started"
         if not self.here:
             os.chdir(self.place)
@@ -76,17 +77,41 @@ class SweepJob:
         record = skip_reason(run, config)
         if record is None:
             records.write(key, JobRecord("running", pid=os.getpid(), host=socket.gethostname()))
-            with lasting_output(), self._output(records.path(key, ".log")):
+            with lasting_output(), self._output(records.path(key, ".log")), self._stopped_with_sweep():
                 number = f"job {self.numbers.get(key, '?')} of {len(self.numbers)}"
                 print(f"\n== {number}: {shlex.join(overrides)}", flush=True)
                 record = self._run(run, config, overrides, records)
         else:
             records.write(key, record)
+        if self._orphaned():
+            os._exit(1)  # nothing takes the result, and an idle worker would wait for more jobs
         if record.status == "failed" and self.fail_fast:
             records.stop()
             if self.here:
                 raise SystemExit(1)
         return record.status
+
+    def _orphaned(self) -> bool:
+        """Whether this is a worker of joblib, and the sweep that started it has ended."""
+        return multiprocessing.current_process().name.startswith("LokyProcess") and os.getppid() != self.process[1]
+
+    @contextlib.contextmanager
+    def _stopped_with_sweep(self) -> Iterator[None]:
+        """Stop the job in this block as SIGTERM does, once the sweep of a joblib worker has ended, even if killed."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(1.0):
+                if self._orphaned():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+
+        if not self.here:
+            threading.Thread(target=watch, name="stop with the sweep", daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
 
     @contextlib.contextmanager
     def _output(self, path: Path) -> Iterator[None]:
