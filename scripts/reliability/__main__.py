@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="vaebench-reliability-") as temporary:
         work = Path(temporary)
         os.environ["XDG_CACHE_HOME"] = str(work / "cache")
-        data = work / "data"
+        data = work / "prepared"
         warm_up(work / "warm", data)
         for name in arguments.parts or PARTS:
             most = (QUICK if arguments.quick else FULL)[name] if arguments.most is None else arguments.most
