@@ -41,7 +41,7 @@ DAMAGE, LINES = "damage", "command-lines"
 PARTS = (*SCENARIOS, DAMAGE, LINES)
 QUICK = {"train": 5, "evaluate": 3, "sweep": 1, "tune": 1, "diagnose": 0, "data": 0, DAMAGE: 5, LINES: 25}
 """Cases of each part in the short form; damages of each tree."""
-FULL = dict.fromkeys(PARTS) | {"sweep": 72, "tune": 72, LINES: 1000}
+FULL = dict.fromkeys(PARTS) | {"sweep": 45, "tune": 45, LINES: 1000}
 """Cases of each part; None: all."""
 LINES_EACH = 25
 """Command lines in one process."""
