@@ -223,6 +223,8 @@ def test_config_yaml_round_trip(tmp_path: Path):
         ("k: [", "corrupt"),
         ("", "corrupt"),
         ("just words", "corrupt"),
+        ("seed: " + "9" * 5000, "corrupt"),
+        ("seed: 2026-99-99", "corrupt"),
         ("k: !!python/object/apply:os.system ['touch hacked']", "corrupt"),
         ("k: 1", "seed is missing"),
     ],

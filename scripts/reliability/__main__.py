@@ -41,7 +41,7 @@ DAMAGE, LINES = "damage", "command-lines"
 PARTS = (*SCENARIOS, DAMAGE, LINES)
 QUICK = {"train": 5, "evaluate": 3, "sweep": 1, "tune": 1, "diagnose": 0, "data": 0, DAMAGE: 5, LINES: 25}
 """Cases of each part in the short form; damages of each tree."""
-FULL = dict.fromkeys(PARTS) | {"sweep": 72, "tune": 72, LINES: 1000}
+FULL = dict.fromkeys(PARTS) | {"sweep": 45, "tune": 45, LINES: 1000}
 """Cases of each part; None: all."""
 LINES_EACH = 25
 """Command lines in one process."""
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="vaebench-reliability-") as temporary:
         work = Path(temporary)
         os.environ["XDG_CACHE_HOME"] = str(work / "cache")
-        data = work / "data"
+        data = work / "prepared"
         warm_up(work / "warm", data)
         for name in arguments.parts or PARTS:
             most = (QUICK if arguments.quick else FULL)[name] if arguments.most is None else arguments.most

@@ -153,7 +153,7 @@ def _metrics_key(line: Any) -> str:
 def _points(folder: Path) -> list[str]:
     """Return every point of the event files as TAG@STEP=VALUE, read by TensorBoard's own reader."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     points = []
     for path in sorted(folder.glob("events.out*")):

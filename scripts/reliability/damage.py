@@ -10,7 +10,6 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def damages(tree: Path, name: str, other: Path | None, outside: Path, seed: int,
         return
     yield Damage(name, "link", "to a copy", lambda target: _linked(target, outside, None))
     yield Damage(name, "link", "to another text", lambda target: _linked(target, outside, b"export PATH=/bin\n"))
-    yield Damage(name, "folder", "", lambda target: (target.unlink(missing_ok=True), target.mkdir()))
+    yield Damage(name, "folder", "", _folder_for_file)
     if not path.exists() or path.name.endswith(".lock"):
         return
     data = path.read_bytes()
@@ -95,7 +94,7 @@ def damages(tree: Path, name: str, other: Path | None, outside: Path, seed: int,
     yield made("noise", "", lambda: noise)
     if other is not None and other.is_file() and other.read_bytes() != data:
         yield made("foreign", "", other.read_bytes)
-    maker = partial(_checkpoint_changed, path.name) if path.suffix == ".pt" else _MAKERS.get(path.suffix)
+    maker = _MAKERS.get(path.suffix)
     if maker is not None:
         for kind, detail, changed in maker(data, chance, variants):
             yield made(kind, detail, changed)
@@ -187,7 +186,7 @@ def _npz_changed(data: bytes, chance: random.Random, variants: int) -> Changed:
     yield "huge", "a header of 10**12 numbers", lambda: _huge_npz(first)
 
 
-def _checkpoint_changed(name: str, data: bytes, chance: random.Random, variants: int) -> Changed:
+def _checkpoint_changed(data: bytes, chance: random.Random, variants: int) -> Changed:
     from vaebench.records import checkpoint
 
     def sealed(value: Any) -> bytes:
@@ -201,8 +200,6 @@ def _checkpoint_changed(name: str, data: bytes, chance: random.Random, variants:
     keys = list(state())
     for key in chance.sample(keys, min(variants, len(keys))):
         yield "type", f"{key} is a text", lambda key=key: sealed({**state(), key: "text"})
-    if name == "best.pt":
-        yield "edited", "weights 1 % larger", lambda: sealed(_scaled(state()))
 
 
 _MAKERS: dict[str, Callable[[bytes, random.Random, int], Changed]] = {
@@ -210,15 +207,8 @@ _MAKERS: dict[str, Callable[[bytes, random.Random, int], Changed]] = {
     ".jsonl": _lines_changed,
     ".yaml": _yaml_changed,
     ".npz": _npz_changed,
+    ".pt": _checkpoint_changed,
 }
-
-
-def _scaled(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value * 1.01 if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _scaled(each) for key, each in value.items()}
-    return type(value)(_scaled(each) for each in value) if isinstance(value, list | tuple) else value
 
 
 def _bumped(array: numpy.ndarray) -> numpy.ndarray:
@@ -264,6 +254,11 @@ def _linked(target: Path, outside: Path, data: bytes | None) -> None:
 def _linked_folder(target: Path, outside: Path) -> None:
     shutil.move(target, outside / "folder")
     target.symlink_to(outside / "folder")
+
+
+def _folder_for_file(target: Path) -> None:
+    target.unlink(missing_ok=True)
+    target.mkdir()
 
 
 def _file_for_folder(target: Path) -> None:

@@ -1,12 +1,15 @@
 """Damage every file of a tree of runs, run every command that reads it, and judge what the commands say and do."""
 
+import contextlib
 import hashlib
+import io
 import random
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +90,7 @@ def _run(words: Sequence[str]) -> None:
 
 
 def _files(tree: Path, below: Path, *more: str) -> list[str]:
-    found = [path for path in sorted(below.rglob("*")) if not path.name.endswith(".lock")]
+    found = [path for path in sorted(below.rglob("*")) if not path.name.endswith((".lock", ".tmp"))]
     return [
         str(path.relative_to(tree)) for path in found if path.is_file() or path.name in ("checkpoints", "evaluations")
     ] + [str((below / name).relative_to(tree)) for name in more]
@@ -296,8 +299,7 @@ class _Judge:
         for name in [name for name in self.tree.files if name.endswith("metrics.jsonl")]:
             lines = (self.kept / name).read_bytes().splitlines(keepends=True)
             for count in range(len(lines)):
-                data = b"".join(lines[:count])
-                cut = Damage(name, "cut", "", lambda target, data=data: (target.write_bytes(data), None)[1])
+                cut = Damage(name, "cut", "", partial(_write, b"".join(lines[:count])))
                 found |= set(_NUMBER.findall(_text(self._on(cut, names))))
         return found
 
@@ -400,11 +402,12 @@ class _Judge:
         return [word.replace("TREE", str(self.tree.path)).replace("TMP", str(self.temporary)) for word in words]
 
 
+def _write(data: bytes, target: Path) -> None:
+    target.write_bytes(data)
+
+
 def _captured(words: list[str]) -> tuple[int, str]:
     """Run one command in this process; return its exit code and its output, with the text of a page that it wrote."""
-    import contextlib
-    import io
-
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         code = _board(words) if words[0] == "board" else command(words)

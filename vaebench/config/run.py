@@ -33,7 +33,7 @@ def from_yaml(text: str, place: str = "config.yaml") -> Config:
     """
     try:
         values = yaml.load(text, Loader=_LOADER)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an integer of 5,000 digits, nested lists
         raise UserError(f"{place} is corrupt (not yaml): {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise UserError(f"{place} is corrupt: it contains no settings")
