@@ -34,14 +34,13 @@ from vaebench.bounds import log_mean_exp
 from vaebench.config import compose
 from vaebench.encoders.base import Direction, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.encoders.moments import WIDENING, MomentMatchedEncoder
 from vaebench.errors import RunFailed, UserError
 from vaebench.estimators.ais import (
-    WIDENING,
     AISResult,
     ais,
     has_density,
     initial_density,
-    moment_matched,
     refuse_unmixed,
 )
 from vaebench.estimators.annealing import (
@@ -215,7 +214,11 @@ def test_the_effective_number_of_chains():
     log_w = torch.tensor([[0.0, 0.0, -1000.0], [0.0, -1e9, math.log(3) - 1000], [0.0, -1e9, -torch.inf]])
     found = result_of(log_w)
     assert found.ess.tolist() == pytest.approx([3, 1, 1.6])
-    assert found.stderr.tolist() == pytest.approx([0, 1, ((3 / 1.6 - 1) / 2) ** 0.5])
+    # From the weights where that is the larger error; a weight of 0 has no logarithm, and its error is unknown.
+    assert found.stderr[:2].tolist() == pytest.approx([0, 1])
+    near = result_of(torch.tensor([[0.0], [0.0], [math.log(2)]]))
+    assert near.stderr.item() == pytest.approx(((3 * 6 / 16 - 1) / 2) ** 0.5)
+    assert found.heavy_tailed
     one = result_of(log_w[:1])
     assert one.ess.tolist() == [1, 1, 1]
     assert one.stderr.isnan().all()
@@ -235,6 +238,41 @@ def test_the_stated_error_is_the_error():
     assert 0.88 < sum(covered) / len(covered) < 0.99
     # Control: the spread of single chains for that of their mean.
     assert (found.log_likelihood.abs() < 1.96 * chains**0.5 * found.stderr).double().mean() > 0.99
+
+
+REPETITIONS, EACH = 200, 5
+"""Repetitions of an estimate, and images in each."""
+
+
+def stated_errors(initial: Encoder | None, model: LinearGaussian, temperatures: int) -> tuple[float, float, float]:
+    """Return the root mean square of the z-scores of the mean over images, that of the usual error, and the share of
+    repetitions whose error is not stated."""
+    x = one_image(REPETITIONS * EACH)
+    found = ais(model, x, initial, temperatures, seed=0, leapfrog=4, batch=len(x), strict=False)
+    miss = (found.log_likelihood - model.log_evidence(x)).view(REPETITIONS, EACH).mean(1)
+    groups = [AISResult(*rows) for rows in torch.stack(found).unflatten(1, (REPETITIONS, EACH)).unbind(1)]
+    stated = torch.tensor([group.mean_stderr for group in groups])
+    usual = torch.stack([((8 / group.ess - 1) / 7).sum().sqrt() / EACH for group in groups])
+    unknown = sum(group.heavy_tailed for group in groups) / REPETITIONS
+    return *((miss / error).square().mean().sqrt().item() for error in (stated, usual)), unknown
+
+
+def narrow_start(model: LinearGaussian, width: float) -> GaussianEncoder:
+    gain, constant, variance = model.posterior()
+    return GaussianEncoder(AffineGaussian(gain, constant, width * variance.diagonal().sqrt()))
+
+
+def test_the_error_of_the_chains_covers_or_is_not_stated():
+    model = LinearGaussian(linear_gaussian().weight, torch.tensor([0.1, -0.2, 0.3]), 0.3)
+    poor = narrow_start(model, 0.2)
+    for initial in (None, MomentMatchedEncoder(poor, model)):
+        ratio, _, unknown = stated_errors(initial, model, 60)
+        assert 0.9 < ratio < 1.15
+        assert unknown < 0.1
+    ratio, usual, unknown = stated_errors(poor, model, 15)
+    assert unknown > 0.95
+    # Control: the usual error, which was stated.
+    assert usual > 2
 
 
 def test_the_error_over_images_covers_the_models_entropy():
@@ -276,11 +314,13 @@ def test_the_density_of_an_encoder_counts_where_it_is_exact_and_known_anywhere()
 def test_moments_are_those_of_the_draws_and_a_little_of_the_prior():
     x, model = one_image(400), linear_gaussian()
     for encoder in (learned(), sivi()):
-        matched = moment_matched(encoder, model).encode(x)
+        matched = MomentMatchedEncoder(encoder, model).encode(x)
         exact = wide_hierarchy().marginal(x)
-        for found, truth in ((matched.mean, exact.mean), (matched.variance, exact.variance + WIDENING)):
-            assert all(abs(Mean.of((found - truth)[:, d]).errors_above(0)) < 4 for d in range(2))
-    assert moment_matched(learned(), model).direction is Direction.EXACT
+        factor = matched.diagonal.scale.unsqueeze(-1) * (matched.lower + torch.eye(2))
+        wide = exact.covariance_matrix + WIDENING * torch.eye(2)
+        for found, truth in ((matched.diagonal.mean, exact.mean), ((factor @ factor.mT).flatten(1), wide.flatten(1))):
+            assert all(abs(Mean.of((found - truth)[:, d]).errors_above(0)) < 4 for d in range(found.shape[1]))
+    assert MomentMatchedEncoder(learned(), model).direction is Direction.EXACT
 
 
 class NoInnerSample(WithoutOwnPsi):
@@ -483,11 +523,11 @@ def test_draws_that_hardly_move_are_widened_before_chains_start_from_them():
         found = ais(model, x, initial, temperatures=60, chains=8, seed=0, leapfrog=4, strict=False)
         return Mean.of(truth - found.log_likelihood)
 
-    widened = gap(moment_matched(collapsed(0), model))
+    widened = gap(MomentMatchedEncoder(collapsed(0), model))
     assert widened.value < 0.1
     assert gap(collapsed(0)).value > 1
     # One that owes nothing to collapse is as good, widened or not.
-    assert gap(moment_matched(exact_gaussian(), model)).value < 0.1
+    assert gap(MomentMatchedEncoder(exact_gaussian(), model)).value < 0.1
 
 
 def test_too_few_temperatures_for_a_narrow_posterior_are_refused():

@@ -11,7 +11,7 @@ from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.estimators.importance import Chunks, log_likelihood, weighed
 from vaebench.estimators.sampling import Sampling
-from vaebench.estimators.weights import RELIABLE, WAITING, WeightSummary, pareto_k, tail_length
+from vaebench.estimators.weights import RELIABLE, WAITING, WeightSummary, pareto_k, reliable_k_hat, tail_length
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -77,6 +77,12 @@ def test_k_hat_is_that_of_arviz(shape: float, k: int):
 def test_control_another_tail_is_not_that_of_arviz():
     log_w = generalised_pareto(0.7)[:4900, :20]
     assert (pareto_k(log_w.topk(tail_length(4900), 0).values) - arviz_k_hat(log_w)).abs().min() > 1e-6
+
+
+def test_the_threshold_of_k_hat_depends_on_the_number_of_weights():
+    assert reliable_k_hat(100) == pytest.approx(0.5)
+    assert [reliable_k_hat(k) for k in (2155, 5000, 10**6)] == [RELIABLE] * 3
+    assert reliable_k_hat(2000) == pytest.approx(0.697, abs=1e-3)
 
 
 def test_control_k_hat_tells_narrow_proposals_from_wide_ones():

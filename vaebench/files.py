@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +107,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_npz(path: Path, largest: int) -> "dict[str, np.ndarray]":
+def read_npz(file: Path | IO[bytes], largest: int) -> "dict[str, np.ndarray]":
     """Read the arrays of an .npz file; their bytes, unpacked and with headers, are at most ``largest``.
 
     A file can claim any size, and packed bytes can unpack to any size: a claim is compared before memory is allocated.
@@ -118,7 +118,7 @@ def read_npz(path: Path, largest: int) -> "dict[str, np.ndarray]":
         ValueError: it is larger, corrupt, or no .npz file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             size = sum(member.file_size for member in members)
             if size > largest:

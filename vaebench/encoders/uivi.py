@@ -19,12 +19,14 @@ ADAPTATION_RATE = 0.05
 
 
 class UnbiasedEncoder(Encoder):
-    """q(z|x) = integral of q(z|psi,x) q(psi|x) dpsi, with an unbiased estimate of the gradient of its log density:
+    """q(z|x) = integral of q(z|psi,x) q(psi|x) dpsi, with an estimate of the gradient of its log density:
 
     dlog q(z|x)/dz = E_q(psi|z,x) dlog q(z|psi,x)/dz
 
     Hamiltonian Monte Carlo on q(psi|z,x) estimates the mean. Its chain starts at the psi_0 that made z, an exact sample
-    of q(psi|z,x), so the chain is in equilibrium from the start. Burn-in only removes the correlation of psi_0 with z.
+    of q(psi|z,x), so the chain is in equilibrium from the start. But psi_0 and the noise that made z from it are
+    correlated, so the gradient with respect to the parameters is unbiased only in the limit of a long burn-in. Against
+    an exact gradient it is 5 to 7 % off with the initial step size, and 1.6 % off at the defaults after adaptation.
     The gradient of the ELBO flows through z alone, because E_q dlog q(z|x)/dphi = 0.
 
     The value of log_q is another estimate than its gradient. It is SIVI's upper bound, which includes psi_0. The

@@ -282,7 +282,7 @@ def stated_chain_error(result: AISResult) -> tuple[dict[str, float], str]:
     if not result.heavy_tailed:
         return found | {"chain_stderr": result.mean_stderr}, ""
     if math.isnan(tail):
-        return found, "the error due to the chains is unknown: it needs at least 3 chains"
+        return found, "the error due to the chains is unknown: it needs at least 3 chains, none with weight 0"
     return found, (
         "the error due to the chains is unknown: few of them carry most of the weight (log E w^3/(E w)^3 is "
         f"{tail:.1f}, more than {LARGEST_TAIL:g}); use more temperatures, or another initial density"

@@ -22,7 +22,6 @@ from vaebench.estimators.gaps import (
 from vaebench.estimators.importance import estimated
 from vaebench.estimators.sampling import Sampling
 from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
-from vaebench.records.results import WITHOUT_WEIGHTS
 from vaebench.runtime import derived_seed, forked_randomness
 
 __all__ = ["inference_gaps"]
@@ -151,43 +150,46 @@ class _Gaps:
         """Return the gaps, and the numbers that they are differences of, each with its direction."""
         exact = self.encoder.direction is Direction.EXACT
         estimates = [
-            self._estimate("log p(x)", Direction.LOWER_BOUND, found.log_likelihood),
-            self._estimate("ELBO of q", Direction.EXACT if exact else Direction.LOWER_BOUND, found.elbo),
-            self._estimate("ELBO of the best Gaussian", Direction.LOWER_BOUND, found.gaussian),
+            self._of_weights("log p(x)", Direction.LOWER_BOUND, found.log_likelihood),
+            self._of_elbos("ELBO of q", Direction.EXACT if exact else Direction.LOWER_BOUND, found.elbo),
+            self._of_elbos("ELBO of the best Gaussian", Direction.LOWER_BOUND, found.gaussian, inner=False),
         ]
         if self.tuned:
-            estimates.append(self._estimate("ELBO of q*", Direction.LOWER_BOUND, found.family))
-        estimates.append(self._estimate("inference gap", Direction.LOWER_BOUND, found.log_likelihood - found.bound))
+            estimates.append(self._of_elbos("ELBO of q*", Direction.LOWER_BOUND, found.family))
+        estimates.append(self._of_weights("inference gap", Direction.LOWER_BOUND, found.log_likelihood - found.bound))
         if self.tuned or self.is_gaussian:
-            amortised = found.family - found.elbo
+            gap, amortised = found.log_likelihood - found.family, found.family - found.elbo
             estimates += [
-                self._estimate("approximation gap", Direction.ESTIMATE, found.log_likelihood - found.family),
-                self._estimate("amortisation gap", Direction.LOWER_BOUND if exact else Direction.ESTIMATE, amortised),
+                self._of_weights("approximation gap", Direction.ESTIMATE, gap, note=_EITHER_WAY),
+                self._of_elbos("amortisation gap", Direction.LOWER_BOUND if exact else Direction.ESTIMATE, amortised),
             ]
         if not self.is_gaussian:
-            gap = found.log_likelihood - found.gaussian
-            estimates.append(self._estimate("approximation gap of a Gaussian", Direction.ESTIMATE, gap))
+            gap, name = found.log_likelihood - found.gaussian, "approximation gap of a Gaussian"
+            estimates.append(self._of_weights(name, Direction.ESTIMATE, gap, note=_EITHER_WAY))
         return estimates + self._bound_gaps(found)
 
     def _bound_gaps(self, found: _Parts) -> list[Estimate]:
         estimates, k = [], self.inputs.trained_k
         if self.encoder.has_inner_samples:
-            estimates.append(self._estimate("bound gap", Direction.LOWER_BOUND, found.elbo - found.bound))
+            estimates.append(self._of_elbos("bound gap", Direction.LOWER_BOUND, found.elbo - found.bound))
         if k > 1:
             gap = found.log_likelihood - found.importance_weighted
-            estimates.append(self._estimate(f"gap of the IWAE-{k} bound", Direction.LOWER_BOUND, gap))
+            estimates.append(self._of_weights(f"gap of the IWAE-{k} bound", Direction.LOWER_BOUND, gap))
         return estimates
 
-    def _estimate(self, quantity: str, direction: Direction, values: Tensor) -> Estimate:
+    def _of_weights(self, quantity: str, direction: Direction, values: Tensor, note: str = "") -> Estimate:
+        """Return an estimate that uses the k weights of log p(x)."""
+        return replace(self._of_elbos(quantity, direction, values), k=self.inputs.settings.k, note=note)
+
+    def _of_elbos(self, quantity: str, direction: Direction, values: Tensor, *, inner: bool = True) -> Estimate:
+        """Return an estimate without weights; ``inner`` if it is of the encoder, and not of the best Gaussian."""
         given = self.inputs.settings
         return Estimate(
             estimator="gaps",
             direction=direction,
             values=values,
             quantity=quantity,
-            k=None if quantity in WITHOUT_WEIGHTS else given.k,
-            inner_k=self.inner_k if self.encoder.has_inner_samples else None,
+            inner_k=self.inner_k if inner and self.encoder.has_inner_samples else None,
             settings=self.shown | {"draws": given.draws, "steps": given.steps},
-            note=_EITHER_WAY if quantity.startswith("approximation") else "",
-            log_q=Direction.EXACT if quantity == "ELBO of the best Gaussian" else self.encoder.direction,
+            log_q=self.encoder.direction if inner else Direction.EXACT,
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vaebench.estimators.importance import Chunks, chunks_within, weighed
 from vaebench.estimators.sampling import Sampling
-from vaebench.estimators.weights import RELIABLE
+from vaebench.estimators.weights import reliable_k_hat
 from vaebench.evaluate.compile import model_for
 from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
 from vaebench.model import GenerativeModel
@@ -78,7 +78,8 @@ def reliability(k: int, ess: Tensor, pareto_k: Tensor) -> tuple[dict[str, Any], 
     note = f"weights: mean effective sample size {extra['ess']:.1f} of {k}"
     if bool(pareto_k.isnan().any()):
         return extra, note
-    median, loose = pareto_k.median().item(), (pareto_k > RELIABLE).double().mean().item()
-    extra |= {"pareto_k": median if math.isfinite(median) else None, f"pareto_k_over_{RELIABLE}": loose}
-    meaning = f"Pareto k-hat > {RELIABLE} (their mean is unreliable, the bound probably loose)"
+    threshold = reliable_k_hat(k)
+    median, loose = pareto_k.median().item(), (pareto_k > threshold).double().mean().item()
+    extra |= {"pareto_k": median if math.isfinite(median) else None, f"pareto_k_over_{threshold:.2g}": loose}
+    meaning = f"Pareto k-hat > {threshold:.2g} (their mean is unreliable, the bound probably loose)"
     return extra, f"{note}; {meaning} for {100 * loose:.1f} % of the images"

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,15 +72,9 @@ def read_per_image(folder: RunFolder, record: ResultRecord) -> PerImageNumbers:
 
 def _arrays(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the arrays in an .npz file by name. Unreadable for a link or a corrupt file, FileNotFoundError if none."""
-    data = io.BytesIO(read_whole(path, _LARGEST))
     try:
-        with zipfile.ZipFile(data) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _LARGEST:
-                raise Unreadable(f"its arrays have more than {_LARGEST} bytes")
-        data.seek(0)
-        with np.load(data, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except Exception as error:  # numpy and zipfile answer to corrupt bytes with errors of many kinds
+        arrays = read_npz(io.BytesIO(read_whole(path, _LARGEST)), _LARGEST)
+    except ValueError as error:
         raise Unreadable(clipped(str(error))) from error
     if missing := [name for name in needed if name not in arrays]:
         raise Unreadable(f"it has no array {missing[0]}")

@@ -26,7 +26,7 @@ def header(experiment: Experiment, folder: Path) -> str:
         encoder += f", {describe.by_epoch('inner_k', config.inner_k_by_epoch)}"
     proposal = experiment.encoder.proposal(experiment.model)
     if proposal is not experiment.encoder:
-        encoder += f"; likelihoods by draws from its {proposal.proposal_label} proposal, {_LOG_Q[proposal.direction]}"
+        encoder += f"; likelihoods by draws from the {proposal.proposal_label} of q, {_LOG_Q[proposal.direction]}"
     lines = [
         ("dataset", f"{data.protocol}: {sizes} images of {height}x{width}"),
         ("", data.note),
