@@ -57,14 +57,13 @@ def test_a_users_yaml_never_ends_in_a_traceback(choice: str, place: Path):
 
 REFUSED = {
     "trainer=[0]": "trainer must be the name of a choice, got [0]",
-    "encoder=[gaussian]": "encoder must be the name of a choice, got [gaussian]",
+    "encoder=[gaussian]": "encoder must be the name of a choice: `vaebench list encoder`",
     "k=[1]": "k must be an integer, got [1]",
     "latent_dim=99999999999": "latent_dim must be <= 1000000000, got 99999999999",
     "decoder.hidden=[100000]": "decoder.hidden[0] must be <= 65536, got 100000",
     "encoder.psi_dim=99999999999": "encoder.psi_dim must be from -1000000000 to 1000000000, got 99999999999",
     "trainer.epochs=10000000000": "trainer.epochs must be <= 1000000000, got 10000000000",
     "trainer.epochs=2000000": "trainer.epochs must be <= 1000000, got 2000000",
-    "estimator.processes=5000": "estimator.processes must be <= 1024, got 5000",
     "name=a\x1b[0m": r"name must be UTF-8 text without control characters, got 'a\x1b[0m'",
     "output_dir=a\udcff": r"output_dir must be UTF-8 text without control characters, got 'a\udcff'",
     "+hydra.callbacks.a._target_=os.getcwd": "hydra.callbacks is not supported",
@@ -125,7 +124,7 @@ def test_a_comma_in_a_path_does_not_sweep(place: Path):
     assert (found.code, (place / "a,b").is_dir()) == (0, True)
     assert "output_dir=a,b" in found.out
     assert "2 jobs" in found.out
-    assert "2 jobs" in outcome(["train", "-m", "output_dir=choice(c,d)"]).out
+    assert "left out 1 of 2 combinations" in outcome(["train", "-m", "output_dir=choice(c,d)"]).out
 
 
 # Memory and threads -----------------------------------------------------------------------------------------
@@ -157,9 +156,10 @@ def test_too_many_threads_are_refused():
 @pytest.fixture
 def evil_run(tmp_path: Path) -> Path:
     """A run whose records and folder name hold texts that a terminal, a table or a spreadsheet would obey."""
-    root = tmp_path / "a\x1b[31m\udcff"
+    root = tmp_path / "runs"
     made_run(root, results=[record(-90.0, estimator=EVIL, protocol=EVIL)], command=["vaebench", EVIL], host=EVIL)
     made_run(root, "k=2", results=[record(-91.0, estimator="=1+1")], state="failed")
+    root.rename(tmp_path / "a\x1b[31m\udcff")
     return tmp_path
 
 

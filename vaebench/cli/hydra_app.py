@@ -54,9 +54,10 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
 def _raised_by_us(error: Exception) -> bool:
     """Whether code of this package raised the error, and not hydra while it composed the settings."""
     own = Path(vaebench.__file__).parent
-    places = {Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)}
-    ours = {place for place in places if place.is_relative_to(own)}
-    return isinstance(error, UserError | RunFailed) or not ours <= {Path(__file__), own / "cli/sweep/hydra_plugin.py"}
+    places = [Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)]
+    last = [place for place in places if place.is_relative_to(own)][-1]
+    composing = last in (Path(__file__), own / "cli/sweep/hydra_plugin.py", own / "cli/sweep/plan.py")
+    return isinstance(error, UserError | RunFailed) or not composing or places[-1] == last
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from vaebench.config.explain import explained
 from vaebench.config.schema import Choice, Compile, Config, EstimatorSettings, Precision, Processes
 from vaebench.config.words import for_hydra, key_of
 from vaebench.errors import UserError, did_you_mean
-from vaebench.typed import clipped, shown
+from vaebench.typed import clipped
 
 __all__ = ["compose", "for_evaluation", "from_hydra"]
 
@@ -52,7 +52,7 @@ def from_hydra(cfg: DictConfig, hydra: DictConfig | None = None) -> Config:
     values = _resolved(cfg)
     for group in OPEN_GROUPS:
         if group in values and not isinstance(hydra.runtime.choices.get(group), str):
-            raise UserError(f"{group} must be the name of a choice, got {shown(values.get(group))}")
+            raise UserError(f"{group} must be the name of a choice: `vaebench list {group}` shows the choices")
     declared = {group: _declared(group, values, cfg, hydra) for group in OPEN_GROUPS}
     objective_inner_k = own_keys("objective", hydra.runtime.choices["objective"], _sources(hydra), of="encoder").get(
         "inner_k"

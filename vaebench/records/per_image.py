@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vaebench.errors import UserError
+from vaebench.files import read_npz
 from vaebench.records.files import write_whole
 from vaebench.records.folder import RunFolder
 from vaebench.records.provenance import Provenance

@@ -13,7 +13,7 @@ from vaebench.records.folder import RunFolder
 from vaebench.records.provenance import Provenance, checksum, unaltered
 from vaebench.records.stored import read_json
 from vaebench.records.text import counted, decimals, with_error, with_sign
-from vaebench.typed import Checker, shown
+from vaebench.typed import Checker, printable, shown
 
 __all__ = ["ResultRecord", "append_result", "format_line", "read_results"]
 
@@ -157,10 +157,10 @@ def format_line(record: ResultRecord) -> str:
     number = with_error(record.mean, record.stderr, places=places)
     if over_repeats is not None:
         number += f" (images) +- {over_repeats:.{places}f} ({counted(record.repeats, 'repeat')})"
-    return f"{record.split} {record.quantity} {with_sign(record.direction, number)} ({', '.join(_conditions(record))})"
+    return f"{record.split} {record.quantity} {with_sign(record.direction, number)} ({_conditions(record)})"
 
 
-def _conditions(record: ResultRecord) -> list[str]:
+def _conditions(record: ResultRecord) -> str:
     words = ["estimate"] if record.direction is Direction.ESTIMATE else []
     words.append(record.estimator)
     numbers = {"k": record.k, "inner_k": record.inner_k, **record.settings}
@@ -169,7 +169,8 @@ def _conditions(record: ResultRecord) -> list[str]:
     words += [f"{name}={value}" for name, value in numbers.items() if value is not None]
     words += [record.protocol, counted(record.n_images, "image")]
     repeats_shown = record.repeats == 1 or "repeat_stderr" in record.extra
-    return words if repeats_shown else [*words, counted(record.repeats, "repeat")]
+    words += [] if repeats_shown else [counted(record.repeats, "repeat")]
+    return printable(", ".join(words)).replace("\n", " ")
 
 
 def _to_json(record: ResultRecord) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from vaebench.report.groups import STYLES, RunGroup
 from vaebench.report.run_summary import command_of, facts_of
 from vaebench.report.runs import Run
 from vaebench.report.tables import Table
+from vaebench.typed import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -78,7 +79,9 @@ def _environment() -> "Environment":
 
 
 def _shown(value: Any) -> Any:
-    """Return a value as the page shows it: fractions with six digits, None as nothing."""
+    """Return a value as the page shows it: fractions with six digits, None as nothing, controls as escapes."""
+    if isinstance(value, str) and printable(value) != value:
+        return printable(value)
     return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
 
 

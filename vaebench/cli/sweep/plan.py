@@ -9,7 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 from vaebench.cli.failure import message, report_failure
 from vaebench.cli.sweep.records import JobRecord, job_key
 from vaebench.config import Config, from_hydra, run_folder
-from vaebench.config.explain import explained
 from vaebench.config.words import as_typed
 from vaebench.records import RunFolder
 
@@ -52,10 +51,7 @@ def plan(hydra_context: Any, config: DictConfig, jobs: Sequence[list[str]]) -> t
 
     All overrides are read before the first job starts, so that hydra refuses an unknown key here.
     """
-    loaded = []
-    for overrides in jobs:
-        with explained("train", overrides):
-            loaded.append(hydra_context.config_loader.load_sweep_config(config, list(overrides)))
+    loaded = [hydra_context.config_loader.load_sweep_config(config, list(overrides)) for overrides in jobs]
     planned: dict[str, PlannedJob] = {}
     for overrides, whole in zip(jobs, loaded, strict=True):
         own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
