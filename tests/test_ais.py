@@ -215,7 +215,7 @@ def test_the_effective_number_of_chains():
     found = result_of(log_w)
     assert found.ess.tolist() == pytest.approx([3, 1, 1.6])
     # From the weights where that is the larger error; a weight of 0 has no logarithm, and its error is unknown.
-    assert found.stderr[:2].tolist() == pytest.approx([0, 1])
+    assert found.stderr[:2].tolist() == [0, math.inf]
     near = result_of(torch.tensor([[0.0], [0.0], [math.log(2)]]))
     assert near.stderr.item() == pytest.approx(((3 * 6 / 16 - 1) / 2) ** 0.5)
     assert found.heavy_tailed
@@ -240,7 +240,7 @@ def test_the_stated_error_is_the_error():
     assert (found.log_likelihood.abs() < 1.96 * chains**0.5 * found.stderr).double().mean() > 0.99
 
 
-REPETITIONS, EACH = 200, 5
+REPETITIONS, EACH = 200, 10
 """Repetitions of an estimate, and images in each."""
 
 
@@ -268,7 +268,7 @@ def test_the_error_of_the_chains_covers_or_is_not_stated():
     for initial in (None, MomentMatchedEncoder(poor, model)):
         ratio, _, unknown = stated_errors(initial, model, 60)
         assert 0.9 < ratio < 1.15
-        assert unknown < 0.1
+        assert unknown < 0.2
     ratio, usual, unknown = stated_errors(poor, model, 15)
     assert unknown > 0.95
     # Control: the usual error, which was stated.
