@@ -638,7 +638,7 @@ def _forget(stored: FilePath, kept: int) -> None:
     with numpy.load(stored) as whole:
         numbers = dict(whole)
     rows = {*AISResult._fields, "bdmc_lower", "bdmc_upper", "bdmc_mixed"}
-    assert set(numbers) == {*rows, "images", "done", "seconds", "rows", "values"}
+    assert set(numbers) == {*rows, "images", "done", "seconds", "rows", "values", "key", "provenance"}
     for name in (*rows, "done"):
         numbers[name][:, kept:] = 0
     numpy.savez(stored, **numbers)  # pyright: ignore[reportArgumentType] (its own name for a flag)
