@@ -19,7 +19,7 @@ from made_runs import composed, made_run, record
 from vaebench.cli import main
 from vaebench.config import describe
 from vaebench.errors import UserError
-from vaebench.records import PerImageFile, append_result
+from vaebench.records import PerImageFile, RunFolder, append_result
 from vaebench.report import compare, pairs
 from vaebench.report.differences import common_values, differing_settings, distinguishing_settings, label
 from vaebench.report.filters import parse
@@ -460,6 +460,24 @@ def test_pairs_that_are_none(tmp_path: Path, first: str, second: str, message: s
     (table,) = compare([tmp_path]).tables
     with pytest.raises(UserError, match=message):
         pairs(table, first, second)
+
+
+def test_a_corrupt_file_of_one_table_is_named_although_another_table_has_the_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    values = numpy.linspace(-110.0, -90.0, 20)
+    for encoder in ("gaussian", "planar"):
+        with_images(tmp_path, encoder, 0, values, numpy.arange(20))
+        folder = next(run for run in RunFolder.find([tmp_path]) if encoder in str(run.path))
+        append_result(folder, record(-80.0, k=5))
+    words = ["compare", str(tmp_path), "--pair", "encoder=gaussian", "encoder=planar"]
+    assert len(compare([tmp_path]).tables) == 2
+    assert main(words) == 0  # control
+    capsys.readouterr()
+    file = folder.path / "evaluations" / "a.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    assert main(words) == 2
+    assert str(file) in capsys.readouterr().err
 
 
 def test_pairs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

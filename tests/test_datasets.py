@@ -535,6 +535,11 @@ def rewrite_header(path: Path, protocol_name: str) -> None:
     cache.write(path, protocol_for("mnist", protocol_name), cache.read(path, protocol_for("mnist")))
 
 
+def write_header(path: Path, header: object) -> None:
+    arrays = cache.read(path, protocol_for("mnist"))
+    np.savez(path, header=np.array(header), **arrays.parts())  # type: ignore[arg-type]
+
+
 def swap_pixels(path: Path) -> None:
     """Change one pixel but keep the header: only the fingerprint can tell."""
     arrays = cache.read(path, protocol_for("mnist"))
@@ -551,6 +556,9 @@ def swap_pixels(path: Path) -> None:
         lambda path: path.write_bytes(b"\x80\x04K\x01."),  # a pickle is not opened
         lambda path: rewrite_header(path, "static"),
         swap_pixels,
+        lambda path: write_header(path, "[" * 100_000),
+        lambda path: write_header(path, "9" * 5_000),
+        lambda path: write_header(path, 7),
     ],
 )
 def test_a_corrupt_cache_is_named_and_made_again(small_mnist: Path, spoil: Callable[[Path], None]):

@@ -491,6 +491,31 @@ def test_work_is_dealt_out_until_none_is_left_or_a_signal_came(kept: int):
         theirs.recv()
 
 
+SPOILED = {
+    "seconds": [np.full(2, np.nan), np.full(2, -1.0), np.array(["1", "2"]), np.zeros(()), np.full(2, np.inf)],
+    "done": [np.zeros((2, 4)), np.full((2, 4), "yes"), np.zeros((2, 5), bool)],
+    "x": [np.full((2, 4), "1.0"), np.zeros((2, 4), int)],
+    "values": [np.array(3.0), np.full((2, 4), "1.0")],
+    "rows": [np.array("x"), np.zeros(1)],
+    "images": [np.full(4, "0"), np.zeros((2, 2), int)],
+}
+
+
+def test_arrays_of_other_types_are_a_corrupt_file(tmp_path: Path):
+    def read() -> bool:
+        return PerImageFile(tmp_path / "a.npz", ["x"], np.arange(4), 2).read()
+
+    PerImageFile(tmp_path / "a.npz", ["x"], np.arange(4), 2).conclude([np.zeros((2, 4))])
+    assert read()
+    whole = dict(np.load(tmp_path / "a.npz"))
+    for name, arrays in SPOILED.items():
+        for array in arrays:
+            np.savez(tmp_path / "a.npz", **(whole | {name: array}))
+            assert not read(), (name, array)
+    np.savez(tmp_path / "a.npz", **whole)
+    assert read()
+
+
 def test_a_file_keeps_the_longest_conclusion(tmp_path: Path):
     for repeats in (3, 2):
         file = PerImageFile(tmp_path / "a.npz", ["x"], np.arange(4), repeats)

@@ -20,6 +20,7 @@ from vaebench.files import clean_temporaries, replacing
 from vaebench.records import Recorder, RunFolder, append_result, read_manifest, read_metrics
 from vaebench.records.events import read_pictures
 from vaebench.records.files import Appender, exclusive, is_held
+from vaebench.records.pictures import png
 
 # links
 
@@ -150,11 +151,56 @@ def test_the_next_lock_holder_deletes_the_temporaries_of_a_killed_writer(tmp_pat
         assert list(run.path.rglob(".*.tmp")) == []
 
 
-def test_a_sweep_deletes_the_temporaries_of_killed_jobs(tmp_path: Path):
-    (tmp_path / "jobs").mkdir()
-    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(tmp_path / "jobs")], check=False)
-    Records(tmp_path).clean()
-    assert list(tmp_path.rglob(".*.tmp")) == []
+def test_a_sweep_deletes_the_temporaries_of_killed_sweeps(tmp_path: Path):
+    """Each sweep has a new folder, so it cleans those of the others; a folder elsewhere is not its own."""
+    sweeps = [tmp_path / ".sweeps" / time for time in ("1", "2")]
+    elsewhere = tmp_path / "elsewhere"
+    folders = [*sweeps, *(sweep / "jobs" for sweep in sweeps), elsewhere]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    (tmp_path / ".sweeps" / "link").symlink_to(elsewhere)
+    subprocess.run([sys.executable, "-c", KILLED, *map(str, folders)], check=False)
+    with replacing(sweeps[0] / "sweep.json") as living:
+        living.write_text("{}")
+        Records(sweeps[1]).clean()
+        kept = [*elsewhere.glob(".*.tmp")]
+        assert len(kept) == 1
+        assert {*tmp_path.rglob(".*.tmp")} == {living, *kept}
+    Records(elsewhere / "sweep").clean()
+    assert [*elsewhere.glob(".*.tmp")] == kept
+
+
+def test_a_writer_deletes_the_temporaries_of_killed_writers_of_the_same_file(tmp_path: Path):
+    """Such as `diagnose`, the pictures, `-o FILE` and the cache of pixels, which hold no lock."""
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    (tmp_path / ".a.json.mine.tmp").touch()
+    with replacing(tmp_path / "b.json") as other:
+        other.touch()
+        assert len([*tmp_path.glob(".a.json.*.tmp")]) == 2
+    with replacing(tmp_path / "a.json") as first, replacing(tmp_path / "a.json") as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert {*tmp_path.glob(".a.json.*.tmp")} == {first, second, tmp_path / ".a.json.mine.tmp"}
+    assert (tmp_path / "a.json").read_text() == "first"
+
+
+CROWD = """
+import sys
+from pathlib import Path
+from vaebench.files import clean_temporaries, replacing
+path = Path(sys.argv[1])
+for number in range(100):
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+    clean_temporaries(path.parent)
+"""
+
+
+def test_many_processes_write_and_clean_one_file(tmp_path: Path):
+    words = [sys.executable, "-c", CROWD, str(tmp_path / "a.json")]
+    writers = [subprocess.Popen(words, stderr=subprocess.PIPE) for _ in range(3)]
+    assert [writer.communicate()[1] for writer in writers] == [b""] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_control_the_temporary_of_a_living_writer_stays(tmp_path: Path):
@@ -223,6 +269,31 @@ def test_one_bad_run_ends_no_command_for_the_others(
     assert "-90.0" in shown.out
     assert f"{name}" in shown.err
     assert "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe", "short", "huge"])
+def test_one_bad_picture_is_named_and_ends_no_report(kind: str, tmp_path: Path):
+    good, bad = (made_run(tmp_path, seed=seed, results=[record(-90.0)]) for seed in (0, 1))
+    picture = png(numpy.zeros((30, 30), numpy.uint8))
+    for run in (good, bad):
+        (run.path / "pictures").mkdir(exist_ok=True)
+    (good.path / "pictures" / "sample.png").write_bytes(picture)
+    path = bad.path / "pictures" / "sample.png"
+    contents = {"short": picture[:20], "huge": picture + bytes(4_000_000)}
+    if kind in contents:
+        path.write_bytes(contents[kind])
+    elif kind == "link":
+        path.symlink_to(good.path / "pictures" / "sample.png")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path), "-o", str(page)]) == 0
+    text = page.read_text()
+    assert str(path) in text
+    assert "data:image/png" in text
+    assert str(good.path / "pictures") not in text  # control: the good one is not named
 
 
 def test_the_record_of_a_corrupt_job_is_a_failed_job(tmp_path: Path):

@@ -191,6 +191,9 @@ def test_a_terminal_without_unicode_gets_ascii(tmp_path: Path):
 
 
 def test_plot_puts_values_where_they_belong():
+    for flat in ([5.0, 5.0], [1e9, 1e9], [9.0, 1.0]):  # of a damaged file
+        for ys in ([-3.0, -3.0], [-1e20, -1e20], [-3.0, -2.0]):
+            assert len(text_plot(flat, ys, width=5, height=3, letters="ascii")) == 3
     lines = text_plot([0.0, 1.0, 2.0], [-100.0, -95.0, -90.0], width=5, height=3, letters="ascii")
     assert lines == [" -90.0 +    *", " -95.0 +  *", "-100.0 +*"]
 

@@ -165,7 +165,13 @@ def test_a_stop_is_marked_also_if_the_evaluation_after_it_was_interrupted(
         patch.setattr(session, "estimate", interrupted)
         with pytest.raises(SystemExit):
             train(config)
-    assert f"state saved in {run_folder(config)}; run the same command to resume" in capsys.readouterr().out
+        assert f"state saved in {run_folder(config)}; run the same command to resume" in capsys.readouterr().out
+        validations([-1.0, -2.0], patch)
+        with pytest.raises(SystemExit):
+            train(config, fresh=True)
+    # The same command would set this run aside.
+    how = f"run `vaebench train --resume {run_folder(config)}` to resume"
+    assert how in capsys.readouterr().out
     folder = train(config)
     said = capsys.readouterr().out.splitlines()
     assert "resuming from epoch 2, step 8" in said

@@ -186,7 +186,7 @@ def quick_train(config: Config, watch: Callable[[int, float], bool]) -> Path:
     known = len(tuning.validations(folder))
     for epoch in range(known + 1, EPOCHS + 1):
         value = -100 - (math.log10(config.optimizer.lr) + 3) ** 2 - abs(config.latent_dim - 20) / epoch + config.k
-        line = {"step": epoch, "epoch": float(epoch), tuning.VALIDATION: value}
+        line = {"step": epoch, "epoch": float(epoch), "wall": 1.0, tuning.VALIDATION: value}
         with folder.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if watch(epoch, value) and epoch < EPOCHS:
@@ -316,6 +316,22 @@ def test_a_disk_that_is_full_changes_no_trial(tmp_path: Path, monkeypatch: pytes
                 searched(folder, 3)
         assert journal_of(folder).read_bytes()[-1:] in (b"", b"\n")
         assert searched(folder, 3) == whole
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("suffix", [".jsonl", ".lock"])
+def test_a_journal_or_lock_that_is_a_link_is_refused_and_its_target_kept(tmp_path: Path, suffix: str):
+    searched(tmp_path, 1)
+    path, target = journal_of(tmp_path).with_suffix(suffix), tmp_path / "file of the user"
+    content = path.read_bytes() + b"no whole line"
+    target.write_bytes(content)
+    path.unlink()
+    path.symlink_to(target)
+    with pytest.raises(UserError, match=rf"{suffix}: it is a symbolic link\. (Move it away|Replace it)"):
+        searched(tmp_path, 2)
+    assert target.read_bytes() == content
+    path.unlink()
+    searched(tmp_path, 2)  # control
 
 
 @pytest.mark.usefixtures("quick")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import io
 import math
 import os
@@ -12,6 +13,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING
@@ -45,7 +47,8 @@ def replacing(path: Path, *, keep_old_as: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path to write to, and move that file to ``path`` if the block succeeds.
 
     A kill or a power cut leaves the old file or the new one at ``path``, never a part. If the block fails, the
-    old file stays and the temporary file is removed. Any number of processes may write to ``path`` at once.
+    old file stays and the temporary file is removed. Any number of processes may write to ``path`` at once. The
+    temporary files of killed writers of ``path`` are removed first.
 
     Args:
         path: the file to replace; its folder must exist.
@@ -54,8 +57,8 @@ def replacing(path: Path, *, keep_old_as: Path | None = None) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    release = _claimed(temporary)
+    _clean(path.parent, f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}.tmp")
+    temporary, release = _claimed(path)
     try:
         yield temporary
         _sync(temporary, os.O_RDWR)
@@ -74,10 +77,7 @@ def replacing(path: Path, *, keep_old_as: Path | None = None) -> Iterator[Path]:
 
 def clean_temporaries(folder: Path) -> None:
     """Delete the temporary files of killed writers in ``folder``, and none of a writer that still exists."""
-    for temporary in folder.glob(".*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process may move or delete it meanwhile
-            if _is_abandoned(temporary):
-                remove(temporary)
+    _clean(folder, ".*.tmp")
 
 
 def regular(path: str | Path, flags: int) -> int:
@@ -120,6 +120,8 @@ def read_npz(file: Path | IO[bytes], largest: int) -> "dict[str, np.ndarray]":
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+            if before := min((member.header_offset for member in members), default=0):
+                raise ValueError(f"{before} bytes precede its arrays")
             size = sum(member.file_size for member in members)
             if size > largest:
                 raise ValueError(f"its arrays have {size} bytes, expected at most {largest}")
@@ -169,28 +171,46 @@ def user_cache() -> Path:
     return user_cache_path("vaebench", appauthor=False, opinion=False)
 
 
-def _claimed(temporary: Path) -> Callable[[], None]:
-    """Create the file and lock it, so that `clean_temporaries` keeps it; return a function that ends the lock."""
-    if fcntl is None:  # Windows, where an open file cannot be moved
-        return lambda: None
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    with contextlib.suppress(OSError):  # without flock, its age decides
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return lambda: os.close(descriptor)
+def _claimed(path: Path) -> tuple[Path, Callable[[], None]]:
+    """Create and lock a temporary file of ``path``, so that no process cleans it; return it and what ends the lock."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        if fcntl is None:  # Windows, where an open file cannot be moved
+            return temporary, lambda: None
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # another process cleans it at this moment
+        except OSError:
+            return temporary, partial(os.close, descriptor)  # without flock, its age decides
+        else:
+            if os.fstat(descriptor).st_nlink:  # 0 where another process cleaned it before the lock
+                return temporary, partial(os.close, descriptor)
+        os.close(descriptor)
 
 
-def _is_abandoned(temporary: Path) -> bool:
-    """Return whether no process writes ``temporary`` any more."""
+def _clean(folder: Path, pattern: str) -> None:
+    """Delete the temporary files in ``folder`` that no process writes any more."""
+    for temporary in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another process may move or delete it meanwhile
+            _remove_abandoned(temporary)
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    """Delete ``temporary`` if no process writes it any more; the lock is held until it is deleted."""
     try:
         with open(temporary, "rb+", opener=regular) as file:
             if fcntl is not None:
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
+                remove(temporary)
+                return
     except BlockingIOError:
-        return False
+        return
     except OSError:
         pass  # no locks here
-    return time.time() - temporary.lstat().st_mtime > _ABANDONED_SECONDS
+    if time.time() - temporary.lstat().st_mtime > _ABANDONED_SECONDS:
+        remove(temporary)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -6,7 +6,6 @@ optuna chooses the settings (https://arxiv.org/abs/1907.10902) and keeps a journ
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 from vaebench.config import Config, compose, run_folder
 from vaebench.config.search import Space
 from vaebench.errors import GivenUp, RunFailed, UserError
+from vaebench.files import regular
 from vaebench.isolation import isolated
 from vaebench.records import RunFolder, read_metrics
 from vaebench.records.files import Appender, exclusive
+from vaebench.records.stored import Unreadable, read_whole
 from vaebench.train.session import train
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = ["Search", "TrialResult", "trial_results"]
 
 VALIDATION = "validation/log_likelihood"
 TRIALS_BEFORE_PRUNING = 5
+_LARGEST = 1 << 30  # bytes of a journal, far more than any search writes
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,11 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            content = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise JournalError(f"cannot read {path}: {error.strerror}") from error
+            content = read_whole(path, _LARGEST)
+        except FileNotFoundError:
+            content = b""
+        except Unreadable as fault:
+            raise JournalError(f"cannot read {path}: {fault}. Move it away.") from fault
         *lines, rest = content.split(b"\n")
         self._steps = [self._step(line, number) for number, line in enumerate(lines, 1)]
         self._size = len(content) - len(rest)
@@ -107,8 +111,8 @@ class Journal:
 
     def _cut(self) -> None:
         """Remove what follows the last whole line. The next start does it where this one cannot."""
-        with contextlib.suppress(OSError):
-            os.truncate(self.path, self._size)
+        with contextlib.suppress(OSError), open(self.path, "rb+", opener=regular) as file:
+            file.truncate(self._size)
 
 
 class Search:

@@ -67,20 +67,22 @@ def checked_format(name: str) -> str:
 
 
 def pairs_of_tables(comparison: "Comparison", asked: Sequence[Sequence[str]]) -> "list[tuple[Table, list[Pair]]]":
-    """Return the pairs in each table that has any. UserError with the largest table's reason if no table has any.
+    """Return the pairs in each table that has any.
 
     Results without inner samples may be in several tables; a pair of them is returned once.
+
+    UserError with the largest table's reason if no table has any, and for a corrupt file in any table.
     """
-    from vaebench.report.pairs import pairs
+    from vaebench.report.pairs import NoPair, pairs
 
     found: list[tuple[Table, list[Pair]]] = []
     for first, second in asked:
-        refusals: list[UserError] = []
+        refusals: list[NoPair] = []
         known: list[list[ResultRecord]] = []
         for table in comparison.tables:
             try:
                 fresh = [pair for pair in pairs(table, first, second) if pair.records not in known]
-            except UserError as refusal:
+            except NoPair as refusal:
                 refusals.append(refusal)
             else:
                 known += [pair.records for pair in fresh]

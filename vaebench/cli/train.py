@@ -127,5 +127,6 @@ def run_job(cfg: object, *, fresh: bool) -> None:
     config = from_hydra(cfg)
     from vaebench.train.session import train
 
-    with command_line(["vaebench", "train", *(["--fresh"] if fresh else []), *map(as_typed, overrides)]):
+    # Without --fresh, which would set this run aside: the recorded command makes the run, and resumes it.
+    with command_line(["vaebench", "train", *map(as_typed, overrides)]):
         train(config, fresh=fresh)

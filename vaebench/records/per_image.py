@@ -21,6 +21,9 @@ from vaebench.typed import clipped
 __all__ = ["PerImageFile", "PerImageNumbers", "read_per_image"]
 
 _LARGEST = 1 << 30  # bytes, of a file and of its arrays
+_KINDS = {"images": (1, "iu"), "done": (2, "b"), "seconds": (1, "f"), "rows": (1, "U")}
+_KINDS |= {"key": (0, "U"), "provenance": (0, "U")}
+"""The number of axes and numpy's kinds of type of an array; the arrays with other names are (n, N) floats."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,20 @@ def read_per_image(folder: RunFolder, record: ResultRecord) -> PerImageNumbers:
 
 
 def _arrays(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the arrays in an .npz file by name. Unreadable for a link or a corrupt file, FileNotFoundError if none."""
+    """Return the arrays in an .npz file by name, each of the type that `PerImageFile` writes.
+
+    Unreadable for a link or a corrupt file, FileNotFoundError if there is none.
+    """
     try:
         arrays = read_npz(io.BytesIO(read_whole(path, _LARGEST)), _LARGEST)
     except ValueError as error:
         raise Unreadable(clipped(str(error))) from error
     if missing := [name for name in needed if name not in arrays]:
         raise Unreadable(f"it has no array {missing[0]}")
+    for name, array in arrays.items():
+        axes, kinds = _KINDS.get(name, (2, "f"))
+        if array.ndim != axes or array.dtype.kind not in kinds:
+            raise Unreadable(f"its array {clipped(name)} has {array.ndim} axes of type {clipped(str(array.dtype))}")
     return arrays
 
 
@@ -143,9 +153,11 @@ class PerImageFile:
         except Unreadable:
             return False
         done, seconds = arrays["done"], arrays["seconds"]
-        shape = (len(np.atleast_1d(seconds)), len(self._images))
-        if str(arrays.get("key", self.path.stem)) != self.path.stem or done.dtype != bool or done.shape != shape:
+        shape = (len(seconds), len(self._images))
+        if str(arrays.get("key", self.path.stem)) != self.path.stem or done.shape != shape:
             return False  # a copy of another file, or numbers of other images
+        if not (np.isfinite(seconds) & (seconds >= 0)).all():
+            return False
         if not np.array_equal(arrays["images"], self._images) or any(arrays[row].shape != shape for row in self._rows):
             return False
         numbers = np.stack([arrays[row] for row in self._rows])

@@ -67,7 +67,10 @@ def shown_range(values: Sequence[float]) -> tuple[float, float]:
     low, high = ordered[0], ordered[-1]
     quarter = ordered[len(ordered) // 4]
     low = max(low, high - 4 * (high - quarter)) if high > quarter else low
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    if high > low:
+        return low, high
+    margin = max(0.5, 1e-6 * abs(high))  # 0.5 is nothing beside 1e20
+    return low - margin, high + margin
 
 
 def text_plot(
@@ -78,9 +81,9 @@ def text_plot(
     per_row, per_column = (4, 2) if letters == "braille" else (1, 1)
     rows, columns = height * per_row, width * per_column
     grid = [[False] * columns for _ in range(rows)]
-    first, last = xs[0], max(xs[-1], xs[0] + 1e-9)
+    first, span = min(xs), (max(xs) - min(xs)) or 1.0  # all at one place, for example in a damaged file
     for x, y in zip(xs, ys, strict=True):
-        across = round((x - first) / (last - first) * (columns - 1))
+        across = round((x - first) / span * (columns - 1))
         down = round((high - max(y, low)) / (high - low) * (rows - 1))
         grid[down][across] = True
     texts = [

@@ -11,9 +11,13 @@ from vaebench.report.differences import differing_settings
 from vaebench.report.filters import Condition, all_hold, check_known, parse
 from vaebench.report.tables import Row, Table
 
-__all__ = ["LEVEL", "Interval", "Pair", "pairs", "t_interval"]
+__all__ = ["LEVEL", "Interval", "NoPair", "Pair", "pairs", "t_interval"]
 
 LEVEL = 0.95
+
+
+class NoPair(UserError):
+    """A table without two rows as asked; another table may have them."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,20 @@ def pairs(table: Table, first: str, second: str) -> list[Pair]:
     neither condition names. A condition on a choice, for example the encoder, includes the settings of that choice.
 
     Raises:
-        UserError: there are no two such rows (the message says why), or a file of results per image is corrupt.
+        NoPair: there are no two such rows; the message says why.
+        UserError: a condition is invalid, or a file of results per image is corrupt.
     """
     one, other = parse(first), parse(second)
-    check_known((c.key for c in [*one, *other]), {key for row in table.rows for key in row.settings})
+    try:
+        check_known((c.key for c in [*one, *other]), {key for row in table.rows for key in row.settings})
+    except UserError as error:
+        raise NoPair(str(error)) from error
     left = [row for row in table.rows if all_hold(one, row.settings)]
     right = [row for row in table.rows if all_hold(other, row.settings)]
     named = {condition.key for condition in [*one, *other]}
     found = [pair for a in left for b in right if a is not b and not _others(a, b, named) for pair in _pair(a, b)]
     if not found:
-        raise UserError(_why_none(left, right, one, other, named))
+        raise NoPair(_why_none(left, right, one, other, named))
     return found
 
 

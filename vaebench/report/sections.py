@@ -13,7 +13,7 @@ from vaebench.report.conditions import encoder_details
 from vaebench.report.curves import TRAINING, VALIDATION, Curve
 from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings
 from vaebench.report.groups import RunGroup, mean_curve
-from vaebench.report.pictures import Picture, outdated_pictures, pictures
+from vaebench.report.pictures import Picture, outdated_pictures, pictures, unreadable_pictures
 from vaebench.report.runs import Run
 from vaebench.report.tables import Row, Table
 
@@ -284,8 +284,10 @@ def pictures_by_kind(groups: Sequence[RunGroup]) -> list[PicturesOfKind]:
 
 
 def outdated(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield lines about the diagnostics and the pictures that the page leaves out, because of other weights or code."""
+    """Yield lines about the diagnostics and the pictures that the page leaves out, with the reason."""
     yield from (run.diagnostics.unreadable for run in runs if run.diagnostics.unreadable)
     diagnosed = [(run.folder, run.diagnostics.fault) for run in runs if run.diagnostics.fault]
     yield from left_out(diagnosed, "diagnostics file", "diagnose")
     yield from left_out([(run.folder, fault) for run in runs for fault in outdated_pictures(run)], "picture", "sample")
+    for run in runs:
+        yield from unreadable_pictures(run)

@@ -1,6 +1,7 @@
 """One training run, from its configuration to its results."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -77,7 +78,9 @@ def train(config: Config, watch: Watch = never_stop, *, fresh: bool = False) -> 
         SystemExit: a signal stopped the run, which is saved; 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
     """
     folder = RunFolder(run_folder(config))
-    return _train(config, folder, watch, prepare=partial(_set_aside, folder) if fresh else _nothing)
+    if not fresh:
+        return _train(config, folder, watch)
+    return _train(config, folder, watch, prepare=partial(_set_aside, folder), fresh=True)
 
 
 def _nothing() -> None:
@@ -95,16 +98,24 @@ def _set_aside(folder: RunFolder) -> None:
 
 
 def _train(
-    config: Config, folder: RunFolder, watch: Watch = never_stop, *, prepare: Callable[[], None] = _nothing
+    config: Config,
+    folder: RunFolder,
+    watch: Watch = never_stop,
+    *,
+    prepare: Callable[[], None] = _nothing,
+    fresh: bool = False,
 ) -> Path:
-    """Train; the first process calls ``prepare`` when the request is valid, before it uses the folder."""
+    """Train; the first process calls ``prepare`` when the request is valid, before it uses the folder.
+
+    ``fresh``: the same command trains from the start, so messages name another command to resume.
+    """
     with replicas.joined(config.device) as processes:
         experiment = build(config)
         processes.same_start(experiment.modules)
         if not processes.leads:
             return _follow(experiment, folder, processes)
         try:
-            return _lead(experiment, folder, processes, watch, prepare)
+            return _lead(experiment, folder, processes, watch, prepare, fresh)
         finally:
             processes.release()
 
@@ -129,7 +140,12 @@ def _follow(experiment: Experiment, folder: RunFolder, processes: Replicas) -> P
 
 
 def _lead(
-    experiment: Experiment, folder: RunFolder, processes: Replicas, watch: Watch, prepare: Callable[[], None]
+    experiment: Experiment,
+    folder: RunFolder,
+    processes: Replicas,
+    watch: Watch,
+    prepare: Callable[[], None],
+    fresh: bool,
 ) -> Path:
     config = experiment.config
     if config.trainer.evaluate:
@@ -147,7 +163,7 @@ def _lead(
             print(f"this run is finished{_where_stopped(folder)}; its results:")
             print_results(folder)
             return folder.path
-        with _status(folder, interruption):
+        with _status(folder, interruption, fresh):
             _run(experiment, folder, interruption, processes, watch)
     return folder.path
 
@@ -158,24 +174,29 @@ def _where_stopped(folder: RunFolder) -> str:
 
 
 @contextlib.contextmanager
-def _status(folder: RunFolder, interruption: runtime.Interruption) -> Iterator[None]:
+def _status(folder: RunFolder, interruption: runtime.Interruption, fresh: bool) -> Iterator[None]:
     """Write the status of the run, whichever way the block ends."""
     folder.write_status("running")
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as error:
         folder.write_status("interrupted")
-        print(f"interrupted; state saved in {folder.path}; run the same command to resume", flush=True)
+        how = f"`{_resuming(folder)}`" if fresh else "the same command"
+        print(f"interrupted; state saved in {folder.path}; run {how} to resume", flush=True)
         raise SystemExit(_exit_code(interruption)) from error
     except GivenUp:
-        how = f"vaebench train --resume {folder.path}"
-        folder.write_status("interrupted", f"given up by a search; to complete it, run `{how}`")
+        folder.write_status("interrupted", f"given up by a search; to complete it, run `{_resuming(folder)}`")
         raise
     except BaseException as error:
         with contextlib.suppress(Exception):  # a full disk must not hide the first error
             folder.write_status("failed", str(error) or type(error).__name__)
         raise
     folder.write_status("finished")
+
+
+def _resuming(folder: RunFolder) -> str:
+    """Return the command that resumes the run, for the shell."""
+    return shlex.join(["vaebench", "train", "--resume", str(folder.path)])
 
 
 def _exit_code(interruption: runtime.Interruption) -> int:
@@ -279,7 +300,8 @@ def _setting_with_less_memory(experiment: Experiment) -> str:
     if images == 1:
         return "Use a device with more memory, or smaller networks"
     if experiment.objective.additive:
-        return f"Run the same command with trainer.microbatch={images // 2} to resume with the same gradients"
+        setting = f"trainer.microbatch={images // 2}"
+        return f"Run the same command, without --fresh, with {setting} to resume with the same gradients"
     return f"Train a new run with trainer.batch_size={images // 2}"
 
 

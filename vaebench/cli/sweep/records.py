@@ -20,6 +20,10 @@ JobStatus = Literal[
 ]
 
 
+FOLDER = ".sweeps"
+"""The folder in ``output_dir`` with a folder for each sweep, unless ``hydra.sweep.dir`` says otherwise."""
+
+
 @dataclass(frozen=True)
 class JobRecord:
     """The state of a job. ``results`` are lines with estimator, direction, protocol and error."""
@@ -62,9 +66,15 @@ class Records:
             pass
 
     def clean(self) -> None:
-        """Delete the temporary files of killed processes."""
-        for folder in (self.folder, self.folder / "jobs"):
-            clean_temporaries(folder)
+        """Delete the temporary files of killed processes, of this sweep and of the sweeps in the folders beside it.
+
+        Each sweep has a folder of its own, so the next sweep cleans that of a killed one.
+        """
+        beside = self.folder.parent.iterdir() if self.folder.parent.name == FOLDER else [self.folder]
+        for sweep in beside:
+            for folder in (sweep, sweep / "jobs"):
+                if folder.is_dir() and not folder.is_symlink() and not sweep.is_symlink():
+                    clean_temporaries(folder)
 
     @property
     def stopped(self) -> bool:
