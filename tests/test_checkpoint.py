@@ -59,7 +59,7 @@ def test_a_training_state_comes_back_exactly(checkpoints: Checkpoints):
             "half": torch.ones(3, dtype=torch.bfloat16),
         }
     )
-    loaded, _, notice = checkpoints.load()
+    loaded, _, notice, _ = checkpoints.load()
     assert notice is None
     twin = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     twin.load_state_dict(loaded["model"])
@@ -180,7 +180,7 @@ def test_every_truncation_is_found_and_the_previous_generation_serves_with_a_not
         assert str(path) in loaded.notice
         assert "truncated" in loaded.notice
     path.write_bytes(whole)
-    assert checkpoints.load()[1:] == (path, None)
+    assert checkpoints.load()[1:3] == (path, None)
 
 
 def test_every_altered_byte_is_found(checkpoints: Checkpoints):

@@ -59,6 +59,7 @@ def content(folder: Path) -> list[Any]:
     states = [flat(Checkpoints(folder / "checkpoints").load(name).state) for name in ("last", "best")]
     for state in states:
         state.pop(".progress.seconds", None)
+        state.pop(".written.chain", None)  # of lines with times
     timing = ("wall", "train/images_per_second")
     lines = [{k: v for k, v in line.items() if k not in timing} for line in read_metrics(RunFolder(folder))]
     return [*states, lines, [(r.mean, r.epoch) for r in read_results(RunFolder(folder))]]

@@ -28,7 +28,16 @@ from vaebench.errors import UserError
 from vaebench.evaluate import workers
 from vaebench.evaluate.run import evaluate, print_results
 from vaebench.experiment import weights_digest
-from vaebench.records import ResultRecord, RunFolder, append_result, read_manifest, read_per_image, read_results, source
+from vaebench.records import (
+    ResultRecord,
+    RunFolder,
+    append_result,
+    read_manifest,
+    read_per_image,
+    read_results,
+    source,
+    write_json,
+)
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.records.pictures import provenance_of
 from vaebench.records.provenance import seal_of
@@ -60,9 +69,12 @@ def as_of_an_earlier_epoch(run: RunFolder) -> Callable[[], None]:
     modules = {name: tensor / 2 for name, tensor in state["modules"].items()}
     Checkpoints(run.checkpoints).save({**state, "modules": modules, "epoch": 0}, "best")
     run.write_status("running")
+    manifest = read_manifest(run)
+    write_json(run.manifest, {key: value for key, value in manifest.items() if key != "best"})
 
     def finish() -> None:
         best.write_bytes(kept)
+        write_json(run.manifest, manifest)
         run.write_status("finished")
 
     return finish
@@ -341,3 +353,39 @@ def test_numbers_per_image_belong_to_their_result(run: RunFolder):
     outside = ResultRecord(**{**vars(two), "per_image": "../run/evaluations/a.npz:values"})
     with pytest.raises(UserError, match="it is not in the run folder"):
         read_per_image(run, outside)
+
+
+# Content that is whole but of something else --------------------------------------------------------------
+
+
+def test_other_weights_than_the_run_kept_are_not_evaluated(run: RunFolder, capsys: pytest.CaptureFixture[str]):
+    words = ["evaluate", str(run.path), *EVALUATION]
+    checkpoints = Checkpoints(run.checkpoints)
+    state, results = checkpoints.load("best").state, run.results.read_bytes()
+    halves = {name: tensor / 2 for name, tensor in state["modules"].items()}
+    checkpoints.save({**state, "modules": halves}, "best")
+    assert main(words) != 0
+    assert f"{run.checkpoints / 'best.pt'} holds other weights" in capsys.readouterr().err
+    assert run.results.read_bytes() == results
+    checkpoints.save(state, "best")  # control: the same weights, saved again
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize("fault", ["no weights", "weights are text", "other shapes", "no progress", "progress is text"])
+def test_a_checkpoint_with_other_content_is_named(fault: str, run: RunFolder, capsys: pytest.CaptureFixture[str]):
+    def changed(state: dict[str, Any]) -> dict[str, Any]:
+        if fault == "other shapes":
+            return state | {"modules": {name: torch.zeros(1, 1, 1) for name in state["modules"]}}
+        key = "modules" if "weights" in fault else "progress"
+        return {name: value for name, value in state.items() if name != key} | ({key: "x"} if "text" in fault else {})
+
+    checkpoints = Checkpoints(run.checkpoints)
+    run.write_status("interrupted")
+    used = {"last": ["train", "--resume", str(run.path)], "best": ["evaluate", str(run.path), *EVALUATION]}
+    for name in ["last"] if "progress" in fault else ["last", "best"]:
+        state = checkpoints.load(name).state
+        checkpoints.save(changed(state), name)
+        assert main(used[name]) != 0
+        assert f"the content of {run.checkpoints / name}.pt is not that of a checkpoint" in capsys.readouterr().err
+        checkpoints.save(state, name)  # control
+    assert main(used["last"]) == 0

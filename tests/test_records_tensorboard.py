@@ -146,7 +146,7 @@ def test_a_session_that_starts_anew_drops_all(folder: RunFolder):
 
 def test_without_trimming_the_order_of_the_files_decides(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
     """Control: TensorBoard's restart mark alone is not enough, because it may read the newer file first."""
-    monkeypatch.setattr(events, "trim", lambda folder, keep: 0.0)
+    monkeypatch.setattr(events, "trim", lambda folder, keep: events.Trimmed())
     with Recorder(folder) as recorder:
         record_steps(recorder, range(1, 4), 1.0)
     (path,) = folder.path.glob("events.out.*")
@@ -307,7 +307,7 @@ def test_hparams_after_a_resume_show_the_last_status(folder: RunFolder):
 
 def test_without_trimming_the_first_status_would_stay(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
     """Control: TensorBoard keeps the first status that it reads."""
-    monkeypatch.setattr(events, "trim", lambda folder, keep: 0.0)
+    monkeypatch.setattr(events, "trim", lambda folder, keep: events.Trimmed())
     sessions: list[tuple[int | None, State]] = [(None, "failed"), (2, "finished")]
     for resume, state in sessions:
         Recorder(folder, resume_step=resume, hparams={"k": 1}).close(state)

@@ -17,10 +17,14 @@ from vaebench.cli.sweep.records import JobRecord, Records, skip_reason
 from vaebench.config import identity, read, to_yaml
 from vaebench.errors import UserError
 from vaebench.files import clean_temporaries, replacing
-from vaebench.records import Recorder, RunFolder, append_result, read_manifest, read_metrics
+from vaebench.records import Recorder, RunFolder, append_result, read_manifest, read_metrics, write_json
 from vaebench.records.events import read_pictures
 from vaebench.records.files import Appender, exclusive, is_held
+from vaebench.records.folder import State
+from vaebench.records.metrics import Written
 from vaebench.records.pictures import png
+from vaebench.report.run_summary import run_summary
+from vaebench.report.runs import Run
 
 # links
 
@@ -316,20 +320,20 @@ def test_the_record_of_a_corrupt_job_is_a_failed_job(tmp_path: Path):
 # what a power cut loses
 
 
-def recorded(folder: RunFolder, count: int) -> tuple[list[bytes], Path, int]:
-    """Record ``count`` steps; return the lines of the metrics, the event file and the lines for the checkpoint."""
+def recorded(folder: RunFolder, count: int) -> tuple[list[bytes], Path, Written]:
+    """Record ``count`` steps; return the lines of the metrics, the event file and what the checkpoint holds."""
     with Recorder(folder) as recorder:
         for step in range(1, count + 1):
             recorder.scalars(step, step / 10, {"bound": 1.0 / step}, wall=float(step))
     (path,) = folder.path.glob("events.out.*")
-    return folder.metrics.read_bytes().splitlines(keepends=True), path, recorder.lines
+    return folder.metrics.read_bytes().splitlines(keepends=True), path, recorder.written
 
 
 def test_lost_metrics_are_told_at_resume(tmp_path: Path):
     folder = RunFolder(tmp_path).create("k: 1\n")
-    lines, _, count = recorded(folder, 5)
+    lines, _, written = recorded(folder, 5)
     folder.metrics.write_bytes(b"".join(lines[:3]) + lines[3][:7])
-    with Recorder(folder, resume_step=5, lines=count) as recorder:
+    with Recorder(folder, resume_step=5, written=written) as recorder:
         assert [notice.partition(" (")[0] for notice in recorder.notices] == [
             f"{folder.metrics} lost 2 of its 5 lines up to step 5"
         ]
@@ -338,11 +342,55 @@ def test_lost_metrics_are_told_at_resume(tmp_path: Path):
 
 def test_control_whole_metrics_are_kept_as_bytes_without_a_notice(tmp_path: Path):
     folder = RunFolder(tmp_path).create("k: 1\n")
-    lines, _, _ = recorded(folder, 5)
-    for expected in (5, None):
-        with Recorder(folder, resume_step=5, lines=expected) as recorder:
+    lines, _, written = recorded(folder, 5)
+    for expected in (written, None):
+        with Recorder(folder, resume_step=5, written=expected) as recorder:
             assert recorder.notices == []
+            assert recorder.written == written
     assert folder.metrics.read_bytes() == b"".join(lines)
+
+
+def test_changed_metrics_are_told_at_resume_and_by_show(tmp_path: Path):
+    """The digest goes on from that of the checkpoint, so the change is seen after the end of the run too."""
+    run = made_run(tmp_path)
+    run.metrics.unlink()
+    lines, _, written = recorded(run, 5)
+    changed = [*lines[:2], lines[2].replace(b"0.333", b"0.332"), *lines[3:]]
+    assert changed != lines
+    for content, notices in ((changed, [f"{run.metrics} was changed since the run wrote it"]), (lines, [])):
+        run.metrics.write_bytes(b"".join(content))
+        with Recorder(run, resume_step=5, written=written) as recorder:
+            assert [notice.partition(":")[0] for notice in recorder.notices] == notices
+            recorder.scalars(6, 0.6, {"bound": 2.0}, wall=6.0)
+        write_json(run.manifest, {**read_manifest(run), "written": recorder.written})
+        assert bool(Run.read(run).metrics_fault) == bool(notices)
+        assert ("is not as the run wrote it" in run_summary(Run.read(run))) == bool(notices)
+
+
+@pytest.mark.parametrize(("state", "fault"), [("finished", True), ("interrupted", False)])
+def test_control_an_unfinished_run_has_further_metrics(state: State, fault: bool, tmp_path: Path):
+    run = made_run(tmp_path, state=state)
+    _, _, written = recorded(run, 5)
+    write_json(run.manifest, {**read_manifest(run), "written": written})
+    assert Run.read(run).metrics_fault == ""
+    run.metrics.write_bytes(run.metrics.read_bytes() * 2)
+    assert bool(Run.read(run).metrics_fault) == fault
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "deleted"])
+def test_lost_events_are_told_at_resume(damage: str, tmp_path: Path):
+    folder = RunFolder(tmp_path).create("k: 1\n")
+    _, path, written = recorded(folder, 5)
+    data = path.read_bytes()
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if damage == "emptied" else b"".join(records_of(data)[:-3]))  # the last is the end
+    lost = 2 if damage == "cut" else 5
+    with Recorder(folder, resume_step=5, written=written) as recorder:
+        assert [notice.partition(": ")[0] for notice in recorder.notices] == [
+            f"the event files in {folder.path} lost {lost} of their 5 points up to step 5"
+        ]
 
 
 def records_of(data: bytes) -> list[bytes]:

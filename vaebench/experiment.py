@@ -183,18 +183,28 @@ def load_best(experiment: Experiment, run: RunFolder) -> Best:
     """Load a run's best weights into the experiment's modules.
 
     Raises:
-        UserError: other data than those of the run; no usable checkpoint, or a checkpoint of another configuration.
+        UserError: other data than those of the run; no usable checkpoint, a checkpoint of another configuration, or
+            other weights than those that a finished training kept.
     """
+    manifest = read_manifest(run)
     now = {"protocol": str(experiment.data.protocol), "fingerprint": experiment.data.fingerprint}
-    trained = read_manifest(run).get("dataset", now)
+    trained = manifest.get("dataset", now)
     if trained != now:
         raise UserError(
             f"{run.path} was trained on {trained}, but the data are now {now}: restore the data, or give their folder "
             "(data_dir=...)."
         )
     loaded = Checkpoints(run.checkpoints).load("best", identity=identity(experiment.config))
-    experiment.modules.load_state_dict(loaded.state["modules"])
-    return Best(loaded.state["epoch"], weights_digest(loaded.state["modules"]), loaded.seal)
+    with loaded.fitting():
+        experiment.modules.load_state_dict(loaded.state["modules"])
+        best = Best(int(loaded.state["epoch"]), weights_digest(loaded.state["modules"]), loaded.seal)
+    kept = manifest.get("best")  # from the end of the training on
+    if kept is not None and (kept["epoch"], kept["weights"]) != (best.epoch, best.weights):
+        raise UserError(
+            f"{loaded.path} holds other weights ({best.weights}, epoch {best.epoch}) than the run kept "
+            f"({kept['weights']}, epoch {kept['epoch']}): restore it from a copy, or train anew (--fresh)."
+        )
+    return best
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

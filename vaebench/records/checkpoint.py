@@ -5,10 +5,12 @@ zip file can end in a comment. Here the comment is the SHA-256 of all bytes befo
 weights_only=True)`` reads such a file.
 """
 
+import contextlib
 import hashlib
 import io
 import pickle
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from vaebench.errors import UserError
 from vaebench.files import clean_temporaries
 from vaebench.records.files import write_failed, write_whole
 from vaebench.records.provenance import SEAL
+from vaebench.typed import clipped
 
 __all__ = ["Checkpoints", "Loaded"]
 
@@ -35,6 +38,20 @@ class Loaded(NamedTuple):
     notice: str | None
     seal: str
     """The SHA-256 that the file carries."""
+
+    @contextlib.contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Turn an error of the block, which only reads or loads the state, into a UserError that names the file."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, UserError) as error:
+            words = f"there is no {error}" if isinstance(error, KeyError) else clipped(" ".join(str(error).split()))
+            raise UserError(
+                f"the content of {self.path} is not that of a checkpoint of this run ({words}). Restore it from a "
+                f"copy, or delete {self.path.parent} to train from the beginning."
+            ) from error
 
 
 class Checkpoints:

@@ -192,17 +192,25 @@ def _hparams(tag: str, data: HParamsPluginData) -> Summary.Value:
     return Summary.Value(tag=tag, tensor=metadata.NULL_TENSOR, metadata=summary_metadata)
 
 
-def trim(folder: Path, keep: Callable[[int, str], bool]) -> tuple[float, list[str]]:
+class Trimmed(NamedTuple):
+    """What `trim` kept."""
+
+    latest: float = 0.0
+    """The time of the latest event, or 0."""
+    points: int = 0
+    """The number of values."""
+    notices: Sequence[str] = ()
+    """A message for each damaged file."""
+
+
+def trim(folder: Path, keep: Callable[[int, str], bool]) -> Trimmed:
     """Delete from the event files of ``folder`` the values that ``keep`` (step, tag) refuses.
 
     Also delete the records that each session writes again (the configuration, the HParams row, the layout of charts,
     restart marks), an incomplete last record, and everything from the first damaged record of a file on. Each file is
     replaced whole, so the next call completes a call that was killed. Other events are copied as bytes.
-
-    Returns:
-        the time of the latest kept event, or 0, and a message for each damaged file.
     """
-    latest, notices = 0.0, list[str]()
+    latest, points, notices = 0.0, 0, list[str]()
     for path in sorted(folder.glob(f"{_PREFIX}*")):
         try:
             old = read_whole(path, _LARGEST)
@@ -210,35 +218,37 @@ def trim(folder: Path, keep: Callable[[int, str], bool]) -> tuple[float, list[st
             notices.append(f"cannot read {path}: {fault}. TensorBoard does not show its values.")
             continue
         kept: list[bytes] = []
-        time_of_last, fault = _keep(old, keep, kept)
+        time_of_last, count, fault = _keep(old, keep, kept)
+        points += count
         if kept:
             latest = max(latest, time_of_last)
             notices += [f"{path} {fault}: TensorBoard does not show the values after it."] if fault else []
             write_whole(path, b"".join(kept))
         else:
             path.unlink()
-    return latest, notices
+    return Trimmed(latest, points, notices)
 
 
-def _keep(data: bytes, keep: Callable[[int, str], bool], kept: list[bytes]) -> tuple[float, str | None]:
+def _keep(data: bytes, keep: Callable[[int, str], bool], kept: list[bytes]) -> tuple[float, int, str | None]:
     """Add to ``kept`` the records of a file to keep, the first with the version.
 
     Returns:
-        the latest time of a kept record, and what is damaged or None.
+        the latest time of a kept record, the number of kept values, and what is damaged or None.
     """
-    latest = 0.0
+    latest, count = 0.0, 0
     for record in _records(data):
         event = record.event()
         if event is None:
-            return latest, f"is damaged at byte {record.position}"
+            return latest, count, f"is damaged at byte {record.position}"
         values = [v for v in event.summary.value if v.tag not in _OF_EACH_SESSION and keep(event.step, v.tag)]
+        count += len(values)
         if values:
             if not kept:
                 kept.append(_written(Event(wall_time=event.wall_time, file_version="brain.Event:2")))
             whole = len(values) == len(event.summary.value)
             kept.append(record.raw if whole else _written(_with_values(event, values)))
             latest = max(latest, event.wall_time)
-    return latest, None
+    return latest, count, None
 
 
 def _with_values(event: Event, values: Sequence[Summary.Value]) -> Event:

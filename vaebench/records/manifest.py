@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypedDict
 from vaebench.errors import UserError
 from vaebench.records.files import write_json
 from vaebench.records.folder import ProcessId, RunFolder, now
+from vaebench.records.metrics import Natural, Written
 from vaebench.records.stored import read_json
 from vaebench.typed import Rule
 
@@ -21,8 +22,6 @@ __all__ = ["Manifest", "git_state", "read_manifest", "trained_code", "versions"]
 
 _PACKAGES = ("vaebench", "torch", "torchvision", "numpy", "scipy", "hydra-core", "omegaconf", "tensorboard")
 _GIT_SECONDS = 10
-
-Natural = Annotated[int, Rule(">= 0", lambda value: value >= 0)]
 
 
 class _Git(TypedDict):
@@ -67,6 +66,7 @@ class _Stored(_Session, total=False):
     wall_seconds: Annotated[float, Rule(">= 0", lambda value: value >= 0)]
     stopped_early: _Stopped
     best: _Best
+    written: Written
 
 
 class Manifest:

@@ -1,5 +1,6 @@
 """Read metrics.jsonl. Does not import TensorBoard, which takes long."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
@@ -10,13 +11,35 @@ from vaebench.records.folder import RunFolder
 from vaebench.records.stored import Unreadable, parse_json
 from vaebench.typed import Rule, clipped, shown
 
-__all__ = ["Line", "flatten", "last_metrics", "read_metrics", "stored_lines"]
+__all__ = [
+    "Line",
+    "Natural",
+    "Written",
+    "are_altered",
+    "chained",
+    "flatten",
+    "last_metrics",
+    "read_metrics",
+    "stored_lines",
+]
 
 _LONGEST = 1 << 16  # bytes: more than the longest line
+Natural = Annotated[int, Rule(">= 0", lambda value: value >= 0)]
+
+
+class Written(TypedDict):
+    """What a run has recorded so far. Checkpoints and manifest.json hold it, so that a loss or a change is noticed."""
+
+    lines: Natural
+    """In metrics.jsonl."""
+    chain: str
+    """The digest of these lines; see `chained`."""
+    points: Natural
+    """Scalars and pictures in the event files."""
 
 
 class _Stored(TypedDict):
-    step: Annotated[int, Rule(">= 0", lambda value: value >= 0)]
+    step: Natural
     epoch: Annotated[float, Rule(">= 0", lambda value: value >= 0)]
     wall: Annotated[float, Rule(">= 0", lambda value: value >= 0)]
 
@@ -65,6 +88,35 @@ def last_metrics(folder: RunFolder) -> dict[str, Any] | None:
         raise UserError(f"cannot read {folder.metrics}: {error.strerror}.") from error
     whole = [line for line in lines[:-1] if line]
     return _restored(_parsed(whole[-1], f"the last line of {folder.metrics}")) if whole else None
+
+
+def chained(chain: str, line: bytes) -> str:
+    """Return the digest of lines and one more: the SHA-256 of the digest so far, "" for no line, and the raw line.
+
+    Unlike a digest of the whole file it can be continued without the earlier lines, even if these were changed.
+    """
+    return hashlib.sha256(chain.encode() + line).hexdigest()
+
+
+def are_altered(folder: RunFolder, written: Written, *, complete: bool) -> bool:
+    """Return whether metrics.jsonl does not start with the lines that the run wrote.
+
+    Args:
+        folder: the run folder.
+        written: what the run had written.
+        complete: whether the file must have no further line.
+    """
+    count, chain = 0, ""
+    try:
+        with open(folder.metrics, "rb", opener=regular) as file:
+            while count < written["lines"] and (raw := file.readline(_LONGEST)):
+                count, chain = count + 1, chained(chain, raw)
+            further = complete and file.read(1) != b""
+    except FileNotFoundError:
+        return written["lines"] > 0
+    except OSError as error:
+        raise UserError(f"cannot read {folder.metrics}: {error.strerror}.") from error
+    return further or (count, chain) != (written["lines"], written["chain"])
 
 
 def stored_lines(folder: RunFolder) -> Iterator[Line]:

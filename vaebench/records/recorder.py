@@ -3,7 +3,8 @@
 import contextlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from types import TracebackType
 from typing import Any
 
@@ -11,7 +12,7 @@ from vaebench.errors import UserError
 from vaebench.records import events
 from vaebench.records.files import Appender, write_whole
 from vaebench.records.folder import RunFolder, State
-from vaebench.records.metrics import flatten, stored_lines
+from vaebench.records.metrics import Written, chained, flatten, stored_lines
 from vaebench.records.pictures import Images, grid
 
 __all__ = ["Recorder"]
@@ -22,10 +23,10 @@ _RESERVED = {"step", "epoch", "wall", "nonfinite"}
 class Recorder:
     """Writes the metrics and the TensorBoard events of one session to its run folder.
 
-    Record the values of a step before you save its checkpoint, and save its :meth:`tags` in it: a session that resumes
-    from the checkpoint keeps these values, and deletes what was recorded after the checkpoint. Readers see each record
-    immediately; no method waits for the disk. As a context manager the recorder closes as finished, as interrupted
-    (KeyboardInterrupt, SystemExit) or as failed (any other exception).
+    Record the values of a step before you save its checkpoint, and save its :meth:`tags` and ``written`` in it: a
+    session that resumes from the checkpoint keeps these values, and deletes what was recorded after the checkpoint.
+    Readers see each record immediately; no method waits for the disk. As a context manager the recorder closes as
+    finished, as interrupted (KeyboardInterrupt, SystemExit) or as failed (any other exception).
 
     Raises:
         UserError: from every method that writes, if the disk is full.
@@ -39,7 +40,7 @@ class Recorder:
         resume_tags: Collection[str] | None = None,
         hparams: Mapping[str, Any] | None = None,
         group: str = "",
-        lines: int | None = None,
+        written: Written | None = None,
     ) -> None:
         """Start a session.
 
@@ -52,21 +53,21 @@ class Recorder:
                 result alone after a checkpoint.
             hparams: the settings, nested or flat, for TensorBoard's HParams.
             group: runs with the same group share a row in HParams.
-            lines: ``self.lines`` when the checkpoint was saved; None if the checkpoint does not hold it.
+            written: ``self.written`` when the checkpoint was saved; None if the checkpoint does not hold it.
         """
         keep = _kept_records(resume_step, resume_tags)
-        self.lines, kept_tags = _trim_metrics(folder, keep, resume_step)
-        """The lines of metrics.jsonl, for the checkpoint."""
-        latest, self.notices = events.trim(folder.path, keep)
-        """Messages about records of earlier sessions that were lost."""
-        if lines is not None and self.lines < lines:
-            self.notices.append(
-                f"{folder.metrics} lost {lines - self.lines} of its {lines} lines up to step {resume_step} "
-                "(a power cut?): its curves have gaps; the training is not affected."
-            )
+        lines, chain, kept_tags = _trim_metrics(folder, keep, resume_step)
+        trimmed = events.trim(folder.path, keep)
+        kept = Written(lines=lines, chain=chain, points=trimmed.points)
+        self.notices = list(trimmed.notices)
+        """Messages about records of earlier sessions that were lost or changed."""
+        if written is not None:
+            self.notices += _losses(folder, f"up to step {resume_step}", written, kept, damaged=bool(trimmed.notices))
+        self.written = Written(**(written or kept))  # not what is kept: a loss stays visible to readers of the run
+        """What all sessions of the run have recorded, for the checkpoint and the manifest."""
         self._metrics = Appender(folder.metrics)
         first_step = 0 if resume_step is None else resume_step + 1
-        self._events = events.EventFile(folder.path, first_step, after=latest)
+        self._events = events.EventFile(folder.path, first_step, after=trimmed.latest)
         self._tags = (resume_step or 0, kept_tags if resume_tags is None else set(resume_tags))
         self._closed = False
         if hparams is not None:
@@ -83,13 +84,17 @@ class Recorder:
     def scalars(self, step: int, epoch: float, values: Mapping[str, float], wall: float) -> None:
         """Record ``values`` by tag after optimiser step ``step``; ``wall`` is the seconds of training so far."""
         self._note(step, values)
-        self._metrics.write(_line(step, epoch, values, wall).encode())
-        self.lines += 1
+        line = _line(step, epoch, values, wall).encode()
+        self._metrics.write(line)
+        self.written["lines"] += 1
+        self.written["chain"] = chained(self.written["chain"], line)
+        self.written["points"] += len(values)
         self._events.add(step, *(events.scalar(tag, float(value)) for tag, value in values.items()))
 
     def image(self, tag: str, images: Images, step: int, *, columns: int = 8) -> None:
         """Record a grid of images, (N, H*H), (N, H, W) or (N, 1, H, W); bytes, or floats from 0 to 1."""
         self._note(step, [tag])
+        self.written["points"] += 1
         self._events.add(step, events.picture(tag, grid(images, columns)))
 
     def config_table(self, config: Mapping[str, Any]) -> None:
@@ -148,15 +153,38 @@ def _kept_records(last_step: int | None, tags: Collection[str] | None) -> Callab
     return keep
 
 
-def _trim_metrics(folder: RunFolder, keep: Callable[[int, str], bool], last_step: int | None) -> tuple[int, set[str]]:
+def _losses(folder: RunFolder, where: str, written: Written, kept: Written, *, damaged: bool) -> Iterator[str]:
+    """Yield a message if the kept lines, and one if the kept events, are not those that the run wrote.
+
+    Args:
+        folder: the run folder.
+        where: the part of the run, in words.
+        written: what the run wrote.
+        kept: what is left of it.
+        damaged: whether a message already names the damaged event files.
+    """
+    same = "the training is not affected."
+    if kept["lines"] < written["lines"]:
+        lost = f"{written['lines'] - kept['lines']} of its {written['lines']} lines"
+        yield f"{folder.metrics} lost {lost} {where} (a power cut?): its curves have gaps; {same}"
+    elif kept["chain"] != written["chain"]:
+        yield f"{folder.metrics} was changed since the run wrote it: its curves may be wrong; {same}"
+    if kept["points"] < written["points"] and not damaged:
+        lost = f"{written['points'] - kept['points']} of their {written['points']} points"
+        yield f"the event files in {folder.path} lost {lost} {where}: TensorBoard's curves have gaps; {same}"
+
+
+def _trim_metrics(
+    folder: RunFolder, keep: Callable[[int, str], bool], last_step: int | None
+) -> tuple[int, str, set[str]]:
     """Delete the values of metrics.jsonl that ``keep`` refuses.
 
     Returns:
-        the number of lines kept, and the tags that are kept at ``last_step``.
+        the number of lines kept, their digest, and the tags that are kept at ``last_step``.
     """
     if not folder.metrics.exists():
-        return 0, set()
-    lines, tags = [], set[str]()
+        return 0, "", set()
+    lines, tags = list[bytes](), set[str]()
     for line in [] if last_step is None else stored_lines(folder):
         all_tags, step = line.values.keys() - _RESERVED, line.values["step"]
         values = {tag for tag in all_tags if keep(step, tag)}
@@ -166,7 +194,7 @@ def _trim_metrics(folder: RunFolder, keep: Callable[[int, str], bool], last_step
         if step == last_step:
             tags |= values
     write_whole(folder.metrics, b"".join(lines))
-    return len(lines), tags
+    return len(lines), reduce(chained, lines, ""), tags
 
 
 def _part(line: Mapping[str, Any], tags: Collection[str]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def facts_of(run: Run, *, with_age: bool = False) -> Iterator[tuple[str, str]]:
     if run.stopped_early:
         yield "stopped", f"early, at epoch {run.stopped_early['epoch']:g} of {run.stopped_early['of']}"
     yield from (("note", note) for note in describe.schedules_past_the_end(config))
+    yield "note", run.metrics_fault
     yield "command", command_of(run)
     yield "device", ", ".join(str(manifest[name]) for name in ("device", "host") if manifest.get(name))
     yield "time", f"{duration(run.wall_seconds)}, started {manifest.get('time', 'at an unknown time')}"

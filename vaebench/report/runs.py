@@ -22,6 +22,7 @@ from vaebench.records import (
     read_metrics,
 )
 from vaebench.records.current import Current, left_out, split_results
+from vaebench.records.metrics import are_altered
 
 __all__ = ["LeftOut", "Run", "Scalar", "outdated_results", "read_runs", "settings_of"]
 
@@ -108,6 +109,14 @@ class Run:
     def stopped_early(self) -> dict[str, Any] | None:
         """``{"epoch": reached, "of": planned}`` of a run that early stopping ended; None for all others."""
         return self.manifest.get("stopped_early") or getattr(self.status, "stopped_early", None)
+
+    @cached_property
+    def metrics_fault(self) -> str:
+        """A line if metrics.jsonl is not as the run wrote it, "" if it is or the manifest does not tell."""
+        written = self.manifest.get("written")
+        if written is None or not are_altered(self.folder, written, complete=self.state == "finished"):
+            return ""
+        return f"{self.folder.metrics} is not as the run wrote it: its curves may be wrong"
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:

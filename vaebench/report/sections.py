@@ -284,7 +284,8 @@ def pictures_by_kind(groups: Sequence[RunGroup]) -> list[PicturesOfKind]:
 
 
 def outdated(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield lines about the diagnostics and the pictures that the page leaves out, with the reason."""
+    """Yield lines about changed metrics, and about diagnostics and pictures that the page leaves out, with the reason."""
+    yield from (run.metrics_fault for run in runs if run.metrics_fault)
     yield from (run.diagnostics.unreadable for run in runs if run.diagnostics.unreadable)
     diagnosed = [(run.folder, run.diagnostics.fault) for run in runs if run.diagnostics.fault]
     yield from left_out(diagnosed, "diagnostics file", "diagnose")

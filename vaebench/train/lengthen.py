@@ -13,7 +13,7 @@ from vaebench.train.trainer import Progress
 __all__ = ["lengthen"]
 
 _EVENTS = "events.out.tfevents.*"
-_OF_THE_END = ("stopped_early", "doubts", "best")
+_OF_THE_END = ("stopped_early", "doubts", "best", "written")
 """Facts in a manifest about the end of a run."""
 
 
@@ -32,8 +32,10 @@ def lengthen(source: RunFolder, target: RunFolder, config: Config) -> str:
     with source.lock():
         if not checkpoints.exists():
             return f"{source.path} has no checkpoint: {anew}"
-        state = checkpoints.load(identity=identity(old)).state
-        progress = Progress.restored(state["progress"])
+        found = checkpoints.load(identity=identity(old))
+        state = found.state
+        with found.fitting():
+            progress = Progress.restored(state["progress"])
         _check_length(source, config, progress)
         if reason := _difference(old, config, progress):
             return f"{reason}: {anew}"
@@ -107,5 +109,5 @@ def _as_if_longer(state: dict[str, Any], progress: Progress, old: Config) -> dic
         left_out += ["samples", "reconstructions"]
     tags = [tag for tag in state.get("recorded", []) if not tag.startswith(tuple(left_out))]
     recorded = {"recorded": tags} if "recorded" in state else {}
-    # Lines of metrics.jsonl are deleted with their tags, so their number at the end of the shorter run does not count.
-    return {"progress": asdict(progress), "metrics_lines": None, **recorded}
+    # Lines and events are deleted with their tags, so what the shorter run wrote up to its end does not count.
+    return {"progress": asdict(progress), "written": None, **recorded}

@@ -15,7 +15,8 @@ from vaebench.evaluate.job import EstimatorInputs, job_for
 from vaebench.evaluate.run import estimate, print_results
 from vaebench.experiment import Experiment, build, code_notice, load_best, provenance
 from vaebench.records import Manifest, Provenance, Recorder, ResultRecord, RunFolder, append_result, read_manifest
-from vaebench.records.checkpoint import Checkpoints
+from vaebench.records.checkpoint import Checkpoints, Loaded
+from vaebench.records.metrics import Written
 from vaebench.train import replicas
 from vaebench.train.batches import Batches
 from vaebench.train.compile import compiled_where_it_pays
@@ -27,6 +28,7 @@ from vaebench.train.trainer import Callbacks, Progress, Trainer, Watch, never_st
 from vaebench.train.update import ALONE
 from vaebench.train.updates import course_of, updates
 from vaebench.train.validation import diagnose, log_likelihood_of_pixel_means, record_pictures, validate
+from vaebench.typed import Checker
 
 __all__ = ["resume", "train", "trainer_for"]
 
@@ -214,7 +216,7 @@ def _run(
     found = checkpoints.load(identity=identity(config)) if checkpoints.exists() else None
     if found and found.notice:
         print(found.notice, flush=True)
-    step = found.state["progress"]["step"] if found else None
+    step, tags, written = _recorded(found) if found else (None, None, None)
     for line in code_notice(experiment, folder):
         print(line, flush=True)
     device = runtime.describe(experiment.device)
@@ -237,11 +239,12 @@ def _run(
     group = identity(config, with_seed=False)
     # Runs that differ only in the seed share a row, so the row cannot show a seed.
     hparams = {key: value for key, value in defining(config).items() if key != "seed"}
-    state = found.state if found else {}
-    lines, tags = state.get("metrics_lines"), state.get("recorded")
-    with Recorder(folder, resume_step=step, resume_tags=tags, hparams=hparams, group=group, lines=lines) as recorder:
+    with Recorder(
+        folder, resume_step=step, resume_tags=tags, hparams=hparams, group=group, written=written
+    ) as recorder:
         for notice in recorder.notices:
             print(notice, flush=True)
+        manifest.facts["written"] = recorder.written  # the recorder counts on: every later save has the count so far
         recorder.config_table(config.to_dict())
         recorder.charts(CHARTS)
         callbacks = Callbacks(
@@ -251,9 +254,11 @@ def _run(
             watched,
         )
         trainer = trainer_for(experiment, callbacks, interruption, processes, recorder, checkpoints)
+        if found:
+            with found.fitting():
+                trainer.load_state_dict(found.state)
         processes.broadcast(found.state if found else {})
         if found:
-            trainer.load_state_dict(found.state)
             print(f"resuming from epoch {trainer.progress.epoch}, step {step}", flush=True)
             if "random" in found.state:
                 print("note: the version that saved this checkpoint would draw other random numbers", flush=True)
@@ -268,6 +273,18 @@ def _run(
             made_by = provenance(experiment, folder, best, precision=config.estimator.precision, state="finished")
             _evaluate_at_end(experiment, folder, recorder, progress, made_by, interruption)
     manifest.save()
+
+
+def _recorded(found: Loaded) -> tuple[int, list[str] | None, Written | None]:
+    """Return the step of a checkpoint, the tags recorded at it, and what was written up to it.
+
+    A checkpoint of an early version has neither tags nor the last.
+    """
+    with found.fitting():
+        check = Checker().convert
+        tags = check(found.state.get("recorded"), list[str] | None, "recorded")
+        written = check(found.state.get("written"), Written | None, "written")
+        return Progress.restored(found.state["progress"]).step, tags, written
 
 
 def _tell_stopped(config: Config, progress: Progress, manifest: Manifest) -> None:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -71,8 +71,15 @@ class Progress:
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> "Progress":
-        """Return the progress in a checkpoint, which may come from a version without ``peak``."""
-        return cls(**{"peak": state["best"], **state})
+        """Return the progress in a checkpoint, which may come from a version without ``peak``.
+
+        TypeError if it is not of these fields and types.
+        """
+        progress = cls(**{"peak": state["best"], **state})
+        for each in fields(cls):
+            if type(value := getattr(progress, each.name)) is not type(each.default):
+                raise TypeError(f"progress.{each.name} must be of type {type(each.default).__name__}, got {value!r}")
+        return progress
 
 
 @dataclass
@@ -246,7 +253,7 @@ class Trainer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything on which the rest of the training depends, and the tags recorded at the current step.
+        """Return everything on which the rest of the training depends, and what was recorded.
 
         Random numbers have no state: they depend on the seed, the epoch and the batch.
         """
@@ -257,7 +264,7 @@ class Trainer:
             "modules": self.modules.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "optimizers": {update.name: update.optimizer.state_dict() for update in self.updates},
-            "metrics_lines": None if self.recorder is None else self.recorder.lines,
+            "written": None if self.recorder is None else {**self.recorder.written},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
