@@ -6,6 +6,7 @@ from vaebench import runtime
 from vaebench.config import describe
 from vaebench.encoders.base import Direction
 from vaebench.experiment import Experiment
+from vaebench.train.validation import ANNEALED_IMAGES, ANNEALING
 
 __all__ = ["header"]
 
@@ -24,9 +25,15 @@ def header(experiment: Experiment, folder: Path) -> str:
     encoder = f"{config.encoder.name}, {_LOG_Q[experiment.encoder.direction]}"
     if experiment.encoder.has_inner_samples:
         encoder += f", {describe.by_epoch('inner_k', config.inner_k_by_epoch)}"
-    proposal = experiment.encoder.proposal(experiment.model)
+    proposal, validation = experiment.encoder.proposal(experiment.model), ""
     if proposal is not experiment.encoder:
         encoder += f"; likelihoods by draws from the {proposal.proposal_label} of q, {_LOG_Q[proposal.direction]}"
+    if experiment.encoder.direction is Direction.ESTIMATE:
+        images = min(ANNEALED_IMAGES, len(data.validation))
+        settings = f"{ANNEALING.temperatures} temperatures and {ANNEALING.chains} chains"
+        validation = (
+            f"validation by annealing from the prior, {settings}, on {images} images, not by trainer.validation_k"
+        )
     lines = [
         ("dataset", f"{data.protocol}: {sizes} images of {height}x{width}"),
         ("", data.note),
@@ -35,6 +42,7 @@ def header(experiment: Experiment, folder: Path) -> str:
         ("objective", describe.objective(config)),
         ("parameters", " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items())),
         ("training", describe.training(config)),
+        ("", validation),
         ("device", f"{runtime.describe(experiment.device)}, {config.trainer.precision}"),
         *(("note", line) for line in (experiment.gradient_note, *describe.schedules_past_the_end(config))),
         ("folder", str(folder)),

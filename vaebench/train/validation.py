@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from vaebench import runtime
+from vaebench.direction import Direction
 from vaebench.draw import reconstructions, samples
+from vaebench.estimators.ais import AnnealingSettings, ais
 from vaebench.estimators.diagnostics import Activity, PosteriorMoments, posterior_moments
 from vaebench.estimators.importance import log_likelihoods
 from vaebench.estimators.sampling import Sampling
@@ -13,13 +15,24 @@ from vaebench.experiment import Experiment, Modules
 from vaebench.records import Recorder
 from vaebench.train.replicas import Replicas
 
-__all__ = ["diagnose", "record_pictures", "validate"]
+__all__ = ["ANNEALED_IMAGES", "ANNEALING", "diagnose", "record_pictures", "validate"]
 
 DIAGNOSED_IMAGES, DIAGNOSED_DRAWS = 500, 20
 
 
+ANNEALED_IMAGES = 100
+ANNEALING = AnnealingSettings(temperatures=60, chains=2, leapfrog=3)
+"""Of the validation of encoders whose log q is an estimate. The weights of their proposal get worse as q(z|x) moves away
+from p(z|x): in a run of 120 epochs they fell by 7 nats while the model got better by 1.4."""
+
+
 def validate(experiment: Experiment, processes: Replicas, modules: Modules) -> float:
-    """Return the estimate that chooses the best weights, nats: the same images, k and noise at every epoch."""
+    """Return the estimate that chooses the best weights, nats: the same images, k and noise at every epoch.
+
+    For encoders whose log q is an estimate it is annealing from the prior, which does not depend on the encoder.
+    """
+    if modules.encoder.direction is Direction.ESTIMATE:
+        return _annealed(experiment, processes, modules)
     images = experiment.data.validation
     own = processes.part(len(images))
     settings = experiment.config.trainer
@@ -28,7 +41,7 @@ def validate(experiment: Experiment, processes: Replicas, modules: Modules) -> f
     with experiment.autocast():
         parts = log_likelihoods(
             modules.model,
-            modules.encoder.proposal(modules.model),
+            modules.encoder,
             experiment.data.observe,
             images[: own.stop].to(experiment.device),
             Sampling(settings.validation_k, inner_k, seed=0),
@@ -37,6 +50,26 @@ def validate(experiment: Experiment, processes: Replicas, modules: Modules) -> f
         values = processes.joined_up(torch.cat([values for _, values in parts]), len(images))
     modules.train()
     return values.mean().item()
+
+
+def _annealed(experiment: Experiment, processes: Replicas, modules: Modules) -> float:
+    data, device = experiment.data, experiment.device
+    numbers = _some("annealed validation", len(data.validation), ANNEALED_IMAGES)
+    own = numbers[processes.part(len(numbers))]
+    modules.eval()
+    # Without autocast: the rounding of bf16 energies would decide which moves are accepted.
+    with runtime.forked_randomness(device, seed=0):
+        x = data.observe(data.validation[own].to(device))
+        found = ais(modules.model, x, seed=0, images=own, strict=False, **vars(ANNEALING))
+    values = processes.joined_up(found.log_likelihood, len(numbers))
+    modules.train()
+    return values.mean().item()
+
+
+def _some(purpose: str, total: int, count: int) -> torch.Tensor:
+    """Return the numbers of ``count`` random images, the same ones at every epoch."""
+    order = torch.Generator().manual_seed(runtime.derived_seed(0, purpose))
+    return torch.randperm(total, generator=order)[:count]
 
 
 @torch.no_grad()
@@ -56,8 +89,7 @@ def diagnose(experiment: Experiment, modules: Modules) -> dict[str, float]:
 def _spreads(experiment: Experiment, modules: Modules) -> Iterator[PosteriorMoments]:
     """Yield the moments of the posterior, for the same random validation images and noise at every epoch."""
     data, device = experiment.data, experiment.device
-    order = torch.Generator().manual_seed(runtime.derived_seed(0, "validation diagnostics"))
-    numbers = torch.randperm(len(data.validation), generator=order)[:DIAGNOSED_IMAGES]
+    numbers = _some("validation diagnostics", len(data.validation), DIAGNOSED_IMAGES)
     modules.eval()
     with experiment.autocast(), runtime.forked_randomness(device, seed=0):
         for some in numbers.split(100):
