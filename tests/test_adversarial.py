@@ -52,9 +52,11 @@ from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.train.header import header
 from vaebench.train.losses import AuxiliaryUpdateLoss, BoundLoss
+from vaebench.train.replicas import Replicas
 from vaebench.train.schedules import StepSettings
 from vaebench.train.session import train
 from vaebench.train.update import Update
+from vaebench.train.validation import validate
 
 
 @pytest.fixture
@@ -617,6 +619,7 @@ def test_what_a_run_says(family: str, configure: Callable[..., Config], capsys: 
     shown = capsys.readouterr().out
     assert "log q(z|x) by a learned estimate" in shown
     assert "likelihoods by draws from the widened moments of q, log q(z|x) exact" in shown
+    assert "validation by annealing from the prior, 60 temperatures and 2 chains, on " in shown
     assert "test log p(x) >= -" in shown
     assert "proposal=widened moments" in shown
     lines = read_metrics(RunFolder(folder))
@@ -629,6 +632,25 @@ def test_what_a_run_says(family: str, configure: Callable[..., Config], capsys: 
     assert "test log p(x) ~ -" in shown
     assert "(estimate, IWAE, k=3, proposal=own" in shown
     assert [record.direction for record in read_results(RunFolder(folder))] == ["lower_bound", "estimate"]
+
+
+@FAMILY
+def test_validation_measures_the_model_alone(family: str, configure: Callable[..., Config]):
+    """A fall of validation is then a fall of the model. Control: weights of the proposal change with the encoder."""
+    built = experiment.build(configure(family))
+    x = built.data.observe(built.data.validation[:5])
+
+    def both() -> tuple[float, float]:
+        weighed = log_likelihood(built.model, built.encoder.proposal(built.model), x, 3, seed=0)
+        return validate(built, Replicas(), built.modules), weighed.mean().item()
+
+    before = both()
+    with torch.no_grad():
+        for parameter in built.encoder.parameters():
+            parameter += 0.5
+    after = both()
+    assert before[0] == after[0]
+    assert before[1] != after[1]
 
 
 @FAMILY

@@ -94,5 +94,6 @@ def ending(search: "Search", best: "TrialResult") -> str:
     return (
         "These values are bounds from few samples (trainer.validation_k) on the images that chose the best epoch and "
         "trial,\nso the best value is too high. To estimate the test log-likelihood of the best trial:\n"
-        f"  {shlex.join(['vaebench', 'evaluate', best.folder or 'RUN'])}\nTo train it with another seed:\n  {command} seed=1"
+        f"  {shlex.join(['vaebench', 'evaluate', best.folder or 'RUN'])}\n"
+        f"To train it with another seed:\n  {command} seed=1"
     )

@@ -67,6 +67,7 @@ class _Stored(_Session, total=False):
     stopped_early: _Stopped
     best: _Best
     written: Written
+    validation: str
 
 
 class Manifest:

@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from vaebench.config import describe
 from vaebench.report.runs import Run
 
 __all__ = ["TRAINING", "VALIDATION", "Curve", "curve", "meaning", "shown_range", "text_plot", "thinned"]
@@ -21,7 +20,7 @@ def meaning(run: Run, tag: str) -> str:
     A run whose log q is only an estimate has no values of ``TRAINING``.
     """
     if tag == VALIDATION:
-        return f"validation log p(x), {describe.validation(run.config)}"
+        return f"validation log p(x), {run.validation}"
     return "bound on log p(x) in training, lower bound"
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaebench.config import Config, identity, read
+from vaebench.config import Config, describe, identity, read
 from vaebench.config.identity import defining
 from vaebench.errors import UserError
 from vaebench.records import (
@@ -104,6 +104,11 @@ class Run:
     def state(self) -> str:
         """running, finished, failed, interrupted, or "not started"."""
         return "not started" if self.status is None else self.status.state
+
+    @property
+    def validation(self) -> str:
+        """What a validation of the run estimates; runs of earlier versions have not recorded it."""
+        return self.manifest.get("validation") or describe.validation(self.config)
 
     @property
     def stopped_early(self) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from vaebench.config import describe
 from vaebench.direction import Direction
 from vaebench.records import Diagnostic, Diagnostics, ResultRecord
 from vaebench.records.current import left_out
@@ -136,7 +135,7 @@ _CurvesOfGroup = tuple[RunGroup, Sequence[Curve]]
 
 def curves(place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> list[Chart]:
     """Return charts of the validation by epoch and by time, of the parts of the bound, and of results by time."""
-    meanings = dict.fromkeys(describe.validation(group.runs[0].config) for group in groups)
+    meanings = dict.fromkeys(group.runs[0].validation for group in groups)
     title = f"Validation log p(x), {' or '.join(meanings)}"
     validation = [(group, group.curves(VALIDATION)) for group in groups]
     figures = [
@@ -284,7 +283,7 @@ def pictures_by_kind(groups: Sequence[RunGroup]) -> list[PicturesOfKind]:
 
 
 def outdated(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield lines about changed metrics, and about diagnostics and pictures that the page leaves out, with the reason."""
+    """Yield lines about changed metrics, and about diagnostics and pictures that the page leaves out."""
     yield from (run.metrics_fault for run in runs if run.metrics_fault)
     yield from (run.diagnostics.unreadable for run in runs if run.diagnostics.unreadable)
     diagnosed = [(run.folder, run.diagnostics.fault) for run in runs if run.diagnostics.fault]

@@ -6,6 +6,7 @@ from vaebench import runtime
 from vaebench.config import describe
 from vaebench.encoders.base import Direction
 from vaebench.experiment import Experiment
+from vaebench.train.validation import described
 
 __all__ = ["header"]
 
@@ -27,6 +28,7 @@ def header(experiment: Experiment, folder: Path) -> str:
     proposal = experiment.encoder.proposal(experiment.model)
     if proposal is not experiment.encoder:
         encoder += f"; likelihoods by draws from the {proposal.proposal_label} of q, {_LOG_Q[proposal.direction]}"
+    count, words = described(experiment)
     lines = [
         ("dataset", f"{data.protocol}: {sizes} images of {height}x{width}"),
         ("", data.note),
@@ -35,10 +37,7 @@ def header(experiment: Experiment, folder: Path) -> str:
         ("objective", describe.objective(config)),
         ("parameters", " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items())),
         ("training", describe.training(config)),
-        (
-            "validation",
-            f"log p(x) of {len(data.validation):,} images, {describe.validation(config)}",
-        ),
+        ("validation", f"log p(x) of {count} images, {words}"),
         ("device", f"{runtime.describe(experiment.device)}, {config.trainer.precision}"),
         *(("note", line) for line in (experiment.gradient_note, *describe.schedules_past_the_end(config))),
         ("folder", str(folder)),

@@ -27,7 +27,7 @@ from vaebench.train.replicas import Replicas
 from vaebench.train.trainer import Callbacks, Progress, Trainer, Watch, never_stop
 from vaebench.train.update import ALONE
 from vaebench.train.updates import course_of, updates
-from vaebench.train.validation import diagnose, log_likelihood_of_pixel_means, record_pictures, validate
+from vaebench.train.validation import described, diagnose, log_likelihood_of_pixel_means, record_pictures, validate
 from vaebench.typed import Checker
 
 __all__ = ["resume", "train", "trainer_for"]
@@ -230,6 +230,7 @@ def _run(
         identity=identity(config),
         resume_step=step,
     )
+    _, manifest.facts["validation"] = described(experiment)
     manifest.save()
 
     def watched(epoch: int, value: float) -> bool:
