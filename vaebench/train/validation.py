@@ -26,8 +26,8 @@ ANNEALED_IMAGES = 100
 ANNEALING = AnnealingSettings(temperatures=60, chains=2, leapfrog=3)
 """Of the validation of encoders whose log q is an estimate.
 
-The weights of their proposal get worse as q(z|x) moves away from p(z|x): in a run of 120 epochs they fell by 7 nats while
-the model got better by 1.4.
+The weights of their proposal get worse as q(z|x) moves away from p(z|x): in a run of 120 epochs they fell by 7 nats
+while the model got better by 1.4.
 """
 
 
