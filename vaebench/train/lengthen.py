@@ -8,6 +8,7 @@ from vaebench.config import Config, identity, read
 from vaebench.errors import UserError
 from vaebench.records import RunFolder, read_manifest, write_json
 from vaebench.records.checkpoint import Checkpoints
+from vaebench.records.metrics import are_altered
 from vaebench.train.trainer import Progress
 
 __all__ = ["lengthen"]
@@ -44,7 +45,10 @@ def lengthen(source: RunFolder, target: RunFolder, config: Config) -> str:
         with target.lock():
             if not Checkpoints(target.checkpoints).exists():
                 _copy(source, target, state, old, config)
-    return f"continuing {source.path} in {target.path}"
+    written = read_manifest(source).get("written")
+    altered = written is not None and are_altered(source, written, complete=False)
+    doubt = f" ({source.metrics.name} is not as the run wrote it: the curves of both may be wrong)" if altered else ""
+    return f"continuing {source.path} in {target.path}{doubt}"
 
 
 def _check_length(source: RunFolder, config: Config, progress: Progress) -> None:
