@@ -180,6 +180,7 @@ def test_an_old_result_of_another_epoch_is_left_out_if_the_metrics_say_so(tmp_pa
 def test_workers_with_other_weights_are_refused(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
     """The run may get new best weights between the start of an evaluation and the start of its processes."""
     monkeypatch.setattr(signal, "signal", lambda *given: None)
+    monkeypatch.setattr(workers, "_exit_with_parent", lambda: None)
     ours, theirs = multiprocessing.Pipe()
     workers._serve(theirs, read(run.path), run.path, "0" * 16)
     with pytest.raises(UserError, match="got new best weights during this evaluation"):
@@ -267,9 +268,16 @@ def test_changed_code_is_said_and_its_results_are_not_mixed(
 @pytest.mark.parametrize(
     "command", [["evaluate", *EVALUATION], ["sample", "device=cpu"], ["diagnose", "device=cpu", "progress=false"]]
 )
-def test_other_data_are_refused(command: list[str], run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """A prepared file whose test images are shifted, and whose header agrees with itself."""
-    data = load_dataset("mnist5k", read(run.path).data_dir and Path(read(run.path).data_dir))
+def test_other_data_are_refused(
+    command: list[str],
+    run: RunFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A prepared file whose test images are shifted, whose header agrees with itself, and that the catalog accepts."""
+    monkeypatch.setattr(cache, "departure", lambda arrays, protocol: "")
+    data = load_dataset("mnist5k", Path(read(run.path).data_dir))
     protocol: Protocol = data.protocol
     assert data.cache is not None
     arrays = cache.read(data.cache, protocol)
