@@ -22,8 +22,8 @@ DIAGNOSED_IMAGES, DIAGNOSED_DRAWS = 500, 20
 
 ANNEALED_IMAGES = 100
 ANNEALING = AnnealingSettings(temperatures=60, chains=2, leapfrog=3)
-"""Of the validation of encoders whose log q is an estimate. The weights of their proposal get worse as q(z|x) moves away
-from p(z|x): in a run of 120 epochs they fell by 7 nats while the model got better by 1.4."""
+"""Of the validation of encoders whose log q is an estimate. The weights of their proposal get worse as q(z|x) moves
+away from p(z|x): in a run of 120 epochs they fell by 7 nats while the model got better by 1.4."""
 
 
 def validate(experiment: Experiment, processes: Replicas, modules: Modules) -> float:
