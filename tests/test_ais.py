@@ -254,7 +254,11 @@ def stated_errors(initial: Encoder | None, model: LinearGaussian, temperatures: 
     stated = torch.tensor([group.mean_stderr for group in groups])
     usual = torch.stack([((8 / group.ess - 1) / 7).sum().sqrt() / EACH for group in groups])
     unknown = sum(group.heavy_tailed for group in groups) / REPETITIONS
-    return *((miss / error).square().mean().sqrt().item() for error in (stated, usual)), unknown
+    return rms(miss / stated), rms(miss / usual), unknown
+
+
+def rms(values: Tensor) -> float:
+    return values.square().mean().sqrt().item()
 
 
 def narrow_start(model: LinearGaussian, width: float) -> GaussianEncoder:

@@ -162,6 +162,6 @@ def test_bidirectional_monte_carlo_certifies_annealing(runs: dict[str, Path], ca
     (bare,) = evaluate(runs["gaussian"], [*words, "estimator.bdmc=null"])
     assert bare.mean == pytest.approx(record.mean, abs=1e-3)
     assert "bdmc_gap" not in bare.extra
-    assert bare.note == ""
+    assert "BDMC" not in bare.note
     with pytest.raises(UserError, match=r"estimator\.bdmc"):
         evaluate(runs["gaussian"], [*words, "estimator.bdmc=1"])

@@ -149,7 +149,7 @@ def annealed(inputs: EstimatorInputs) -> EstimatorJob:
     def summarise(rows: Tensor) -> list[Estimate]:
         estimate = annealing_estimate("AIS", Direction.LOWER_BOUND, AISResult(*rows[:OWN_ROWS]), annealing)
         extra, note = check.summarise(rows[OWN_ROWS:])
-        notes = "; ".join(line for line in (estimate.note, note) if line)
+        notes = "; ".join(line for line in (note, estimate.note) if line)
         return [replace(estimate, extra=estimate.extra | extra, note=notes)]
 
     return EstimatorJob(
