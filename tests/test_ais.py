@@ -253,7 +253,7 @@ def stated_errors(initial: Encoder | None, model: LinearGaussian, temperatures: 
     groups = [AISResult(*rows) for rows in torch.stack(found).unflatten(1, (REPETITIONS, EACH)).unbind(1)]
     stated = torch.tensor([group.mean_stderr for group in groups])
     usual = torch.stack([((8 / group.ess - 1) / 7).sum().sqrt() / EACH for group in groups])
-    unknown = sum(group.heavy_tailed for group in groups) / REPETITIONS
+    unknown = float(sum(group.heavy_tailed for group in groups) / REPETITIONS)
     return rms(miss / stated), rms(miss / usual), unknown
 
 
