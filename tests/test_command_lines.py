@@ -41,7 +41,7 @@ def test_random_command_lines_end_in_success_or_one_short_message(part: int, pla
 
 
 def test_control_faults_are_found():
-    found = Outcome(["show"], "KeyError: 1", "", "Traceback ...\nvaebench: a\x1b\nvaebench: " + "b" * 2000)
+    found = Outcome(["compare"], "KeyError: 1", "", "Traceback ...\nvaebench: a\x1b\nvaebench: " + "b" * 2000)
     assert len(faults(found)) == 5
     assert faults(Outcome(["show"], 2, "", "vaebench: missing RUN\n")) == []
 
@@ -50,9 +50,8 @@ def test_control_faults_are_found():
 def test_a_users_yaml_never_ends_in_a_traceback(choice: str, place: Path):
     found = outcome(["train", "--config-dir=mine", f"encoder={choice}"])
     assert faults(found) == []
-    assert found.code == (0 if choice == "name" else 2), (
-        found.err
-    )  # the registry refuses an unknown name when it builds
+    # The registry refuses an unknown name when it builds.
+    assert found.code == (0 if choice == "name" else 2), found.err
 
 
 REFUSED = {

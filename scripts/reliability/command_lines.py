@@ -5,6 +5,7 @@ might type by mistake. The lines are the same for the same seed. Nothing is trai
 """
 
 import contextlib
+import functools
 import io
 import os
 import random
@@ -246,7 +247,12 @@ def make_place(folder: Path) -> None:
         (folder / "mine" / "encoder" / f"{name}.yaml").write_text(text, encoding="utf-8")
     for name in ("run", "it's (1)", "müller", "a\udcffb"):
         (folder / name).mkdir()
-        (folder / name / "config.yaml").write_text(to_yaml(compose([])), encoding="utf-8")
+        (folder / name / "config.yaml").write_text(_defaults(), encoding="utf-8")
+
+
+@functools.cache
+def _defaults() -> str:
+    return to_yaml(compose([]))
 
 
 def _instead_of_training(config: Config, *_: object, **__: object) -> Path:
