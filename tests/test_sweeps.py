@@ -162,7 +162,7 @@ def test_fail_fast(core: FakeCore):
 
 
 def test_repetitions_run_once(core: FakeCore, capfd: pytest.CaptureFixture[str]):
-    assert run("seed=0,0,1", "name=a,b", "sweep.fail_fast=true,false") == 0
+    assert run("seed=0,0,1", "name=choice(a,b)", "sweep.fail_fast=true,false") == 0
     assert core.trained == [0, 1]
     assert "left out 10 of 12 combinations" in capfd.readouterr().out
 

@@ -55,7 +55,7 @@ HYDRA = [
     "+hydra.job_logging.handlers.a.class=os.getcwd", "hydra/job_logging=colorlog",
     "hydra.launcher._target_=os.getcwd", "hydra.sweeper._target_=os.getcwd", "hydra.sweeper.params={k:[1]}",
     "hydra=x", "hydra.job.name=a b", "hydra.sweep.dir=x", "hydra.searchpath=[none]", "hydra.searchpath=1",
-    "hydra.job.env_set={A:b}", "hydra.output_subdir=..", "~hydra", "hydra.foo=1",
+    "hydra.job.env_set={A:b}", "hydra.output_subdir=x", "~hydra", "hydra.foo=1",
     "hydra.job.config.override_dirname.kv_sep=1", "hydra/help=default",
 ]
 # fmt: on

@@ -90,10 +90,10 @@ def table(found: Sequence["TrialResult"]) -> str:
 
 def ending(search: "Search", best: "TrialResult") -> str:
     """Return the commands to evaluate and repeat the best trial, with a warning about its value."""
+    evaluation = shlex.join(["vaebench", "evaluate", best.folder or "RUN"])
     command = shlex.join(["vaebench", "train", *search.fixed, *best.words])
     return (
-        "These values are bounds from few samples (trainer.validation_k) on the images that chose the best epoch and "
-        "trial,\nso the best value is too high. To estimate the test log-likelihood of the best trial:\n"
-        f"  {shlex.join(['vaebench', 'evaluate', best.folder or 'RUN'])}\n"
-        f"To train it with another seed:\n  {command} seed=1"
+        "These values are bounds from few samples on the images that chose the best epoch and trial,\n"
+        "so the best value is too high. To estimate the test log-likelihood of the best trial:\n"
+        f"  {evaluation}\nTo train it with another seed:\n  {command} seed=1"
     )

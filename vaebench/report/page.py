@@ -44,13 +44,14 @@ def page(runs: Sequence[Run], comparison: Comparison, *, title: str | None = Non
     comparison = replace(comparison, notes=[*comparison.notes, *sections.outdated(runs)])
     methods = sum(len(section.groups) for section in found)
     template = _environment().get_template("page.html.jinja")
-    return template.render(
+    text = template.render(
         title=title or f"{counted(methods, 'method')}, {counted(len(runs), 'run')}",
         time=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         sections=found,
         comparison=comparison,
         version=__version__,
     )
+    return printable(text)  # a page that holds half a letter, as in a folder's name, could not be written
 
 
 def _environment() -> "Environment":
@@ -79,9 +80,7 @@ def _environment() -> "Environment":
 
 
 def _shown(value: Any) -> Any:
-    """Return a value as the page shows it: fractions with six digits, None as nothing, controls as escapes."""
-    if isinstance(value, str) and printable(value) != value:
-        return printable(value)
+    """Return a value as the page shows it: fractions with six digits, None as nothing."""
     return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
 
 
