@@ -16,6 +16,7 @@ _OF_A_SESSION = {
     "seconds",
     "wall",
     "wall_seconds",
+    "chain",  # a digest of lines with times
     "train/images_per_second",
     "time",
     "made",
