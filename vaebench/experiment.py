@@ -233,14 +233,15 @@ def provenance(
         precision: of the networks; None for that of the training.
         state: of the run; None for that in its folder.
     """
-    config, git, last = experiment.config, git_state() or {}, last_metrics(run)
+    config, git = experiment.config, git_state() or {}
+    state = state or (run.read_status().state if run.status.exists() else "not started")
     return Provenance(
         run=identity(config),
         weights=best.weights,
         checkpoint=best.seal,
         epoch=best.epoch,
-        state=state or (run.read_status().state if run.status.exists() else "not started"),
-        epochs_done=float(last["epoch"]) if last else 0.0,
+        state=state,
+        epochs_done=_epochs_done(run, state, config.trainer.epochs),
         epochs=config.trainer.epochs,
         data=experiment.data.fingerprint,
         code=experiment.code,
@@ -251,6 +252,15 @@ def provenance(
         device=runtime.describe(experiment.device),
         precision=precision or config.trainer.precision,
     )
+
+
+def _epochs_done(run: RunFolder, state: RunState, epochs: int) -> float:
+    """Return the epochs that a run has trained; the metrics count only as long as it is not finished."""
+    if state == "finished":
+        stopped = read_manifest(run).get("stopped_early")
+        return float(stopped["epoch"] if stopped else epochs)
+    last = last_metrics(run)
+    return float(last["epoch"]) if last else 0.0
 
 
 def notices(experiment: Experiment, run: RunFolder, made_by: Provenance) -> Iterator[str]:
