@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -368,7 +369,7 @@ def test_an_incomplete_last_line_is_cut(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_damaged_journal_is_one_message(tmp_path: Path, damage: Callable[[str], str], reason: str):
     whole = searched(tmp_path, 2)
     journal = journal_of(tmp_path)
-    text = journal.read_text()
+    text = without_checksums(journal.read_text())
     assert damage(text) != text
     journal.write_text(damage(text))
     with pytest.raises(UserError) as raised:
@@ -381,3 +382,21 @@ def test_a_damaged_journal_is_one_message(tmp_path: Path, damage: Callable[[str]
     journal.unlink()
     assert searched(tmp_path, 2) == whole
     assert {path: path.read_bytes() for path in tmp_path.rglob("metrics.jsonl")} == before
+
+
+def without_checksums(text: str) -> str:
+    """Return a journal as earlier versions wrote it."""
+    return re.sub(r',"checksum":"[0-9a-f]{16}"', "", text)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_altered_number_in_a_journal_is_noticed(tmp_path: Path):
+    """Control: without checksums, as in journals of earlier versions, the search takes the number."""
+    whole = searched(tmp_path, 2)
+    journal = journal_of(tmp_path)
+    altered = journal.read_text().replace('"intermediate_value":-', '"intermediate_value":-1', 1)
+    journal.write_text(altered)
+    with pytest.raises(UserError, match=r"is corrupt \(line \d+\)"):
+        searched(tmp_path, 2)
+    journal.write_text(without_checksums(altered))
+    assert searched(tmp_path, 2) != whole

@@ -18,6 +18,7 @@ from vaebench.files import regular
 from vaebench.isolation import isolated
 from vaebench.records import RunFolder, read_metrics
 from vaebench.records.files import Appender, exclusive
+from vaebench.records.provenance import checksum, unaltered
 from vaebench.records.stored import Unreadable, read_whole
 from vaebench.train.session import train
 
@@ -53,6 +54,8 @@ class JournalError(UserError):
 class Journal:
     """The steps of a search as JSON lines: a backend of optuna's JournalStorage for one process that holds a lock.
 
+    Each line carries its checksum; lines of earlier versions have none.
+
     A process that is killed, or a power cut, can leave an incomplete last line. It is cut with a notice.
 
     Raises:
@@ -81,14 +84,15 @@ class Journal:
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write steps; optuna calls it. JournalError if they cannot be written, and the file is as it was."""
-        data = b"".join(json.dumps(step, separators=(",", ":")).encode() + b"\n" for step in logs)
+        sealed = [{**step, "checksum": checksum(step)} for step in logs]
+        data = b"".join(json.dumps(step, separators=(",", ":")).encode() + b"\n" for step in sealed)
         try:
             self._file.write(data)
         except UserError as error:
             self._cut()
             raise JournalError(str(error)) from error
         self._size += len(data)
-        self._steps += [json.loads(line) for line in data.splitlines()]
+        self._steps += [json.loads(json.dumps(step)) for step in logs]
 
     def corrupt(self, reason: str) -> JournalError:
         """Return the error of a file that is not the journal of a search."""
@@ -105,9 +109,9 @@ class Journal:
             step = json.loads(line)
         except (ValueError, RecursionError):
             step = None
-        if not isinstance(step, dict):
+        if not isinstance(step, dict) or not unaltered(step):
             raise self.corrupt(f"line {number}")
-        return step
+        return {name: value for name, value in step.items() if name != "checksum"}
 
     def _cut(self) -> None:
         """Remove what follows the last whole line. The next start does it where this one cannot."""
