@@ -8,8 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -716,15 +714,18 @@ def test_a_signal_that_nohup_ignores_stays_ignored(before: signal.Handlers, note
         signal.signal(signal.SIGHUP, kept)
 
 
-def best_of_three(action: Callable[[], Any]) -> float:
-    """Return the shortest of three times, in seconds."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return min(times)
+HELP_ALONE = """
+import sys
+from vaebench.cli import main
+assert main(["--help"]) == 0
+slow = {"torch", "numpy", "hydra", "omegaconf", "yaml", "rich", "scipy", "tensorboard"} & sys.modules.keys()
+assert not slow, slow
+"""
 
 
-def test_help_answers_at_once():
-    assert best_of_three(lambda: run_python("-m", "vaebench", "--help")) < 0.5
+def test_help_imports_no_slow_package():
+    """It answers at once: a limit of seconds would fail on a busy machine."""
+    done = run_python("-c", HELP_ALONE)
+    assert done.returncode == 0, done.stderr
+    control = run_python("-c", "import omegaconf\n" + HELP_ALONE)
+    assert "omegaconf" in control.stderr
