@@ -193,14 +193,19 @@ def test_after_an_interrupted_evaluation(
     assert read_results(RunFolder(resumed))[0].mean == pytest.approx(read_results(RunFolder(whole))[0].mean, abs=1e-5)
 
 
+def interrupt_at(step: int, mine: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train and press Ctrl-C at a step."""
+    with monkeypatch.context() as patch:
+        stop_at(step, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit):
+            train(mine)
+
+
 def test_control_random_numbers_that_depend_on_the_session(
     whole: Path, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = config(tmp_path, default_data_dir)
-    with monkeypatch.context() as patch:
-        stop_at(13, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(SystemExit):
-            train(mine)
+    interrupt_at(13, mine, monkeypatch)
     monkeypatch.setattr(batches, "seed_device", lambda device, seed: None)
     resumed = train(mine)
     assert not same(state(resumed)["modules"], state(whole)["modules"])
@@ -217,10 +222,7 @@ def test_a_checkpoint_with_the_states_of_generators_resumes(
 ) -> None:
     """Earlier versions stored them: a GPU's state has 16 bytes, a CPU's 5,056."""
     mine = config(tmp_path, default_data_dir)
-    with monkeypatch.context() as patch:
-        stop_at(31, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(SystemExit):
-            train(mine)
+    interrupt_at(31, mine, monkeypatch)
     folder = run_folder(mine)
     earlier = state(folder)
     del earlier["recorded"]
@@ -237,10 +239,7 @@ def test_a_stop_between_the_result_and_the_end_doubles_nothing(
 ) -> None:
     """First a stop at the last step of an epoch and one after its validation is recorded, then one after the result."""
     mine = config(tmp_path, default_data_dir)
-    with monkeypatch.context() as patch:
-        stop_at(32, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(SystemExit):
-            train(mine)
+    interrupt_at(32, mine, monkeypatch)
 
     def full(*_: Any) -> None:
         raise UserError("the disk is full")

@@ -17,6 +17,7 @@ from vaebench.errors import GivenUp, RunFailed, UserError
 from vaebench.files import regular
 from vaebench.isolation import isolated
 from vaebench.records import RunFolder, read_metrics
+from vaebench.records.current import VALIDATION
 from vaebench.records.files import Appender, exclusive
 from vaebench.records.provenance import checksum, unaltered
 from vaebench.records.stored import Unreadable, read_whole
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Search", "TrialResult", "trial_results"]
 
-VALIDATION = "validation/log_likelihood"
 TRIALS_BEFORE_PRUNING = 5
 _LARGEST = 1 << 30  # bytes of a journal, far more than any search writes
 

@@ -13,7 +13,7 @@ from vaebench.records.provenance import Provenance, seal_of
 from vaebench.records.results import ResultRecord, read_results
 from vaebench.records.text import counted
 
-__all__ = ["Current", "left_out", "split_results"]
+__all__ = ["VALIDATION", "Current", "left_out", "split_results"]
 
 CODE = "other code"
 VALIDATION = "validation/log_likelihood"

@@ -5,11 +5,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from vaebench.records.current import VALIDATION
 from vaebench.report.runs import Run
 
 __all__ = ["TRAINING", "VALIDATION", "Curve", "curve", "meaning", "shown_range", "text_plot", "thinned"]
 
-VALIDATION = "validation/log_likelihood"
 TRAINING = "train/bound"
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille letter, by row and column
 
