@@ -25,7 +25,7 @@ from vaebench.errors import Busy
 from vaebench.files import regular
 from vaebench.records import RunFolder
 
-__all__ = ["SweepJob"]
+__all__ = ["SweepJob", "SweepTask"]
 
 
 @dataclass
@@ -63,15 +63,23 @@ class SweepJob:
         """Run the job that hydra composed; return its status."""
         from hydra.core.hydra_config import HydraConfig
 
+        # Unresolved: an override may contain a reference.
+        words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        return self.run(from_hydra(cfg), words)
+
+    def run(self, config: Config, words: Sequence[str]) -> str:
+        """Run one job; return its status.
+
+        Args:
+            config: the settings of the job.
+            words: its overrides, as hydra got them.
+        """
         records = Records(self.folder)
         if records.stopped or self._orphaned():
             return "not started"
         if not self.here:
             os.chdir(self.place)
-        # Unresolved: an override may contain a reference.
-        words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         overrides = [as_typed(word) for word in words]
-        config = from_hydra(cfg)
         key = job_key(config)
         run = RunFolder(run_folder(config))
         record = skip_reason(run, config)
@@ -177,6 +185,19 @@ class SweepJob:
             runtime.set_default_threads(threads)
         if self.share_gpus:
             runtime.use_gpu_in_turn(worker_number())
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """One job of a sweep, as a queue gets it: a function without arguments that can be pickled."""
+
+    sweep: SweepJob
+    config: Config
+    overrides: list[str]
+
+    def __call__(self) -> str:
+        """Run the job; return its status."""
+        return self.sweep.run(self.config, self.overrides)
 
 
 def requeue(stop: BaseException) -> Exception | None:
