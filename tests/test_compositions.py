@@ -23,6 +23,7 @@ from vaebench.cli.sweep.plan import config_or_error, plan
 from vaebench.config import Config, config_dir, from_hydra
 from vaebench.config.catalog import default_choices, described, own_keys
 from vaebench.config.compositions import Compositions
+from vaebench.errors import UserError
 
 FOLDERS = [config_dir()]
 CHOICES = [f"{group}={listed.choice}" for group in default_choices() for listed in described(group, FOLDERS)]
@@ -120,6 +121,11 @@ def test_values_of_one_job_do_not_reach_the_next(sweep: Sweep):
     assert [one.encoder.psi_dim for one in found if isinstance(one, Config)] == [32, 4, 5, 5, 4, 32]
 
 
+def test_a_value_equal_to_the_default_but_of_another_type_is_refused(sweep: Sweep):
+    found = outcome(Compositions(*sweep), ["encoder=iwhvi", "encoder.tau_steps=0.0"])
+    assert found == (UserError, "encoder.tau_steps must be an integer, got 0.0")
+
+
 def test_a_users_yaml_is_as_hydra_composes_it(tmp_path: Path):
     (tmp_path / "encoder").mkdir()
     yaml = "defaults: [hvm, _self_]\npsi_dim: ${latent_dim}\nhidden: ['${k}']\n"
@@ -139,6 +145,14 @@ def test_a_folder_of_hydra_searchpath_is_searched(tmp_path: Path):
     jobs = [["+mine=five", "seed=1"], ["+mine=five", "k=6"], ["mine=five"]]
     assert differences(Compositions(*sweep), sweep, jobs) == []
     assert [one.k for job in jobs if isinstance(one := outcome(Compositions(*sweep), job), Config)] == [5, 6]
+
+
+def test_the_time_in_a_path_is_that_of_the_sweep():
+    sweep = sweep_of("output_dir=runs/${now:%H-%M-%S-%f}")
+    compositions = Compositions(*sweep)
+    jobs = [[f"encoder={name}", "output_dir=runs/${now:%H-%M-%S-%f}"] for name in ("hvm", "gaussian")]
+    found = {one.output_dir for job in jobs if isinstance(one := outcome(compositions, job), Config)}
+    assert found == {sweep[1].output_dir}
 
 
 class Shortcut(Compositions):

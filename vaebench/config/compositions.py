@@ -30,6 +30,8 @@ class Compositions:
 
     def __init__(self, loader: ConfigLoaderImpl, config: DictConfig) -> None:
         self._loader, self._config = loader, config
+        # Each job gets the times that are resolved by now, so that output_dir=runs/${now:%H-%M-%S} is one folder.
+        OmegaConf.select(config, "output_dir", throw_on_resolution_failure=False)
         # With hydra's words, because hydra.searchpath adds folders.
         hydra_words: Any = OmegaConf.to_container(config.hydra.overrides.hydra)
         _, files = loader._parse_overrides_and_create_caching_repo(config.hydra.job.config_name, hydra_words)
