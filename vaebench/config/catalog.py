@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ def yaml_file(group: str, choice: str, folders: Sequence[Path]) -> Path:
 def own_keys(group: str, choice: str, folders: Sequence[Path], *, of: str | None = None) -> Any:
     """Return the settings that the yaml file of a choice declares, with their defaults, as an unresolved DictConfig.
 
-    Settings of the files in its defaults list are included.
+    Settings of the files in its defaults list are included. The DictConfig is shared by all callers: do not change it.
 
     Args:
         group: the group of the choice.
@@ -84,13 +84,32 @@ def own_keys(group: str, choice: str, folders: Sequence[Path], *, of: str | None
     """
     from omegaconf import DictConfig, OmegaConf
 
-    text = yaml_file(group, choice, folders).read_text(encoding="utf-8")
-    content = OmegaConf.create(text)
+    path = yaml_file(group, choice, folders)
+    state = path.stat()
+    content, parents, is_global = _parsed(path, state.st_mtime_ns, state.st_size)
     if not isinstance(content, DictConfig):
         raise UserError(f"{group}/{choice}.yaml holds no map of keys to values")
-    parents = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
-    if re.search(r"^# *@package +_global_", text, re.MULTILINE):
+    if is_global:
         content = content.get(of or group, OmegaConf.create({}))
     elif of not in (None, group):
         content = OmegaConf.create({})
-    return OmegaConf.merge(*(own_keys(group, parent, folders, of=of) for parent in parents), content)
+    inherited = [own_keys(group, parent, folders, of=of) for parent in parents]
+    return OmegaConf.merge(*inherited, content) if inherited or not isinstance(content, DictConfig) else content
+
+
+@lru_cache(maxsize=1024)
+def _parsed(path: Path, changed: int, size: int) -> tuple[Any, list[str], bool]:
+    """Return (content, files in its defaults list, whether it sets values in all groups) of a yaml file.
+
+    Args:
+        path: the file.
+        changed: the time of its last change in ns. With ``size`` it identifies the version of the file in the cache.
+        size: in bytes.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    text = path.read_text(encoding="utf-8")
+    content = OmegaConf.create(text)
+    entries = content.pop("defaults", []) if isinstance(content, DictConfig) else []
+    parents = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
+    return content, parents, re.search(r"^# *@package +_global_", text, re.MULTILINE) is not None

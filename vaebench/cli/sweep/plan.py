@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
-from vaebench.cli.failure import message, report_failure
+from vaebench.cli.failure import expected, message, report_failure
 from vaebench.cli.sweep.records import JobRecord, job_key
-from vaebench.config import Config, from_hydra, run_folder
+from vaebench.config import Config, run_folder
+from vaebench.config.compositions import Compositions
 from vaebench.config.words import as_typed
 from vaebench.records import RunFolder
 
@@ -31,12 +34,12 @@ class PlannedJob:
         """The overrides as the user typed them."""
         return [as_typed(word) for word in self.overrides]
 
-    @property
+    @cached_property
     def key(self) -> str:
         assert self.config is not None
         return job_key(self.config)
 
-    @property
+    @cached_property
     def run(self) -> RunFolder:
         assert self.config is not None
         return RunFolder(run_folder(self.config))
@@ -49,18 +52,43 @@ class PlannedJob:
 def plan(hydra_context: Any, config: DictConfig, jobs: Sequence[list[str]]) -> tuple[list[PlannedJob], int]:
     """Return the jobs, each model once, and the number of repeated jobs, which are left out.
 
-    All overrides are read before the first job starts, so that hydra refuses an unknown key here.
+    All overrides are read before the first job starts, so that hydra refuses an unknown key here. On a terminal, a bar
+    shows the progress if it takes longer than a second.
     """
-    loaded = [hydra_context.config_loader.load_sweep_config(config, list(overrides)) for overrides in jobs]
+    compositions = Compositions(hydra_context.config_loader, config)
+    progress = OmegaConf.select(config, "trainer.progress", throw_on_resolution_failure=False) is not False
+    with tqdm(
+        jobs,
+        desc="plan",
+        unit="job",
+        disable=None if progress else True,
+        delay=1.0,
+        leave=False,
+        dynamic_ncols=True,
+    ) as bar:
+        found = [config_or_error(compositions, overrides) for overrides in bar]
     planned: dict[str, PlannedJob] = {}
-    for overrides, whole in zip(jobs, loaded, strict=True):
-        own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-        try:
-            found = from_hydra(own, whole.hydra)
-        except Exception as error:
-            report_failure(error, overrides)
-            failed = JobRecord("failed", error=message(error))
-            planned[" ".join(overrides)] = PlannedJob(overrides, failed, error=error)
+    for overrides, made in zip(jobs, found, strict=True):
+        if isinstance(made, Exception):
+            report_failure(made, overrides)
+            failed = JobRecord("failed", error=message(made))
+            planned[" ".join(overrides)] = PlannedJob(overrides, failed, error=made)
         else:
-            planned.setdefault(job_key(found), PlannedJob(overrides, JobRecord("waiting"), found))
+            job = PlannedJob(overrides, JobRecord("waiting"), made)
+            planned.setdefault(job.key, job)
     return list(planned.values()), len(jobs) - len(planned)
+
+
+def config_or_error(compositions: Compositions, overrides: Sequence[str]) -> Config | Exception:
+    """Return the configuration of a job, or the error if its settings are invalid.
+
+    Raises:
+        Exception: hydra cannot compose the overrides.
+    """
+    composed = compositions.composed(overrides)
+    try:
+        return compositions.checked(*composed)
+    except Exception as error:
+        if expected(error):  # the frames of its traceback would keep the composition in memory
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+        return error
