@@ -293,8 +293,9 @@ class Follower:
         adopted: list[_Entry] = []
         for entry, line, records in found:
             state = states.get(line.id, _GONE)
-            # A waiting job of a stopped sweep will not train.
-            if state.ended or (records.stopped and not state.started):
+            # A job of a stopped sweep does not train unless it began before.
+            idle = records.stopped and not state.started and records.read(entry.key) is None
+            if state.ended or idle:
                 self._known.add(line.id)
             elif entry.sent is None:
                 self._known.add(line.id)
