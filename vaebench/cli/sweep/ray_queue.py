@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import ray
-from omegaconf import DictConfig, OmegaConf
 from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
@@ -42,17 +41,22 @@ class RayQueue(Queue):
     """
 
     lasting = False
+    slowest_look = 2.0
 
-    def __init__(self, settings: DictConfig) -> None:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
         """Read the settings under ``hydra.launcher``; a value of null leaves the choice to ray."""
-        self._init, self._remote = _given(settings.ray.init), _given(settings.ray.remote)
+        self._init, self._remote = (
+            {key: value for key, value in settings["ray"][part].items() if value is not None}
+            for part in ("init", "remote")
+        )
         # ray itself would also join a cluster that someone else has started on this machine.
         self._address: str = self._init.pop("address", None) or os.environ.get("RAY_ADDRESS") or "local"
         self._jobs: dict[str, _RayJob] = {}
 
     def submit(self, tasks: Sequence[SweepTask]) -> list[Submitted]:
         """Submit one ray task for each job."""
-        function = _refused_as("remote", self._remote, lambda: ray.remote(num_returns="streaming", **self._remote)(_run))
+        options = {"num_returns": "streaming", **self._remote}
+        function = _refused_as("remote", self._remote, lambda: ray.remote(**options)(_run))
         if not ray.is_initialized():
             self._connect()
         return [self._submit(task, function) for task in tasks]
@@ -75,28 +79,33 @@ class RayQueue(Queue):
                 ray.cancel(job.stream, force=job.cancelled)
                 job.cancelled = True
 
+    def close(self) -> None:
+        """Leave the cluster, or end the one that runs here; jobs that are still at work are killed."""
+        ray.shutdown()
+
     def _connect(self) -> None:
         if self._address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        else:
-            self._require_cluster()
-        with _own_signals():
-            _refused_as("init", self._init, lambda: ray.init(self._address, **self._init))
+        try:
+            if self._address != "local":
+                _require_answer(self._address)
+            with _own_signals():
+                _refused_as("init", self._init, lambda: ray.init(self._address, **self._init))
+        except OSError as error:
+            advice = (
+                "Start a cluster with `ray start --head`, set RAY_AUTH_MODE=token if it asks for a token, "
+                "or leave this key out to start ray on this machine."
+            )
+            raise UserError(f"{KEY}.init.address={self._address}: {_first_sentence(error)}. {advice}") from error
         if self._address == "local" and (unmet := self._unmet()):
             raise UserError(f"{KEY}.remote asks for more than {KEY}.init: {unmet}")
 
-    def _require_cluster(self) -> None:
-        """Raise UserError if no cluster answers; ray itself tries an address for six minutes."""
-        try:
-            host, port = canonicalize_bootstrap_address_or_die(self._address).rsplit(":", 1)
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except (OSError, ValueError) as error:
-            advice = "Start a cluster with `ray start --head`, or leave this key out to start ray on this machine."
-            raise UserError(f"{KEY}.init.address={self._address}: {_first_sentence(error)}. {advice}") from error
-
     def _submit(self, task: SweepTask, function: Any) -> Submitted:
-        stream = function.remote(replace(task, sweep=replace(task.sweep, log=True)))
-        id = stream.completed().task_id().hex()
+        id = f"ray_{len(self._jobs)}"
+        # ray divides the cores. A worker also inherits the numbers of threads and cores of a surrounding Slurm job.
+        threads = max(1, int(self._remote.get("num_cpus", 1)))
+        sweep = replace(task.sweep, log=True, threads=threads)
+        stream = function.options(name=f"vaebench {task.number}").remote(replace(task, sweep=sweep))
         self._jobs[id] = _RayJob(stream)
         return Submitted(id, Records(task.sweep.folder).path(job_key(task.config), ".log"))
 
@@ -133,12 +142,11 @@ def _read_streams(jobs: Sequence[_RayJob]) -> None:
 def _next_state(job: _RayJob) -> QueueState:
     started = job.state.started
     try:
-        text = ray.get(next(job.stream))
-    except StopIteration:
-        return QueueState("CANCELLED", ended=True, started=started)
-    except RayError as error:
-        word = "CANCELLED" if job.cancelled or isinstance(error, TaskCancelledError) else "FAILED"
-        return QueueState(word, ended=True, started=started, reason=_reason(error))
+        text = cast(str, ray.get(next(job.stream)))
+    except (StopIteration, RayError) as error:
+        if job.cancelled or isinstance(error, StopIteration | TaskCancelledError):
+            return QueueState("CANCELLED", ended=True, started=started)
+        return QueueState("FAILED", ended=True, started=started, reason=_reason(error))
     return QueueState("FINISHED" if started else "RUNNING", ended=started, reason=text)
 
 
@@ -153,9 +161,11 @@ def _first_sentence(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].partition(". ")[0].removesuffix(".")
 
 
-def _given(settings: DictConfig) -> dict[str, Any]:
-    values = cast(dict[str, Any], OmegaConf.to_container(settings, resolve=True))
-    return {key: value for key, value in values.items() if value is not None}
+def _require_answer(address: str) -> None:
+    """Raise OSError if no cluster answers; ray itself tries for six minutes."""
+    resolved = _refused_as("init", {"address": address}, lambda: canonicalize_bootstrap_address_or_die(address))
+    host, port = resolved.rsplit(":", 1)
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _refused_as(part: str, settings: Mapping[str, Any], call: Callable[[], T]) -> T:
