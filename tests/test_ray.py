@@ -32,6 +32,10 @@ TINY = [
 ]
 RAY = "hydra/launcher=ray"
 INIT = "hydra.launcher.ray.init"
+# The files of a job that was killed are on this disk, so the sweep need not wait for a record.
+COMMAND = (
+    "from vaebench.cli.sweep import follow; follow.GRACE = 1.0; from vaebench.cli import main; raise SystemExit(main())"
+)
 NAMESPACE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
@@ -72,10 +76,15 @@ def play(scenario: Callable[[], None], folder: Path, data: Path) -> None:
 def sweep(name: str, *words: str) -> "subprocess.Popen[str]":
     """Start a sweep in the folder ``name``, in a process group of its own, as a shell does."""
     Path(name).mkdir()
-    command = [sys.executable, "-m", "vaebench", "train", "-m", *words, *TINY]
-    return subprocess.Popen(
-        command, cwd=name, stdout=open(f"{name}.out", "w"), stderr=subprocess.STDOUT, process_group=0
-    )
+    with open(f"{name}.out", "w") as out:
+        return subprocess.Popen(
+            [sys.executable, "-c", COMMAND, "train", "-m", *words, *TINY],
+            cwd=name,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=0,
+        )
 
 
 def ended(process: "subprocess.Popen[str]", name: str) -> tuple[int, str]:
@@ -145,8 +154,8 @@ def on_this_machine() -> None:
         assert process.poll() is None, ended(process, "here")
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    code, out = ended(process, "here")
-    assert (code, statuses("here")) == (130, ["finished", "interrupted"])
+    assert ended(process, "here")[0] == 130
+    assert statuses("here") == ["finished", "interrupted"]
     assert {threads(run) for run in runs} == {"cpu (1 threads)"}
     assert len(set(runs.values())) == 2
     logs = "".join(path.read_text() for path in Path("here").glob("outputs/.sweeps/*/jobs/*.log"))
