@@ -164,21 +164,24 @@ class Follower:
         elif time.monotonic() >= self._next_look or not self._silent:
             self._submit()
         self._read_records()
-        if self._in_queue() and time.monotonic() >= self._next_look:
+        if self._in_queue() and time.monotonic() >= self._next_look and not self.settings.submit_only:
             self._ask()
         self._conclude()
         if [entry.job.record for entry in self.entries] != before:
             self._changed()
-        if self.settings.submit_only and not self._halted:
+        if self.settings.submit_only:
             self._say_submitted_only()
             return False
         if self._in_queue():
             return True
         if self.records.stopped:
             return False
+        # A busy job may have become free, or be that of another sweep in the queue.
         self._look_here([entry for entry in self.entries if entry.status == "busy"])
+        if not self._silent:
+            self._adopt()
         statuses = {entry.status for entry in self.entries}
-        return "waiting" in statuses or ("busy" in statuses and self.settings.wait)
+        return bool(self._in_queue()) or "waiting" in statuses or ("busy" in statuses and self.settings.wait)
 
     def _in_queue(self) -> list[_Entry]:
         return [entry for entry in self.entries if entry.sent is not None]
@@ -467,7 +470,7 @@ class Follower:
         for entry in self._cancel(waiting):
             self._settle(entry, JobRecord("not started"))
         if left := self._in_queue():
-            self._print(f"{_numbers(left)} stay in the queue; run the same sweep again to collect their results")
+            self._print(f"left in the queue: {_numbers(left)}; run the same sweep again to collect results")
             command = self.queue.cancel_command([entry.sent.id for entry in left if entry.sent is not None])
             if command:
                 self._print(f"to cancel: {command}")
@@ -536,18 +539,15 @@ class Follower:
                 left = f", {_left(sent.state)}" if sent.state is not None and sent.state.seconds_left else ""
                 begun.append((entry, f"{'requeued, ' if restarted else ''}running on {sent.record.host}{left}"))
         for words, group in waiting.items():
-            self._print(f"{_numbers(group)} queued: {words}")
+            self._print(f"queued: {_numbers(group)}, {words}")
         for entry, text in begun:
             self._say(entry, text)
 
     def _say_submitted_only(self) -> None:
         left = [entry for entry in self.entries if entry.sent is None and entry.status == "waiting"]
         if left:
-            self._print(
-                f"{_numbers(left)} not submitted: hydra.sweeper.max_batch_size={self.limit}; "
-                "run the same command again when jobs have ended"
-            )
-        self._print("run the same command again to collect the results")
+            self._print(f"{_numbers(left)} not submitted: the queue may hold {self.limit} at once")
+        self._print("run the same command again to collect results and to submit what is left")
 
 
 def _place(record: JobRecord) -> str:
@@ -572,7 +572,9 @@ def _result(record: JobRecord) -> str:
 
 
 def _numbers(entries: Sequence[_Entry]) -> str:
-    """Return, for example, ``3 jobs (1-2, 7)``."""
+    """Return, for example, ``job 7`` or ``3 jobs (1-2, 7)``."""
+    if len(entries) == 1:
+        return f"job {entries[0].number}"
     return f"{counted(len(entries), 'job')} ({_ranges(sorted(entry.number for entry in entries))})"
 
 
