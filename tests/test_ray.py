@@ -4,6 +4,7 @@ A scenario is a function of this file that runs as a program, as the first proce
 ends, the kernel kills all that it has started.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -113,15 +114,19 @@ def started(name: str, count: int) -> Iterator[tuple[Path, int]]:
 
 
 def command(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    """Return the command line of a process; "" if it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
 
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+def alive() -> list[int]:
+    """Return the processes of this namespace. Nobody waits for its orphans: they stay, without a command line."""
+    return [pid for path in Path("/proc").iterdir() if path.name.isdigit() and command(pid := int(path.name))]
 
 
 def threads(run: Path) -> str:
@@ -160,7 +165,11 @@ def on_this_machine() -> None:
     assert len(set(runs.values())) == 2
     logs = "".join(path.read_text() for path in Path("here").glob("outputs/.sweeps/*/jobs/*.log"))
     assert "interrupted; state saved in" in logs
-    assert [command(pid) for pid in processes() if "ray" in command(pid) and pid != os.getpid()] == []
+    # ray's agents notice within seconds that their parent has ended.
+    end = time.monotonic() + 60
+    while others := [pid for pid in alive() if pid != os.getpid()]:
+        assert time.monotonic() < end, [command(pid) for pid in others]
+        time.sleep(0.1)
 
 
 def on_two_nodes() -> None:
