@@ -102,7 +102,7 @@ class RayQueue(Queue):
 
     def _submit(self, task: SweepTask, function: Any) -> Submitted:
         id = f"ray_{len(self._jobs)}"
-        # ray divides the cores. A worker also inherits the numbers of threads and cores of a surrounding Slurm job.
+        # A worker may inherit the number of cores of a Slurm job in which the cluster runs.
         threads = max(1, int(self._remote.get("num_cpus", 1)))
         sweep = replace(task.sweep, log=True, threads=threads)
         stream = function.options(name=f"vaebench {task.number}").remote(replace(task, sweep=sweep))
