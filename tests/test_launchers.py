@@ -40,7 +40,7 @@ def needs(plugin: str) -> pytest.MarkDecorator:
 
 def start(folder: Path, data: Path, words: Sequence[str]) -> "subprocess.Popen[str]":
     """Start a sweep in ``folder``."""
-    settings = {"PYTHONPATH": str(ROOT), "VAEBENCH_DATA_DIR": str(data), "RAY_AUTH_MODE": "disabled"}
+    settings = {"PYTHONPATH": str(ROOT), "VAEBENCH_DATA_DIR": str(data)}
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | settings
     return subprocess.Popen(
         [sys.executable, "-m", "vaebench", "train", "-m", *words, *TINY],
@@ -106,15 +106,6 @@ def test_jobs_of_joblib_stop_with_a_killed_sweep(tmp_path: Path, default_data_di
         time.sleep(0.1)
     # The third job did not start.
     assert (states, len(list(tmp_path.glob("outputs/.sweeps/*/jobs/*.json")))) == ({"interrupted"}, 2)
-
-
-@needs("hydra_ray_launcher")
-@pytest.mark.slow
-def test_ray(tmp_path: Path, default_data_dir: Path):
-    words = ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2", "seed=0,1", "trainer.epochs=1"]
-    finish(start(tmp_path, default_data_dir, words))
-    assert [job["status"] for job in jobs(tmp_path)] == ["finished", "finished"]
-    assert threads(tmp_path) == {1}
 
 
 def first_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> Path:
