@@ -23,6 +23,7 @@ from vaebench.cli import main
 from vaebench.cli.sweep import launchers
 from vaebench.cli.sweep import run as sweep
 from vaebench.cli.sweep.job import SweepJob
+from vaebench.cli.sweep.lines import prefixed_output
 from vaebench.cli.sweep.live import shown, view_of
 from vaebench.cli.sweep.records import JobRecord, Records
 from vaebench.cli.sweep.table import JobRow, summary, table
@@ -425,6 +426,21 @@ def test_results_of_several_kinds_are_marked(monkeypatch: pytest.MonkeyPatch):
         "result [b]: test log p(x) by DIWHVI, k=5, mnist5k/dynamic-v1, 500 images; nats, standard error over images",
     ]
     assert config.sweep.retry_failed
+
+
+# The output of jobs that share a stream.
+
+
+def test_each_line_of_a_job_names_it(capsys: pytest.CaptureFixture[str]):
+    with prefixed_output("[job 3/12] "):
+        print("\nepoch 1", end="")
+        print("loss", file=sys.stderr)
+        print(", step 2\nepoch 2")
+        assert not sys.stderr.isatty()
+        print("begun", end="")
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"[job 3/12] {line}" for line in ("epoch 1, step 2", "epoch 2", "begun")]
+    assert err == "[job 3/12] loss\n"
 
 
 # The live view.

@@ -1,6 +1,5 @@
 """Start hydra from a command: to compose, to sweep, or to complete a word. The error messages are ours."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,6 @@ from vaebench.config.words import for_hydra
 from vaebench.errors import RunFailed, UserError
 
 __all__ = ["start"]
-
-# hydra warns that our launcher presets are validated against the plugins' settings, which is intended.
-# The filter is set at import, because the workers of a launcher compose configurations too.
-warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vaebench.cli.argv import command_line
 from vaebench.cli.failure import lasting_output, message, report_failure
+from vaebench.cli.sweep.lines import prefixed_output
 from vaebench.cli.sweep.records import JobRecord, JobStatus, Records, job_key, results_of, skip_reason
 from vaebench.config import Config, from_hydra, run_folder
 from vaebench.config.words import as_typed
@@ -85,9 +86,11 @@ class SweepJob:
         record = skip_reason(run, config)
         if record is None:
             records.write(key, JobRecord("running", pid=os.getpid(), host=socket.gethostname()))
-            with lasting_output(), self._output(records.path(key, ".log")), self._stopped_with_sweep():
-                number = f"job {self.numbers.get(key, '?')} of {len(self.numbers)}"
-                print(f"\n== {number}: {shlex.join(overrides)}", flush=True)
+            if records.stopped:  # again: a sweep writes this mark, and then signals the jobs whose records say running
+                records.write(key, JobRecord("not started"))
+                return "not started"
+            with lasting_output(), self._output(key, records), self._stopped_with_sweep():
+                print(f"\n== {self._number(key, ' of ')}: {shlex.join(overrides)}", flush=True)
                 record = self._run(run, config, overrides, records)
         else:
             records.write(key, record)
@@ -101,7 +104,10 @@ class SweepJob:
 
     def _orphaned(self) -> bool:
         """Whether this is a worker of joblib, and the sweep that started it has ended."""
-        return multiprocessing.current_process().name.startswith("LokyProcess") and os.getppid() != self.process[1]
+        return _worker_of_joblib() and os.getppid() != self.process[1]
+
+    def _number(self, key: str, of: str) -> str:
+        return f"job {self.numbers.get(key, '?')}{of}{len(self.numbers)}"
 
     @contextlib.contextmanager
     def _stopped_with_sweep(self) -> Iterator[None]:
@@ -122,13 +128,15 @@ class SweepJob:
             done.set()
 
     @contextlib.contextmanager
-    def _output(self, path: Path) -> Iterator[None]:
-        """Redirect stdout and stderr to a file, if ``log`` is set."""
+    def _output(self, key: str, records: Records) -> Iterator[None]:
+        """Redirect stdout and stderr to a file, if ``log`` is set; else mark the lines of jobs that share them."""
         if not self.log:
-            yield
+            shares = _worker_of_joblib() and len(self.numbers) > 1
+            with prefixed_output(f"[{self._number(key, '/')}] ") if shares else contextlib.nullcontext():
+                yield
             return
         with (
-            open(path, "a", encoding="utf-8", buffering=1, opener=regular) as log,
+            open(records.path(key, ".log"), "a", encoding="utf-8", buffering=1, opener=regular) as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):
@@ -198,6 +206,10 @@ class SweepTask:
     def __call__(self) -> str:
         """Run the job; return its status."""
         return self.sweep.run(self.config, self.overrides)
+
+
+def _worker_of_joblib() -> bool:
+    return multiprocessing.current_process().name.startswith("LokyProcess")
 
 
 def requeue(stop: BaseException) -> Exception | None:

@@ -25,6 +25,7 @@ from vaebench.config.schema import SweepSettings
 from vaebench.errors import RunFailed, UserError
 from vaebench.records import write_json
 from vaebench.records.folder import now
+from vaebench.signals import note_for_next_job, stopping_signals
 
 __all__ = ["sweep"]
 
@@ -138,6 +139,7 @@ class _Sweep:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._hydra_context, task_function=self.task, config=self._config
         )
+        getattr(launcher, "joblib", {})["initializer"] = note_for_next_job  # of its workers
         self.launcher_failure = None
         try:
             for job, returned in zip(batch, launcher.launch([job.overrides for job in batch], 0), strict=True):
@@ -196,12 +198,8 @@ class _Sweep:
 
     @contextlib.contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
-        """Make SIGINT, SIGTERM and SIGHUP stop the whole sweep, not only the running job."""
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it
-            numbers.append(hangup)
-        kept = {number: signal.signal(number, self._stop) for number in numbers}
+        """Make the stopping signals stop the whole sweep, not only the running job."""
+        kept = {number: signal.signal(number, self._stop) for number in stopping_signals()}
         try:
             yield
         finally:
