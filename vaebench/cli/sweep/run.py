@@ -20,12 +20,13 @@ from vaebench.cli.sweep.launchers import MachineShare, require_launcher
 from vaebench.cli.sweep.live import live_rows, shown, shows_live
 from vaebench.cli.sweep.plan import PlannedJob, plan
 from vaebench.cli.sweep.records import JobRecord, Records, skip_reason
+from vaebench.cli.sweep.settings import JOBLIB
 from vaebench.cli.sweep.table import JobRow, summary, table
 from vaebench.config.schema import SweepSettings
 from vaebench.errors import RunFailed, UserError
 from vaebench.records import write_json
 from vaebench.records.folder import now
-from vaebench.signals import note_for_next_job, stopping_signals
+from vaebench.signals import stopping_signals
 
 __all__ = ["sweep"]
 
@@ -139,7 +140,7 @@ class _Sweep:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._hydra_context, task_function=self.task, config=self._config
         )
-        getattr(launcher, "joblib", {})["initializer"] = note_for_next_job  # of its workers
+        getattr(launcher, "joblib", {}).update(JOBLIB)
         self.launcher_failure = None
         try:
             for job, returned in zip(batch, launcher.launch([job.overrides for job in batch], 0), strict=True):
