@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import vaebench
+from vaebench import signals
 from vaebench.cli import COMMANDS, main
 from vaebench.cli.flags import (
     BOARD,
@@ -35,7 +36,7 @@ from vaebench.config.diagnosis import Diagnosis
 from vaebench.config.pictures import Interpolate, Reconstruct, Sample, Traverse
 from vaebench.errors import RunFailed, UserError
 from vaebench.records import RunFolder
-from vaebench.runtime import Interruption
+from vaebench.signals import Interruption
 
 
 @pytest.fixture
@@ -712,6 +713,21 @@ def test_a_signal_that_nohup_ignores_stays_ignored(before: signal.Handlers, note
         assert signal.getsignal(signal.SIGHUP) == before
     finally:
         signal.signal(signal.SIGHUP, kept)
+
+
+def test_a_signal_to_a_worker_without_a_job_stops_its_next_job(monkeypatch: pytest.MonkeyPatch):
+    """The worker itself goes on: it would take the other workers of its pool with it."""
+    monkeypatch.setattr(signals, "_NOTED", Interruption())
+    kept = {number: signal.getsignal(number) for number in signals.stopping_signals()}
+    try:
+        signals.note_for_next_job()
+        for number in kept:
+            os.kill(os.getpid(), number)
+        with Interruption().watching() as interruption:
+            assert interruption.signal in kept
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 HELP_ALONE = """

@@ -49,6 +49,7 @@ def start(folder: Path, data: Path, words: Sequence[str]) -> "subprocess.Popen[s
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -106,6 +107,27 @@ def test_jobs_of_joblib_stop_with_a_killed_sweep(tmp_path: Path, default_data_di
         time.sleep(0.1)
     # The third job did not start.
     assert (states, len(list(tmp_path.glob("outputs/.sweeps/*/jobs/*.json")))) == ({"interrupted"}, 2)
+
+
+@needs("hydra_joblib_launcher")
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups")
+def test_ctrl_c_while_a_worker_of_joblib_is_idle(tmp_path: Path, default_data_dir: Path):
+    """The signal reaches every process. The job under way saves its state; each line of a job names its job."""
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.epochs=1,100000", "trainer.compile=false"]
+    # Slow steps: the job is in the middle of one when the signal comes.
+    words += ["trainer.batch_size=1000", "objective=iwae", "k=20"]
+    sweep = start(tmp_path, default_data_dir, words)
+    first_checkpoint(tmp_path, sweep)
+    end = time.monotonic() + 300
+    while statuses(tmp_path) != {"finished", "running"} and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(sweep.pid, signal.SIGINT)
+    out = finish(sweep, 130)
+    assert [job["status"] for job in jobs(tmp_path)] == ["finished", "interrupted"], out
+    of_jobs, _, of_sweep = out.partition("stopping: ")
+    assert "[job 2/2] interrupted; state saved in " in of_sweep
+    assert all(line.startswith(("[job 1/2] ", "[job 2/2] ")) for line in of_jobs.splitlines()), of_jobs
 
 
 def first_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> Path:

@@ -10,7 +10,6 @@ import pytest
 from made_runs import made_by
 from test_every_config import ONE_STEP
 
-from vaebench import runtime
 from vaebench.config import compose
 from vaebench.config.schema import EstimatorSettings
 from vaebench.errors import UserError
@@ -19,6 +18,7 @@ from vaebench.evaluate.ranges import LEAST, POSITIVE, check_ranges
 from vaebench.evaluate.run import estimate
 from vaebench.experiment import Experiment, build
 from vaebench.records import ResultRecord, RunFolder
+from vaebench.signals import Interruption
 
 ESTIMATORS = ("iwae", "diwhvi", "ais", "bdmc", "gaps", "sandwich")
 FIELDS = {f.name for f in fields(EstimatorSettings)}
@@ -155,7 +155,7 @@ def test_a_job_leaves_the_mode_of_the_networks(training: bool, default_data_dir:
 def test_the_smallest_values_give_results(name: str, changes: dict[str, Any], default_data_dir: Path, tmp_path: Path):
     """No temperature is importance sampling from the prior, whose weights are often too uneven to be reported."""
     run = experiment(default_data_dir, name, **changes)
-    records = estimate(run, RunFolder(tmp_path), made_by(), runtime.Interruption())
+    records = estimate(run, RunFolder(tmp_path), made_by(), Interruption())
     assert records
     assert all(record.mean == record.mean for record in records)
     numbers = [value for record in records for value in record.extra.values() if isinstance(value, float)]

@@ -14,19 +14,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from vaebench import runtime
 from vaebench.cli import main
-from vaebench.cli.sweep import launchers
+from vaebench.cli.sweep import launchers, settings
 from vaebench.cli.sweep import run as sweep
 from vaebench.cli.sweep.job import SweepJob
+from vaebench.cli.sweep.lines import prefixed_output
 from vaebench.cli.sweep.live import shown, view_of
 from vaebench.cli.sweep.records import JobRecord, Records
+from vaebench.cli.sweep.settings import check_hydra
 from vaebench.cli.sweep.table import JobRow, summary, table
 from vaebench.config import Config, compose, from_yaml, identity, run_folder, to_yaml
+from vaebench.config.catalog import config_dir, described
 from vaebench.direction import Direction
 from vaebench.errors import RunFailed
 from vaebench.isolation import isolated
@@ -424,6 +428,86 @@ def test_results_of_several_kinds_are_marked(monkeypatch: pytest.MonkeyPatch):
         "result [b]: test log p(x) by DIWHVI, k=5, mnist5k/dynamic-v1, 500 images; nats, standard error over images",
     ]
     assert config.sweep.retry_failed
+
+
+# hydra's own settings.
+
+SLURM, JOBLIB = "hydra/launcher=submitit_slurm", "hydra/launcher=joblib"
+PARTITION = "hydra.launcher.partition is a setting of hydra/launcher=submitit_slurm, not of the chosen one"
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (
+            [SLURM, "hydra.launcher.partitoin=gpu"],
+            "unknown key hydra.launcher.partitoin (did you mean 'hydra.launcher.partition'?); "
+            "`vaebench train --cfg hydra -p hydra.launcher hydra/launcher=submitit_slurm` shows every key",
+        ),
+        ([JOBLIB, "hydra.launcher.partition=gpu"], PARTITION),
+        ([JOBLIB, "+hydra.launcher.partition=gpu"], PARTITION),
+        (["hydra.launcher.partition=gpu"], PARTITION),
+        (
+            ["hydra/launcher=jobib"],
+            "there is no hydra/launcher=jobib (did you mean 'joblib'?); choices: basic",
+        ),
+        (
+            [JOBLIB, "hydra.launcher.n_jobs=0"],
+            "hydra.launcher.n_jobs must be >= 1 or < 0 (-1: one job for each core), got 0",
+        ),
+        ([JOBLIB, "hydra.launcher.n_jobs=1.5"], "hydra.launcher.n_jobs must be an integer, got 1.5"),
+        ([SLURM, "hydra.launcher.timeout_min=abc"], "hydra.launcher.timeout_min must be an integer, got 'abc'"),
+        ([SLURM, "hydra.launcher.cpus_per_task=-1"], "hydra.launcher.cpus_per_task must be >= 1, got -1"),
+        ([SLURM, "hydra.launcher.nodes=2"], "hydra.launcher.nodes must be 1 (one process trains a run), got 2"),
+        (
+            [SLURM, "hydra.launcher.additional_parameters.nice=3"],
+            "write +hydra.launcher.additional_parameters.nice=... to pass it on unchecked",
+        ),
+        (["hydra.sweeper.max_batchsize=3"], "(did you mean 'hydra.sweeper.max_batch_size'?)"),
+        (["hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size must be >= 1, got 0"),
+        (["+hydra.sweeper.foo=3"], "unknown key hydra.sweeper.foo"),
+        (["hydra.sweep.dirr=x"], "unknown key hydra.sweep.dirr (did you mean 'hydra.sweep.dir'?)"),
+        (["hydra.output_subdir=../x"], "hydra.output_subdir must be null, got '../x': use output_dir=... instead"),
+        (["hydra.sweep.subdir=../x"], "hydra.sweep.subdir must be 'jobs', got '../x'"),
+        (["hydra.job.chdir=true"], "hydra.job.chdir must be false, got true"),
+    ],
+)
+def test_an_invalid_setting_of_hydra_stops_the_sweep_before_it_starts(
+    words: list[str], error: str, core: FakeCore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("vaebench.cli.train.require_launcher", lambda words: None)  # installed or not
+    assert run("seed=0,1", *words) == 2
+    assert error in capfd.readouterr().err
+    assert not list(Path.cwd().iterdir())
+    assert core.trained == []
+
+
+@pytest.mark.parametrize("launcher", [listed.choice for listed in described("hydra/launcher", [config_dir()])])
+def test_every_setting_of_a_launcher_has_a_type(launcher: str):
+    words = [f"hydra/launcher={launcher}"]
+    words += ["hydra.launcher.account=123"] if launcher == "submitit_slurm" else []  # a number, but not to Slurm
+    with hydra.initialize_config_dir(str(config_dir()), version_base=None):
+        composed = hydra.compose("train", words, return_hydra_config=True).hydra
+    check_hydra(composed)
+    preset: Any = OmegaConf.to_container(composed.launcher, resolve=False)
+    assert {f"launcher.{key}" for key, _ in settings._leaves(preset, "", "launcher")} - {"launcher._target_"} <= set(
+        settings.SETTINGS
+    )
+
+
+# The output of jobs that share a stream.
+
+
+def test_each_line_of_a_job_names_it(capsys: pytest.CaptureFixture[str]):
+    with prefixed_output("[job 3/12] "):
+        print("\nepoch 1", end="")
+        print("loss", file=sys.stderr)
+        print(", step 2\nepoch 2")
+        assert not sys.stderr.isatty()
+        print("begun", end="")
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"[job 3/12] {line}" for line in ("epoch 1, step 2", "epoch 2", "begun")]
+    assert err == "[job 3/12] loss\n"
 
 
 # The live view.

@@ -1,18 +1,14 @@
-"""The machine: device, memory, seeds, precision, threads, signals."""
+"""The machine: device, memory, seeds, precision, threads."""
 
 import contextlib
 import hashlib
 import os
 import random
 import re
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import numpy
@@ -21,7 +17,6 @@ import torch
 from vaebench.errors import UserError
 
 __all__ = [
-    "Interruption",
     "autocast",
     "derived_seed",
     "describe",
@@ -254,50 +249,3 @@ def autocast(device: torch.device, precision: str) -> Callable[[], contextlib.Ab
     if precision == "bf16":
         return partial(torch.autocast, device.type, torch.bfloat16)
     return contextlib.nullcontext
-
-
-# A worker gets a terminal's Ctrl-C twice: from the terminal, and from the process that started it.
-_SAME_PRESS = 1.0  # seconds
-
-
-class Interruption:
-    """Notes SIGINT, SIGTERM and SIGHUP, so that work stops at the next safe point; a second signal stops it at once.
-
-    A closed terminal sends SIGHUP; after ``nohup`` it is ignored. SIGUSR1 and SIGUSR2 count too if they have a handler:
-    batch systems send one of them before they stop a job, and a launcher's handler would end the work at any point.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._noted_at = 0.0
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of shells: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
-        return 128 + (self.signal or 0)
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator["Interruption"]:
-        """Handle the signals within the block, and restore the old handlers after it."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self  # only the main thread may set handlers
-            return
-        kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
-            number = getattr(signal, name, None)  # Windows has none of them
-            handler = None if number is None else signal.getsignal(number)
-            if number is not None and (callable(handler) or (name == "SIGHUP" and handler == signal.SIG_DFL)):
-                kept[number] = handler
-        for number in kept:
-            signal.signal(number, self._note)
-        try:
-            yield self
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
-            self.signal, self._noted_at = number, time.monotonic()
-        elif time.monotonic() - self._noted_at > _SAME_PRESS:
-            raise KeyboardInterrupt

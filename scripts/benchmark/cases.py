@@ -31,6 +31,7 @@ from vaebench.evaluate.loop import Evaluator, Task
 from vaebench.experiment import Experiment, build
 from vaebench.records import Recorder, RunFolder
 from vaebench.records.checkpoint import Checkpoints
+from vaebench.signals import Interruption
 from vaebench.train.session import trainer_for
 from vaebench.train.trainer import Callbacks
 
@@ -122,7 +123,7 @@ class Case:
         trainer = trainer_for(
             experiment,
             Callbacks(lambda modules: 0.0),
-            runtime.Interruption(),
+            Interruption(),
             recorder=recorder,
             checkpoints=Checkpoints(run.checkpoints),
         )

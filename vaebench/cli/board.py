@@ -16,6 +16,7 @@ from vaebench.cli.flags import BOARD, whole
 from vaebench.cli.selection import selection
 from vaebench.errors import UserError
 from vaebench.records.text import counted
+from vaebench.signals import stopping_signals
 
 if TYPE_CHECKING:
     from vaebench.records import RunFolder
@@ -73,19 +74,15 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Raise Stopped in the block at SIGINT, SIGTERM or SIGHUP; ignore later signals until the block has ended."""
+    """Raise Stopped in the block at a stopping signal; ignore later signals until the block has ended."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in kept:
+        for each in numbers:
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # A signal that is ignored stays ignored: nohup ignores SIGHUP.
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    kept = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
-    for number in kept:
-        signal.signal(number, stop)
+    numbers = stopping_signals()
+    kept = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

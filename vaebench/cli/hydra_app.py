@@ -1,6 +1,5 @@
 """Start hydra from a command: to compose, to sweep, or to complete a word. The error messages are ours."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,6 @@ from vaebench.config.words import for_hydra
 from vaebench.errors import RunFailed, UserError
 
 __all__ = ["start"]
-
-# hydra warns that our launcher presets are validated against the plugins' settings, which is intended.
-# The filter is set at import, because the workers of a launcher compose configurations too.
-warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[str]) -> None:
@@ -42,7 +37,7 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
     app = hydra.main(version_base=HYDRA_VERSION, config_path=str(config_dir()), config_name=config_name)(job)
     words = [word if word.startswith("-") else for_hydra(word) for word in words]
     # By default hydra prints its errors and exits.
-    with command_line(["vaebench", *words]), env_override({"HYDRA_FULL_ERROR": "1"}), _no_code():
+    with command_line(["vaebench", *words]), env_override({"HYDRA_FULL_ERROR": "1"}), _checked():
         try:
             app()
         except Exception as error:
@@ -61,9 +56,11 @@ def _raised_by_us(error: Exception) -> bool:
 
 
 @contextmanager
-def _no_code() -> Iterator[None]:
-    """Refuse configurations from which hydra would call functions that a yaml file names."""
+def _checked() -> Iterator[None]:
+    """Check hydra's own settings; refuse configurations from which hydra would call functions that they name."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    from vaebench.cli.sweep.settings import check_hydra
 
     load = ConfigLoaderImpl.load_configuration
 
@@ -74,6 +71,7 @@ def _no_code() -> Iterator[None]:
         for name in ("job_logging", "hydra_logging"):
             if set(config.hydra.get(name) or ()) - {"version", "root", "disable_existing_loggers"}:
                 raise UserError(f"hydra.{name} is not supported: remove it")
+        check_hydra(config.hydra)
         return config
 
     ConfigLoaderImpl.load_configuration = checked

@@ -12,7 +12,10 @@ from vaebench.config.catalog import Listed, config_dir, described, groups, own_k
 from vaebench.errors import RunFailed, UserError, did_you_mean
 from vaebench.typed import clipped
 
-__all__ = ["explain", "explained"]
+__all__ = ["OPEN_SETTINGS", "explain", "explained", "unknown_hydra_key"]
+
+OPEN_SETTINGS = ("hydra.launcher.additional_parameters.", "hydra.launcher.ray.init.", "hydra.launcher.ray.remote.")
+"""Further keys are allowed under these, with ``+``: sbatch and ray check them."""
 
 
 @contextmanager
@@ -76,11 +79,12 @@ def _unreadable(override: str | None) -> UserError:
 
 def _no_such_choice(path: str) -> UserError:
     """Return the message for a missing yaml file; ``path`` is, for example, ``encoder/foo``."""
-    group = next((g for g in groups([config_dir()]) if path.startswith(g + "/")), "")
+    group = next((g for g in _all_groups() if path.startswith(g + "/")), "")
     if not group:
         return _no_such_plugin(path)
     choice = clipped(path.removeprefix(group + "/"))
     choices = [listed.choice for listed in described(group, [config_dir()])]
+    choices = sorted([*choices, "basic"]) if group == "hydra/launcher" else choices
     return UserError(f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}")
 
 
@@ -93,8 +97,32 @@ def _no_such_key(key: str, name: str, overrides: Sequence[str]) -> UserError:
     group, _, word = key.partition(".")
     if owners := [choice.choice for choice in _choices_with(group, word)]:
         return UserError(f"{key} is a setting of {group}={'|'.join(owners)}, not of the chosen {group}")
-    known, key = _known_keys(name, overrides), clipped(key)
+    known, key = _known_keys(name, overrides, hydra_too=key.startswith("hydra.")), clipped(key)
+    if key.startswith("hydra."):
+        chosen = [word.partition("=")[2] for word in overrides if word.startswith("hydra/launcher=")]
+        return unknown_hydra_key(key, known, *chosen[-1:])
     return UserError(f"unknown key {key}{_meant(key, known)}; `vaebench train --cfg job` shows every key")
+
+
+def unknown_hydra_key(key: str, known: Iterable[str], launcher: str = "") -> UserError:
+    """Return the error for an unknown key under ``hydra``; ``launcher`` is the chosen one, "" if it is not known."""
+    owners = [choice.choice for choice in _choices_with("hydra/launcher", key.removeprefix("hydra.launcher."))]
+    if owners and key.startswith("hydra.launcher."):
+        return UserError(f"{key} is a setting of hydra/launcher={'|'.join(owners)}, not of the chosen one")
+    known = [full for full in known if full.startswith("hydra.")]
+    if key.startswith(OPEN_SETTINGS):
+        inside = [full for full in known if full.rpartition(".")[0] == key.rpartition(".")[0]]
+        return UserError(f"unknown key {key}{did_you_mean(key, inside)}; write +{key}=... to pass it on unchecked")
+    section = ".".join(key.split(".")[:2])
+    inside = [full for full in known if full.startswith(f"{section}.")]
+    words = f"-p {section if inside else 'hydra'}"
+    words += f" hydra/launcher={launcher}" if launcher and section == "hydra.launcher" else ""
+    hint = did_you_mean(key, inside or known)
+    return UserError(f"unknown key {key}{hint}; `vaebench train --cfg hydra {words}` shows every key")
+
+
+def _all_groups() -> list[str]:
+    return [*groups([config_dir()]), "hydra/launcher", "hydra/sweeper"]
 
 
 def _choices_with(group: str, word: str) -> list[Listed]:
@@ -113,17 +141,17 @@ def _meant(key: str, known: Iterable[str]) -> str:
     return did_you_mean(key, inside) or did_you_mean(key, known)
 
 
-def _known_keys(name: str, overrides: Sequence[str]) -> list[str]:
+def _known_keys(name: str, overrides: Sequence[str], *, hydra_too: bool) -> list[str]:
     """Return the full names of all keys and groups, with the choices in ``overrides`` if these compose."""
     import hydra
 
-    words = set(groups([config_dir()]))
+    words = set(_all_groups())
     choices = [override for override in overrides if override.partition("=")[0] in words and "," not in override]
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
-            cfg = hydra.compose(name, choices)
+            cfg = hydra.compose(name, choices, return_hydra_config=hydra_too)
         except Exception:  # a choice that does not compose either
-            cfg = hydra.compose(name)
+            cfg = hydra.compose(name, return_hydra_config=hydra_too)
     return sorted({*_flat(cfg), *words})
 
 

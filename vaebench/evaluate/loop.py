@@ -14,6 +14,7 @@ from vaebench import runtime
 from vaebench.estimators.sampling import ShrinkingBatches
 from vaebench.evaluate.job import EstimatorInputs, EstimatorJob, job_for
 from vaebench.records import PerImageFile
+from vaebench.signals import Interruption
 
 __all__ = ["Evaluator", "Task", "TaskResults", "TaskRunner", "run_tasks", "unfinished_tasks"]
 
@@ -83,7 +84,7 @@ def unfinished_tasks(done: np.ndarray, batch: int) -> list[Task]:
 
 
 def run_tasks(
-    file: PerImageFile, todo: Sequence[Task], runner: TaskRunner, interruption: runtime.Interruption, *, bar: str | None
+    file: PerImageFile, todo: Sequence[Task], runner: TaskRunner, interruption: Interruption, *, bar: str | None
 ) -> None:
     """Fill ``file`` with the numbers of all tasks, or of those that were finished before a signal.
 

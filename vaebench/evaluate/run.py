@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaebench import runtime
 from vaebench.config import for_evaluation, identity, read
 from vaebench.errors import Interrupted, RunFailed
 from vaebench.estimators.importance import PerImage
@@ -25,6 +24,7 @@ from vaebench.records import (
     read_results,
 )
 from vaebench.records.current import left_out, split_results
+from vaebench.signals import Interruption
 
 __all__ = ["estimate", "evaluate", "over_repeats", "print_results"]
 
@@ -47,7 +47,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRe
     made_by = provenance(experiment, run, load_best(experiment, run), precision=experiment.config.estimator.precision)
     for line in notices(experiment, run, made_by):
         print(line, flush=True)
-    interruption = runtime.Interruption()
+    interruption = Interruption()
     with interruption.watching():
         try:
             records = estimate(experiment, run, made_by, interruption)
@@ -77,7 +77,7 @@ def print_results(folder: RunFolder, records: Sequence[ResultRecord] | None = No
 
 
 def estimate(
-    experiment: Experiment, folder: RunFolder, made_by: Provenance, interruption: runtime.Interruption
+    experiment: Experiment, folder: RunFolder, made_by: Provenance, interruption: Interruption
 ) -> list[ResultRecord]:
     """Run the configured estimator on the experiment's weights; the caller saves the records.
 

@@ -17,6 +17,7 @@ from vaebench.experiment import Experiment, build, code_notice, load_best, prove
 from vaebench.records import Manifest, Provenance, Recorder, ResultRecord, RunFolder, append_result, read_manifest
 from vaebench.records.checkpoint import Checkpoints, Loaded
 from vaebench.records.metrics import Written
+from vaebench.signals import Interruption
 from vaebench.train import replicas
 from vaebench.train.batches import Batches
 from vaebench.train.compile import compiled_where_it_pays
@@ -124,7 +125,7 @@ def _train(
 
 def _follow(experiment: Experiment, folder: RunFolder, processes: Replicas) -> Path:
     """Take part in a run that another process leads; write and print nothing."""
-    interruption = runtime.Interruption()
+    interruption = Interruption()
     with interruption.watching():
         state = processes.broadcast()
         if state is not None:
@@ -154,7 +155,7 @@ def _lead(
         job_for(EstimatorInputs.of(experiment))  # fail now, not after training, if the estimator does not fit the run
     prepare()
     opened = folder.opened(to_yaml(config), identity=lambda text: identity(from_yaml(text)))
-    interruption = runtime.Interruption()
+    interruption = Interruption()
     with opened, interruption.watching():
         print(header(experiment, folder.path), flush=True)
         if processes.count > 1:
@@ -176,7 +177,7 @@ def _where_stopped(folder: RunFolder) -> str:
 
 
 @contextlib.contextmanager
-def _status(folder: RunFolder, interruption: runtime.Interruption, fresh: bool) -> Iterator[None]:
+def _status(folder: RunFolder, interruption: Interruption, fresh: bool) -> Iterator[None]:
     """Write the status of the run, whichever way the block ends."""
     folder.write_status("running")
     try:
@@ -201,14 +202,14 @@ def _resuming(folder: RunFolder) -> str:
     return shlex.join(["vaebench", "train", "--resume", str(folder.path)])
 
 
-def _exit_code(interruption: runtime.Interruption) -> int:
+def _exit_code(interruption: Interruption) -> int:
     return interruption.exit_code if interruption.signal else 130
 
 
 def _run(
     experiment: Experiment,
     folder: RunFolder,
-    interruption: runtime.Interruption,
+    interruption: Interruption,
     processes: Replicas,
     watch: Watch,
 ) -> None:
@@ -346,7 +347,7 @@ def _evaluate_at_end(
     recorder: Recorder,
     progress: Progress,
     made_by: Provenance,
-    interruption: runtime.Interruption,
+    interruption: Interruption,
 ) -> None:
     if not experiment.config.trainer.compile:
         experiment = experiment.estimating(compile=False)
@@ -371,7 +372,7 @@ def _tag(record: ResultRecord, *, alone: bool) -> str:
 def trainer_for(
     experiment: Experiment,
     callbacks: Callbacks,
-    interruption: runtime.Interruption,
+    interruption: Interruption,
     processes: Replicas = ALONE,
     recorder: Recorder | None = None,
     checkpoints: Checkpoints | None = None,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vaebench import runtime
 from vaebench.errors import GivenUp, Interrupted, RunFailed
 from vaebench.records import Recorder
 from vaebench.records.checkpoint import Checkpoints
+from vaebench.signals import Interruption
 from vaebench.train.batches import Batches
 from vaebench.train.display import Display
 from vaebench.train.schedules import Course
@@ -97,7 +97,7 @@ class Trainer:
     course: Course
     callbacks: Callbacks
     display: Display
-    interruption: runtime.Interruption
+    interruption: Interruption
     identity: str
     """Names the configuration in every checkpoint."""
     recorder: Recorder | None = None

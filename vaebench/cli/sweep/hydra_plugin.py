@@ -7,12 +7,14 @@ from types import ModuleType
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
 from vaebench.cli.sweep.launchers import has_queue
+from vaebench.config.catalog import config_dir, described
 from vaebench.config.words import MOST_VALUES, values_of
 from vaebench.errors import UserError
 
@@ -64,3 +66,7 @@ def register(plugins: Plugins) -> None:
     setattr(package, ALIAS, sys.modules[__name__])
     VaebenchSweeper.__module__ = name
     plugins.register(VaebenchSweeper)
+    # hydra would merge its plugins' schemas into our presets of the same names, with a warning in every process.
+    schemas = ConfigStore.instance().repo["hydra"]["launcher"]
+    for listed in described("hydra/launcher", [config_dir()]):
+        schemas.pop(f"{listed.choice}.yaml", None)

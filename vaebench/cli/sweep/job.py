@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vaebench.cli.argv import command_line
 from vaebench.cli.failure import lasting_output, message, report_failure
+from vaebench.cli.sweep.lines import prefixed_output
 from vaebench.cli.sweep.records import JobRecord, JobStatus, Records, job_key, results_of, skip_reason
 from vaebench.config import Config, from_hydra, run_folder
 from vaebench.config.words import as_typed
@@ -84,12 +85,17 @@ class SweepJob:
             os.chdir(self.place)
         overrides = [as_typed(word) for word in words]
         key = job_key(config)
-        number = number or f"job {self.numbers.get(key, '?')} of {len(self.numbers)}"
+        number = number or self._number(key, " of ")
         run = RunFolder(run_folder(config))
         record = skip_reason(run, config)
         if record is None:
             records.write(key, JobRecord("running", pid=os.getpid(), host=socket.gethostname()))
-            with lasting_output(), self._output(records.path(key, ".log")), self._stopped_with_sweep():
+            # Again: a sweep writes this mark, and then signals the jobs whose records say running. Not in a queue,
+            # which may start a job again after the mark.
+            if records.stopped and _worker_of_joblib():
+                records.write(key, JobRecord("not started"))
+                return "not started"
+            with lasting_output(), self._output(key, records), self._stopped_with_sweep():
                 print(f"\n== {number}: {shlex.join(overrides)}", flush=True)
                 record = self._run(run, config, overrides, records)
         else:
@@ -104,7 +110,10 @@ class SweepJob:
 
     def _orphaned(self) -> bool:
         """Whether this is a worker of joblib, and the sweep that started it has ended."""
-        return multiprocessing.current_process().name.startswith("LokyProcess") and os.getppid() != self.process[1]
+        return _worker_of_joblib() and os.getppid() != self.process[1]
+
+    def _number(self, key: str, of: str) -> str:
+        return f"job {self.numbers.get(key, '?')}{of}{len(self.numbers)}"
 
     @contextlib.contextmanager
     def _stopped_with_sweep(self) -> Iterator[None]:
@@ -125,13 +134,15 @@ class SweepJob:
             done.set()
 
     @contextlib.contextmanager
-    def _output(self, path: Path) -> Iterator[None]:
-        """Redirect stdout and stderr to a file, if ``log`` is set."""
+    def _output(self, key: str, records: Records) -> Iterator[None]:
+        """Redirect stdout and stderr to a file, if ``log`` is set; else mark the lines of jobs that share them."""
         if not self.log:
-            yield
+            shares = _worker_of_joblib() and len(self.numbers) > 1
+            with prefixed_output(f"[{self._number(key, '/')}] ") if shares else contextlib.nullcontext():
+                yield
             return
         with (
-            open(path, "a", encoding="utf-8", buffering=1, opener=regular) as log,
+            open(records.path(key, ".log"), "a", encoding="utf-8", buffering=1, opener=regular) as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):
@@ -139,10 +150,7 @@ class SweepJob:
 
     def _run(self, run: RunFolder, config: Config, overrides: list[str], records: Records) -> JobRecord:
         """Train, and write the record of the outcome, also after an error."""
-        from vaebench.records.checkpoint import Checkpoints
-
         key, started = job_key(config), time.monotonic()
-        done: JobStatus = "resumed" if Checkpoints(run.checkpoints).exists() else "finished"
 
         def record(status: JobStatus, error: str | None = None, results: Sequence[str] = ()) -> JobRecord:
             seconds = time.monotonic() - started
@@ -152,6 +160,10 @@ class SweepJob:
 
         self.at_work = self.here
         try:
+            # Here, because it imports torch: a signal in these seconds interrupts the job, too.
+            from vaebench.records.checkpoint import Checkpoints
+
+            done: JobStatus = "resumed" if Checkpoints(run.checkpoints).exists() else "finished"
             self._train(config, overrides)
             return record(done, results=results_of(run, config))
         except Busy as error:
@@ -215,6 +227,10 @@ class SweepTask:
         if records.stopped and records.read(job_key(self.config)) is None:
             return "not started"
         return self.sweep.run(self.config, self.overrides, self.number)
+
+
+def _worker_of_joblib() -> bool:
+    return multiprocessing.current_process().name.startswith("LokyProcess")
 
 
 def requeue(stop: BaseException) -> Exception | None:

@@ -21,11 +21,13 @@ from vaebench.cli.sweep.launchers import MachineShare, has_queue, open_queue, re
 from vaebench.cli.sweep.live import live_rows, progress, shown, shows_live
 from vaebench.cli.sweep.plan import PlannedJob, plan
 from vaebench.cli.sweep.records import JobRecord, Records, skip_reason
+from vaebench.cli.sweep.settings import JOBLIB
 from vaebench.cli.sweep.table import JobRow, summary, table
 from vaebench.config.schema import SweepSettings
 from vaebench.errors import RunFailed, UserError
 from vaebench.records import write_json
 from vaebench.records.folder import now
+from vaebench.signals import stopping_signals
 
 __all__ = ["sweep"]
 
@@ -168,6 +170,7 @@ class _Sweep:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._hydra_context, task_function=self.task, config=self._config
         )
+        getattr(launcher, "joblib", {}).update(JOBLIB)
         self.launcher_failure = None
         try:
             for job, returned in zip(batch, launcher.launch([job.overrides for job in batch], 0), strict=True):
@@ -191,9 +194,15 @@ class _Sweep:
         job.record = record
         if record.status == "running" and not self._alive(job):
             job.deaths += 1
-            again = job.deaths < 2 and self.signal is None
-            died = JobRecord("failed", error="its process exited without recording a status (killed or out of memory?)")
-            job.record = JobRecord("waiting") if again else died
+            if self.signal is not None:
+                job.record = JobRecord(
+                    "interrupted", error="its process was killed; run the same sweep again to resume it"
+                )
+            elif job.deaths < 2:
+                job.record = JobRecord("waiting")
+            else:
+                error = "its process exited without recording a status (killed or out of memory?)"
+                job.record = JobRecord("failed", error=error)
 
     def _alive(self, job: PlannedJob) -> bool:
         run = job.run
@@ -233,12 +242,8 @@ class _Sweep:
 
     @contextlib.contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
-        """Make SIGINT, SIGTERM and SIGHUP stop the whole sweep, not only the running job."""
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it
-            numbers.append(hangup)
-        kept = {number: signal.signal(number, self._stop) for number in numbers}
+        """Make the stopping signals stop the whole sweep, not only the running job."""
+        kept = {number: signal.signal(number, self._stop) for number in stopping_signals()}
         try:
             yield
         finally:

@@ -11,9 +11,10 @@ from vaebench.errors import Interrupted
 from vaebench.experiment import build
 from vaebench.records import Recorder, RunFolder
 from vaebench.records.checkpoint import Checkpoints
-from vaebench.runtime import Interruption, seed_everything
+from vaebench.runtime import seed_everything
 from vaebench.selftest.rows import CheckRow, differs, exact
 from vaebench.selftest.running import Bench, default_dtype
+from vaebench.signals import Interruption
 from vaebench.train.session import trainer_for
 from vaebench.train.trainer import Callbacks, Trainer
 from vaebench.train.update import ALONE
