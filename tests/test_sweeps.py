@@ -202,7 +202,7 @@ def test_a_job_that_stays_in_progress_elsewhere_is_busy(core: FakeCore, capfd: p
         other.write_status("running")
         assert run("seed=0,1") == 0
     assert statuses() == ["busy", "finished"]
-    assert f"running in another process ({os.getpid()} on " in capfd.readouterr().out
+    assert f"(process {os.getpid()} on " in capfd.readouterr().out
 
 
 def test_a_lock_without_a_status_is_busy_too(core: FakeCore):
