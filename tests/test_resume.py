@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from vaebench.config import Config, compose, run_folder
-from vaebench.errors import UserError
-from vaebench.records import RunFolder, read_metrics, read_results
+from vaebench.errors import TakenOver, UserError
+from vaebench.records import RunFolder, files, read_metrics, read_results
 from vaebench.records.checkpoint import Checkpoints
 from vaebench.records.events import read_scalars
 from vaebench.train import batches, session
@@ -133,6 +133,85 @@ def test_after_a_signal(
     assert RunFolder(run_folder(mine)).read_status().state == "interrupted"
     assert state(run_folder(mine))["progress"]["step"] == step
     assert_same_run(train(mine), whole)
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+LATE = """
+import sys
+from vaebench.cli import main
+from vaebench.records import files
+from vaebench.train.update import Update
+files.fcntl.flock = lambda descriptor, operation: None
+step, taken = Update.step, [0]
+def counting(self, *args, **kwargs):
+    taken[0] += 1
+    if taken[0] == 21:
+        print("waiting", flush=True)
+        input()
+    return step(self, *args, **kwargs)
+Update.step = counting
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def test_of_two_processes_that_both_got_the_lock_the_later_one_trains(
+    whole: Path, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On some network file systems, flock succeeds and excludes nobody."""
+    overrides = [*OVERRIDES, f"output_dir={tmp_path}", f"data_dir={default_data_dir}"]
+    command = [sys.executable, "-c", LATE, *overrides]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as earlier:
+        assert earlier.stdout is not None
+        assert "waiting\n" in iter(earlier.stdout.readline, "")
+        monkeypatch.setattr(files.fcntl, "flock", lambda descriptor, operation: None)
+        folder = train(config(tmp_path, default_data_dir))
+        before = snapshot(folder)
+        out, message = earlier.communicate("\n")
+    assert earlier.returncode == 2
+    assert message.startswith(f"vaebench: process {os.getpid()} on "), message
+    assert "so this process stopped and saved nothing further" in message
+    assert "epoch 3" not in out
+    assert snapshot(folder) == before
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.parametrize("when", ["at the last step", "after the evaluation"])
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_run_that_lost_its_folder_changes_nothing_there(
+    when: str, looks: bool, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``looks``: control without the look at status.json. The metrics of the other process are in another file."""
+    mine = compose([*OVERRIDES, "trainer.epochs=1", f"output_dir={tmp_path}", f"data_dir={default_data_dir}"])
+    folder, found, estimate = RunFolder(run_folder(mine)), dict[Path, bytes](), session.estimate
+
+    def claim() -> None:
+        status = json.loads(folder.status.read_text())
+        folder.status.write_text(json.dumps(status | {"pid": 1}))
+        for path in [folder.metrics, *folder.path.glob("events.out.*")]:
+            path.unlink()
+        found.update(snapshot(folder.path))
+
+    def claimed_then(*args: Any) -> Any:
+        records = estimate(*args)
+        claim()
+        return records
+
+    if when == "at the last step":
+        stop_at(8, monkeypatch, claim)
+    else:
+        monkeypatch.setattr(session, "estimate", claimed_then)
+    if looks:
+        with pytest.raises(TakenOver, match="process 1 on"):
+            train(mine)
+    else:
+        monkeypatch.setattr(RunFolder, "check_claim", lambda self: None)
+        train(mine)
+    assert (snapshot(folder.path) == found) is looks
 
 
 KILLED = """

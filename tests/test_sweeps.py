@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ from vaebench.errors import RunFailed
 from vaebench.isolation import isolated
 from vaebench.records import ResultRecord, RunFolder, append_result, read_results
 from vaebench.records.checkpoint import Checkpoints
+from vaebench.records.folder import State
 from vaebench.train.session import train
 
 TINY = [
@@ -206,7 +208,26 @@ def test_a_job_that_stays_in_progress_elsewhere_is_busy(core: FakeCore, capfd: p
         other.write_status("running")
         assert run("seed=0,1") == 0
     assert statuses() == ["busy", "finished"]
-    assert f"running in another process ({os.getpid()} on " in capfd.readouterr().out
+    assert f"(process {os.getpid()} on " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("state", ["running", None])
+def test_the_table_names_a_marker_and_what_to_do(
+    state: State | None, core: FakeCore, capfd: pytest.CaptureFixture[str]
+):
+    """Where flock is missing, the marker of a process that was killed on another machine stays."""
+    other = RunFolder(run_folder(compose(["seed=0"]))).create(to_yaml(compose(["seed=0"])))
+    if state is not None:
+        other.write_status(state)
+    marker = other.path / ".lock.held"
+    marker.write_text("process 12 on node1")
+    assert run("seed=0,1") == 0
+    assert statuses() == ["busy", "finished"]
+    advice = f"(process 12 on node1; if that process does not exist, delete {marker})"
+    assert advice in " ".join(capfd.readouterr().out.split())
+    marker.write_text(f"process {2**31 - 1} on {socket.gethostname()}")  # of this machine, and it has ended
+    assert run("seed=0,1") == 0
+    assert statuses() == ["finished", "skipped"]
 
 
 def test_a_lock_without_a_status_is_busy_too(core: FakeCore):

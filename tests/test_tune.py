@@ -230,6 +230,23 @@ def journal_of(folder: Path) -> Path:
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_journal_that_another_process_continued_is_not_mixed(tmp_path: Path):
+    """On some network file systems, two machines get the same lock."""
+    path = tmp_path / "search.jsonl"
+    one, other = tuning.Journal(path), tuning.Journal(path)
+    one.append_logs([{"step": 1}])
+    text = path.read_bytes()
+    with pytest.raises(UserError, match="was changed by another process"):
+        other.append_logs([{"step": 1}])
+    assert path.read_bytes() == text
+    one.append_logs([{"step": 2}])  # control
+    path.unlink()
+    with pytest.raises(UserError, match="was changed by another process"):
+        one.append_logs([{"step": 3}])
+    for journal in (one, other):
+        journal.close()
+
+
 def test_a_search_in_parts_and_interrupted_is_the_search_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """More trials than optuna's first ten random ones, so that later choices depend on all earlier results."""
     whole = searched(tmp_path / "whole", 14)

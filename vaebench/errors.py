@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["Busy", "GivenUp", "Interrupted", "RunFailed", "UserError", "did_you_mean"]
+__all__ = ["Busy", "GivenUp", "Interrupted", "RunFailed", "TakenOver", "UserError", "did_you_mean"]
 
 
 class UserError(Exception):
@@ -12,6 +12,10 @@ class UserError(Exception):
 
 class Busy(UserError):
     """Another process is working on the same run or search."""
+
+
+class TakenOver(Busy):
+    """Another process has started to train in the folder of this run; this process changes nothing further there."""
 
 
 class RunFailed(Exception):

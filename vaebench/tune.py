@@ -84,6 +84,12 @@ class Journal:
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write steps; optuna calls it. JournalError if they cannot be written, and the file is as it was."""
+        # Some network file systems lock for the processes of one machine only.
+        if not self.path.exists() or self.path.stat().st_size != self._size:
+            raise JournalError(
+                f"{self.path} was changed by another process: run a search on one machine only, and run the same "
+                "command again"
+            )
         sealed = [{**step, "checksum": checksum(step)} for step in logs]
         data = b"".join(json.dumps(step, separators=(",", ":")).encode() + b"\n" for step in sealed)
         try:

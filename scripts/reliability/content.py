@@ -22,6 +22,7 @@ _OF_A_SESSION = {
     "made",
     "pid",
     "host",
+    "instance",
     "started",
     "updated",
     "restarts",

@@ -10,7 +10,7 @@ import hashlib
 import io
 import pickle
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,8 +57,10 @@ class Loaded(NamedTuple):
 class Checkpoints:
     """The checkpoints folder of a run. ``last`` has two generations; other names (``best``) have one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, before_save: Callable[[], None] = lambda: None) -> None:
+        """Use ``folder``; ``before_save`` raises an exception if this process must not save now."""
         self.folder = folder
+        self._before_save = before_save
         self._checked = False  # whether last.pt is known to be intact: then it may replace the older generation
 
     def exists(self, name: str = "last") -> bool:
@@ -77,6 +79,7 @@ class Checkpoints:
             raise ValueError('the key "format" is reserved')
         path, *older = self._generations(name)
         data = _sealed(_plain({"format": _FORMAT, **state}, "state"))
+        self._before_save()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,26 +1,28 @@
 """Write files whole, append records to files, and lock files for one process.
 
 The filelock package does not serve here: it neither names the process and host that hold a lock nor tests a lock
-without taking it. Of the four errors of file systems without flock, it handles only ENOSYS.
+without taking it. Of the errors of file systems without flock, it handles only ENOSYS.
 """
 
 import contextlib
 import errno
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from vaebench.errors import Busy, UserError
 from vaebench.files import clean_temporaries, fcntl, regular, remove, replacing
+from vaebench.records.process import Process, this_process
 from vaebench.records.stored import Unreadable, read_whole
 from vaebench.typed import clipped
 
 __all__ = [
     "Appender",
     "exclusive",
+    "holder",
     "is_held",
     "reading",
     "release_marker",
@@ -31,7 +33,7 @@ __all__ = [
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
-_NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 _POLL_SECONDS = 0.05
 _LOCK_BYTES = 1024  # more than the text of any lock
 
@@ -107,8 +109,9 @@ def exclusive(path: Path, *, wait: float, busy: Callable[[str], str]) -> Iterato
 
     Delete the temporary files of killed writers in the lock's folder and in the folders in it.
 
-    Without flock (Windows, some network file systems) the lock is a marker file. It remains after a crash; the message
-    then names the file to delete.
+    Without flock (Windows, some network file systems) the lock is a marker file. It remains after a crash. The next
+    process takes it over if its holder was a process of this machine that has ended. Otherwise the message names the
+    file to delete. On Windows no marker is taken over.
 
     Args:
         path: the lock file; it is created if it does not exist, and stays.
@@ -122,7 +125,7 @@ def exclusive(path: Path, *, wait: float, busy: Callable[[str], str]) -> Iterato
     deadline = time.monotonic() + wait
     while (release := _try_lock(path)) is None:
         if time.monotonic() > deadline:
-            raise Busy(busy(_holder(path)))
+            raise Busy(busy(holder(path)))
         time.sleep(_POLL_SECONDS)
     try:
         clean_temporaries(path.parent)
@@ -136,7 +139,8 @@ def exclusive(path: Path, *, wait: float, busy: Callable[[str], str]) -> Iterato
 
 def is_held(path: Path) -> bool:
     """Return whether a process holds the lock ``path``."""
-    if _marker(path).exists():
+    marker = _marker(path)
+    if marker.exists() and not _is_stale(marker):
         return True
     if fcntl is None:
         return False
@@ -149,29 +153,30 @@ def is_held(path: Path) -> bool:
 
 def _try_lock(path: Path) -> Callable[[], None] | None:
     """Take the lock ``path`` and return a function that releases it; None if another process holds the lock."""
+    if fcntl is None:
+        return _try_marker(_marker(path))
     try:
-        if fcntl is None:
-            return _try_marker(path)
         descriptor = regular(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise write_failed(path, error) from error
-    if not _is_ours(descriptor):
-        os.close(descriptor)
-        raise UserError(f"{path} is not a lock that vaebench wrote: move it away.")
-    try:
-        taken = _flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno not in _NO_FLOCK:
-            raise write_failed(path, error) from error
-        return _try_marker(path)
-    if not taken:
-        os.close(descriptor)
-        return None
-    with contextlib.suppress(OSError):  # the text is only for messages; the lock works without it
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, _me().encode())
-    return lambda: os.close(descriptor)
+    with contextlib.ExitStack() as failed:
+        failed.callback(os.close, descriptor)
+        if not _is_ours(descriptor):
+            raise UserError(f"{path} is not a lock that vaebench wrote: move it away.")
+        try:
+            if not _flock(descriptor, fcntl.LOCK_EX):
+                return None
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise write_failed(path, error) from error
+            return _try_marker(_marker(path))
+        if not _without_marker(_marker(path)):
+            return None
+        with contextlib.suppress(OSError):  # the text is only for messages; the lock works without it
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, this_process().text.encode())
+        failed.pop_all()
+    return partial(os.close, descriptor)
 
 
 def _is_ours(descriptor: int) -> bool:
@@ -189,35 +194,88 @@ def _flock(descriptor: int, operation: int) -> bool:
     return True
 
 
-def _try_marker(path: Path) -> Callable[[], None] | None:
-    marker = _marker(path)
-    try:
-        descriptor = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        return None
-    with contextlib.suppress(OSError):
-        os.write(descriptor, _me().encode())
-    os.close(descriptor)
-    return lambda: remove(marker)
-
-
 def _marker(path: Path) -> Path:
     return path.with_name(path.name + ".held")
 
 
+def _try_marker(marker: Path) -> Callable[[], None] | None:
+    """Create ``marker`` and return a function that deletes it; None if another process holds it."""
+    if _create(marker) or (_is_stale(marker) and _took_over(marker)):
+        return partial(_remove_own, marker)
+    return None
+
+
+def _create(marker: Path) -> bool:
+    """Create ``marker``, which names this process; return False if it exists."""
+    try:
+        descriptor = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise write_failed(marker, error) from error
+    try:
+        _write_all(descriptor, this_process().text.encode())
+    except OSError as error:  # a marker without its text could not be taken over
+        remove(marker)
+        raise write_failed(marker, error) from error
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _took_over(marker: Path) -> bool:
+    """Replace a stale marker by one of this process; return False if another process was faster.
+
+    Two processes may find the same stale marker. Only the holder of a second marker may delete the first one, and only
+    if it is still stale. The second marker is taken over in the same way if its holder was killed.
+    """
+    release = _try_marker(marker.with_name(marker.name + ".next"))
+    if release is None:
+        return False
+    try:
+        if _is_stale(marker):
+            remove(marker)
+        return _create(marker)
+    finally:
+        release()
+
+
+def _without_marker(marker: Path) -> bool:
+    """Delete a stale marker; return False if a process holds it, for example from a mount without flock."""
+    release = _try_marker(marker) if marker.exists() else lambda: None
+    if release is not None:
+        release()
+    return release is not None
+
+
+def _is_stale(marker: Path) -> bool:
+    """Return whether the process that holds ``marker`` has certainly ended."""
+    process = _named_in(marker)
+    return process is not None and process.has_ended()
+
+
+def _named_in(file: Path) -> Process | None:
+    """Return the process that a lock or marker names; None if there is none."""
+    try:
+        return Process.parse(read_whole(file, _LOCK_BYTES).decode())
+    except (OSError, Unreadable, UnicodeDecodeError):
+        return None
+
+
+def _remove_own(marker: Path) -> None:
+    if _named_in(marker) == this_process():
+        remove(marker)
+
+
 def release_marker(path: Path) -> None:
     """Delete the marker of the lock ``path``, whose folder was renamed while this process held the lock."""
-    remove(_marker(path))
+    _remove_own(_marker(path))
 
 
-def _me() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"
-
-
-def _holder(path: Path) -> str:
-    """Return who holds ``path``, for a message."""
+def holder(path: Path) -> str:
+    """Return who holds the lock ``path``, and for a marker what to do with a stale one, for a message."""
     marker = _marker(path)
-    for file, advice in [(marker, f"; if that process does not exist, delete {marker}"), (path, "")]:
-        with contextlib.suppress(OSError, Unreadable, UnicodeDecodeError):
-            return (clipped(read_whole(file, _LOCK_BYTES).decode()) or "an unknown process") + advice
-    return "an unknown process"
+    marked = marker.exists()
+    process = _named_in(marker if marked else path)
+    advice = f"; if that process does not exist, delete {marker}" if marked else ""
+    return clipped(str(process or "an unknown process")) + advice

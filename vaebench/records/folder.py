@@ -2,16 +2,28 @@
 
 import itertools
 import os
-import socket
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from vaebench.errors import UserError, did_you_mean
-from vaebench.records.files import exclusive, is_held, reading, release_marker, write_failed, write_json, write_whole
+from vaebench.errors import Busy, TakenOver, UserError, did_you_mean
+from vaebench.files import regular
+from vaebench.records.files import (
+    exclusive,
+    holder,
+    is_held,
+    reading,
+    release_marker,
+    write_failed,
+    write_json,
+    write_whole,
+)
+from vaebench.records.process import Process, this_process
 from vaebench.records.stored import read_json
 from vaebench.typed import Rule
 
@@ -20,6 +32,9 @@ __all__ = ["RunFolder", "State", "Status", "now"]
 State = Literal["running", "finished", "failed", "interrupted"]
 
 _SHOWN = 5  # run folders named in a message
+_SIGN_SECONDS = 5.0  # between two signs of life of a process that trains
+_WATCH_SECONDS = 12.0  # two signs, and the delay of a network file system
+_LOOK_SECONDS = 0.5
 _REPLACED = ".replaced-"
 _FOLDERS = ("checkpoints", "evaluations", "pictures")
 _PREFIXES = (".lock", ".results.lock", "events.out.")
@@ -46,6 +61,12 @@ class Status:
     host: str
     started: Time
     updated: Time
+    instance: str = ""
+    """What distinguishes the process from others with its number and host; empty in files of earlier versions."""
+
+    @property
+    def process(self) -> Process:
+        return Process(self.pid, self.host, self.instance)
 
 
 class _File:
@@ -179,17 +200,81 @@ class RunFolder:
         with reading(self.config, "Restore it from a copy."):
             return self.config.read_text(encoding="utf-8")
 
-    def lock(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self) -> Iterator[None]:
         """Hold the folder's lock, so that no other process trains here, until the context or this process ends.
 
         Raises:
             Busy: another process holds it; the message names its process id and host.
         """
-        return exclusive(
-            self.lock_file,
-            wait=0.5,  # a reader that tests the lock holds it for an instant
-            busy=lambda holder: f"another run is training in {self.path} ({holder}): wait for it or stop it.",
-        )
+        # wait: a reader that tests the lock holds it for an instant
+        with exclusive(self.lock_file, wait=0.5, busy=self.busy):
+            if trainer := self._trains_elsewhere():
+                raise Busy(self.busy(str(trainer)))
+            yield
+
+    def busy(self, trainer: str | None = None) -> str:
+        """Return a message: who trains here, and what to do. ``trainer`` is None for the holder of the lock."""
+        return f"another run is training in {self.path} ({trainer or holder(self.lock_file)}): wait for it or stop it."
+
+    def _trains_elsewhere(self) -> Process | None:
+        """Return the process on another machine that trains here although this process got the lock, or None.
+
+        Some network file systems lock for the processes of one machine only: NFS with ``local_lock``, Lustre with
+        ``localflock``. So watch for a sign of life; the clocks of two machines may differ.
+        """
+        with suppress(UserError, FileNotFoundError):
+            status = self._stored_status()
+            if status.state != "running" or not status.instance or status.process.is_here():
+                return None
+            first, end = self._sign_of_life(), time.monotonic() + _WATCH_SECONDS
+            while time.monotonic() < end:
+                time.sleep(_LOOK_SECONDS)
+                if self._sign_of_life() != first:
+                    status = self._stored_status()
+                    return status.process if status.state == "running" else None
+        return None
+
+    def _sign_of_life(self) -> int:
+        """Return the time of the last change of status.json, in nanoseconds of the file system's clock."""
+        # NFS asks the server for the time when it opens a file, but not for `stat`.
+        with open(self.status, "rb", opener=regular) as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Show that this process, which status.json names, still exists: change the time of status.json.
+
+        Raises:
+            TakenOver: at the end, whichever way the block ends, as `check_claim`.
+        """
+        done = threading.Event()
+        thread = threading.Thread(target=self._give_signs, args=(done,), name="signs of life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self.check_claim()
+
+    def _give_signs(self, done: threading.Event) -> None:
+        while not done.wait(_SIGN_SECONDS):
+            with suppress(OSError, UserError):  # the file system may fail for a while
+                self.check_claim()
+                os.utime(self.status)
+
+    def check_claim(self) -> None:
+        """Raise TakenOver unless status.json names this process: another process may have got the lock too."""
+        try:
+            trainer = self._stored_status().process
+        except FileNotFoundError:
+            trainer = None
+        if trainer != this_process():
+            raise TakenOver(
+                f"{trainer or 'another process'} now trains in {self.path}, so this process stopped and saved nothing "
+                "further: start a run on one machine only, because this file system does not lock files for several."
+            )
 
     def write_status(self, state: State, error: str | None = None) -> None:
         """Write status.json; ``error`` is the message of the exception that ended the run."""
@@ -199,8 +284,8 @@ class RunFolder:
         if state != "running":
             with suppress(UserError, FileNotFoundError):  # a corrupt file is replaced
                 started = self._stored_status().started
-        status = Status(state, error, os.getpid(), socket.gethostname(), started, now())
-        write_json(self.status, asdict(status))
+        me = this_process()
+        write_json(self.status, asdict(Status(state, error, me.pid, me.host, started, now(), me.instance)))
 
     def read_status(self) -> Status:
         """Return the state of the run; "interrupted" if the file has "running" but no process holds the lock.

@@ -8,7 +8,7 @@ from functools import reduce
 from types import TracebackType
 from typing import Any
 
-from vaebench.errors import UserError
+from vaebench.errors import TakenOver, UserError
 from vaebench.records import events
 from vaebench.records.files import Appender, write_whole
 from vaebench.records.folder import RunFolder, State
@@ -26,7 +26,8 @@ class Recorder:
     Record the values of a step before you save its checkpoint, and save its :meth:`tags` and ``written`` in it: a
     session that resumes from the checkpoint keeps these values, and deletes what was recorded after the checkpoint.
     Readers see each record immediately; no method waits for the disk. As a context manager the recorder closes as
-    finished, as interrupted (KeyboardInterrupt, SystemExit) or as failed (any other exception).
+    finished, as interrupted (KeyboardInterrupt, SystemExit) or as failed (any other exception). After TakenOver it
+    closes without a record.
 
     Raises:
         UserError: from every method that writes, if the disk is full.
@@ -106,13 +107,14 @@ class Recorder:
         """Record the layout of TensorBoard's Custom Scalars: the tags of each chart of each category."""
         self._events.add(0, events.charts(layout))
 
-    def close(self, state: State) -> None:
-        """Record the final state in HParams and close the files; a second call does nothing."""
+    def close(self, state: State | None) -> None:
+        """Record the final state, if any, in HParams and close the files; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
         try:
-            self._events.add(0, events.session_end(state))
+            if state is not None:
+                self._events.add(0, events.session_end(state))
         finally:
             self._events.close()
             self._metrics.close()
@@ -125,6 +127,9 @@ class Recorder:
     ) -> None:
         if kind is None:
             self.close("finished")
+            return
+        if issubclass(kind, TakenOver):
+            self.close(None)
             return
         with contextlib.suppress(UserError):  # a full disk must not hide the first error
             self.close("failed" if issubclass(kind, Exception) else "interrupted")
@@ -177,13 +182,13 @@ def _losses(folder: RunFolder, where: str, written: Written, kept: Written, *, d
 def _trim_metrics(
     folder: RunFolder, keep: Callable[[int, str], bool], last_step: int | None
 ) -> tuple[int, str, set[str]]:
-    """Delete the values of metrics.jsonl that ``keep`` refuses.
+    """Write metrics.jsonl without the values that ``keep`` refuses.
+
+    It is always a new file: an earlier session that still exists, on another machine, appends to the old one.
 
     Returns:
         the number of lines kept, their digest, and the tags that are kept at ``last_step``.
     """
-    if not folder.metrics.exists():
-        return 0, "", set()
     lines, tags = list[bytes](), set[str]()
     for line in [] if last_step is None else stored_lines(folder):
         all_tags, step = line.values.keys() - _RESERVED, line.values["step"]

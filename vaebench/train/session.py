@@ -10,7 +10,7 @@ from typing import Any
 from vaebench import runtime
 from vaebench.config import Config, changed, from_yaml, identity, read, run_folder, to_yaml
 from vaebench.config.identity import defining
-from vaebench.errors import GivenUp, Interrupted, RunFailed
+from vaebench.errors import GivenUp, Interrupted, RunFailed, TakenOver
 from vaebench.evaluate.job import EstimatorInputs, job_for
 from vaebench.evaluate.run import estimate, print_results
 from vaebench.experiment import Experiment, build, code_notice, load_best, provenance
@@ -181,7 +181,10 @@ def _status(folder: RunFolder, interruption: Interruption, fresh: bool) -> Itera
     """Write the status of the run, whichever way the block ends."""
     folder.write_status("running")
     try:
-        yield
+        with folder.claimed():
+            yield
+    except TakenOver:
+        raise
     except (Interrupted, KeyboardInterrupt) as error:
         folder.write_status("interrupted")
         how = f"`{_resuming(folder)}`" if fresh else "the same command"
@@ -213,7 +216,7 @@ def _run(
     processes: Replicas,
     watch: Watch,
 ) -> None:
-    config, checkpoints = experiment.config, Checkpoints(folder.checkpoints)
+    config, checkpoints = experiment.config, Checkpoints(folder.checkpoints, before_save=folder.check_claim)
     found = checkpoints.load(identity=identity(config)) if checkpoints.exists() else None
     if found and found.notice:
         print(found.notice, flush=True)
@@ -232,9 +235,11 @@ def _run(
         resume_step=step,
     )
     _, manifest.facts["validation"] = described(experiment)
+    folder.check_claim()
     manifest.save()
 
     def watched(epoch: int, value: float) -> bool:
+        folder.check_claim()
         manifest.save()
         return watch(epoch, value)
 
@@ -266,6 +271,7 @@ def _run(
                 print("note: the version that saved this checkpoint would draw other random numbers", flush=True)
         with _explaining_memory(experiment, trainer):
             progress = trainer.run()
+        folder.check_claim()
         if progress.stopped:
             _tell_stopped(config, progress, manifest)
         _tell_doubts(experiment, progress, manifest)
@@ -352,6 +358,7 @@ def _evaluate_at_end(
     if not experiment.config.trainer.compile:
         experiment = experiment.estimating(compile=False)
     records = estimate(experiment, folder, made_by, interruption)
+    folder.check_claim()
     for record in records:
         append_result(folder, record)
         # Training records "validation/log_likelihood", of other weights and by another estimator.

@@ -208,7 +208,7 @@ def skip_reason(run: RunFolder, config: Config) -> JobRecord | None:
     except UserError as error:
         return JobRecord("failed", error=str(error))
     if status.state == "running":
-        return JobRecord("busy", error=f"running in another process ({status.pid} on {status.host})")
+        return JobRecord("busy", error=run.busy())
     if status.state == "failed" and not config.sweep.retry_failed:
         return JobRecord("failed", error=f"in an earlier sweep: {status.error} (retry with sweep.retry_failed=true)")
     return None
