@@ -28,6 +28,9 @@ LARGEST_ARRAYS = 1 << 33
 _SNIFFED = 512  # bytes at the head of a file that tell its format
 _GZIP = b"\x1f\x8b"
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}  # by the third byte of an IDX file
+_ARFF_DATA = re.compile(rb"^\s*@data[^\n]*\n", re.IGNORECASE | re.MULTILINE)
+_ARFF_NAME = re.compile(rb"^\s*@attribute\s+(\S+)", re.IGNORECASE | re.MULTILINE)
+_ARFF_HEAD = 1 << 20  # bytes before the data
 _IMAGE_HEADS = (b"\x89PNG", b"\xff\xd8\xff")
 _LABELS = ("label", "labels", "class", "target", "y")
 _PICKLES = (".pkl", ".pickle", ".p", ".pt", ".pth")
@@ -167,20 +170,25 @@ def _hdf5(source: Source) -> dict[str, np.ndarray]:
 
 
 def _text(source: Source) -> dict[str, np.ndarray]:
-    """Read a table of numbers, one image a row, with commas (csv) or spaces (amat) between them.
+    """Read a table of numbers, one image a row, with commas (csv, arff) or spaces (amat) between them.
 
     A header line is optional. Columns with the name of a label are left out.
     """
     import pandas as pd  # slow to import, and no other reader needs it
 
     lines = source if isinstance(source, bytes) else source.read_bytes()
+    names: list[str] = []
+    if arff := _ARFF_DATA.search(lines[:_ARFF_HEAD]):
+        names = [name.decode("utf-8", "replace").strip("\"'") for name in _ARFF_NAME.findall(lines[: arff.end()])]
+        lines = lines[arff.end() :]
     if b"\0" in lines:
         raise ValueError("it is neither text nor another known format")
     first = lines[: lines.find(b"\n") + 1 or None].decode("utf-8", errors="replace").strip()
     cells = [cell.strip().strip("\"'") for cell in (first.split(",") if "," in first else first.split())]
     header = any(cell and not _is_number(cell) for cell in cells)  # an empty cell is a missing number
     separator = "," if "," in first else r"\s+"
-    labels = [i for i, cell in enumerate(cells) if header and cell.lower() in _LABELS]
+    named = cells if header else names
+    labels = [i for i, name in enumerate(named[: len(cells)]) if name.lower() in _LABELS]
     try:
         table = pd.read_csv(
             io.BytesIO(lines),

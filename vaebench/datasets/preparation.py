@@ -25,7 +25,8 @@ class Availability:
     """Whether the files of one dataset exist.
 
     ``state``: ``prepared`` (a cache file exists), ``found`` (all published files exist, not verified) or ``missing``
-    (needs a download). ``missing``: the names of the missing published files.
+    (needs a download). ``missing``: the names of the missing published files. ``place``: a path
+    found, or None.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Availability:
     sizes: Sizes
     state: str
     missing: tuple[str, ...]
+    place: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Prepared:
     """The verified pixels of one protocol.
 
     ``cache``: the cache file, None if no folder could be written to. ``reused``: the pixels came from that file.
-    ``note``: a one-line description.
+    ``note``: a one-line description. ``place``: where own images lie.
     """
 
     protocol: Protocol
@@ -49,6 +51,7 @@ class Prepared:
     cache: Path | None
     reused: bool
     note: str
+    place: Path | None = None
 
 
 def to_stderr(line: str) -> None:
@@ -58,13 +61,20 @@ def to_stderr(line: str) -> None:
 
 def available(data_dir: Path) -> list[Availability]:
     """Return which files of each dataset exist, in the order of the catalog; open none of them."""
+    from vaebench.datasets.layouts import likely
     from vaebench.datasets.published_files import PUBLISHED_FILES
 
     data_dir, listed = data_dir.expanduser(), []
     for name, info in CATALOG.items():
-        missing = tuple(file.title for file in PUBLISHED_FILES[name] if not file.found(data_dir))
-        state = "prepared" if cache.cached_files(name, data_dir) else "missing" if missing else "found"
-        listed.append(Availability(name, info.summary, info.splits["default"], state, missing))
+        found = [file.found(data_dir)[:1] for file in PUBLISHED_FILES[name]]
+        missing = tuple(file.title for file, paths in zip(PUBLISHED_FILES[name], found, strict=True) if not paths)
+        other = likely(name, data_dir) if missing else []
+        state = "found" if other or not missing else "missing"
+        places = [path for paths in found for path in paths] + other
+        if prepared := cache.cached_files(name, data_dir):
+            state, places = "prepared", prepared
+        place = places[0] if places and state != "missing" else None
+        listed.append(Availability(name, info.summary, info.splits["default"], state, missing, place))
     return listed
 
 
@@ -95,6 +105,8 @@ def prepare(
     """
     if name == OWN:
         return _prepare_own(data_dir, binarization or "dynamic", split, seed, path, shape, pixels)
+    if (path, shape, pixels) != (None, None, None):
+        raise UserError(f"path, shape and pixels are settings of dataset=own, not of dataset={name}")
     protocol, data_dir = protocol_for(name, binarization, split, seed), data_dir.expanduser()
     if protocol.binarization == "static" and protocol.drawn and protocol.seed != 0:
         # The catalog does not hold the drawn training images of other seeds. It holds their grey levels.
@@ -137,7 +149,7 @@ def _prepare_own(
         )
     protocol = own_protocol(images, binarization, split, seed)
     arrays = binarize_splits(split_own(images, seed), protocol)
-    return Prepared(protocol, arrays, arrays.fingerprint(), None, False, _note(protocol))
+    return Prepared(protocol, arrays, arrays.fingerprint(), None, False, _note(protocol), place)
 
 
 def _cached(protocol: Protocol, data_dir: Path, say: Say) -> tuple[Path, Arrays] | None:
