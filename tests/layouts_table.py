@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -164,9 +165,29 @@ REFUSED: dict[str, Refused] = {
         r"train\.parquet is in a format that is not read",
         lambda files: {"mnist/train.parquet": b"PAR1"},
     ),
-    "tar": ("mnist.tar.gz", r"mnist\.tar\.gz is in a format that is not read", lambda files: {"mnist.tar.gz": b"x"}),
+    "tar": ("mnist.tar.gz", r"mnist\.tar\.gz is packed: unpack it", lambda files: {"mnist.tar.gz": b"x"}),
 }
 """Layouts that are refused: the file, the message, and what makes them."""
+
+
+def markdown() -> str:
+    """Return the table of docs/datasets.md; run this file to print it."""
+    lines = ["| layout below `data_dir` | files | result |", "|---|---|---|"]
+    lines += [f"| {form} | {_code(files)} | taken |" for form, (files, _) in FORMS.items()]
+    lines += [
+        f'| {form} | {_code(files)} | refused: "... {_words(message)}" |'
+        for form, (files, message, _) in REFUSED.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _code(files: str) -> str:
+    return ", ".join(f"`{name}`" for name in files.split(", "))
+
+
+def _words(message: str) -> str:
+    """Return the pattern of a message as text."""
+    return re.sub(r"\\(.)", r"\1", message)
 
 
 def make(form: str, files: Files, folder: Path) -> Path:
@@ -175,3 +196,7 @@ def make(form: str, files: Files, folder: Path) -> Path:
     for name, content in maker(files).items():
         write(folder / name, content)
     return folder
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

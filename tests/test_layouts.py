@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts_table import FORMS, REFUSED, Files, make
+from layouts_table import FORMS, REFUSED, Files, make, markdown
 
 from vaebench.datasets import layouts
 from vaebench.datasets.catalog import CATALOG, FINGERPRINTS
@@ -111,3 +111,8 @@ def test_control_a_made_form_differs_from_the_published_layout(files: Files, tmp
     for form in set(FORMS) - {"torchvision's folders"}:
         data_dir = make(form, files, tmp_path / form.replace(" ", "_"))
         assert not all(file.found(data_dir) for file in PUBLISHED_FILES["mnist"]), form
+
+
+def test_the_table_of_the_docs_holds_every_layout():
+    docs = (Path(__file__).parents[1] / "docs/datasets.md").read_text()
+    assert markdown() in docs, "python tests/layouts_table.py prints the table for docs/datasets.md"

@@ -57,7 +57,7 @@ def _local(file: PublishedFile, name: str, data_dir: Path, progress: bool) -> tu
 
 def _digests_of_others(name: str) -> set[str]:
     """Return the digests of other datasets' files: MNIST and Fashion-MNIST use the same file names."""
-    return {file.digest for other, files in PUBLISHED_FILES.items() if other != name for file in files}
+    return {file.digest for other, files in PUBLISHED_FILES.items() if other != name for file in files} - {""}
 
 
 def _downloaded(file: PublishedFile, data_dir: Path, progress: bool) -> tuple[FileArrays | None, str]:

@@ -28,7 +28,8 @@ _MOST_REMARKS = 3
 _LARGEST_CONTAINER = 1 << 30  # bytes; MNIST as csv has 130 MB
 _CONTAINERS = (".npz", ".csv", ".arff", ".zip")
 _PICKLES = (".pkl", ".pickle", ".pt")
-_UNUSED = (*_PICKLES, ".parquet", ".h5", ".hdf5", ".tfrecord", ".tar", ".tgz", ".rar", ".7z")
+_ARCHIVES = (".tar", ".tgz", ".rar", ".7z")
+_UNUSED = (*_PICKLES, *_ARCHIVES, ".parquet", ".h5", ".hdf5", ".tfrecord", ".bin")
 
 
 class Search:
@@ -73,7 +74,8 @@ class Search:
         if kind in _CONTAINERS and file.read is read_idx:
             return self._try_tables(path, file)
         if kind in _UNUSED:
-            self._remark(f"{path} is {described(b'?', path.name) or 'in a format that is not read'}")
+            what = "packed: unpack it" if kind in _ARCHIVES else "in a format that is not read"
+            self._remark(f"{path} is {described(b'?', path.name) or what}")
         return None
 
     def _try_zip(self, path: Path, file: PublishedFile) -> FileArrays | None:
@@ -121,11 +123,19 @@ def likely(name: str, data_dir: Path) -> list[Path]:
     """
     names, hint = [{_plain(published) for published in file.names} for file in PUBLISHED_FILES[name]], _hint(name)
     tables = PUBLISHED_FILES[name][0].read is read_idx
+    others = {file.names[0] for other, files in PUBLISHED_FILES.items() if other != name for file in files}
+    shared = name != "mnist" and any(file.names[0] in others for file in PUBLISHED_FILES[name])  # MNIST's names
     found: dict[int, Path] = {}
     for path in _places(name, data_dir):
+        if shared and hint not in _squeezed(path, data_dir):
+            continue
         inside = _members(path) if _suffix(path) == ".zip" else [path]
         for member in inside:
-            whole = tables and _suffix(member) in _CONTAINERS[:3] and (member is not path or hint in _plain(path.name))
+            whole = (
+                tables
+                and _suffix(member) in _CONTAINERS[:3]
+                and (member is not path or hint in _squeezed(path, path.parent))
+            )
             for number, some in enumerate(names):
                 if whole or _fits(member, some):
                     found.setdefault(number, path)
@@ -141,8 +151,13 @@ def _members(path: Path) -> list[Path]:
 
 
 def _hint(name: str) -> str:
-    """Return the word that the names of a dataset's containers have."""
-    return _plain(name.removesuffix("_original"))
+    """Return the word that the names of a dataset's containers, or their folders, have."""
+    return name.removesuffix("_original").replace("_", "")
+
+
+def _squeezed(path: Path, root: Path) -> str:
+    """Return a path from the folder ``root`` on, its name included, as letters and digits."""
+    return re.sub(r"[^a-z0-9]", "", str(path.relative_to(root.absolute().parent)).lower())
 
 
 def _fits(path: Path, names: set[str]) -> bool:
@@ -171,11 +186,10 @@ def _places(name: str, data_dir: Path) -> list[Path]:
     hint, root = _hint(name), data_dir.absolute()
     named, containers = [], []
     for path in _entries(root):
-        words = _plain(str(path.relative_to(root.parent)))
         if _plain(path.name) in names:
             named.append(path)
         elif _suffix(path) in (*_CONTAINERS, *_UNUSED) and os.path.isfile(path):
-            near = hint in words or (path.parent == root and _suffix(path) in _CONTAINERS)
+            near = hint in _squeezed(path, root) or (path.parent == root and _suffix(path) in _CONTAINERS)
             if near and os.path.getsize(path) <= _LARGEST_CONTAINER:
                 containers.append(path)
     return named + containers
