@@ -1,6 +1,7 @@
 """A user's own images: one fingerprint in every format, seeded splits, runs that pixels define, short refusals."""
 
 import gzip
+import os
 import struct
 import subprocess
 import sys
@@ -59,8 +60,9 @@ Save = Callable[[Path, dict[str, np.ndarray]], Any]
 
 
 def saved_npz(path: Path, images: dict[str, np.ndarray], names: tuple[str, ...]) -> None:
-    labels: dict[str, Any] = {f"y_{name}": np.zeros(len(array)) for name, array in images.items()}
-    np.savez(path.with_suffix(".npz"), **(labels | dict(zip(names, images.values(), strict=True))))
+    arrays: dict[str, Any] = {f"y_{name}": np.zeros(len(array)) for name, array in images.items()}
+    arrays |= dict(zip(names, images.values(), strict=True))
+    np.savez(path.with_suffix(".npz"), **arrays)
     path.with_suffix(".npz").rename(path)
 
 
@@ -348,6 +350,11 @@ def transparent(path: Path) -> None:
     Image.new("RGBA", (4, 4), (1, 2, 3, 90)).save(path / "a.png")
 
 
+def beside(path: Path) -> None:
+    pictures(path / "train", grey(3))
+    Image.new("L", (6, 5)).save(path / "a.png")
+
+
 def zip_of(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.png", b"x")
@@ -399,6 +406,9 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], Any]]] = {
         r"3 images have 1200000 bytes of pixels, expected at most 1000000",
         lambda p: pictures(p, np.zeros((3, 1, 400, 1000), np.uint8)),
     ),
+    "pipe": ("pipe is not a regular file", os.mkfifo),
+    "beside": (r"a.png lies beside folders named train, validation or test: move it away", beside),
+    "no train": ("it has a folder for test, but none named train", lambda path: pictures(path / "test", grey(3))),
     "void": ("an empty file", written(b"")),
 }
 

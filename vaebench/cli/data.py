@@ -69,7 +69,10 @@ def show(data_dir: Path) -> None:
     print(table(head, rows, wrap="summary"))
     for each in datasets:
         if each.place is not None:
-            print(f"{each.name}: {each.state} at {each.place}")
+            root = data_dir.expanduser().absolute()
+            inside = each.place.absolute().is_relative_to(root)
+            place = each.place.absolute().relative_to(root) if inside else each.place
+            print(wrapped(f"{each.name}: {each.state} at {place}"))
     print("own images: vaebench train dataset=own dataset.path=FILE_OR_FOLDER")
 
 

@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +32,8 @@ _PART_OF = (  # the first that fits: "x_valid" before "train" in "train_val"
     ("test", re.compile(r"test|t10k")),
     ("train", re.compile(r"train")),
 )
+_FOLDERS: dict[str, str] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_FOLDERS |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
 _LABELS = re.compile(r"(?<![a-z])(y|ys|ids?|attrs?)(?![a-z])|label|target|class(?!ic)")
 _CHANNELS = (1, 3)  # of images whose array does not say which axis holds the channels
 _TENTH = 10
@@ -69,7 +72,10 @@ def located(path: Any, data_dir: Path) -> Path:
     for place in (given, data_dir / given, data_dir / given.name):
         if os.path.exists(place):
             return place.absolute()
-    raise UserError(f"dataset.path={path} does not exist, nor does {data_dir / given.name}")
+    raise UserError(
+        f"dataset.path={path} does not exist, nor does {data_dir / given.name}: correct dataset.path, or give the new "
+        "folder of the images (data_dir=...)"
+    )
 
 
 def fingerprint_of(path: Path, shape: Any = None) -> str:
@@ -142,6 +148,8 @@ def _key(path: Path, shape: Any) -> tuple[Any, ...]:
     with _naming(path):
         files = list(walk(path)) if path.is_dir() else [path]
         states = [(str(file), os.stat(file)) for file in files]
+        if other := next((name for name, state in states if not stat.S_ISREG(state.st_mode)), None):
+            raise ValueError(f"{other} is not a regular file")
     digest = hashlib.sha256(repr([(name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in states]).encode())
     return (None if shape is None else tuple(shape)), digest.hexdigest()
 
@@ -226,12 +234,14 @@ def _folder(path: Path) -> dict[str, np.ndarray]:
     parts: dict[str, list[Path]] = {}
     for file in pictures:
         above = file.relative_to(path).parts[:-1]
-        parts.setdefault(part_of(above[0]) if above else "", []).append(file)
-    if "train" not in parts:  # folders of classes, or no folders
+        parts.setdefault(_FOLDERS.get(above[0].lower(), "") if above else "", []).append(file)
+    if set(parts) == {""}:  # folders of classes, or no folders
         parts = {"train": pictures}
-    elif set(parts) - set(PARTS):
-        first = next(files[0] for part, files in parts.items() if part not in PARTS)
-        raise ValueError(f"{first.relative_to(path)} lies beside the folders train, validation and test: move it away")
+    elif "" in parts:
+        first = parts[""][0].relative_to(path)
+        raise ValueError(f"{first} lies beside folders named train, validation or test: move it away")
+    elif "train" not in parts:
+        raise ValueError(f"it has a folder for {' and '.join(parts)}, but none named train")
     return {part: read_images(files, LARGEST_ARRAYS) for part, files in parts.items()}
 
 

@@ -26,7 +26,7 @@ class Availability:
 
     ``state``: ``prepared`` (a cache file exists), ``found`` (all published files exist, not verified) or ``missing``
     (needs a download). ``missing``: the names of the missing published files. ``place``: a path
-    found, or None.
+    found, or None, also for the file of a package.
     """
 
     name: str
@@ -73,7 +73,8 @@ def available(data_dir: Path) -> list[Availability]:
         places = [path for paths in found for path in paths] + other
         if prepared := cache.cached_files(name, data_dir):
             state, places = "prepared", prepared
-        place = places[0] if places and state != "missing" else None
+        package = PUBLISHED_FILES[name][0].package is not None and state != "prepared"
+        place = places[0] if places and state != "missing" and not package else None
         listed.append(Availability(name, info.summary, info.splits["default"], state, missing, place))
     return listed
 
