@@ -129,7 +129,7 @@ def build(config: Config | Sequence[str]) -> Experiment:
 
 
 def _built(config: Config, data: Dataset, device: torch.device) -> Experiment:
-    pixel_mean = data.train.double().mean(0).div(255).float()
+    pixel_mean = data.pixel_mean
     with _naming("decoder", config.decoder):
         decoding = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation)
     with _naming("prior", config.prior):
@@ -371,4 +371,5 @@ def _load_data(config: Config) -> Dataset:
         split=dataset.split,
         seed=dataset.seed,
         progress=config.trainer.progress,
+        **dataset.arguments,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vaebench.cli.flags import DATA, parse, settings
-from vaebench.config.schema import Seed, Word
+from vaebench.config.schema import Count, Seed, Word
 from vaebench.errors import UserError
 from vaebench.records.text import table, wrapped
 
@@ -26,6 +26,7 @@ examples:
   vaebench data mnist
   vaebench data mnist omniglot data_dir=~/data
   vaebench data mnist binarization=static split=iwae
+  vaebench data own path=images.npz
 """
 
 
@@ -37,6 +38,8 @@ class DataSettings:
     binarization: Word | None = None
     split: Word = "default"
     seed: Seed = 0
+    path: Word | None = None
+    shape: tuple[Count, ...] | None = None
 
 
 def run(words: list[str]) -> int:
@@ -61,14 +64,16 @@ def show(data_dir: Path) -> None:
     from vaebench.datasets.preparation import available
 
     print(f"data_dir: {data_dir}")
-    head = ("dataset", "state", "images", "summary")
-    print(
-        table(
-            head,
-            [(each.name, each.state, listed(each.sizes), each.summary) for each in available(data_dir)],
-            wrap="summary",
-        )
-    )
+    head, datasets = ("dataset", "state", "images", "summary"), available(data_dir)
+    rows = [(each.name, each.state, listed(each.sizes), each.summary) for each in datasets]
+    print(table(head, rows, wrap="summary"))
+    for each in datasets:
+        if each.place is not None:
+            root = data_dir.expanduser().absolute()
+            inside = each.place.absolute().is_relative_to(root)
+            place = each.place.absolute().relative_to(root) if inside else each.place
+            print(wrapped(f"{each.name}: {each.state} at {place}"))
+    print("own images: vaebench train dataset=own dataset.path=FILE_OR_FOLDER")
 
 
 def prepare(name: str, data_dir: Path, checked: DataSettings, flags: dict[str, str]) -> None:
@@ -83,8 +88,13 @@ def prepare(name: str, data_dir: Path, checked: DataSettings, flags: dict[str, s
         seed=checked.seed,
         download="--no-download" not in flags,
         rebuild="--rebuild" in flags,
+        path=checked.path,
+        shape=checked.shape,
     )
-    sizes, place = listed(prepared.protocol.sizes), prepared.cache or "not cached: no folder can be written to"
+    sizes, place = (
+        listed(prepared.protocol.sizes),
+        prepared.cache or prepared.place or "not cached: no folder can be written to",
+    )
     print(wrapped(f"{prepared.protocol}: {sizes} images, fingerprint {prepared.fingerprint} ({place})"))
 
 

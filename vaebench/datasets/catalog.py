@@ -1,12 +1,16 @@
 """Describe each dataset in words and numbers; imports neither data nor torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["BINARIZATIONS", "CATALOG", "FINGERPRINTS", "IMAGES", "NAMES", "DatasetInfo", "Sizes"]
+__all__ = ["BINARIZATIONS", "CATALOG", "FINGERPRINTS", "GREY", "IMAGES", "NAMES", "DatasetInfo", "Shape", "Sizes"]
 
 Sizes = tuple[int, int, int]
 """Numbers of training, validation and test images."""
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
 
 BINARIZATIONS: Mapping[str, str] = {
     "dynamic": "training images are drawn from their grey levels at every use, validation and test images once",
@@ -15,7 +19,7 @@ BINARIZATIONS: Mapping[str, str] = {
     "none": "pixels are grey levels, for which a Bernoulli likelihood is not a proper log-likelihood",
 }
 
-_GREY = ("dynamic", "static", "threshold", "none")
+GREY = ("dynamic", "static", "threshold", "none")
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,36 @@ class DatasetInfo:
 
     The first of ``binarizations`` is the default. ``seeded_split``: the protocol's seed decides which images are in
     which part; otherwise it only draws the binarization. Raise ``version`` when the same settings give new pixels.
+    ``floats``: pixels are float32 in [0, 1], not bytes.
     """
 
     name: str
     summary: str
     splits: Mapping[str, Sizes]
     how_split: Mapping[str, str]
-    binarizations: tuple[str, ...] = _GREY
+    binarizations: tuple[str, ...] = GREY
     seeded_split: bool = False
     version: int = 1
+    shape: Shape = (1, 28, 28)
+    floats: bool = False
 
     @property
     def binary(self) -> bool:
         """Whether the files hold only black and white pixels, without grey levels to draw from."""
         return "none" not in self.binarizations
+
+    @property
+    def numbers(self) -> int:
+        """The numbers of an image: channels * height * width."""
+        return math.prod(self.shape)
+
+
+_UNVERIFIED = "; not verified: no checksum of its files is published"
+
+
+def _emnist(name: str, summary: str, sizes: Sizes) -> DatasetInfo:
+    how = f"EMNIST turned upright; validation: the last {sizes[1]:,} training images{_UNVERIFIED}"
+    return DatasetInfo(name, f"{sum(sizes):,} images, 28x28: {summary}", {"default": sizes}, {"default": how})
 
 
 _DATASETS = (
@@ -82,6 +102,51 @@ _DATASETS = (
         summary="70,000 pictures of clothes, 28x28, in MNIST's format",
         splits={"default": (55_000, 5_000, 10_000)},
         how_split={"default": "Fashion-MNIST; validation: the first 5,000 training images"},
+    ),
+    DatasetInfo(
+        name="kmnist",
+        summary="70,000 Japanese characters, 28x28, in MNIST's format",
+        splits={"default": (55_000, 5_000, 10_000)},
+        how_split={"default": "Kuzushiji-MNIST; validation: the first 5,000 training images"},
+    ),
+    _emnist("emnist", "the 47 classes of EMNIST Balanced", (94_000, 18_800, 18_800)),
+    _emnist("emnist_digits", "the digits of EMNIST", (200_000, 40_000, 40_000)),
+    _emnist("emnist_letters", "the 26 letters of EMNIST", (104_000, 20_800, 20_800)),
+    DatasetInfo(
+        name="caltech101_silhouettes",
+        summary="8,671 black-and-white silhouettes of Caltech 101, 28x28",
+        splits={"default": (4_100, 2_264, 2_307)},
+        how_split={"default": f"Caltech 101 silhouettes in the split of their file{_UNVERIFIED}"},
+        binarizations=("static",),
+    ),
+    DatasetInfo(
+        name="frey_faces",
+        summary="1,965 frames of a film of a face, 28x20 grey",
+        splits={"default": (1_565, 200, 200)},
+        how_split={
+            "default": f"Frey faces, shuffled with dataset.seed: test frames have near copies in training{_UNVERIFIED}"
+        },
+        binarizations=("none",),
+        seeded_split=True,
+        shape=(1, 28, 20),
+    ),
+    DatasetInfo(
+        name="cifar10",
+        summary="60,000 colour photographs, 3x32x32",
+        splits={"default": (45_000, 5_000, 10_000)},
+        how_split={"default": "CIFAR-10; validation: the first 5,000 training images"},
+        binarizations=("none",),
+        shape=(3, 32, 32),
+    ),
+    DatasetInfo(
+        name="svhn",
+        summary="99,289 colour photographs of house numbers, 3x32x32",
+        splits={"default": (68_257, 5_000, 26_032)},
+        how_split={
+            "default": "SVHN, cropped digits without the extra ones; validation: the first 5,000 training images"
+        },
+        binarizations=("none",),
+        shape=(3, 32, 32),
     ),
 )
 

@@ -5,7 +5,7 @@ import hashlib
 import zlib
 from pathlib import Path
 
-__all__ = ["LARGEST", "CorruptFile", "git_blob_id", "read_bytes", "require_digest", "sha256"]
+__all__ = ["LARGEST", "CorruptFile", "git_blob_id", "md5", "read_bytes", "require_digest", "sha256"]
 
 
 LARGEST = 1 << 28
@@ -23,6 +23,11 @@ class CorruptFile(Exception):
 def sha256(content: bytes) -> str:
     """Return the SHA-256 of ``content`` in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def md5(content: bytes) -> str:
+    """Return the MD5 of ``content`` in hexadecimal: the only published checksum of some files."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def git_blob_id(content: bytes) -> str:

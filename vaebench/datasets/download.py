@@ -8,6 +8,7 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from vaebench.datasets.checksum import CorruptFile
+from vaebench.datasets.layouts import Search, explained
 from vaebench.datasets.published_files import PUBLISHED_FILES, FileArrays, PublishedFile
 from vaebench.errors import UserError
 from vaebench.files import first_writable, replacing, user_cache
@@ -25,33 +26,38 @@ def find_or_download(name: str, data_dir: Path, *, download: bool = True, progre
         UserError: a file is corrupt, or missing and cannot be downloaded; the message names files and folder.
     """
     contents: list[FileArrays] = []
+    search: Search | None = None
     for file in PUBLISHED_FILES[name]:
-        content, failure = _local(file, name, data_dir, progress), "downloads are disabled"
+        content, corrupt = _local(file, name, data_dir, progress)
+        if content is None and file.package is None:
+            search = search or Search(name, data_dir, progress)
+            content = search.read(file)
+        if content is None and corrupt:
+            raise UserError(f"{corrupt}: delete or replace this file of dataset={name}, then run the command again")
+        failure = "downloads are disabled"
         if content is None and download:
             content, failure = _downloaded(file, data_dir, progress)
         if content is None:
-            raise UserError(_missing(name, data_dir, failure))
+            raise UserError(_missing(name, data_dir, failure, search.remarks if search else []))
         contents.append(content)
     return contents
 
 
-def _local(file: PublishedFile, name: str, data_dir: Path, progress: bool) -> FileArrays | None:
-    """Read the first valid copy; raise for a corrupt copy only if no copy is valid."""
-    corrupt: list[CorruptFile] = []
+def _local(file: PublishedFile, name: str, data_dir: Path, progress: bool) -> tuple[FileArrays | None, str]:
+    """Read the first valid copy under a published name; return it, or None and what the first corrupt copy is."""
+    corrupt: list[str] = []
     for path in file.found(data_dir):
         try:
-            return file.read(path, file.digest, progress)
+            return file.read(path, file.digest, progress), ""
         except CorruptFile as error:
             if error.digest not in _digests_of_others(name):
-                corrupt.append(error)
-    if corrupt:
-        raise UserError(f"{corrupt[0]}: delete or replace this file of dataset={name}, then run the command again")
-    return None
+                corrupt.append(explained(error, path, name))
+    return None, corrupt[0] if corrupt else ""
 
 
 def _digests_of_others(name: str) -> set[str]:
     """Return the digests of other datasets' files: MNIST and Fashion-MNIST use the same file names."""
-    return {file.digest for other, files in PUBLISHED_FILES.items() if other != name for file in files}
+    return {file.digest for other, files in PUBLISHED_FILES.items() if other != name for file in files} - {""}
 
 
 def _downloaded(file: PublishedFile, data_dir: Path, progress: bool) -> tuple[FileArrays | None, str]:
@@ -100,7 +106,7 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _missing(name: str, data_dir: Path, failure: str) -> str:
+def _missing(name: str, data_dir: Path, failure: str, remarks: list[str]) -> str:
     """Return one message about all missing files of the dataset."""
     files = [file for file in PUBLISHED_FILES[name] if not file.found(data_dir)] or list(PUBLISHED_FILES[name])
     titles = ", ".join(file.title for file in files)
@@ -110,5 +116,5 @@ def _missing(name: str, data_dir: Path, failure: str) -> str:
     return (
         f"dataset={name} needs {titles}: not found in {data_dir.absolute()} (folders {folders}) and could not be "
         f"downloaded ({failure}); put the files there, set data_dir to their folder, or use dataset=mnist5k, "
-        "which needs no download"
+        "which needs no download" + "".join(f"; {remark}" for remark in remarks)
     )

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vaebench.datasets import cache
 from vaebench.datasets.arrays import Arrays, binarize_splits, departure, static_from_dynamic
 from vaebench.datasets.catalog import BINARIZATIONS, CATALOG, Sizes
 from vaebench.datasets.checksum import CorruptFile
-from vaebench.datasets.protocol import Protocol, protocol_for
+from vaebench.datasets.protocol import OWN, Protocol, protocol_for
 from vaebench.errors import UserError
 from vaebench.files import first_writable
 
@@ -24,7 +25,8 @@ class Availability:
     """Whether the files of one dataset exist.
 
     ``state``: ``prepared`` (a cache file exists), ``found`` (all published files exist, not verified) or ``missing``
-    (needs a download). ``missing``: the names of the missing published files.
+    (needs a download). ``missing``: the names of the missing published files. ``place``: a path
+    found, or None, also for the file of a package.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Availability:
     sizes: Sizes
     state: str
     missing: tuple[str, ...]
+    place: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Prepared:
     """The verified pixels of one protocol.
 
     ``cache``: the cache file, None if no folder could be written to. ``reused``: the pixels came from that file.
-    ``note``: a one-line description.
+    ``note``: a one-line description. ``place``: where own images lie.
     """
 
     protocol: Protocol
@@ -48,6 +51,7 @@ class Prepared:
     cache: Path | None
     reused: bool
     note: str
+    place: Path | None = None
 
 
 def to_stderr(line: str) -> None:
@@ -57,13 +61,21 @@ def to_stderr(line: str) -> None:
 
 def available(data_dir: Path) -> list[Availability]:
     """Return which files of each dataset exist, in the order of the catalog; open none of them."""
+    from vaebench.datasets.layouts import likely
     from vaebench.datasets.published_files import PUBLISHED_FILES
 
     data_dir, listed = data_dir.expanduser(), []
     for name, info in CATALOG.items():
-        missing = tuple(file.title for file in PUBLISHED_FILES[name] if not file.found(data_dir))
-        state = "prepared" if cache.cached_files(name, data_dir) else "missing" if missing else "found"
-        listed.append(Availability(name, info.summary, info.splits["default"], state, missing))
+        found = [file.found(data_dir)[:1] for file in PUBLISHED_FILES[name]]
+        missing = tuple(file.title for file, paths in zip(PUBLISHED_FILES[name], found, strict=True) if not paths)
+        other = likely(name, data_dir) if missing else []
+        state = "found" if other or not missing else "missing"
+        places = [path for paths in found for path in paths] + other
+        if prepared := cache.cached_files(name, data_dir):
+            state, places = "prepared", prepared
+        package = PUBLISHED_FILES[name][0].package is not None and state != "prepared"
+        place = places[0] if places and state != "missing" and not package else None
+        listed.append(Availability(name, info.summary, info.splits["default"], state, missing, place))
     return listed
 
 
@@ -78,15 +90,24 @@ def prepare(
     progress: bool = True,
     rebuild: bool = False,
     say: Say = to_stderr,
+    path: str | None = None,
+    shape: Any = None,
+    pixels: str | None = None,
 ) -> Prepared:
     """Find or download a dataset's files, verify, split and binarize them, and cache the result in one file.
 
     ``rebuild``: read the published files again even if a valid cache file exists. ``say`` receives one-line notices.
+    ``path``, ``shape`` and ``pixels`` are for own images: see `own.read_own`; ``pixels`` is the fingerprint that they
+    must have. Own images are not cached.
 
     Raises:
         UserError: an unknown setting; corrupt files, or missing files that cannot be downloaded; this installation
             makes other pixels than the published ones.
     """
+    if name == OWN:
+        return _prepare_own(data_dir, binarization or "dynamic", split, seed, path, shape, pixels)
+    if (path, shape, pixels) != (None, None, None):
+        raise UserError(f"path, shape and pixels are settings of dataset=own, not of dataset={name}")
     protocol, data_dir = protocol_for(name, binarization, split, seed), data_dir.expanduser()
     if protocol.binarization == "static" and protocol.drawn and protocol.seed != 0:
         # The catalog does not hold the drawn training images of other seeds. It holds their grey levels.
@@ -95,8 +116,8 @@ def prepare(
         arrays = static_from_dynamic(grey.arrays, protocol)
         return Prepared(protocol, arrays, arrays.fingerprint(), grey.cache, grey.reused, _note(protocol))
     if not rebuild and (cached := _cached(protocol, data_dir, say)) is not None:
-        path, arrays = cached
-        return Prepared(protocol, arrays, arrays.fingerprint(), path, True, _note(protocol))
+        place, arrays = cached
+        return Prepared(protocol, arrays, arrays.fingerprint(), place, True, _note(protocol))
     # Imported here: a start from the cache needs no readers and no downloads.
     from vaebench.datasets.download import find_or_download
     from vaebench.datasets.splits import SPLITTERS
@@ -111,8 +132,25 @@ def prepare(
             f"the files of dataset={name} are the published ones, but {protocol} is not ({reason}): install vaebench "
             "and numpy again"
         )
-    path = _keep(protocol, arrays, data_dir, say)
-    return Prepared(protocol, arrays, arrays.fingerprint(), path, False, _note(protocol))
+    place = _keep(protocol, arrays, data_dir, say)
+    return Prepared(protocol, arrays, arrays.fingerprint(), place, False, _note(protocol))
+
+
+def _prepare_own(
+    data_dir: Path, binarization: str, split: str, seed: int, path: str | None, shape: Any, pixels: str | None
+) -> Prepared:
+    from vaebench.datasets.own import located, own_protocol, read_own, split_own
+
+    place = located(path, data_dir)
+    images = read_own(place, shape)
+    if pixels not in (None, images.fingerprint):
+        raise UserError(
+            f"dataset.path={place} holds other pixels (fingerprint {images.fingerprint}) than the run "
+            f"({pixels}): restore them, or train another run"
+        )
+    protocol = own_protocol(images, binarization, split, seed)
+    arrays = binarize_splits(split_own(images, seed), protocol)
+    return Prepared(protocol, arrays, arrays.fingerprint(), None, False, _note(protocol), place)
 
 
 def _cached(protocol: Protocol, data_dir: Path, say: Say) -> tuple[Path, Arrays] | None:
@@ -143,5 +181,5 @@ def _keep(protocol: Protocol, arrays: Arrays, data_dir: Path, say: Say) -> Path 
 
 
 def _note(protocol: Protocol) -> str:
-    how = CATALOG[protocol.dataset].how_split[protocol.split]
+    how = protocol.info.how_split[protocol.split]
     return f"{how}; {BINARIZATIONS[protocol.binarization]}" if protocol.continuous else how

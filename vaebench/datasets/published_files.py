@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from vaebench.datasets.read_omniglot_original import read_omniglot_original
-from vaebench.datasets.readers import read_amat, read_idx, read_mnist5k, read_omniglot
+from vaebench.datasets.readers import (
+    read_amat,
+    read_caltech,
+    read_cifar,
+    read_emnist,
+    read_frey,
+    read_idx,
+    read_kmnist,
+    read_mnist5k,
+    read_omniglot,
+    read_svhn,
+)
 from vaebench.files import user_cache
 
 __all__ = ["PUBLISHED_FILES", "FileArrays", "PublishedFile"]
@@ -70,6 +81,28 @@ def _zip(part: str, digest: str) -> PublishedFile:
     return PublishedFile((name,), ("omniglot-py", "omniglot", ""), (url,), digest, read_omniglot_original)
 
 
+def _kmnist(part: str, digest: str) -> PublishedFile:
+    name = f"{part}-images-idx3-ubyte.gz"
+    url = f"http://codh.rois.ac.jp/kmnist/dataset/kmnist/{name}"
+    return PublishedFile((name,), ("KMNIST/raw", "kmnist"), (url,), digest, read_kmnist)
+
+
+def _emnist(letters: str) -> tuple[PublishedFile, ...]:
+    names = [f"emnist-{letters}-{part}-images-idx3-ubyte" for part in ("train", "test")]
+    folders = ("EMNIST/raw", "emnist", "gzip", "")
+    return tuple(PublishedFile((name, f"{name}.gz"), folders, (), "", read_emnist) for name in names)
+
+
+def _cifar(name: str, digest: str) -> PublishedFile:
+    return PublishedFile((name,), ("cifar-10-batches-py", "cifar10", "CIFAR10", ""), (), digest, read_cifar)
+
+
+def _svhn(part: str, digest: str) -> PublishedFile:
+    name = f"{part}_32x32.mat"
+    url = f"http://ufldl.stanford.edu/housenumbers/{name}"
+    return PublishedFile((name,), ("SVHN", "svhn", ""), (url,), digest, read_svhn)
+
+
 _TRAIN, _TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
 _MNIST = (
     ("MNIST/raw", "mnist", ""),
@@ -88,7 +121,9 @@ _FASHION = (
 )
 
 # Digests: SHA-256 of the unpacked IDX files and of mnist5k's table; git blob ids of the .amat and .mat files;
-# SHA-256 of the drawings for the zip files (see each reader).
+# SHA-256 of the drawings for the zip files (see each reader). The MD5s of KMNIST, CIFAR-10 and SVHN are those that
+# torchvision uses. "": no checksum is published; the file is taken by its arrays, and only the fingerprint of the
+# pixels tells two such files apart.
 PUBLISHED_FILES: dict[str, tuple[PublishedFile, ...]] = {
     "mnist5k": (
         PublishedFile(
@@ -125,5 +160,34 @@ PUBLISHED_FILES: dict[str, tuple[PublishedFile, ...]] = {
     "fashion_mnist": (
         _idx(_TRAIN, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888", *_FASHION),
         _idx(_TEST, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b", *_FASHION),
+    ),
+    "kmnist": (
+        _kmnist("train", "bdb82020997e1d708af4cf47b453dcf7"),
+        _kmnist("t10k", "5c965bf0a639b31b8f53240b1b52f4d7"),
+    ),
+    "emnist": _emnist("balanced"),
+    "emnist_digits": _emnist("digits"),
+    "emnist_letters": _emnist("letters"),
+    "caltech101_silhouettes": (
+        PublishedFile(
+            names=("caltech101_silhouettes_28_split1.mat",),
+            folders=("caltech101_silhouettes", "Caltech101Silhouettes", "caltech", ""),
+            urls=(),
+            digest="",
+            read=read_caltech,
+        ),
+    ),
+    "frey_faces": (PublishedFile(("frey_rawface.mat",), ("frey_faces", "freyfaces", ""), (), "", read_frey),),
+    "cifar10": (
+        _cifar("data_batch_1", "c99cafc152244af753f735de768cd75f"),
+        _cifar("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
+        _cifar("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
+        _cifar("data_batch_4", "634d18415352ddfa80567beed471001a"),
+        _cifar("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
+        _cifar("test_batch", "40351d587109b95175f43aff81a1287e"),
+    ),
+    "svhn": (
+        _svhn("train", "e26dedcc434d2e4c54c9b2d4a06d8373"),
+        _svhn("test", "eb5a983be6a315427106f1b164d9cef3"),
     ),
 }

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vaebench.datasets.checksum import CorruptFile, require_digest
+from vaebench.datasets.image_folder import walk
 from vaebench.files import member_of
 
 __all__ = ["ink_records", "read_omniglot_original", "reduce_ink"]
@@ -39,10 +40,12 @@ _MOST_DRAWINGS, _LARGEST_DRAWING = 1 << 15, 1 << 16  # above those of the publis
 
 
 def read_omniglot_original(path: Path, expected: str, progress: bool = False) -> dict[str, np.ndarray]:
-    """Return ``images`` (N, 784) uint8 and ``characters`` (N,), the number of each drawing's character.
+    """Read a zip file of drawings, or the folder that it unpacks to.
+
+    Return ``images`` (N, 784) uint8 and ``characters`` (N,), the number of each drawing's character.
 
     Drawings are sorted by name, and characters are numbered in that order. ``expected`` is the SHA-256 of the names
-    and pixels (``ink_records``), so that any zip file with the same drawings is accepted.
+    and pixels (``ink_records``), so that any zip file or folder with the same drawings is accepted.
 
     Raises:
         CorruptFile: the file is not a zip of PNG files of 105x105 pixels, or its digest differs.
@@ -83,7 +86,7 @@ def _overlaps() -> np.ndarray:
 
 
 def _chunks_of_ink(path: Path, progress: bool) -> Iterator[tuple[list[str], np.ndarray]]:
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(path) if path.is_file() else _Unpacked(path) as archive:
         names = sorted({name for name in archive.namelist() if name.endswith(".png")})
         if not 0 < len(names) <= _MOST_DRAWINGS:
             raise ValueError(f"it holds {len(names)} PNG files")
@@ -95,7 +98,26 @@ def _chunks_of_ink(path: Path, progress: bool) -> Iterator[tuple[list[str], np.n
                 bar.update(len(chunk))
 
 
-def _png(archive: zipfile.ZipFile, name: str) -> bytes:
+class _Unpacked:
+    """The folder of an unpacked zip file: names as in the zip file, which begin with the folder's name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.parent, self._folder = folder.parent, folder
+
+    def __enter__(self) -> "_Unpacked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def namelist(self) -> list[str]:
+        return [path.relative_to(self.parent).as_posix() for path in walk(self._folder, _MOST_DRAWINGS)]
+
+
+def _png(archive: zipfile.ZipFile | _Unpacked, name: str) -> bytes:
+    if isinstance(archive, _Unpacked):
+        with (archive.parent / name).open("rb") as file:
+            return file.read(_LARGEST_DRAWING)
     member = archive.getinfo(name)
     if member.file_size > _LARGEST_DRAWING:
         raise ValueError(f"{name} has {member.file_size} bytes, expected at most {_LARGEST_DRAWING}")

@@ -55,6 +55,31 @@ def _by_position(files: list[FileArrays], protocol: Protocol) -> Splits:
     return pool[n_validation:], pool[:n_validation], test
 
 
+def _last(files: list[FileArrays], protocol: Protocol) -> Splits:
+    """Validate on the last training images."""
+    pool, n_train = files[0]["images"], protocol.sizes[0]
+    return pool[:n_train], pool[n_train:], files[1]["images"]
+
+
+def _batches(files: list[FileArrays], protocol: Protocol) -> Splits:
+    """Validate on the first images of CIFAR-10's five training batches."""
+    pool = {"images": np.concatenate([arrays["images"] for arrays in files[:-1]])}
+    return _by_position([pool, files[-1]], protocol)
+
+
+def _named(files: list[FileArrays], protocol: Protocol) -> Splits:
+    """Use the three arrays of one file."""
+    del protocol
+    return files[0]["train"], files[0]["validation"], files[0]["test"]
+
+
+def _shuffled(files: list[FileArrays], protocol: Protocol) -> Splits:
+    """Shuffle the images of one file with the seed; validate and test on the last."""
+    images = files[0]["images"][stream(protocol.seed, "split").permutation(len(files[0]["images"]))]
+    n_train, n_validation, _ = protocol.sizes
+    return images[:n_train], images[n_train : n_train + n_validation], images[n_train + n_validation :]
+
+
 def _by_file(files: list[FileArrays], protocol: Protocol) -> Splits:
     """Use Larochelle's three files as the three splits."""
     del protocol
@@ -87,4 +112,12 @@ SPLITTERS: dict[str, Callable[[list[FileArrays], Protocol], Splits]] = {
     "omniglot": _omniglot,
     "omniglot_original": _omniglot_original,
     "fashion_mnist": _by_position,
+    "kmnist": _by_position,
+    "emnist": _last,
+    "emnist_digits": _last,
+    "emnist_letters": _last,
+    "caltech101_silhouettes": _named,
+    "frey_faces": _shuffled,
+    "cifar10": _batches,
+    "svhn": _by_position,
 }
