@@ -1,8 +1,8 @@
-"""How a number relates to the quantity that it estimates. Imports no torch."""
+"""How a number relates to the quantity that it estimates, and what p(x) is. Imports no torch."""
 
 from enum import StrEnum
 
-__all__ = ["Direction", "checked_direction"]
+__all__ = ["Direction", "Measure", "checked_direction"]
 
 
 class Direction(StrEnum):
@@ -24,6 +24,19 @@ class Direction(StrEnum):
     def of_log_likelihood(self) -> "Direction":
         """The direction of an importance-weighted estimate of log p(x) made with this log_q."""
         return Direction.ESTIMATE if self is Direction.ESTIMATE else Direction.LOWER_BOUND
+
+
+class Measure(StrEnum):
+    """What p(x) is: numbers of different measures are never comparable. The values are those in results.json."""
+
+    PROBABILITY = "probability"
+    """The probability of an image of binary pixels."""
+    EIGHT_BIT = "8-bit probability"
+    """The probability of an image of 8-bit pixels; also reported in bits per dimension (pixel and channel)."""
+    DENSITY = "density"
+    """The density of pixels in [0, 1], which may exceed 1."""
+    CROSS_ENTROPY = "cross-entropy"
+    """Bernoulli's formula at grey levels: neither a probability nor a density."""
 
 
 def checked_direction(name: str) -> Direction:

@@ -29,7 +29,13 @@ def check_combinations(config: Config, objective_inner_k: int | None) -> None:
     Raises:
         UserError: a combination is invalid.
     """
-    protocol_for(config.dataset.name, config.dataset.binarization, config.dataset.split, config.dataset.seed)
+    protocol = protocol_for(config.dataset.name, config.dataset.binarization, config.dataset.split, config.dataset.seed)
+    if config.likelihood.name != "bernoulli" and not protocol.continuous:
+        raise UserError(
+            f"likelihood={config.likelihood.name} needs 8-bit pixels, but dataset={config.dataset.name} with "
+            f"dataset.binarization={protocol.binarization} has binary pixels: "
+            "set dataset.binarization=none, or use likelihood=bernoulli"
+        )
     name, trainer = config.objective.name, config.trainer
     inner_ks = {config.encoder.inner_k, *(trainer.inner_k_schedule or {}).values()}
     if objective_inner_k == 0 and inner_ks != {0}:

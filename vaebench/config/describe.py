@@ -15,10 +15,18 @@ def network(trunk: str, hidden: tuple[int, ...], activation: str) -> str:
 
 
 def decoder(config: Config) -> str:
-    """Return the generative model: its network, number of latent coordinates and prior."""
+    """Return the generative model: its network, likelihood, number of latent coordinates and prior."""
     part = config.decoder
     words = network(part.name, part.hidden, part.activation)
+    if config.likelihood.name != "bernoulli":
+        words += f", likelihood {likelihood(config)}"
     return f"{words}, latent_dim={config.latent_dim}, prior {config.prior.name}"
+
+
+def likelihood(config: Config) -> str:
+    """Return the family of p(x|z) with its settings, for example ``logistic_mixture (components=5)``."""
+    settings = ", ".join(f"{key}={str(value).lower()}" for key, value in config.likelihood.arguments.items())
+    return config.likelihood.name + (f" ({settings})" if settings else "")
 
 
 def objective(config: Config) -> str:
