@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,7 +18,14 @@ FILES = sorted(path.relative_to(config_dir()).as_posix() for path in config_dir(
 HYDRA_S = [name for name in FILES if name.startswith("hydra/")]
 CHOICES = [name for name in FILES if "/" in name and name not in HYDRA_S]
 # What has to be said for a choice to make sense; all other choices stand alone.
-COMPANIONS = {"estimator/diwhvi.yaml": ["encoder=iwhvi"]}
+COMPANIONS = {"estimator/diwhvi.yaml": ["encoder=iwhvi"], "dataset/own.yaml": ["dataset.path=images.npz"]}
+
+
+@pytest.fixture
+def images_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with images.npz, which the first line of own.yaml names."""
+    np.savez(tmp_path / "images.npz", np.zeros((20, 4, 4)))
+    monkeypatch.chdir(tmp_path)
 
 
 def first_lines(name: str) -> list[str]:
@@ -39,13 +47,13 @@ def test_all_files_are_found():
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_choice_composes(name: str):
+def test_choice_composes(name: str, images_npz: None):
     config = compose([word_for(name), *COMPANIONS.get(name, [])])
     assert from_yaml(to_yaml(config)) == config
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in HYDRA_S])
-def test_first_line_is_the_command_that_uses_the_file(name: str):
+def test_first_line_is_the_command_that_uses_the_file(name: str, images_npz: None):
     command = first_lines(name)[0]
     match = re.fullmatch(r"# vaebench (train|evaluate RUN)( .*)?", command)
     assert match, command

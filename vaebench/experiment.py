@@ -133,8 +133,7 @@ def build(config: Config | Sequence[str]) -> Experiment:
 
 
 def _built(config: Config, data: Dataset, device: torch.device) -> Experiment:
-    pixel_mean = data.train.double().mean(0).div(255).float()
-    likelihood = _likelihood(config, data)
+    likelihood, pixel_mean = _likelihood(config, data), data.pixel_mean
     with _naming("decoder", config.decoder):
         decoding = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation, data.image_shape)
     with _naming("prior", config.prior):
@@ -154,8 +153,9 @@ def _built(config: Config, data: Dataset, device: torch.device) -> Experiment:
         prior.attach_encoder(encoder)
     _check_inner_samples(config, encoder)
     objective = _objective(config, encoder)
-    measure = Measure.CROSS_ENTROPY if _is_cross_entropy(likelihood, data) else likelihood.measure
-    experiment = Experiment(config, data, model.to(device), encoder.to(device), objective, device, measure)
+    experiment = Experiment(
+        config, data, model.to(device), encoder.to(device), objective, device, _measure(likelihood, data)
+    )
     _try_once(experiment)
     return experiment
 
@@ -301,19 +301,29 @@ def _naming(group: str, choice: Any) -> Iterator[None]:
 
 
 def _likelihood(config: Config, data: Dataset) -> Likelihood:
-    """Return the family of p(x|z), unless Bernoulli's formula would get the grey levels of colours."""
+    """Return the family of p(x|z). UserError if it is for other pixels than those of the data."""
+    name = config.likelihood.name
     with _naming("likelihood", config.likelihood):
-        likelihood = registered("likelihood", LIKELIHOODS, config.likelihood.name)(**config.likelihood.arguments)
-    if _is_cross_entropy(likelihood, data) and data.image_shape[0] > 1:
+        likelihood = registered("likelihood", LIKELIHOODS, name)(**config.likelihood.arguments)
+    measure, kind = likelihood.measure, data.pixel_kind
+    if measure is Measure.EIGHT_BIT and kind == "continuous":
         raise UserError(
-            f"likelihood={config.likelihood.name} is for binary pixels, and {data.protocol} has 8-bit colours: use "
-            "likelihood=logistic_mixture, or another one of `vaebench list likelihood`"
+            f"likelihood={name} is for 8-bit pixels, and {data.protocol} has other numbers than bytes / 255: use "
+            "likelihood=continuous_bernoulli, or likelihood=gaussian likelihood.discretized=false"
+        )
+    if measure is Measure.PROBABILITY and kind != "binary" and data.image_shape[0] > 1:
+        raise UserError(
+            f"likelihood={name} is for binary pixels, and {data.protocol} has the grey levels of "
+            f"{data.image_shape[0]} channels: use another one of `vaebench list likelihood`"
         )
     return likelihood
 
 
-def _is_cross_entropy(likelihood: Likelihood, data: Dataset) -> bool:
-    return likelihood.measure is Measure.PROBABILITY and data.continuous
+def _measure(likelihood: Likelihood, data: Dataset) -> Measure:
+    """Return what p(x) is for these data: grey levels in the formula of binary pixels give a cross-entropy."""
+    if likelihood.measure is Measure.PROBABILITY and data.continuous:
+        return Measure.CROSS_ENTROPY
+    return likelihood.measure
 
 
 _REQUIRED_TAU = {"hvm": None, "iwhvi": "learned", "sivi": "prior"}
@@ -394,4 +404,5 @@ def _load_data(config: Config) -> Dataset:
         split=dataset.split,
         seed=dataset.seed,
         progress=config.trainer.progress,
+        **dataset.arguments,
     )

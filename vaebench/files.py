@@ -32,6 +32,7 @@ __all__ = [
     "fcntl",
     "first_writable",
     "member_of",
+    "npy_array",
     "read_npz",
     "regular",
     "remove",
@@ -125,7 +126,7 @@ def read_npz(file: Path | IO[bytes], largest: int) -> "dict[str, np.ndarray]":
             size = sum(member.file_size for member in members)
             if size > largest:
                 raise ValueError(f"its arrays have {size} bytes, expected at most {largest}")
-            return {member.filename.removesuffix(".npy"): _array(member_of(archive, member)) for member in members}
+            return {member.filename.removesuffix(".npy"): npy_array(member_of(archive, member)) for member in members}
     # RuntimeError: a password, or an unknown compression.
     except (EOFError, RuntimeError, TypeError, OverflowError, zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise ValueError(str(error)) from error
@@ -137,8 +138,8 @@ def member_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
         return file.read(member.file_size)
 
 
-def _array(content: bytes) -> "np.ndarray":
-    """Return the array in the content of an .npy file."""
+def npy_array(content: bytes) -> "np.ndarray":
+    """Return the array in the content of an .npy file. ValueError if it is damaged or holds Python objects."""
     import numpy as np
 
     stream = io.BytesIO(content)

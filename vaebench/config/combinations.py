@@ -5,7 +5,7 @@ These checks read yaml files and need no torch. Checks that need an encoder or a
 
 from vaebench.config.catalog import config_dir, described, own_keys
 from vaebench.config.schema import Config
-from vaebench.datasets.protocol import protocol_for
+from vaebench.datasets.protocol import check_words
 from vaebench.errors import UserError
 
 __all__ = ["check_combinations", "hierarchical_encoder_needed"]
@@ -29,12 +29,12 @@ def check_combinations(config: Config, objective_inner_k: int | None) -> None:
     Raises:
         UserError: a combination is invalid.
     """
-    protocol = protocol_for(config.dataset.name, config.dataset.binarization, config.dataset.split, config.dataset.seed)
-    if config.likelihood.name != "bernoulli" and not protocol.continuous:
+    check_words(config.dataset.name, config.dataset.binarization, config.dataset.split, config.dataset.seed)
+    if config.likelihood.name != "bernoulli" and config.dataset.binarization != "none":
         raise UserError(
-            f"likelihood={config.likelihood.name} needs 8-bit pixels, but dataset={config.dataset.name} with "
-            f"dataset.binarization={protocol.binarization} has binary pixels: "
-            "set dataset.binarization=none, or use likelihood=bernoulli"
+            f"likelihood={config.likelihood.name} needs grey levels, but dataset.binarization="
+            f"{config.dataset.binarization} makes pixels binary: set dataset.binarization=none, or use "
+            "likelihood=bernoulli"
         )
     name, trainer = config.objective.name, config.trainer
     inner_ks = {config.encoder.inner_k, *(trainer.inner_k_schedule or {}).values()}

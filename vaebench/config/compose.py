@@ -14,8 +14,10 @@ from vaebench.config.catalog import config_dir, described, own_keys, yaml_file
 from vaebench.config.check import build, convert, same_type, unknown_key
 from vaebench.config.combinations import check_combinations, hierarchical_encoder_needed
 from vaebench.config.explain import explained
+from vaebench.config.run import changed
 from vaebench.config.schema import Choice, Compile, Config, EstimatorSettings, Precision, Processes
 from vaebench.config.words import for_hydra, key_of
+from vaebench.datasets.protocol import OWN
 from vaebench.errors import UserError, did_you_mean
 from vaebench.typed import clipped
 
@@ -64,7 +66,22 @@ def from_hydra(cfg: DictConfig, hydra: DictConfig | None = None) -> Config:
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if isinstance(values.get(key), str)}
     config = build(Config, values)
     check_combinations(config, objective_inner_k)
-    return config
+    return _with_own_images(config) if config.dataset.name == OWN else config
+
+
+def _with_own_images(config: Config) -> Config:
+    """Return the config with the absolute path of the own images and the fingerprint of their pixels.
+
+    The fingerprint, not the path, is part of the run's identity.
+    """
+    from vaebench.datasets.own import fingerprint_of, located  # needs numpy
+
+    dataset = config.dataset
+    path = located(dataset.path, Path(config.data_dir))
+    found = fingerprint_of(path, dataset.shape)
+    if dataset.pixels not in (None, found):
+        raise UserError(f"dataset.pixels={dataset.pixels}, but dataset.path={path} has the fingerprint {found}")
+    return changed(config, {"dataset.path": str(path), "dataset.pixels": found})
 
 
 def for_evaluation(config: Config, overrides: Sequence[str]) -> Config:

@@ -11,6 +11,7 @@ __all__ = ["defining", "identity", "run_folder"]
 
 # These settings change the place, the output or the speed of a run, and not the model that it trains.
 NOT_DEFINING = ("device", "data_dir", "output_dir", "name", "estimator", "sweep")
+NOT_DEFINING_IN_DATASET = ("path", "shape")  # of own images: the fingerprint of their pixels says more
 NOT_DEFINING_IN_TRAINER = (
     "threads",
     "progress",
@@ -39,6 +40,7 @@ def defining(config: Config) -> dict[str, Any]:
         if key not in NOT_DEFINING and GROUPS_ADDED_LATER.get(key) != value
     }
     values["trainer"] = {k: v for k, v in values["trainer"].items() if k not in NOT_DEFINING_IN_TRAINER}
+    values["dataset"] = {k: v for k, v in values["dataset"].items() if k not in NOT_DEFINING_IN_DATASET}
     return without_nulls(values)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_VALUES", "as_typed", "for_hydra", "is_text", "key_of", "key_value", "override", "values_of"]
 
-TEXTS = ("data_dir", "output_dir", "name")
+TEXTS = ("data_dir", "output_dir", "name", "dataset.path")
 """Settings whose value is a path or a name: hydra's syntax does not apply to it."""
 
 MOST_VALUES = 10_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from vaebench.datasets.catalog import CATALOG, FINGERPRINTS, IMAGES
+from vaebench.datasets.catalog import FINGERPRINTS, IMAGES
 from vaebench.datasets.protocol import Protocol
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Training, validation and test images, uint8 (N, 784)."""
+"""Training, validation and test images: uint8 (N, C * H * W), or float32 in [0, 1]."""
 
 STREAMS = ("train", "validation", "test", "split")
 """The purposes of a protocol's seed; each has its own stream, so that no draw depends on another."""
@@ -37,7 +37,10 @@ def stream(seed: int, purpose: str) -> np.random.RandomState:
 
 @dataclass(frozen=True)
 class Arrays:
-    """The pixels of a protocol, uint8 (N, 784); ``grey_*``: the grey levels that a binarized split was drawn from."""
+    """The pixels of a protocol, (N, C * H * W): bytes, or float32 in [0, 1] where a dataset has such levels.
+
+    ``grey_*``: the grey levels that a binarized split was drawn from.
+    """
 
     train: np.ndarray
     validation: np.ndarray
@@ -60,11 +63,14 @@ class Arrays:
 
 
 def draw_pixels(intensities: np.ndarray, seed: int, split: str) -> np.ndarray:
-    """Draw each pixel once: 255 with probability byte / 255, else 0.
+    """Draw each pixel once: 255 with probability byte / 255 (or the level itself if it is a float), else 0.
 
     An integer uniform on 0..254 is below the byte with exactly that probability: byte 0 never gives 255, and byte 255
     always does. The stream depends only on the seed and the split's name.
     """
+    if intensities.dtype != np.uint8:
+        uniform = stream(seed, split).random_sample(intensities.shape)  # in [0, 1)
+        return (uniform < intensities).astype(np.uint8) * np.uint8(255)
     threshold = stream(seed, split).randint(0, 255, size=intensities.shape, dtype=np.uint8)
     return (threshold < intensities).astype(np.uint8) * np.uint8(255)
 
@@ -73,7 +79,8 @@ def binarize_splits(splits: Splits, protocol: Protocol) -> Arrays:
     """Return the pixels of a protocol from the grey levels of its splits."""
     train, validation, test = splits
     if protocol.binarization == "threshold":
-        return Arrays(*(np.where(split > 127, np.uint8(255), np.uint8(0)) for split in splits))
+        middle = 0.5 if protocol.info.floats else 127
+        return Arrays(*(np.where(split > middle, np.uint8(255), np.uint8(0)) for split in splits))
     if not protocol.drawn:
         return Arrays(train, validation, test)
     return Arrays(
@@ -113,7 +120,7 @@ def departure(arrays: Arrays, protocol: Protocol) -> str:
     if protocol.binarization == "static":
         return ""  # the grey levels of the training images are not in the file
     levels = "none" if protocol.drawn else protocol.binarization
-    if CATALOG[protocol.dataset].seeded_split:
+    if protocol.info.seeded_split:
         pinned = IMAGES.get((protocol.dataset, levels))
         same = pinned is None or hash_of_images((train, validation, test)) == pinned
     else:

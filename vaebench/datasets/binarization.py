@@ -9,9 +9,14 @@ __all__ = ["binarize"]
 def binarize(intensities: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw pixels with P(1) = byte / 255: uint8 of any shape -> float32 of zeros and ones, same shape and device.
 
+    A float in [0, 1] is the probability itself.
+
     Byte 0 always gives 0 and byte 255 always gives 1, so that binary images stay unchanged. The draws depend only on
     the state of ``generator``, or of torch's global generator if it is None.
     """
+    if intensities.is_floating_point():
+        uniform = torch.empty_like(intensities).uniform_(generator=generator)  # in [0, 1)
+        return (uniform < intensities).float()
     if intensities.device.type == "cpu" and intensities.numel() % 8 == 0:
         return _by_digits(intensities, generator).float()
     return _by_threshold(intensities, generator).float()

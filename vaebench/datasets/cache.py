@@ -15,7 +15,6 @@ __all__ = ["cache_paths", "cached_files", "read", "write"]
 
 _FOLDER = "vaebench"
 _LEVEL = 3  # of zip compression
-_PIXELS = 784
 _HEADERS = 1 << 16  # bytes, more than the headers of a file's members need
 
 
@@ -59,10 +58,10 @@ def read(path: Path, protocol: Protocol) -> Arrays:
     if protocol.drawn:
         sizes |= {"grey_validation": validation, "grey_test": test}
     try:
-        stored = read_npz(path, sum(sizes.values()) * _PIXELS + _HEADERS)
+        stored = read_npz(path, sum(sizes.values()) * protocol.info.numbers + _HEADERS)
         header = json.loads(stored.pop("header").item())
         found = {name: (array.shape, array.dtype) for name, array in stored.items()}
-        if found != {name: ((size, _PIXELS), np.uint8) for name, size in sizes.items()}:
+        if found != {name: ((size, protocol.info.numbers), np.uint8) for name, size in sizes.items()}:
             raise ValueError("its arrays have other shapes or types")
         arrays = Arrays(**stored)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -1,12 +1,16 @@
 """Describe each dataset in words and numbers; imports neither data nor torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["BINARIZATIONS", "CATALOG", "FINGERPRINTS", "IMAGES", "NAMES", "DatasetInfo", "Sizes"]
+__all__ = ["BINARIZATIONS", "CATALOG", "FINGERPRINTS", "GREY", "IMAGES", "NAMES", "DatasetInfo", "Shape", "Sizes"]
 
 Sizes = tuple[int, int, int]
 """Numbers of training, validation and test images."""
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
 
 BINARIZATIONS: Mapping[str, str] = {
     "dynamic": "training images are drawn from their grey levels at every use, validation and test images once",
@@ -15,7 +19,7 @@ BINARIZATIONS: Mapping[str, str] = {
     "none": "pixels are grey levels, for which a Bernoulli likelihood is not a proper log-likelihood",
 }
 
-_GREY = ("dynamic", "static", "threshold", "none")
+GREY = ("dynamic", "static", "threshold", "none")
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,28 @@ class DatasetInfo:
 
     The first of ``binarizations`` is the default. ``seeded_split``: the protocol's seed decides which images are in
     which part; otherwise it only draws the binarization. Raise ``version`` when the same settings give new pixels.
+    ``floats``: pixels are float32 in [0, 1], not bytes.
     """
 
     name: str
     summary: str
     splits: Mapping[str, Sizes]
     how_split: Mapping[str, str]
-    binarizations: tuple[str, ...] = _GREY
+    binarizations: tuple[str, ...] = GREY
     seeded_split: bool = False
     version: int = 1
+    shape: Shape = (1, 28, 28)
+    floats: bool = False
 
     @property
     def binary(self) -> bool:
         """Whether the files hold only black and white pixels, without grey levels to draw from."""
         return "none" not in self.binarizations
+
+    @property
+    def numbers(self) -> int:
+        """The numbers of an image: channels * height * width."""
+        return math.prod(self.shape)
 
 
 _DATASETS = (

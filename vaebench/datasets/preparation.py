@@ -5,12 +5,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vaebench.datasets import cache
 from vaebench.datasets.arrays import Arrays, binarize_splits, departure, static_from_dynamic
 from vaebench.datasets.catalog import BINARIZATIONS, CATALOG, Sizes
 from vaebench.datasets.checksum import CorruptFile
-from vaebench.datasets.protocol import Protocol, protocol_for
+from vaebench.datasets.protocol import OWN, Protocol, protocol_for
 from vaebench.errors import UserError
 from vaebench.files import first_writable
 
@@ -78,15 +79,22 @@ def prepare(
     progress: bool = True,
     rebuild: bool = False,
     say: Say = to_stderr,
+    path: str | None = None,
+    shape: Any = None,
+    pixels: str | None = None,
 ) -> Prepared:
     """Find or download a dataset's files, verify, split and binarize them, and cache the result in one file.
 
     ``rebuild``: read the published files again even if a valid cache file exists. ``say`` receives one-line notices.
+    ``path``, ``shape`` and ``pixels`` are for own images: see `own.read_own`; ``pixels`` is the fingerprint that they
+    must have. Own images are not cached.
 
     Raises:
         UserError: an unknown setting; corrupt files, or missing files that cannot be downloaded; this installation
             makes other pixels than the published ones.
     """
+    if name == OWN:
+        return _prepare_own(data_dir, binarization or "dynamic", split, seed, path, shape, pixels)
     protocol, data_dir = protocol_for(name, binarization, split, seed), data_dir.expanduser()
     if protocol.binarization == "static" and protocol.drawn and protocol.seed != 0:
         # The catalog does not hold the drawn training images of other seeds. It holds their grey levels.
@@ -95,8 +103,8 @@ def prepare(
         arrays = static_from_dynamic(grey.arrays, protocol)
         return Prepared(protocol, arrays, arrays.fingerprint(), grey.cache, grey.reused, _note(protocol))
     if not rebuild and (cached := _cached(protocol, data_dir, say)) is not None:
-        path, arrays = cached
-        return Prepared(protocol, arrays, arrays.fingerprint(), path, True, _note(protocol))
+        place, arrays = cached
+        return Prepared(protocol, arrays, arrays.fingerprint(), place, True, _note(protocol))
     # Imported here: a start from the cache needs no readers and no downloads.
     from vaebench.datasets.download import find_or_download
     from vaebench.datasets.splits import SPLITTERS
@@ -111,8 +119,25 @@ def prepare(
             f"the files of dataset={name} are the published ones, but {protocol} is not ({reason}): install vaebench "
             "and numpy again"
         )
-    path = _keep(protocol, arrays, data_dir, say)
-    return Prepared(protocol, arrays, arrays.fingerprint(), path, False, _note(protocol))
+    place = _keep(protocol, arrays, data_dir, say)
+    return Prepared(protocol, arrays, arrays.fingerprint(), place, False, _note(protocol))
+
+
+def _prepare_own(
+    data_dir: Path, binarization: str, split: str, seed: int, path: str | None, shape: Any, pixels: str | None
+) -> Prepared:
+    from vaebench.datasets.own import located, own_protocol, read_own, split_own
+
+    place = located(path, data_dir)
+    images = read_own(place, shape)
+    if pixels not in (None, images.fingerprint):
+        raise UserError(
+            f"dataset.path={place} holds other pixels (fingerprint {images.fingerprint}) than the run "
+            f"({pixels}): restore them, or train another run"
+        )
+    protocol = own_protocol(images, binarization, split, seed)
+    arrays = binarize_splits(split_own(images, seed), protocol)
+    return Prepared(protocol, arrays, arrays.fingerprint(), None, False, _note(protocol))
 
 
 def _cached(protocol: Protocol, data_dir: Path, say: Say) -> tuple[Path, Arrays] | None:
@@ -143,5 +168,5 @@ def _keep(protocol: Protocol, arrays: Arrays, data_dir: Path, say: Say) -> Path 
 
 
 def _note(protocol: Protocol) -> str:
-    how = CATALOG[protocol.dataset].how_split[protocol.split]
+    how = protocol.info.how_split[protocol.split]
     return f"{how}; {BINARIZATIONS[protocol.binarization]}" if protocol.continuous else how

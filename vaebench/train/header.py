@@ -20,7 +20,8 @@ _LOG_Q = {
 def header(experiment: Experiment, folder: Path) -> str:
     """Return the lines that open a run."""
     config, data = experiment.config, experiment.data
-    height, width = data.image_shape[1:]
+    channels, height, width = data.image_shape
+    size = f"{height}x{width}" if channels == 1 else f"{channels}x{height}x{width}"
     sizes = f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
     encoder = f"{config.encoder.name}, {_LOG_Q[experiment.encoder.direction]}"
     if experiment.encoder.has_inner_samples:
@@ -30,7 +31,7 @@ def header(experiment: Experiment, folder: Path) -> str:
         encoder += f"; likelihoods by draws from the {proposal.proposal_label} of q, {_LOG_Q[proposal.direction]}"
     count, words = described(experiment)
     lines = [
-        ("dataset", f"{data.protocol}: {sizes} images of {height}x{width}"),
+        ("dataset", f"{data.protocol}: {sizes} images of {size}"),
         ("", data.note),
         ("encoder", encoder),
         ("decoder", describe.decoder(config)),
