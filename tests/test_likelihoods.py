@@ -1,16 +1,26 @@
 """The families of p(x|z): exact sums and integrals, tails, gradients, draws; each with a control that must fail."""
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
+import yaml
+from made_runs import made_run, record
+from PIL import Image
 from torch import Tensor
 from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Distribution
 
-from vaebench import likelihoods
+from vaebench import draw, likelihoods
+from vaebench.config import compose, from_yaml, identity
+from vaebench.config.pictures import Sample
 from vaebench.direction import Measure
+from vaebench.errors import UserError
+from vaebench.experiment import Experiment, build
 from vaebench.likelihoods import (
     CategoricalLikelihood,
     CategoricalPixels,
@@ -25,6 +35,12 @@ from vaebench.likelihoods import (
     LogisticMixtureLikelihood,
 )
 from vaebench.nets.dense import BernoulliLikelihood, Likelihood
+from vaebench.records import ResultRecord, RunFolder, format_line, read_manifest, read_results
+from vaebench.records.pictures import Sheet, grid
+from vaebench.registry import LIKELIHOODS
+from vaebench.report.comparison import compare
+from vaebench.report.runs import Run
+from vaebench.train.session import train
 
 BYTES = torch.arange(256, dtype=torch.float64) / 255
 LOGITS = torch.tensor([-800.0, -30.0, -0.3, -0.021, -0.019, -1e-5, 0.0, 1e-9, 0.15, 0.25, 2.0, 40.0, 900.0])
@@ -90,7 +106,6 @@ def test_control_without_the_tails_the_sum_is_less(binned: type[EightBitPixels],
 
 def integral(distribution: Distribution, low: float, high: float) -> Tensor:
     """Return the integral of the density of each pixel by Gauss and Legendre's rule on 400 parts, (X,)."""
-    numpy = pytest.importorskip("numpy")
     nodes, weights = (torch.from_numpy(each) for each in numpy.polynomial.legendre.leggauss(12))
     edges = torch.linspace(low, high, 401, dtype=torch.float64)
     half = (edges[1:] - edges[:-1]) / 2
@@ -291,3 +306,132 @@ def test_first_biases_give_a_plausible_image(name: str):
         assert (found - mean).abs().max() < 0.15
     else:
         assert (found - 0.5).abs().max() < 1e-3
+
+
+# Runs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_binary_pixels_has_the_identity_of_before_the_group():
+    """Identities that the version without ``likelihood`` gave to the same commands."""
+    assert identity(compose([])) == "8c9a1902"
+    assert identity(compose(["dataset.binarization=none"])) == "37ca0fa9"
+    older = compose([]).to_dict()
+    del older["likelihood"]
+    assert identity(from_yaml(yaml.safe_dump(older))) == "8c9a1902"
+    others = [["likelihood=logistic"], ["likelihood=gaussian"], ["likelihood=gaussian", "likelihood.discretized=false"]]
+    found = {identity(compose(["dataset.binarization=none", *words])) for words in others}
+    assert len(found - {"37ca0fa9"}) == 3
+
+
+@pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name != "bernoulli"])
+def test_binary_pixels_have_bernoullis_likelihood_alone(name: str):
+    message = f"likelihood={name} needs grey levels, but dataset.binarization=dynamic makes pixels binary"
+    with pytest.raises(UserError, match=message):
+        compose([f"likelihood={name}"])
+
+
+def made(path: Path, name: str, images: numpy.ndarray, *words: str) -> Experiment:
+    """Return a run on made images, the same in all three parts."""
+    numpy.savez(path / "made.npz", train=images, validation=images, test=images)
+    small = ["decoder.hidden=[4]", "latent_dim=2", "trainer.progress=false", "device=cpu"]
+    own = ["dataset=own", f"dataset.path={path / 'made.npz'}", "dataset.binarization=none", f"data_dir={path}"]
+    return build([*own, *small, f"likelihood={name}", *words])
+
+
+def colours() -> numpy.ndarray:
+    return numpy.random.RandomState(0).randint(0, 256, (12, 4, 6, 3), dtype=numpy.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "measure"),
+    [
+        ("gaussian", Measure.EIGHT_BIT),
+        ("gaussian likelihood.discretized=false", Measure.DENSITY),
+        ("continuous_bernoulli", Measure.DENSITY),
+        ("logistic_mixture likelihood.components=2", Measure.EIGHT_BIT),
+    ],
+)
+def test_a_run_on_colour_images_has_the_measure_of_its_likelihood(tmp_path: Path, name: str, measure: Measure):
+    name, *words = name.split()
+    run = made(tmp_path, name, colours(), *words)
+    assert run.data.image_shape == (3, 4, 6)
+    assert run.measure is measure
+    x = run.data.observe(run.data.train)
+    value, _ = run.objective(run.model, run.encoder, x, 2)
+    value.sum().backward()
+    assert all(each.grad is not None for each in run.modules.parameters())
+    assert draw.samples(run, run.modules, 5).shape == (5, 72)
+
+
+def test_bernoulli_takes_grey_levels_as_a_cross_entropy_and_refuses_colours(tmp_path: Path):
+    run = made(tmp_path, "bernoulli", colours()[..., :1])
+    assert run.measure is Measure.CROSS_ENTROPY
+    with pytest.raises(UserError, match=r"likelihood=bernoulli is for binary pixels, and .* grey levels of 3 channels"):
+        made(tmp_path, "bernoulli", colours())
+
+
+def test_numbers_that_are_not_bytes_have_no_8_bit_likelihood(tmp_path: Path):
+    images = numpy.random.RandomState(0).rand(12, 4, 6).astype(numpy.float32)
+    with pytest.raises(UserError, match="likelihood=logistic is for 8-bit pixels"):
+        made(tmp_path, "logistic", images)
+    assert made(tmp_path, "continuous_bernoulli", images).measure is Measure.DENSITY
+
+
+def test_an_evaluation_says_the_measure_and_the_bits(tmp_path: Path):
+    """Bits per dimension are those of the mean, over all pixels and channels, and bounded from the other side."""
+    words = ["trainer.epochs=1", "trainer.validation_k=2", "estimator.k=3", "trainer.image_every=1"]
+    experiment = made(tmp_path, "logistic", colours(), *words, f"output_dir={tmp_path}")
+    folder = RunFolder(train(experiment.config))
+    (record,) = read_results(folder)
+    assert record.measure is Measure.EIGHT_BIT
+    bits = -record.mean / (3 * 4 * 6 * math.log(2))
+    assert record.extra["bits_per_dimension"] == pytest.approx(bits)
+    line = format_line(record)
+    assert line.startswith("test log p(x) (8-bit probability) >= ")
+    assert f"(<= {bits:.3f} +- " in line
+    assert "bits per dimension, IWAE, k=3" in line
+    assert read_manifest(folder)["measure"] == "8-bit probability"
+    (path,) = {draw.draw(Sample(n=4, columns=2, scale=1), folder.path)}
+    assert Image.open(path).mode == "RGB"
+
+
+def test_a_density_and_a_probability_never_share_a_table(tmp_path: Path):
+    of_all = ["dataset.binarization=none"]
+    for name, measure in (("logistic", Measure.EIGHT_BIT), ("categorical", Measure.EIGHT_BIT)):
+        made_run(tmp_path, *of_all, f"likelihood={name}", results=[grey(measure, -1500.0)], measure=measure)
+    for name, measure in (("continuous_bernoulli", Measure.DENSITY), ("bernoulli", Measure.CROSS_ENTROPY)):
+        made_run(tmp_path, *of_all, f"likelihood={name}", results=[grey(measure, 900.0)], measure=measure)
+    tables = compare([tmp_path]).tables
+    assert sorted((len(table.rows), table.conditions.measure) for table in tables) == [
+        (1, Measure.CROSS_ENTROPY),
+        (1, Measure.DENSITY),
+        (2, Measure.EIGHT_BIT),
+    ]
+    assert any("test log p(x) (density), mnist5k/none-v1" in table.conditions.heading() for table in tables)
+
+
+def grey(measure: Measure, mean: float) -> ResultRecord:
+    return record(mean, protocol="mnist5k/none-v1", measure=measure)
+
+
+def test_a_result_of_an_early_version_of_grey_levels_is_a_cross_entropy(tmp_path: Path):
+    folder = made_run(tmp_path, "dataset.binarization=none", results=[grey(Measure.CROSS_ENTROPY, -90.0)])
+    (entry,) = json.loads(folder.results.read_text())
+    del entry["measure"], entry["checksum"]
+    folder.results.write_text(json.dumps([entry]))
+    (found,) = read_results(folder)
+    assert found.measure is Measure.CROSS_ENTROPY
+    assert Run.read(folder).measure is Measure.CROSS_ENTROPY
+
+
+def test_colours_are_drawn_in_colour():
+    red = numpy.zeros((2, 3, 4, 5), dtype=numpy.uint8)
+    red[:, 0] = 255
+    pixels = grid(red, 2)
+    assert pixels.shape == (4, 11, 3)
+    assert (pixels[0, 0] == [255, 0, 0]).all()
+    sheet = Sheet(red, 2, "title", scale=2).pixels()
+    assert sheet.shape[2] == 3
+    assert (sheet == [255, 0, 0]).all(-1).sum() == 2 * 4 * 5 * 4
+    with pytest.raises(ValueError, match="images must be"):
+        grid(numpy.zeros((2, 2, 4, 5)), 2)

@@ -97,7 +97,7 @@ class ContinuousBernoulli(Distribution):
         """Return where a logit is so small that only the series is exact, and the logits with 1 in these places."""
         limit = 0.02 if self.logits.dtype == torch.float64 else 0.2
         small = self.logits.abs() < limit
-        return small, self.logits.masked_fill(small, 1.0)
+        return small, torch.where(small, 1.0, self.logits)
 
 
 # 8-bit pixels ---------------------------------------------------------------------------------------------

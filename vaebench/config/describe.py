@@ -15,11 +15,9 @@ def network(trunk: str, hidden: tuple[int, ...], activation: str) -> str:
 
 
 def decoder(config: Config) -> str:
-    """Return the generative model: its network, likelihood, number of latent coordinates and prior."""
+    """Return the generative model: its network, number of latent coordinates and prior."""
     part = config.decoder
     words = network(part.name, part.hidden, part.activation)
-    if config.likelihood.name != "bernoulli":
-        words += f", likelihood {likelihood(config)}"
     return f"{words}, latent_dim={config.latent_dim}, prior {config.prior.name}"
 
 

@@ -126,5 +126,6 @@ def _spreads(experiment: Experiment, modules: Modules) -> Iterator[PosteriorMome
 
 def record_pictures(experiment: Experiment, recorder: Recorder, modules: Modules, step: int) -> None:
     """Record samples and reconstructions of ``modules``."""
-    recorder.image("samples", samples(experiment, modules), step)
-    recorder.image("reconstructions", reconstructions(experiment, modules), step)
+    shape = experiment.data.image_shape
+    recorder.image("samples", samples(experiment, modules).unflatten(-1, shape), step)
+    recorder.image("reconstructions", reconstructions(experiment, modules).unflatten(-1, shape), step)
