@@ -55,7 +55,8 @@ FAMILIES: dict[str, Callable[[], Likelihood]] = {
     "categorical": CategoricalLikelihood,
 }
 EIGHT_BIT = [name for name, family in FAMILIES.items() if family().measure is Measure.EIGHT_BIT]
-BINNED = [DiscretizedNormal, DiscretizedLogistic]
+Binned = type[DiscretizedNormal] | type[DiscretizedLogistic]
+BINNED: list[Binned] = [DiscretizedNormal, DiscretizedLogistic]
 
 
 def places(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -87,12 +88,12 @@ def test_the_256_probabilities_of_a_pixel_sum_to_one(name: str):
 
 
 @pytest.mark.parametrize("binned", BINNED)
-def test_they_sum_to_one_at_any_location_and_scale(binned: type[EightBitPixels]):
+def test_they_sum_to_one_at_any_location_and_scale(binned: Binned):
     assert (total(binned(*places())) - 1).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("binned", BINNED)
-def test_control_without_the_tails_the_sum_is_less(binned: type[EightBitPixels], monkeypatch: pytest.MonkeyPatch):
+def test_control_without_the_tails_the_sum_is_less(binned: Binned, monkeypatch: pytest.MonkeyPatch):
     """The first and the last bin as wide as the others: the density outside [0, 1] is lost."""
     monkeypatch.setattr(likelihoods, "_is_edge", lambda level: level < -1)
     logistic = likelihoods._log_logistic_bin
@@ -155,7 +156,7 @@ def test_the_series_of_the_normaliser_meets_the_formula(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("binned", BINNED)
-def test_float32_agrees_with_float64_far_into_the_tails(binned: type[EightBitPixels]):
+def test_float32_agrees_with_float64_far_into_the_tails(binned: Binned):
     location, log_scale = places()
     x = BYTES.unsqueeze(-1).expand(256, len(location))
     exact = binned(location, log_scale).each_log_prob(x)
