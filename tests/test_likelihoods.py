@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -349,6 +350,7 @@ def colours() -> numpy.ndarray:
         ("gaussian", Measure.EIGHT_BIT),
         ("gaussian likelihood.discretized=false", Measure.DENSITY),
         ("continuous_bernoulli", Measure.DENSITY),
+        ("categorical", Measure.EIGHT_BIT),
         ("logistic_mixture likelihood.components=2", Measure.EIGHT_BIT),
     ],
 )
@@ -391,6 +393,7 @@ def test_an_evaluation_says_the_measure_and_the_bits(tmp_path: Path):
     assert line.startswith("test log p(x) (8-bit probability) >= ")
     assert f"(<= {bits:.3f} +- " in line
     assert "bits per dimension, IWAE, k=3" in line
+    assert format_line(replace(record, quantity="KL(q(z|x)||p(z))")).startswith("test KL(q(z|x)||p(z)) >= ")
     assert read_manifest(folder)["measure"] == "8-bit probability"
     (path,) = {draw.draw(Sample(n=4, columns=2, scale=1), folder.path)}
     assert Image.open(path).mode == "RGB"

@@ -19,7 +19,7 @@ from vaebench.cli import main
 from vaebench.config import Config, run_folder
 from vaebench.config.search import split_spaces
 from vaebench.errors import GivenUp, RunFailed, UserError
-from vaebench.records import RunFolder, read_results
+from vaebench.records import RunFolder, read_manifest, read_results
 from vaebench.train.session import resume, train
 
 pytest.importorskip("optuna")
@@ -156,6 +156,21 @@ def test_failures_are_told_and_counted(
     printed = capsys.readouterr()
     assert printed.out.count("    the loss was not finite") == 2
     assert "no trial finished" in printed.err
+
+
+def test_trials_with_another_measure_of_p_x_are_no_part_of_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A density and a probability cannot be compared, so that the higher number must not win."""
+    words = ["likelihood=continuous_bernoulli,logistic", "dataset.binarization=none", "trainer.epochs=1"]
+    tune(tmp_path, *words, "--trials", "4")
+    output = capsys.readouterr()
+    text = output.out + output.err
+    assert re.search(r"p\(x\) is of the kind '[\w -]+' in this trial and '[\w -]+' in others", text)
+    found = {read_manifest(folder)["measure"] for folder in folders(tmp_path)}
+    assert len(found) == 2
+    finished = {read_manifest(f)["measure"] for f in folders(tmp_path) if f.read_status().state == "finished"}
+    assert len(finished) == 1
 
 
 def test_two_processes_never_share_a_search(tmp_path: Path):

@@ -50,8 +50,12 @@ class Measure(StrEnum):
         return cls.CROSS_ENTROPY if "/none" in protocol else cls.PROBABILITY
 
     def named(self, quantity: str) -> str:
-        """Return the name of a quantity that uses p(x), for example ``log p(x) (density)``."""
-        return quantity if self is Measure.PROBABILITY else f"{quantity} ({self})"
+        """Return the name of a quantity with the measure, for example ``log p(x) (density)``.
+
+        A KL divergence, a gap or an information is the same for every measure, and keeps its name.
+        """
+        plain = self is Measure.PROBABILITY or not quantity.startswith(("log p(x)", "ELBO"))
+        return quantity if plain else f"{quantity} ({self})"
 
 
 def checked_direction(name: str) -> Direction:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaebench import __version__
+from vaebench.direction import Measure
 from vaebench.records import format_line
 from vaebench.records.text import counted
 from vaebench.report import sections
@@ -147,4 +148,5 @@ def _data_of(run: Run) -> str:
     """Return the protocol of a run's data, also of a run whose manifest was moved away, and the measure of p(x)."""
     dataset, recorded = run.config.dataset, run.manifest.get("dataset", {}).get("protocol")
     evaluated = run.results[0].protocol if run.results else None
-    return run.measure.named(recorded or evaluated or f"{dataset.name}, {dataset.binarization}")
+    protocol = recorded or evaluated or f"{dataset.name}, {dataset.binarization}"
+    return protocol if run.measure is Measure.PROBABILITY else f"{protocol} ({run.measure})"

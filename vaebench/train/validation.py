@@ -64,8 +64,9 @@ def log_likelihood_of_pixel_means(data: Dataset) -> float:
     each kind keeps the means off 0 and 1.
     """
     count = len(data.train)
-    mean = (data.train.double().mean(0).div(255) * count + 1).div(count + 2)
-    x = data.validation.double().mean(0).div(255)
+    mean = (data.pixel_mean.double() * count + 1).div(count + 2)
+    x = data.validation.double().mean(0)
+    x = x if data.validation.is_floating_point() else x / 255
     return (x * mean.log() + (1 - x) * (1 - mean).log()).sum().item()
 
 
