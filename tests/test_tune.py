@@ -10,16 +10,18 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made_runs import made_run
 
 from vaebench import tune as tuning
 from vaebench.cli import main
 from vaebench.config import Config, run_folder
 from vaebench.config.search import split_spaces
 from vaebench.errors import GivenUp, RunFailed, UserError
-from vaebench.records import RunFolder, read_manifest, read_results
+from vaebench.records import RunFolder, read_results
 from vaebench.train.session import resume, train
 
 pytest.importorskip("optuna")
@@ -158,19 +160,20 @@ def test_failures_are_told_and_counted(
     assert "no trial finished" in printed.err
 
 
-def test_trials_with_another_measure_of_p_x_are_no_part_of_the_search(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_trial_with_another_measure_of_p_x_fails(tmp_path: Path):
     """A density and a probability cannot be compared, so that the higher number must not win."""
-    words = ["likelihood=continuous_bernoulli,logistic", "dataset.binarization=none", "trainer.epochs=1"]
-    tune(tmp_path, *words, "--trials", "4")
-    output = capsys.readouterr()
-    text = output.out + output.err
-    assert re.search(r"p\(x\) is of the kind '[\w -]+' in this trial and '[\w -]+' in others", text)
-    found = {read_manifest(folder)["measure"] for folder in folders(tmp_path)}
-    assert len(found) == 2
-    finished = {read_manifest(f)["measure"] for f in folders(tmp_path) if f.read_status().state == "finished"}
-    assert len(finished) == 1
+
+    def trial(number: int, measure: str) -> Any:
+        folder = made_run(tmp_path, f"k={number + 1}", measure=measure)
+        return SimpleNamespace(number=number, value=-1.0, user_attrs={"folder": str(folder.path)})
+
+    first, same, other = trial(0, "density"), trial(1, "density"), trial(2, "8-bit probability")
+    for each in (first, same, other):
+        each.study = SimpleNamespace(trials=[first, same, other])
+    tuning._refuse_other_measure(first)
+    tuning._refuse_other_measure(same)
+    with pytest.raises(UserError, match="p.x. is of the kind '8-bit probability' here and 'density' in other trials"):
+        tuning._refuse_other_measure(other)
 
 
 def test_two_processes_never_share_a_search(tmp_path: Path):

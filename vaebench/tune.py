@@ -258,9 +258,7 @@ def _refuse_other_measure(trial: "optuna.Trial") -> None:
     folders = [each.user_attrs.get("folder") for each in trial.study.trials[: trial.number] if each.value is not None]
     own = _measure(trial.user_attrs["folder"])
     if other := next((found for folder in folders if folder and (found := _measure(folder)) not in ("", own)), None):
-        raise UserError(
-            f"p(x) is of the kind '{own}' in this trial and '{other}' in others, so they cannot be compared"
-        )
+        raise UserError(f"p(x) is of the kind '{own}' here and '{other}' in other trials: these cannot be compared")
 
 
 def _measure(folder: str) -> str:
