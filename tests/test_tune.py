@@ -172,7 +172,7 @@ def test_a_trial_with_another_measure_of_p_x_fails(tmp_path: Path):
         each.study = SimpleNamespace(trials=[first, same, other])
     tuning._refuse_other_measure(first)
     tuning._refuse_other_measure(same)
-    with pytest.raises(UserError, match="p.x. is of the kind '8-bit probability' here and 'density' in other trials"):
+    with pytest.raises(UserError, match=r"p.x. is of the kind '8-bit probability' here and 'density' in other trials"):
         tuning._refuse_other_measure(other)
 
 

@@ -26,8 +26,8 @@ __all__ = ["Chunks", "PerImage", "chunks_within", "draws", "log_likelihood", "lo
 # activations of a 784-pixel decoder to stay near the caches of a CPU, or well inside a small GPU.
 ROWS = {"cpu": 4_000, "cuda": 200_000}
 LARGEST_ROW = 2**20
-"""Bytes that exceed the size of a row of every network here, for 784 numbers from the decoder. With as much free for each
-row, nothing is measured."""
+"""Bytes that exceed the size of a row of every network here, for 784 numbers from the decoder. With as much free for
+each row, nothing is measured."""
 
 TRIED_ROWS = 500
 """Rows of the measurement: enough to outweigh memory that is allocated once."""
