@@ -8,7 +8,6 @@ from test_likelihoods import EIGHT_BIT, FAMILIES
 from torch import Tensor, nn
 from toys import X, Z, exact_gaussian, linear_gaussian
 
-from vaebench.encoders.base import BuildContext
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.estimators.ais import ais
 from vaebench.estimators.importance import log_likelihood
@@ -84,8 +83,9 @@ def test_the_estimators_find_the_evidence(name: str):
     model = scalar_model(FAMILIES[name]())
     x = torch.randint(0, 2, (2, X)).double() if name == "bernoulli" else torch.randint(0, 256, (2, X)) / 255
     truth = evidence(model, x)
-    encoder = GaussianEncoder.build(BuildContext(Networks("mlp", [3], "tanh"), X, 1, model))
-    nn.init.zeros_(encoder.posterior.head.affine.weight)
+    network = Networks("mlp", [3], "tanh").gaussian(X, 1)
+    nn.init.zeros_(network.head.affine.weight)
+    encoder = GaussianEncoder(network)
     assert (log_likelihood(model, encoder, x, k=4_000, seed=0) - truth).abs().max() < 0.15
     found = ais(model, x, temperatures=30, chains=8, leapfrog=3, seed=0, strict=False)
     assert ((found.log_likelihood - truth).abs() / (0.02 + found.stderr)).max() < 5
