@@ -15,6 +15,7 @@ from vaebench.encoders.base import BuildContext
 from vaebench.errors import UserError
 from vaebench.flows.flow import FlowContext
 from vaebench.model import GenerativeModel
+from vaebench.nets.dense import BernoulliLikelihood
 from vaebench.nets.networks import Networks
 from vaebench.objective import Objective
 from vaebench.priors import PriorContext, StandardNormalPrior
@@ -25,7 +26,7 @@ SMALL = ["encoder.hidden=[4]", "decoder.hidden=[4]", "device=cpu", "trainer.thre
 
 
 def encoder(name: str, **arguments: Any) -> object:
-    model = GenerativeModel(StandardNormalPrior(2), NETWORKS.bernoulli(2, 9, None))
+    model = GenerativeModel(StandardNormalPrior(2), NETWORKS.decoder(2, 9, BernoulliLikelihood(), None))
     return ENCODERS[name](BuildContext(NETWORKS, 9, 2, model), **arguments)
 
 

@@ -13,12 +13,14 @@ from vaebench.config import compose, config_dir, for_evaluation, from_yaml, iden
 from vaebench.config.catalog import described, groups
 from vaebench.config.identity import defining
 from vaebench.errors import UserError
+from vaebench.registry import LIKELIHOODS
 
 FILES = sorted(path.relative_to(config_dir()).as_posix() for path in config_dir().rglob("*.yaml"))
 HYDRA_S = [name for name in FILES if name.startswith("hydra/")]
 CHOICES = [name for name in FILES if "/" in name and name not in HYDRA_S]
 # What has to be said for a choice to make sense; all other choices stand alone.
 COMPANIONS = {"estimator/diwhvi.yaml": ["encoder=iwhvi"], "dataset/own.yaml": ["dataset.path=images.npz"]}
+COMPANIONS |= {f"likelihood/{name}.yaml": ["dataset.binarization=none"] for name in LIKELIHOODS}
 
 
 @pytest.fixture

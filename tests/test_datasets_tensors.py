@@ -147,5 +147,5 @@ def test_protocols_without_draws_refuse_to_draw_again(tmp_path: Path, binarizati
 def test_grey_pixels_are_observed_as_they_are(tmp_path: Path):
     data = load("mnist5k", tmp_path, binarization="none", progress=False)
     assert data.continuous
-    assert "not a proper log-likelihood" in data.note
+    assert "pixels are grey levels" in data.note
     assert torch.equal(data.observe(data.test), data.test.float() / 255)

@@ -13,7 +13,7 @@ ROOMS = [
     {"noise", "batch", "runtime", "isolation", "compiler", "config", "datasets"},
     {"distributions", "hmc", "records", "gradients"},
     {"nets", "model", "report"},
-    {"flows"},
+    {"flows", "likelihoods"},
     {"priors"},
     {"encoders"},
     {"objective"},
@@ -29,7 +29,7 @@ ROOMS = [
 """First names under ``vaebench.`` by level: a file imports from its own level and those above it in this list."""
 
 MATHS = {"bounds", "batch", "noise", "distributions", "hmc", "nets", "flows", "model", "priors", "encoders"}
-MATHS |= {"gradients", "objective", "estimators", "arguments"}
+MATHS |= {"gradients", "likelihoods", "objective", "estimators", "arguments"}
 """Tensors in, tensors out."""
 NOT_OF_MATHS = {"config", "records", "train", "evaluate", "cli", "experiment", "registry", "datasets", "report"}
 

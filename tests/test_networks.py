@@ -23,7 +23,8 @@ from vaebench.nets.dense import (
     SCALE_FLOOR,
     AdditiveGaussian,
     AdditiveMLP,
-    BernoulliHead,
+    BernoulliLikelihood,
+    DenseDecoder,
     GaussianHead,
     NormalLikelihood,
     TrunkGaussian,
@@ -215,12 +216,12 @@ def test_a_gaussian_head_splits_its_outputs(scale: str):
 def test_a_decoder_starts_at_the_mean_image():
     """As in IWAE's code: the output bias is the logit of the training mean, kept within .001 and .999."""
     mean = torch.tensor([0.0, 0.2, 0.9, 1.0])
-    head = BernoulliHead(MLP(Z, [5], "tanh"), 4, mean)
+    head = DenseDecoder(MLP(Z, [5], "tanh"), BernoulliLikelihood(), 4, mean)
     with torch.no_grad():
         head.affine.weight.zero_()
     expected = torch.tensor([0.001, 0.2, 0.9, 0.999])
     assert (head(torch.randn(3, Z)).mean - expected).abs().max() < 1e-12
-    assert BernoulliHead(MLP(Z, [5], "tanh"), 4).affine.bias.abs().max() == 0
+    assert DenseDecoder(MLP(Z, [5], "tanh"), BernoulliLikelihood(), 4).affine.bias.abs().max() == 0
 
 
 def test_the_normal_likelihood_is_its_formula():
@@ -236,7 +237,7 @@ def test_the_normal_likelihood_is_its_formula():
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("scale", ["softplus", "exp"])
 def test_every_parameter_of_every_network_gets_a_gradient(activation: str, scale: str):
-    decoder = BernoulliHead(MLP(Z, [5, 4], activation), X)
+    decoder = DenseDecoder(MLP(Z, [5, 4], activation), BernoulliLikelihood(), X)
     model = GenerativeModel(StandardNormalPrior(Z), decoder)
     x = torch.bernoulli(torch.full((20, X), 0.5))
     for encoder in (hierarchy(activation, scale), GaussianEncoder(TrunkGaussian(MLP(X, [5], activation), Z, scale))):

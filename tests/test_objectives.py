@@ -13,7 +13,7 @@ from vaebench.config import compose
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.errors import UserError
 from vaebench.model import GenerativeModel
-from vaebench.nets.dense import MLP, BernoulliHead, TrunkGaussian
+from vaebench.nets.dense import MLP, BernoulliLikelihood, DenseDecoder, TrunkGaussian
 from vaebench.objective import Objective, evidence
 from vaebench.priors import StandardNormalPrior
 from vaebench.records import RunFolder, read_metrics
@@ -64,7 +64,7 @@ def test_the_tvo_schedule_is_even_in_the_logarithm():
 
 def small() -> tuple[GenerativeModel, GaussianEncoder, Tensor]:
     torch.manual_seed(0)
-    model = GenerativeModel(StandardNormalPrior(2), BernoulliHead(MLP(2, [4], "tanh"), 6))
+    model = GenerativeModel(StandardNormalPrior(2), DenseDecoder(MLP(2, [4], "tanh"), BernoulliLikelihood(), 6))
     return model, GaussianEncoder(TrunkGaussian(MLP(6, [4], "tanh"), 2)), torch.rand(5, 6).round()
 
 

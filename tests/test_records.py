@@ -332,6 +332,7 @@ OTHER_ESTIMATES = [
     {"repeats": 2},
     {"direction": "estimate"},
     {"quantity": "a gap"},
+    {"measure": "density"},
     {"precision": "bf16"},
     {"settings": {"seed": 1}},
 ]

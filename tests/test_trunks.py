@@ -10,9 +10,10 @@ from vaebench import bounds
 from vaebench.encoders.base import BuildContext, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder
+from vaebench.likelihoods import LogisticMixtureLikelihood
 from vaebench.model import GenerativeModel
 from vaebench.nets.convolutional import GatedConvDecoder, GatedConvTrunk, ResNetDecoder, ResNetTrunk
-from vaebench.nets.dense import ConvolutionalBernoulli, Trunk
+from vaebench.nets.dense import BernoulliLikelihood, ConvolutionalDecoder, Trunk
 from vaebench.nets.gated import GatedDense, GatedMLP
 from vaebench.nets.networks import TRUNKS, Networks
 from vaebench.objective import Objective
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 SIDE, Z = 8, 3
 X = SIDE * SIDE
 HIDDEN = [2, 3, 5]
+SHAPE = (1, SIDE, SIDE)
+BERNOULLI = BernoulliLikelihood()
 READERS = {"gated": GatedMLP, "gated_conv": GatedConvTrunk, "resnet": ResNetTrunk}
 DECODERS = [GatedConvDecoder, ResNetDecoder]
 LEADING = [(), (4,), (2, 4), (3, 2, 4)]
@@ -46,7 +49,7 @@ def test_a_gated_layer_is_its_formula():
 @pytest.mark.parametrize("leading", LEADING, ids=str)
 @pytest.mark.parametrize("reader", READERS)
 def test_readers_take_any_leading_axes(reader: str, leading: tuple[int, ...]):
-    trunk, x = READERS[reader](X, HIDDEN, "silu"), images(*leading)
+    trunk, x = READERS[reader](X if reader == "gated" else SHAPE, HIDDEN, "silu"), images(*leading)
     features = trunk(x)
     assert features.shape == (*leading, trunk.width) == (*leading, 5)
     one_by_one = torch.stack([trunk(row) for row in x.view(-1, X)])
@@ -56,7 +59,7 @@ def test_readers_take_any_leading_axes(reader: str, leading: tuple[int, ...]):
 @pytest.mark.parametrize("leading", LEADING, ids=str)
 @pytest.mark.parametrize("painter", DECODERS)
 def test_decoders_take_any_leading_axes(painter: type[nn.Module], leading: tuple[int, ...]):
-    network, z = painter(Z, X, HIDDEN, "silu"), torch.randn(*leading, Z)
+    network, z = painter(Z, SHAPE, 1, HIDDEN, "silu"), torch.randn(*leading, Z)
     pixels = network(z)
     assert pixels.shape == (*leading, X)
     one_by_one = torch.stack([network(row) for row in z.view(-1, Z)])
@@ -71,7 +74,36 @@ def test_any_sides_and_any_number_of_stages(kind: str, side: int, hidden: list[i
     networks = Networks(kind, hidden, "silu")
     x, z = torch.rand(2, side * side), torch.randn(2, Z)
     assert networks.reader(side * side)(x).shape == (2, 5)
-    assert networks.bernoulli(Z, side * side, None)(z).mean.shape == (2, side * side)
+    assert networks.decoder(Z, side * side, BERNOULLI, None)(z).mean.shape == (2, side * side)
+
+
+@pytest.mark.parametrize("kind", TRUNKS)
+def test_colour_images_of_any_height_and_width(kind: str):
+    """Also with several outputs for each pixel and channel."""
+    networks = Networks(kind, HIDDEN, "silu", (3, 6, 11))
+    x, likelihood = torch.rand(2, 3 * 6 * 11), LogisticMixtureLikelihood(components=2)
+    assert networks.reader(x.shape[1])(x).shape == (2, 5)
+    decoder = networks.decoder(Z, x.shape[1], likelihood, x.mean(0))
+    pixels = decoder(torch.randn(4, 2, Z))
+    assert pixels.mean.shape == (4, 2, 3 * 6 * 11)
+    assert pixels.log_prob(x).shape == (4, 2)
+
+
+@pytest.mark.parametrize("kind", ["gated_conv", "resnet"])
+def test_a_convolution_sees_each_channel_at_its_place(kind: str):
+    """A change of one corner of one channel reaches the outputs of this corner first."""
+    trunk = Networks(kind, [2, 5], "silu", (3, 8, 12)).reader(3 * 8 * 12)
+    seen: list[Tensor] = []
+    trunk.layers[0].register_forward_hook(  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+        lambda module, inputs, output: seen.append(output)
+    )
+    image = torch.zeros(3, 8, 12)
+    trunk(image.view(1, -1))
+    image[2, 0, 11] = 1
+    trunk(image.view(1, -1))
+    change = (seen[1] - seen[0]).abs().sum((0, 1))
+    assert change[0, -1] > 0
+    assert change[:, : change.shape[1] // 2].max() == 0
 
 
 def weights(network: nn.Module) -> list[tuple[int, ...]]:
@@ -80,7 +112,8 @@ def weights(network: nn.Module) -> list[tuple[int, ...]]:
 
 def test_the_gated_networks_are_those_of_the_sylvester_paper():
     """5 x 5 at 28, 14 and 7 pixels a side, both halves of each gated layer in one kernel."""
-    reader, painter = GatedConvTrunk(784, [32, 64, 256], "silu"), GatedConvDecoder(64, 784, [32, 64, 256], "silu")
+    reader = GatedConvTrunk((1, 28, 28), [32, 64, 256], "silu")
+    painter = GatedConvDecoder(64, (1, 28, 28), 1, [32, 64, 256], "silu")
     kernels = [(64, 1), (64, 32), (128, 32), (128, 64), (128, 64)]
     assert weights(reader) == [*((*pair, 5, 5) for pair in kernels), (2 * 256, 64 * 7 * 7)]
     # Of a transposed convolution, the inputs come first.
@@ -90,7 +123,7 @@ def test_the_gated_networks_are_those_of_the_sylvester_paper():
 
 def test_a_decoder_keeps_left_and_right():
     """Maps keep the order of rows and columns: a corner of the map is a corner of the image."""
-    network = GatedConvDecoder(Z, 28 * 28, [2, 5], "silu")
+    network = GatedConvDecoder(Z, (1, 28, 28), 1, [2, 5], "silu")
     blank = torch.zeros(1, 2, 14, 14)
     touched = blank.clone()
     touched[0, :, 0, -1] = 1
@@ -102,10 +135,10 @@ def test_a_decoder_keeps_left_and_right():
 @pytest.mark.parametrize("kind", ["gated_conv", "resnet"])
 def test_a_decoder_starts_at_the_mean_image(kind: str):
     mean = torch.rand(X)
-    head = Networks(kind, HIDDEN, "silu").bernoulli(Z, X, mean)
-    assert isinstance(head, ConvolutionalBernoulli)
-    plain = Networks(kind, HIDDEN, "silu").bernoulli(Z, X, None)
-    assert isinstance(plain, ConvolutionalBernoulli)
+    head = Networks(kind, HIDDEN, "silu").decoder(Z, X, BERNOULLI, mean)
+    assert isinstance(head, ConvolutionalDecoder)
+    plain = Networks(kind, HIDDEN, "silu").decoder(Z, X, BERNOULLI, None)
+    assert isinstance(plain, ConvolutionalDecoder)
     assert plain.bias.abs().max() == 0
     brush = head.painter.brush
     with torch.no_grad():
@@ -121,7 +154,10 @@ def test_a_decoder_starts_at_the_mean_image(kind: str):
 def test_no_network_looks_across_the_batch(kind: str):
     """Training and evaluation are the same function, and an image's numbers depend on no other image."""
     networks = Networks(kind, HIDDEN, "silu")
-    for network, value in ((networks.reader(X), images(6)), (networks.bernoulli(Z, X, None), torch.randn(6, Z))):
+    for network, value in (
+        (networks.reader(X), images(6)),
+        (networks.decoder(Z, X, BERNOULLI, None), torch.randn(6, Z)),
+    ):
         assert not [m for m in network.modules() if "Norm" in type(m).__name__ or "Dropout" in type(m).__name__]
         both = [out if isinstance(out, Tensor) else out.logits for out in (network(value), network.eval()(value))]
         assert torch.equal(*both)
@@ -136,10 +172,10 @@ def test_no_network_looks_across_the_batch(kind: str):
 @pytest.mark.parametrize("kind", ["gated_conv", "resnet"])
 def test_many_rows_without_gradient_are_taken_in_parts(kind: str):
     networks = Networks(kind, [2, 3], "silu")
-    head, z = networks.bernoulli(Z, X, None), torch.randn(3, 250, Z)
+    head, z = networks.decoder(Z, X, BERNOULLI, None), torch.randn(3, 250, Z)
     whole = head(z).logits
     rows: list[int] = []
-    assert isinstance(head, ConvolutionalBernoulli)
+    assert isinstance(head, ConvolutionalDecoder)
     head.painter.brush.register_forward_hook(  # pyright: ignore[reportAttributeAccessIssue]
         lambda module, inputs, output: rows.append(len(inputs[0]))
     )
@@ -153,7 +189,7 @@ def test_many_rows_without_gradient_are_taken_in_parts(kind: str):
 
 
 def model_of(networks: Networks) -> GenerativeModel:
-    return GenerativeModel(StandardNormalPrior(Z), networks.bernoulli(Z, X, None))
+    return GenerativeModel(StandardNormalPrior(Z), networks.decoder(Z, X, BERNOULLI, None))
 
 
 def encoders(networks: Networks) -> list[Encoder]:
@@ -218,8 +254,10 @@ def test_likelihoods_are_float32_under_bf16(kind: str):
 def test_what_cannot_be_convolved_is_refused(kind: str):
     with pytest.raises(ValueError, match="square images, got 65 pixels"):
         Networks(kind, HIDDEN, "silu").reader(X + 1)
-    with pytest.raises(ValueError, match="hidden must have fewer stages for images of side 8"):
+    with pytest.raises(ValueError, match="hidden must have fewer stages for images of 8x8 pixels"):
         Networks(kind, [2] * 6, "silu").reader(X)
+    with pytest.raises(ValueError, match=r"images of shape \(3, 8, 8\), got 64 pixels"):
+        Networks(kind, HIDDEN, "silu", (3, 8, 8)).reader(X)
 
 
 def test_an_unknown_trunk_is_refused():

@@ -10,9 +10,11 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made_runs import made_run
 
 from vaebench import tune as tuning
 from vaebench.cli import main
@@ -156,6 +158,22 @@ def test_failures_are_told_and_counted(
     printed = capsys.readouterr()
     assert printed.out.count("    the loss was not finite") == 2
     assert "no trial finished" in printed.err
+
+
+def test_a_trial_with_another_measure_of_p_x_fails(tmp_path: Path):
+    """A density and a probability cannot be compared, so that the higher number must not win."""
+
+    def trial(number: int, measure: str) -> Any:
+        folder = made_run(tmp_path, f"k={number + 1}", measure=measure)
+        return SimpleNamespace(number=number, value=-1.0, user_attrs={"folder": str(folder.path)})
+
+    first, same, other = trial(0, "density"), trial(1, "density"), trial(2, "8-bit probability")
+    for each in (first, same, other):
+        each.study = SimpleNamespace(trials=[first, same, other])
+    tuning._refuse_other_measure(first)
+    tuning._refuse_other_measure(same)
+    with pytest.raises(UserError, match=r"p.x. is of the kind '8-bit probability' here and 'density' in other trials"):
+        tuning._refuse_other_measure(other)
 
 
 def test_two_processes_never_share_a_search(tmp_path: Path):

@@ -20,7 +20,7 @@ from vaebench.estimators.importance import log_likelihood
 from vaebench.experiment import Modules
 from vaebench.gradients import GradientEstimator, rescale_paths
 from vaebench.model import GenerativeModel
-from vaebench.nets.dense import MLP, BernoulliHead, NormalLikelihood
+from vaebench.nets.dense import MLP, BernoulliLikelihood, DenseDecoder, NormalLikelihood
 from vaebench.nets.networks import Networks
 from vaebench.objective import Objective, evidence, weigh
 from vaebench.priors import ChainedPrior, PriorContext, StandardNormalPrior
@@ -356,7 +356,7 @@ def test_at_the_optimum_path_gradients_are_zero_for_every_draw():
 def networked(kind: type[TwoLayerEncoder] | type[LadderEncoder]) -> tuple[GenerativeModel, Encoder]:
     networks = Networks("mlp", [5, 4], "tanh")
     prior = ChainedPrior.build(PriorContext(5, networks, torch.full((X,), 0.5)), top_dim=2, hidden=[4])
-    toy = GenerativeModel(prior, BernoulliHead(MLP(3, [4], "tanh"), X), decoder_inputs=3)
+    toy = GenerativeModel(prior, DenseDecoder(MLP(3, [4], "tanh"), BernoulliLikelihood(), X), decoder_inputs=3)
     return toy, kind.build(BuildContext(networks, X, 5, toy), top_hidden=[4, 3])
 
 

@@ -165,7 +165,7 @@ class _Trained:
 
     def sheet(self, images: Tensor, columns: int, title: str, **labels: Any) -> Sheet:
         """Return a sheet of images, (..., X)."""
-        return Sheet(images.reshape(-1, *self.experiment.data.image_shape[1:]), columns, title, **labels)
+        return Sheet(images.reshape(-1, *self.experiment.data.image_shape), columns, title, **labels)
 
 
 def draw(look: PictureSettings, folder: str | Path, output: str | Path | None = None) -> Path:

@@ -16,10 +16,12 @@ from vaebench import __version__, runtime
 from vaebench.config import Config, compose, identity, read
 from vaebench.datasets.dataset import Dataset
 from vaebench.datasets.dataset import load as load_dataset
+from vaebench.direction import Measure
 from vaebench.encoders.base import BuildContext, Encoder
 from vaebench.errors import UserError
 from vaebench.gradients import GradientEstimator, is_curved
 from vaebench.model import GenerativeModel
+from vaebench.nets.dense import Likelihood
 from vaebench.nets.networks import Networks
 from vaebench.objective import Objective
 from vaebench.priors import PriorContext
@@ -28,7 +30,7 @@ from vaebench.records.checkpoint import Checkpoints
 from vaebench.records.manifest import git_state, trained_code
 from vaebench.records.provenance import RunState
 from vaebench.records.source import source_digest
-from vaebench.registry import ENCODERS, OBJECTIVES, PRIORS, registered
+from vaebench.registry import ENCODERS, LIKELIHOODS, OBJECTIVES, PRIORS, registered
 
 __all__ = [
     "Best",
@@ -63,6 +65,8 @@ class Experiment:
     encoder: Encoder
     objective: Objective
     device: torch.device
+    measure: Measure
+    """What p(x) is: a probability, for example, or a density."""
 
     @property
     def modules(self) -> Modules:
@@ -129,26 +133,29 @@ def build(config: Config | Sequence[str]) -> Experiment:
 
 
 def _built(config: Config, data: Dataset, device: torch.device) -> Experiment:
-    pixel_mean = data.pixel_mean
+    likelihood, pixel_mean = _likelihood(config, data), data.pixel_mean
     with _naming("decoder", config.decoder):
-        decoding = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation)
+        decoding = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation, data.image_shape)
     with _naming("prior", config.prior):
         prior = registered("prior", PRIORS, config.prior.name)(
             PriorContext(config.latent_dim, decoding, pixel_mean), **config.prior.arguments
         )
     decoder_inputs = prior.layers[0]
     with _naming("decoder", config.decoder):
-        decoder = decoding.bernoulli(decoder_inputs, len(pixel_mean), pixel_mean)
+        decoder = decoding.decoder(decoder_inputs, len(pixel_mean), likelihood, pixel_mean)
     model = GenerativeModel(prior, decoder, decoder_inputs)
     with _naming("encoder", config.encoder):
-        networks = Networks(config.encoder.trunk, config.encoder.hidden, config.encoder.activation)
+        trunk, hidden, activation = config.encoder.trunk, config.encoder.hidden, config.encoder.activation
+        networks = Networks(trunk, hidden, activation, data.image_shape)
         context = BuildContext(networks, data.train.shape[1], config.latent_dim, model)
         encoder = registered("encoder", ENCODERS, config.encoder.name)(context, **config.encoder.arguments)
     with _naming("prior", config.prior):
         prior.attach_encoder(encoder)
     _check_inner_samples(config, encoder)
     objective = _objective(config, encoder)
-    experiment = Experiment(config, data, model.to(device), encoder.to(device), objective, device)
+    experiment = Experiment(
+        config, data, model.to(device), encoder.to(device), objective, device, _measure(likelihood, data)
+    )
     _try_once(experiment)
     return experiment
 
@@ -291,6 +298,32 @@ def _naming(group: str, choice: Any) -> Iterator[None]:
         known = {field.name for field in fields(choice)} | choice.arguments.keys()
         prefix = f"{group}." if argument in known else f"{group}={choice.name}: "
         raise UserError(f"{prefix}{error}") from error
+
+
+def _likelihood(config: Config, data: Dataset) -> Likelihood:
+    """Return the family of p(x|z). UserError if it is for other pixels than those of the data."""
+    name = config.likelihood.name
+    with _naming("likelihood", config.likelihood):
+        likelihood = registered("likelihood", LIKELIHOODS, name)(**config.likelihood.arguments)
+    measure, kind = likelihood.measure, data.pixel_kind
+    if measure is Measure.EIGHT_BIT and kind == "continuous":
+        raise UserError(
+            f"likelihood={name} is for 8-bit pixels, and {data.protocol} has other numbers than bytes / 255: use "
+            "likelihood=continuous_bernoulli, or likelihood=gaussian likelihood.discretized=false"
+        )
+    if measure is Measure.PROBABILITY and kind != "binary" and data.image_shape[0] > 1:
+        raise UserError(
+            f"likelihood={name} is for binary pixels, and {data.protocol} has the grey levels of "
+            f"{data.image_shape[0]} channels: use another one of `vaebench list likelihood`"
+        )
+    return likelihood
+
+
+def _measure(likelihood: Likelihood, data: Dataset) -> Measure:
+    """Return what p(x) is for these data: grey levels in the formula of binary pixels give a cross-entropy."""
+    if likelihood.measure is Measure.PROBABILITY and data.continuous:
+        return Measure.CROSS_ENTROPY
+    return likelihood.measure
 
 
 _REQUIRED_TAU = {"hvm": None, "iwhvi": "learned", "sivi": "prior"}

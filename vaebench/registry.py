@@ -1,7 +1,7 @@
-"""The names of encoders, flows, priors, objectives and estimators: a yaml's ``name`` is a key of one of these tables.
+"""The names of encoders, flows, priors, likelihoods, objectives and estimators.
 
-The other keys of the yaml are keyword arguments of the entry. A new family needs one line here. The first call of an
-entry imports it, so that a run imports no other family.
+A yaml's ``name`` is a key of one of these tables. The other keys of the yaml are keyword arguments of the entry. A new
+family needs one line here. The first call of an entry imports it, so that a run imports no other family.
 """
 
 import math
@@ -15,10 +15,11 @@ import torch
 from vaebench import bounds
 from vaebench.encoders.base import Encoder
 from vaebench.errors import UserError, did_you_mean
+from vaebench.nets.dense import Likelihood
 from vaebench.objective import Objective
 from vaebench.priors import Prior
 
-__all__ = ["ENCODERS", "ESTIMATORS", "FLOWS", "OBJECTIVES", "PRIORS", "Lazy", "registered"]
+__all__ = ["ENCODERS", "ESTIMATORS", "FLOWS", "LIKELIHOODS", "OBJECTIVES", "PRIORS", "Lazy", "registered"]
 
 
 class Lazy:
@@ -75,6 +76,17 @@ PRIORS: dict[str, Callable[..., Prior]] = {
     "vamp": Lazy("priors:VampPrior.build"),
 }
 """(context, **settings) -> the prior."""
+
+
+LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
+    "bernoulli": Lazy("nets.dense:BernoulliLikelihood"),
+    "categorical": Lazy("likelihoods:CategoricalLikelihood"),
+    "continuous_bernoulli": Lazy("likelihoods:ContinuousBernoulliLikelihood"),
+    "gaussian": Lazy("likelihoods:GaussianLikelihood"),
+    "logistic": Lazy("likelihoods:LogisticLikelihood"),
+    "logistic_mixture": Lazy("likelihoods:LogisticMixtureLikelihood"),
+}
+"""(**settings) -> the family of p(x|z)."""
 
 
 def _maximising(bound: Callable[..., torch.Tensor]) -> Callable[..., Objective]:

@@ -16,7 +16,7 @@ from vaebench.config.search import Space
 from vaebench.errors import GivenUp, RunFailed, UserError
 from vaebench.files import regular
 from vaebench.isolation import isolated
-from vaebench.records import RunFolder, read_metrics
+from vaebench.records import RunFolder, read_manifest, read_metrics
 from vaebench.records.current import VALIDATION
 from vaebench.records.files import Appender, exclusive
 from vaebench.records.provenance import checksum, unaltered
@@ -228,6 +228,8 @@ class Search:
         reported = set(study.trials[trial.number].intermediate_values)
 
         def watch(epoch: int, value: float) -> bool:
+            if not reported:
+                _refuse_other_measure(trial)
             if epoch not in reported:
                 trial.report(value, epoch)
                 reported.add(epoch)
@@ -252,6 +254,22 @@ class Search:
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, best_validation(RunFolder(folder)))
+
+
+def _refuse_other_measure(trial: "optuna.Trial") -> None:
+    """Raise UserError if p(x) is another thing in this trial's run than in the run of an earlier trial.
+
+    The values of such trials cannot be compared: a density is not a probability.
+    """
+    folders = [each.user_attrs.get("folder") for each in trial.study.trials[: trial.number] if each.value is not None]
+    own = _measure(trial.user_attrs["folder"])
+    if other := next((found for folder in folders if folder and (found := _measure(folder)) not in ("", own)), None):
+        raise UserError(f"p(x) is of the kind '{own}' here and '{other}' in other trials: these cannot be compared")
+
+
+def _measure(folder: str) -> str:
+    """Return what p(x) is in a run; "" if it has not recorded it."""
+    return read_manifest(RunFolder(Path(folder))).get("measure", "")
 
 
 def validations(folder: RunFolder) -> list[tuple[int, float]]:

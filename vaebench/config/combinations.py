@@ -30,6 +30,12 @@ def check_combinations(config: Config, objective_inner_k: int | None) -> None:
         UserError: a combination is invalid.
     """
     check_words(config.dataset.name, config.dataset.binarization, config.dataset.split, config.dataset.seed)
+    if config.likelihood.name != "bernoulli" and config.dataset.binarization != "none":
+        raise UserError(
+            f"likelihood={config.likelihood.name} needs grey levels, but dataset.binarization="
+            f"{config.dataset.binarization} makes pixels binary: set dataset.binarization=none, or use "
+            "likelihood=bernoulli"
+        )
     name, trainer = config.objective.name, config.trainer
     inner_ks = {config.encoder.inner_k, *(trainer.inner_k_schedule or {}).values()}
     if objective_inner_k == 0 and inner_ks != {0}:

@@ -21,6 +21,12 @@ def decoder(config: Config) -> str:
     return f"{words}, latent_dim={config.latent_dim}, prior {config.prior.name}"
 
 
+def likelihood(config: Config) -> str:
+    """Return the family of p(x|z) with its settings, for example ``logistic_mixture (components=5)``."""
+    settings = ", ".join(f"{key}={str(value).lower()}" for key, value in config.likelihood.arguments.items())
+    return config.likelihood.name + (f" ({settings})" if settings else "")
+
+
 def objective(config: Config) -> str:
     """Return the objective, its number of samples and its gradient estimator."""
     return f"{config.objective.name}, {by_epoch('k', config.k_by_epoch)}, gradient {config.objective.gradient}"

@@ -21,6 +21,7 @@ __all__ = [
     "DecoderSettings",
     "EncoderSettings",
     "EstimatorSettings",
+    "LikelihoodSettings",
     "ObjectiveSettings",
     "OptimizerSettings",
     "PriorSettings",
@@ -108,6 +109,11 @@ class DecoderSettings(Choice):
 @dataclass(frozen=True, kw_only=True)
 class PriorSettings(Choice):
     """The distribution of the latents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodSettings(Choice):
+    """The family of p(x|z)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +236,7 @@ class Config:
     trainer: TrainerSettings
     estimator: EstimatorSettings
     sweep: SweepSettings = SweepSettings()
+    likelihood: LikelihoodSettings = LikelihoodSettings(name="bernoulli")
 
     @property
     def k_by_epoch(self) -> dict[int, int]:

@@ -16,7 +16,7 @@ BINARIZATIONS: Mapping[str, str] = {
     "dynamic": "training images are drawn from their grey levels at every use, validation and test images once",
     "static": "all images are drawn once from their grey levels",
     "threshold": "a pixel is 1 if its grey level is above one half",
-    "none": "pixels are grey levels, for which a Bernoulli likelihood is not a proper log-likelihood",
+    "none": "pixels are grey levels",
 }
 
 GREY = ("dynamic", "static", "threshold", "none")

@@ -26,7 +26,8 @@ __all__ = ["Chunks", "PerImage", "chunks_within", "draws", "log_likelihood", "lo
 # activations of a 784-pixel decoder to stay near the caches of a CPU, or well inside a small GPU.
 ROWS = {"cpu": 4_000, "cuda": 200_000}
 LARGEST_ROW = 2**20
-"""Bytes that exceed the size of a row of every network here: with as much free for each row, nothing is measured."""
+"""Bytes that exceed the size of a row of every network here, for 784 numbers from the decoder. With as much free for
+each row, nothing is measured."""
 
 TRIED_ROWS = 500
 """Rows of the measurement: enough to outweigh memory that is allocated once."""
@@ -74,7 +75,9 @@ class Chunks:
             x: one image, (1, X), for a measurement.
             budget: bytes.
         """
-        if self.rows * LARGEST_ROW <= budget:
+        likelihood = getattr(model.decoder, "likelihood", None)
+        numbers = x.shape[1] * getattr(likelihood, "outputs", 1)
+        if self.rows * LARGEST_ROW * max(1, numbers / 784) <= budget:
             return
         context = encoder.encode(x)
         samples = max(1, TRIED_ROWS // (1 + self.inner))

@@ -1,6 +1,7 @@
 """Estimates for the best weights of runs, resumable image by image."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vaebench.config import for_evaluation, identity, read
+from vaebench.direction import Measure
 from vaebench.errors import Interrupted, RunFailed
 from vaebench.estimators.importance import PerImage
 from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
@@ -24,6 +26,7 @@ from vaebench.records import (
     read_results,
 )
 from vaebench.records.current import left_out, split_results
+from vaebench.records.results import bits_per_dimension
 from vaebench.signals import Interruption
 
 __all__ = ["estimate", "evaluate", "over_repeats", "print_results"]
@@ -109,9 +112,10 @@ def estimate(
     values = [_finite(estimate).view(repeats, -1) for estimate in estimates]
     places = file.conclude([value.numpy() for value in values])
     known = {"split": job.split, "protocol": job.protocol, "epoch": made_by.epoch, "precision": settings.precision}
-    known["provenance"] = made_by
+    known |= {"provenance": made_by, "measure": experiment.measure}
+    dimensions = math.prod(experiment.data.image_shape) if experiment.measure is Measure.EIGHT_BIT else None
     return [
-        _record(estimate, value, seconds=seconds, per_image=place, **known)
+        _record(estimate, value, dimensions, seconds=seconds, per_image=place, **known)
         for estimate, value, place in zip(estimates, values, places, strict=True)
     ]
 
@@ -134,11 +138,17 @@ def _finite(estimate: Estimate) -> Tensor:
     return values
 
 
-def _record(estimate: Estimate, values: Tensor, **known: Any) -> ResultRecord:
-    """Return the record of one estimate with values (n, N); ``known`` holds further fields of the record."""
+def _record(estimate: Estimate, values: Tensor, dimensions: int | None, **known: Any) -> ResultRecord:
+    """Return the record of one estimate with values (n, N); ``known`` holds further fields of the record.
+
+    ``dimensions``: numbers of an 8-bit image, for bits per dimension; None for other images.
+    """
     averaged = PerImage(values.mean(0))
+    extra = estimate.extra | over_repeats(values.mean(1))
+    if dimensions is not None and estimate.quantity == "log p(x)":
+        extra |= bits_per_dimension(averaged.mean, averaged.stderr, dimensions)
     return ResultRecord(
-        **estimate.record_fields() | {"extra": estimate.extra | over_repeats(values.mean(1))},
+        **estimate.record_fields() | {"extra": extra},
         mean=averaged.mean,
         stderr=averaged.stderr,
         n_images=values.shape[1],

@@ -1,11 +1,12 @@
-"""Convolutional networks between square images and vectors: gated networks and residual networks.
+"""Convolutional networks between images and vectors: gated networks and residual networks.
 
 One list of widths gives all sizes: ``hidden = [c_1, ..., c_n, f]`` are the channels of n stages, each of which halves
 the sides of the image, and the number f of features. A decoder has the same stages in reverse order.
 
-Trunks map images (..., X), rows of pixels, to features (..., f). Decoders map (..., Z) to one number per pixel,
-(..., X). All leading axes form one batch. No layer mixes the images of a batch, so an image's output does not depend on
-other images, and is the same in training and evaluation.
+An image has the shape (C, H, W), and X = C * H * W. Sides that are odd are halved upwards: 7 becomes 4, and a decoder
+makes 7 of 4. Trunks map images (..., X) to features (..., f). Decoders map (..., Z) to P numbers for each pixel and
+channel, (..., P * X), the first number of all pixels first. All leading axes form one batch. No layer mixes the images
+of a batch, so an image's output does not depend on other images, and is the same in training and evaluation.
 """
 
 import math
@@ -21,7 +22,10 @@ from vaebench.arguments import widths
 from vaebench.nets.activations import ACTIVATIONS
 from vaebench.nets.dense import Trunk
 
-__all__ = ["GatedConv", "GatedConvDecoder", "GatedConvTrunk", "ResNetDecoder", "ResNetTrunk"]
+__all__ = ["GatedConv", "GatedConvDecoder", "GatedConvTrunk", "ResNetDecoder", "ResNetTrunk", "Shape"]
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -36,45 +40,50 @@ class _Sizes(NamedTuple):
     """The sizes that a list of widths defines."""
 
     channels: list[int]
-    """Channels of the stages, without the 1 channel of the image."""
-    sides: list[int]
-    """Side of the image, then the side after each stage."""
+    """Channels of the image, then of the stages."""
+    sides: list[tuple[int, int]]
+    """Height and width of the image, then after each stage."""
     features: int
 
     @classmethod
-    def of(cls, pixels: int, hidden: Sequence[int]) -> "_Sizes":
-        side = math.isqrt(pixels)
-        if side * side != pixels:
-            raise ValueError(f"a convolutional network needs square images, got {pixels} pixels")
+    def of(cls, shape: Shape, hidden: Sequence[int]) -> "_Sizes":
         widths(hidden=hidden)
         *channels, features = hidden
-        sides = [side]
+        sides = [shape[1:]]
         for _ in channels:
-            sides.append((sides[-1] + 1) // 2)
-        if channels and sides[-2] < 2:
+            sides.append(((sides[-1][0] + 1) // 2, (sides[-1][1] + 1) // 2))
+        if channels and min(sides[-2]) < 2:
             raise ValueError(
-                f"hidden must have fewer stages for images of side {side}, which {len(channels)} stages halve to less "
-                f"than 1, got {list(hidden)}"
+                f"hidden must have fewer stages for images of {shape[1]}x{shape[2]} pixels, which {len(channels)} "
+                f"stages halve to less than 1, got {list(hidden)}"
             )
-        return cls(channels, sides, features)
+        return cls([shape[0], *channels], sides, features)
 
     @property
-    def smallest(self) -> tuple[int, int, int]:
-        """Channels and sides of the last feature map."""
-        return (self.channels[-1] if self.channels else 1, self.sides[-1], self.sides[-1])
+    def smallest(self) -> Shape:
+        """Channels, height and width of the last feature map."""
+        return (self.channels[-1], *self.sides[-1])
 
     @property
     def way_down(self) -> list[tuple[int, int]]:
         """Channels before and after each stage of a trunk."""
-        return list(pairwise([1, *self.channels]))
+        return list(pairwise(self.channels))
 
     @property
-    def way_up(self) -> list[tuple[int, int, int]]:
-        """Channels before and after each stage of a decoder, and the side after it."""
-        if not self.channels:
+    def way_up(self) -> list[tuple[int, int, tuple[int, int]]]:
+        """Channels before and after each stage of a decoder, and the sides after it."""
+        if len(self.channels) == 1:
             return []
-        channels = [*reversed(self.channels), self.channels[0]]
-        return [(*pair, side) for pair, side in zip(pairwise(channels), reversed(self.sides[:-1]), strict=True)]
+        stages = self.channels[1:]
+        return [
+            (*pair, sides)
+            for pair, sides in zip(pairwise([*reversed(stages), stages[0]]), reversed(self.sides[:-1]), strict=True)
+        ]
+
+    @property
+    def last_channels(self) -> int:
+        """Channels before the last layer of a decoder."""
+        return self.channels[1] if len(self.channels) > 1 else self.channels[0]
 
 
 class GatedConv(nn.Module):
@@ -146,24 +155,24 @@ class GatedConvTrunk(_ByRows, Trunk):
     Source: van den Berg et al. 2018, https://arxiv.org/abs/1803.05649
     """
 
-    def __init__(self, inputs: int, hidden: Sequence[int], activation: str) -> None:
+    def __init__(self, shape: Shape, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
         del activation  # the gates are the nonlinearity
-        sizes = _Sizes.of(inputs, hidden)
+        sizes = _Sizes.of(shape, hidden)
         layers: list[nn.Module] = []
         for before, after in sizes.way_down:
             layers.append(GatedConv(_convolution(before, 2 * after, 5, gain=_GATED)))
             layers.append(GatedConv(_convolution(after, 2 * after, 5, 2, gain=_GATED)))
-        if sizes.channels:
+        if layers:
             layers.append(GatedConv(_convolution(sizes.channels[-1], 2 * sizes.channels[-1], 5, gain=_GATED)))
         self.layers = nn.Sequential(*layers)
         # A convolution with a kernel of the size of the feature map is a dense layer.
         self.summary = _dense(math.prod(sizes.smallest), 2 * sizes.features, _GATED)
-        self.side = sizes.sides[0]
+        self.shape = shape
         self.width = sizes.features
 
     def rows(self, images: Tensor) -> Tensor:
-        maps = self.layers(images.view(-1, 1, self.side, self.side))
+        maps = self.layers(images.view(-1, *self.shape))
         return _gated(self.summary(maps.flatten(1)))
 
 
@@ -173,21 +182,21 @@ class GatedConvDecoder(_ByRows):
     Source: van den Berg et al. 2018, https://arxiv.org/abs/1803.05649
     """
 
-    def __init__(self, inputs: int, pixels: int, hidden: Sequence[int], activation: str) -> None:
+    def __init__(self, inputs: int, shape: Shape, outputs: int, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
         del activation
-        sizes = _Sizes.of(pixels, hidden)
+        sizes = _Sizes.of(shape, hidden)
         self.map = sizes.smallest
         self.spread = _dense(inputs, 2 * math.prod(self.map), _GATED)
         layers: list[nn.Module] = []
-        for before, after, side in sizes.way_up:
+        channels = sizes.last_channels
+        for before, after, sides in sizes.way_up:
             layers.append(GatedConv(_convolution(before, 2 * before, 5, gain=_GATED)))
-            layers.append(GatedConv(_transposed(before, 2 * after, 5, side, gain=_GATED)))
-        channels = sizes.channels[0] if sizes.channels else 1
-        if sizes.channels:
+            layers.append(GatedConv(_transposed(before, 2 * after, 5, sides, gain=_GATED)))
+        if layers:
             layers.append(GatedConv(_convolution(channels, 2 * channels, 5, gain=_GATED)))
         self.layers = nn.Sequential(*layers)
-        self.brush = _pixel_layer(channels, 1)
+        self.brush = _pixel_layer(channels, outputs * shape[0], 1)
 
     def rows(self, z: Tensor) -> Tensor:
         maps = _gated(self.spread(z)).view(-1, *self.map)
@@ -200,9 +209,9 @@ class ResNetTrunk(_ByRows, Trunk):
     Source: He et al. 2016, https://arxiv.org/abs/1603.05027
     """
 
-    def __init__(self, inputs: int, hidden: Sequence[int], activation: str) -> None:
+    def __init__(self, shape: Shape, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
-        sizes = _Sizes.of(inputs, hidden)
+        sizes = _Sizes.of(shape, hidden)
         layers: list[nn.Module] = []
         for before, after in sizes.way_down:
             shrink = _convolution(before, after, 3, 2)
@@ -211,11 +220,11 @@ class ResNetTrunk(_ByRows, Trunk):
         self.layers = nn.Sequential(*layers)
         self.summary = _dense(math.prod(sizes.smallest), sizes.features)
         self.activation = ACTIVATIONS[activation]
-        self.side = sizes.sides[0]
+        self.shape = shape
         self.width = sizes.features
 
     def rows(self, images: Tensor) -> Tensor:
-        maps = self.layers(images.view(-1, 1, self.side, self.side)).flatten(1)
+        maps = self.layers(images.view(-1, *self.shape)).flatten(1)
         if len(self.layers):  # without stages these are the pixels
             maps = self.activation(maps)
         return self.activation(self.summary(maps))
@@ -227,20 +236,19 @@ class ResNetDecoder(_ByRows):
     Source: He et al. 2016, https://arxiv.org/abs/1603.05027
     """
 
-    def __init__(self, inputs: int, pixels: int, hidden: Sequence[int], activation: str) -> None:
+    def __init__(self, inputs: int, shape: Shape, outputs: int, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
-        sizes = _Sizes.of(pixels, hidden)
+        sizes = _Sizes.of(shape, hidden)
         self.map = sizes.smallest
         self.dense = _dense(inputs, sizes.features)
         self.spread = _dense(sizes.features, math.prod(self.map))
         self.activation = ACTIVATIONS[activation]
         layers: list[nn.Module] = []
-        for before, after, side in sizes.way_up:
+        for before, after, sides in sizes.way_up:
             layers.append(ResidualBlock(before, activation))
-            layers.append(_Activated(activation, _transposed(before, after, 3, side)))
+            layers.append(_Activated(activation, _transposed(before, after, 3, sides)))
         self.layers = nn.Sequential(*layers)
-        channels = sizes.channels[0] if sizes.channels else 1
-        self.brush = _Activated(activation, _pixel_layer(channels, 3))
+        self.brush = _Activated(activation, _pixel_layer(sizes.last_channels, outputs * shape[0], 3))
 
     def rows(self, z: Tensor) -> Tensor:
         maps = self.spread(self.activation(self.dense(z))).view(-1, *self.map)
@@ -257,9 +265,10 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int = 1, gain: fl
     return _initialised(nn.Conv2d(inputs, outputs, size, stride, padding=size // 2), inputs * size**2, gain)
 
 
-def _transposed(inputs: int, outputs: int, size: int, side: int, gain: float = 2.0) -> nn.ConvTranspose2d:
-    """Make a transposed convolution that doubles the sides of an image, to ``side`` even or odd."""
-    layer = nn.ConvTranspose2d(inputs, outputs, size, 2, padding=size // 2, output_padding=(side - 1) % 2)
+def _transposed(inputs: int, outputs: int, size: int, sides: tuple[int, int], gain: float = 2.0) -> nn.ConvTranspose2d:
+    """Make a transposed convolution that doubles the sides of an image, to ``sides`` even or odd."""
+    padding = ((sides[0] - 1) % 2, (sides[1] - 1) % 2)
+    layer = nn.ConvTranspose2d(inputs, outputs, size, 2, padding=size // 2, output_padding=padding)
     # A quarter of the kernel contributes to each output pixel.
     return _initialised(layer, inputs * size**2 / 4, gain)
 
@@ -268,9 +277,9 @@ def _dense(inputs: int, outputs: int, gain: float = 2.0) -> nn.Linear:
     return _initialised(nn.Linear(inputs, outputs), inputs, gain)
 
 
-def _pixel_layer(inputs: int, size: int) -> nn.Conv2d:
-    """Make the last layer of a decoder, to one channel, without a bias: ConvolutionalBernoulli has one per pixel."""
-    return nn.Conv2d(inputs, 1, size, padding=size // 2, bias=False)
+def _pixel_layer(inputs: int, outputs: int, size: int) -> nn.Conv2d:
+    """Make the last layer of a decoder, without biases: ConvolutionalDecoder has its own for each pixel."""
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
 
 
 def _initialised(layer: _Layer, inputs: float, gain: float) -> _Layer:

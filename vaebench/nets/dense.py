@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
+from vaebench.direction import Measure
 from vaebench.distributions import Bernoulli, DiagonalNormal, at_least_float32, positive
 from vaebench.nets.activations import ACTIVATIONS
 
@@ -21,10 +22,12 @@ __all__ = [
     "MLP",
     "AdditiveGaussian",
     "AdditiveMLP",
-    "BernoulliHead",
+    "BernoulliLikelihood",
     "Conditional",
-    "ConvolutionalBernoulli",
+    "ConvolutionalDecoder",
+    "DenseDecoder",
     "GaussianHead",
+    "Likelihood",
     "NormalLikelihood",
     "Trunk",
     "TrunkGaussian",
@@ -180,37 +183,79 @@ class AdditiveGaussian(Conditional):
         return self.head(self.network(u, conditioned))
 
 
-class BernoulliHead(nn.Module):
-    """z, (..., Z) -> Bernoulli pixels (..., D)."""
+class Likelihood(nn.Module, ABC):
+    """A family of p(x|z): the outputs of a decoder's network to a distribution over pixels.
 
-    def __init__(self, trunk: Trunk, pixels: int, pixel_mean: Tensor | None = None) -> None:
-        """``pixel_mean``, (D,): the mean of the training images. Its logit is the first output bias, as in IWAE."""
+    A network returns ``outputs`` numbers for each of X pixels and channels: (..., outputs * X), the first number of all
+    pixels first.
+    """
+
+    outputs: int
+    """Numbers per pixel and channel."""
+    measure: Measure
+    """What p(x|z) is, for pixels that the family is meant for."""
+
+    @abstractmethod
+    def of(self, outputs: Tensor) -> Distribution:
+        """Return the distribution over x, (..., X), for outputs of shape (..., outputs, X)."""
+
+    def first_biases(self, pixel_mean: Tensor) -> Tensor:
+        """Return the biases of an untrained decoder, (outputs, X), for the mean of the training images, (X,)."""
+        return pixel_mean.new_zeros(self.outputs, len(pixel_mean))
+
+    def forward(self, outputs: Tensor) -> Distribution:
+        """Return the distribution over x, (..., X), for outputs of shape (..., outputs * X)."""
+        return self.of(outputs.unflatten(-1, (self.outputs, -1)))
+
+
+class BernoulliLikelihood(Likelihood):
+    """Independent binary pixels, by one logit each."""
+
+    outputs, measure = 1, Measure.PROBABILITY
+
+    def of(self, outputs: Tensor) -> Bernoulli:
+        return Bernoulli(outputs.squeeze(-2))
+
+    def first_biases(self, pixel_mean: Tensor) -> Tensor:
+        """Return the logits of the means, as in IWAE."""
+        return torch.logit(pixel_mean.clamp(1e-3, 1 - 1e-3)).unsqueeze(0)
+
+    def forward(self, outputs: Tensor) -> Bernoulli:
+        return Bernoulli(outputs)
+
+
+class DenseDecoder(nn.Module):
+    """z, (..., Z) -> p(x|z) over (..., X), by a trunk and an affine layer."""
+
+    def __init__(self, trunk: Trunk, likelihood: Likelihood, pixels: int, pixel_mean: Tensor | None = None) -> None:
+        """``pixel_mean``, (X,): the mean of the training images, for the first biases; None for biases of 0."""
         super().__init__()
         self.trunk = trunk
-        self.affine = linear(trunk.width, pixels)
+        self.affine = linear(trunk.width, likelihood.outputs * pixels)
+        self.likelihood = likelihood
         if pixel_mean is not None:
             with torch.no_grad():
-                self.affine.bias.copy_(_logit(pixel_mean))
+                self.affine.bias.copy_(likelihood.first_biases(pixel_mean).flatten())
 
-    def forward(self, z: Tensor) -> Bernoulli:
-        return Bernoulli(self.affine(self.trunk(z)))
+    def forward(self, z: Tensor) -> Distribution:
+        return self.likelihood(self.affine(self.trunk(z)))
 
 
-class ConvolutionalBernoulli(nn.Module):
-    """z, (..., Z) -> Bernoulli pixels (..., D), by a network that returns one number per pixel."""
+class ConvolutionalDecoder(nn.Module):
+    """z, (..., Z) -> p(x|z) over (..., X), by a network that returns all outputs but the biases."""
 
-    def __init__(self, painter: nn.Module, pixels: int, pixel_mean: Tensor | None = None) -> None:
-        """``painter`` maps (..., Z) to (..., D); ``pixel_mean`` is as for :class:`BernoulliHead`."""
+    def __init__(
+        self, painter: nn.Module, likelihood: Likelihood, pixels: int, pixel_mean: Tensor | None = None
+    ) -> None:
+        """``painter`` maps (..., Z) to (..., outputs * X); ``pixel_mean`` is as for :class:`DenseDecoder`."""
         super().__init__()
         self.painter = painter
-        self.bias = nn.Parameter(torch.zeros(pixels) if pixel_mean is None else _logit(pixel_mean))
+        self.likelihood = likelihood
+        biases = torch.zeros(likelihood.outputs, pixels) if pixel_mean is None else likelihood.first_biases(pixel_mean)
+        self.bias = nn.Parameter(biases.flatten())
 
-    def forward(self, z: Tensor) -> Bernoulli:
-        return Bernoulli(self.painter(z) + self.bias)
-
-
-def _logit(pixel_mean: Tensor) -> Tensor:
-    return torch.logit(pixel_mean.clamp(1e-3, 1 - 1e-3))
+    def forward(self, z: Tensor) -> Distribution:
+        return self.likelihood(self.painter(z) + self.bias)
 
 
 class NormalLikelihood(nn.Module):

@@ -1,5 +1,6 @@
 """The networks of one run: every family takes its parts from here, so that all parts share one architecture."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
@@ -12,8 +13,9 @@ from vaebench.nets.dense import (
     MLP,
     AdditiveGaussian,
     AdditiveMLP,
-    BernoulliHead,
-    ConvolutionalBernoulli,
+    ConvolutionalDecoder,
+    DenseDecoder,
+    Likelihood,
     Trunk,
     TrunkGaussian,
 )
@@ -28,11 +30,12 @@ TRUNKS = {
     "gated_conv": "convolutional:GatedConvTrunk",
     "resnet": "convolutional:ResNetTrunk",
 }
-"""(inputs, hidden, activation) -> a network over x. A file is imported when a run uses its network. Dense trunks take
-any input, so that they serve as networks over z too."""
+"""(inputs, hidden, activation) -> a network over x; convolutional networks take the shape of the images for ``inputs``.
+A file is imported when a run uses its network. Dense trunks take any input, so that they serve as networks over z too.
+"""
 
 DECODERS = {"gated_conv": "convolutional:GatedConvDecoder", "resnet": "convolutional:ResNetDecoder"}
-"""(inputs, pixels, hidden, activation) -> a network over z, if it differs from the network over x."""
+"""(inputs, shape, outputs, hidden, activation) -> a network over z, if it differs from the network over x."""
 
 
 def _network(place: str) -> Any:
@@ -47,6 +50,7 @@ class Networks:
         trunk: a key of ``TRUNKS``.
         hidden: widths of the hidden layers. For convolutional networks: the channels, then the width of the features.
         activation: a key of ``ACTIVATIONS``.
+        image_shape: channels, height and width of the images, (C, H, W). None: square images of one channel.
 
     Raises:
         ValueError: ``trunk`` is unknown.
@@ -55,6 +59,7 @@ class Networks:
     trunk: str
     hidden: Sequence[int]
     activation: str
+    image_shape: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         one_of(TRUNKS, trunk=self.trunk)
@@ -66,7 +71,8 @@ class Networks:
 
     def reader(self, inputs: int) -> Trunk:
         """Make x, (B, inputs) -> features."""
-        return _network(TRUNKS[self.trunk])(inputs, self.hidden, self.activation)
+        size = self._shape(inputs) if self.trunk in DECODERS else inputs
+        return _network(TRUNKS[self.trunk])(size, self.hidden, self.activation)
 
     def gaussian(self, inputs: int, dim: int) -> TrunkGaussian:
         """Make x, (B, inputs) -> DiagonalNormal over (B, dim)."""
@@ -89,11 +95,21 @@ class Networks:
         """Make (..., inputs) -> DiagonalNormal over (..., dim), by dense layers of the widths ``hidden``."""
         return TrunkGaussian(MLP(inputs, hidden, self.activation), dim, self.scale)
 
-    def bernoulli(
-        self, latent_dim: int, pixels: int, pixel_mean: Tensor | None
-    ) -> BernoulliHead | ConvolutionalBernoulli:
-        """Make z, (..., latent_dim) -> Bernoulli pixels."""
+    def decoder(
+        self, latent_dim: int, pixels: int, likelihood: Likelihood, pixel_mean: Tensor | None
+    ) -> DenseDecoder | ConvolutionalDecoder:
+        """Make z, (..., latent_dim) -> p(x|z) over (..., pixels); a pixel of a colour image counts once per channel."""
         if self.trunk in DECODERS:
-            network = _network(DECODERS[self.trunk])(latent_dim, pixels, self.hidden, self.activation)
-            return ConvolutionalBernoulli(network, pixels, pixel_mean)
-        return BernoulliHead(self.reader(latent_dim), pixels, pixel_mean)
+            make, shape = _network(DECODERS[self.trunk]), self._shape(pixels)
+            network = make(latent_dim, shape, likelihood.outputs, self.hidden, self.activation)
+            return ConvolutionalDecoder(network, likelihood, pixels, pixel_mean)
+        return DenseDecoder(self.reader(latent_dim), likelihood, pixels, pixel_mean)
+
+    def _shape(self, pixels: int) -> tuple[int, int, int]:
+        """Return the shape of the images. ValueError if they do not have ``pixels``."""
+        side = math.isqrt(pixels)
+        shape = self.image_shape or (1, side, side)
+        if math.prod(shape) != pixels:
+            what = f"images of shape {shape}" if self.image_shape else "square images"
+            raise ValueError(f"a convolutional network needs {what}, got {pixels} pixels")
+        return shape

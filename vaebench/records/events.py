@@ -161,9 +161,10 @@ def charts(layout: Mapping[str, Mapping[str, Sequence[str]]]) -> Summary.Value:
 
 
 def picture(tag: str, pixels: numpy.ndarray) -> Summary.Value:
-    """Return ``pixels``, (H, W) bytes, as a PNG."""
-    height, width = pixels.shape
-    image = Summary.Image(height=height, width=width, colorspace=1, encoded_image_string=png(pixels))
+    """Return ``pixels``, (H, W) or (H, W, 3) bytes, as a PNG."""
+    height, width = pixels.shape[:2]
+    channels = 1 if pixels.ndim == 2 else 3
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png(pixels))
     return Summary.Value(tag=tag, image=image)
 
 

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
+from vaebench.direction import Measure
 from vaebench.errors import UserError
 from vaebench.records.files import write_json
 from vaebench.records.folder import ProcessId, RunFolder, now
@@ -68,6 +69,7 @@ class _Stored(_Session, total=False):
     best: _Best
     written: Written
     validation: str
+    measure: Measure
 
 
 class Manifest:

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Images", "Sheet", "grid", "png", "provenance_of"]
 
 Images = Union[numpy.ndarray, "Tensor"]
-"""(N, H*H), (N, H, W) or (N, 1, H, W); bytes, or floats from 0 to 1 (clipped; NaN is black)."""
+"""(N, H*H), (N, H, W) or (N, C, H, W) with C = 1 or 3; bytes, or floats from 0 to 1 (clipped; NaN is black)."""
 
-WHITE, GREY, DARK_GREY, BLACK = 255, 128, 110, 30
+WHITE, GREY = 255, 128
+DARK_GREY, BLACK = "#6e6e6e", "#1e1e1e"
+"""Of text, in grey pictures and in those with colours."""
 MARGIN, FONT_SIZE, LINE_HEIGHT = 14, 13, 19  # pixels
 PROVENANCE = b"Provenance"
 """The keyword of the text chunk with the provenance."""
@@ -40,14 +42,14 @@ TEXT_GAP = 8
 def grid(images: Images, columns: int) -> numpy.ndarray:
     """Arrange images in rows of ``columns``, one grey pixel apart.
 
-    Returns (rows * (H + 1) - 1, columns * (W + 1) - 1) bytes.
+    Returns (rows * (H + 1) - 1, columns * (W + 1) - 1) bytes; colours have a third axis, of three.
     """
     cells = _cells(images)
     return _arranged(cells, _offsets(min(columns, len(cells)), cells.shape[2], 1), 1, GREY)
 
 
 def png(pixels: numpy.ndarray, about: str = "", made_by: Provenance | None = None) -> bytes:
-    """Return ``pixels``, (H, W) bytes, as a PNG file with the description ``about`` and the provenance as JSON."""
+    """Return ``pixels``, (H, W) or (H, W, 3) bytes, as a PNG file with a description and the provenance as JSON."""
     from PIL import Image  # here, because the import takes long
     from PIL.PngImagePlugin import PngInfo
 
@@ -87,11 +89,11 @@ class Sheet:
     """Each pixel of an image becomes ``scale`` x ``scale`` pixels."""
 
     def pixels(self) -> numpy.ndarray:
-        """Return the picture, (H, W) bytes."""
+        """Return the picture, (H, W) or (H, W, 3) bytes."""
         from PIL import Image, ImageDraw, ImageFont
 
         cells = _cells(self.images).repeat(self.scale, 1).repeat(self.scale, 2)
-        count, height, width = cells.shape
+        count, height, width = cells.shape[:3]
         gap = max(1, self.scale - 1)
         lefts = _offsets(min(self.columns, count), width, gap, self.breaks, 5 * self.scale)
         body, lines = _arranged(cells, lefts, gap, WHITE), self.title.splitlines()
@@ -99,7 +101,8 @@ class Sheet:
         left = MARGIN + max((_width(font, label) + TEXT_GAP for label in self.row_labels), default=0)
         top = MARGIN + LINE_HEIGHT * (len(lines) + bool(self.column_labels)) + (TEXT_GAP if lines else 0)
         right = max([left + body.shape[1], *(MARGIN + _width(font, line) for line in lines)])
-        picture = Image.new("L", (right + MARGIN, top + body.shape[0] + MARGIN), WHITE)
+        size = (right + MARGIN, top + body.shape[0] + MARGIN)
+        picture = Image.new("L" if body.ndim == 2 else "RGB", size, "white")
         picture.paste(Image.fromarray(body), (left, top))
         draw = ImageDraw.Draw(picture)
         for number, line in enumerate(lines):
@@ -139,10 +142,11 @@ def _offsets(columns: int, width: int, gap: int, breaks: Collection[int] = (), b
 
 
 def _arranged(cells: numpy.ndarray, lefts: Sequence[int], gap: int, background: int) -> numpy.ndarray:
-    """Put cells, (N, H, W), in rows with these left edges; the rows are ``gap`` apart."""
-    count, height, width = cells.shape
+    """Put cells, (N, H, W) or (N, H, W, 3), in rows with these left edges; the rows are ``gap`` apart."""
+    count, height, width = cells.shape[:3]
     rows = math.ceil(count / len(lefts))
-    arranged = numpy.full((rows * (height + gap) - gap, lefts[-1] + width), background, dtype=numpy.uint8)
+    size = (rows * (height + gap) - gap, lefts[-1] + width, *cells.shape[3:])
+    arranged = numpy.full(size, background, dtype=numpy.uint8)
     for index, cell in enumerate(cells):
         row, column = divmod(index, len(lefts))
         top, left = row * (height + gap), lefts[column]
@@ -151,22 +155,23 @@ def _arranged(cells: numpy.ndarray, lefts: Sequence[int], gap: int, background: 
 
 
 def _cells(images: Images) -> numpy.ndarray:
-    """Return images as bytes, (N, H, W)."""
+    """Return images as bytes, (N, H, W), or (N, H, W, 3) for three channels."""
     if not isinstance(images, numpy.ndarray):
         images = images.detach().float().cpu().numpy() if images.is_floating_point() else images.cpu().numpy()
-    return _bytes(_square(images))
+    return _bytes(_channels_last(images))
 
 
-def _square(images: numpy.ndarray) -> numpy.ndarray:
-    """Return ``images`` as (N, H, W)."""
-    if images.ndim == 4 and images.shape[1] == 1:
-        images = images[:, 0]
-    if images.ndim == 2:
+def _channels_last(images: numpy.ndarray) -> numpy.ndarray:
+    """Return ``images`` as (N, H, W), or as (N, H, W, 3) if they have three channels."""
+    if images.ndim == 4 and images.shape[1] in (1, 3):
+        images = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
+    elif images.ndim == 2:
         side = math.isqrt(images.shape[1])
         if side * side == images.shape[1]:
             images = images.reshape(-1, side, side)
-    if images.ndim != 3 or not len(images):
-        raise ValueError(f"images must be (N, H*H), (N, H, W) or (N, 1, H, W) with N > 0, not {images.shape}")
+    if images.ndim not in (3, 4) or not len(images) or images.shape[3:] not in ((), (3,)):
+        shapes = "(N, H*H), (N, H, W), (N, 1, H, W) or (N, 3, H, W)"
+        raise ValueError(f"images must be {shapes} with N > 0, not {images.shape}")
     return images
 
 

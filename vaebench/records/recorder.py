@@ -93,7 +93,7 @@ class Recorder:
         self._events.add(step, *(events.scalar(tag, float(value)) for tag, value in values.items()))
 
     def image(self, tag: str, images: Images, step: int, *, columns: int = 8) -> None:
-        """Record a grid of images, (N, H*H), (N, H, W) or (N, 1, H, W); bytes, or floats from 0 to 1."""
+        """Record a grid of images; for their shapes see `vaebench.records.pictures.Images`."""
         self._note(step, [tag])
         self.written["points"] += 1
         self._events.add(step, events.picture(tag, grid(images, columns)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from vaebench.direction import Direction, checked_direction
+from vaebench.direction import Direction, Measure, checked_direction, checked_measure
 from vaebench.errors import UserError
 from vaebench.records.files import exclusive, write_json
 from vaebench.records.folder import RunFolder
@@ -15,7 +15,7 @@ from vaebench.records.stored import read_json
 from vaebench.records.text import counted, decimals, with_error, with_sign
 from vaebench.typed import Checker, printable, shown
 
-__all__ = ["ResultRecord", "append_result", "format_line", "read_results"]
+__all__ = ["ResultRecord", "append_result", "bits_per_dimension", "format_line", "read_results"]
 
 ADVICE = "Repair it, or move it away and run `vaebench evaluate` again."
 PRECISIONS = ("", "float32", "bf16")
@@ -60,6 +60,8 @@ class ResultRecord:
     repeats: int = field(default=1, metadata=_KEY | {"least": 1})
     """Independent repetitions, averaged for each image."""
     quantity: str = field(default="log p(x)", metadata=_KEY)
+    measure: Measure = field(default=Measure.PROBABILITY, metadata=_KEY)
+    """What p(x) is. Numbers of different measures are never compared."""
     precision: str = field(default="", metadata=_KEY)
     """Of the networks: float32 or bf16. Empty in records of early versions: the precision of the training."""
     settings: Mapping[str, Any] = field(default_factory=dict, metadata=_KEY)
@@ -78,6 +80,7 @@ class ResultRecord:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "direction", checked_direction(self.direction))
+        object.__setattr__(self, "measure", checked_measure(self.measure))
         if self.log_q is not None:
             object.__setattr__(self, "log_q", checked_direction(self.log_q))
         if self.precision not in PRECISIONS:
@@ -143,6 +146,8 @@ def _from_json(entry: dict[str, Any]) -> ResultRecord:
         entry = entry | {"settings": settings | {"proposal": _OLD_PROPOSALS[settings["proposal"]]}}
     if entry.get("estimator") == "gaps" and entry.get("quantity") in WITHOUT_WEIGHTS:
         entry = entry | {"k": None}
+    if "measure" not in entry and isinstance(protocol := entry.get("protocol"), str):
+        entry = entry | {"measure": Measure.of_early_version(protocol).value}
     return Checker().build(ResultRecord, entry)
 
 
@@ -157,12 +162,28 @@ def format_line(record: ResultRecord) -> str:
     number = with_error(record.mean, record.stderr, places=places)
     if over_repeats is not None:
         number += f" (images) +- {over_repeats:.{places}f} ({counted(record.repeats, 'repeat')})"
-    return f"{record.split} {record.quantity} {with_sign(record.direction, number)} ({_conditions(record)})"
+    quantity = record.measure.named(record.quantity)
+    return f"{record.split} {quantity} {with_sign(record.direction, number)} ({_conditions(record)})"
+
+
+def bits_per_dimension(mean: float, stderr: float, dimensions: int) -> dict[str, float]:
+    """Return -log2 p(x) for each pixel and channel, and its standard error, for nats per image."""
+    scale = dimensions * math.log(2)
+    return {"bits_per_dimension": -mean / scale, "bits_per_dimension_stderr": stderr / scale}
+
+
+def _bits(record: ResultRecord) -> list[str]:
+    """Return the bits per dimension in words. A lower bound on log p(x) is an upper bound on them."""
+    bits, error = (record.extra.get(name) for name in ("bits_per_dimension", "bits_per_dimension_stderr"))
+    if bits is None or error is None:
+        return []
+    number = with_error(bits, error, places=max(3, decimals(error)))
+    return [f"{with_sign(record.direction.negated, number)} bits per dimension"]
 
 
 def _conditions(record: ResultRecord) -> str:
     words = ["estimate"] if record.direction is Direction.ESTIMATE else []
-    words.append(record.estimator)
+    words += [*_bits(record), record.estimator]
     numbers = {"k": record.k, "inner_k": record.inner_k, **record.settings}
     if record.precision == "bf16":
         numbers["precision"] = record.precision

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from vaebench.direction import Direction
+from vaebench.direction import Direction, Measure
 from vaebench.records import ResultRecord
 from vaebench.report.runs import Run
 
@@ -53,6 +53,8 @@ class Conditions:
     """The precision of the networks in the evaluation."""
     epochs: int | None
     """The planned length of training, trainer.epochs; None for results of runs of any length."""
+    measure: Measure
+    """What p(x) is: a density and a probability never share a table."""
     upper: bool
     """Whether the numbers are upper bounds, which give no ranking."""
 
@@ -73,12 +75,13 @@ class Conditions:
             settings=tuple(sorted(settings.items())),
             precision=record.precision or run.config.trainer.precision,
             epochs=run.config.trainer.epochs,
+            measure=record.measure,
             upper=record.direction is Direction.UPPER_BOUND,
         )
 
     def title(self) -> str:
         """Return the quantity and the data, for example ``test log p(x), mnist/dynamic-v1``."""
-        return f"{self.split} {self.quantity}, {self.protocol}"
+        return f"{self.split} {self.measure.named(self.quantity)}, {self.protocol}"
 
     def words(self) -> list[str]:
         """Return the other conditions, each in a few words."""

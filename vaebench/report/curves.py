@@ -20,8 +20,8 @@ def meaning(run: Run, tag: str) -> str:
     A run whose log q is only an estimate has no values of ``TRAINING``.
     """
     if tag == VALIDATION:
-        return f"validation log p(x), {run.validation}"
-    return "bound on log p(x) in training, lower bound"
+        return f"validation {run.measure.named('log p(x)')}, {run.validation}"
+    return f"bound on {run.measure.named('log p(x)')} in training, lower bound"
 
 
 class Curve(NamedTuple):

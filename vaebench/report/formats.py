@@ -58,8 +58,14 @@ def duration(seconds: float | None) -> str:
 
 def headings(table: Table, columns: Sequence[str]) -> list[str]:
     """Return the titles of the columns of `cells`."""
-    quantity = table.conditions.quantity
-    return ["#", *columns, quantity, "n", "sd over seeds", "error over images", "estimator", "best epoch", "time"]
+    quantity = table.conditions.measure.named(table.conditions.quantity)
+    bits = ["bits per dim"] if _has_bits(table) else []
+    errors = ["sd over seeds", "error over images"]
+    return ["#", *columns, quantity, "n", *errors, *bits, "estimator", "best epoch", "time"]
+
+
+def _has_bits(table: Table) -> bool:
+    return any(row.bits_per_dimension is not None for row in table.rows)
 
 
 def cells(table: Table, row: Row, columns: Sequence[str], signs: Mapping[Direction, str] = SIGNS) -> list[str]:
@@ -73,10 +79,17 @@ def cells(table: Table, row: Row, columns: Sequence[str], signs: Mapping[Directi
         str(row.n),
         number(row.sd, row.sd),
         number(row.stderr, row.stderr),
+        *([_bits(row, signs)] if _has_bits(table) else []),
         _estimator(row),
         str(facts["epoch"]),
         duration(row.wall_seconds),
     ]
+
+
+def _bits(row: Row, signs: Mapping[Direction, str]) -> str:
+    """Return the bits per dimension; a lower bound on log p(x) is an upper bound on them."""
+    bits = row.bits_per_dimension
+    return "-" if bits is None else f"{signs[row.record.direction.negated]} {bits:.3f}"
 
 
 def _estimator(row: Row) -> str:

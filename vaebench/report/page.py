@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vaebench import __version__
+from vaebench.direction import Measure
 from vaebench.records import format_line
 from vaebench.records.text import counted
 from vaebench.report import sections
@@ -85,7 +86,7 @@ def _shown(value: Any) -> Any:
 
 
 class _Section(NamedTuple):
-    """The part of the page about one data protocol; results on other data are not comparable."""
+    """The part of the page about one data protocol and one measure; others are not comparable."""
 
     name: str
     place: str
@@ -99,7 +100,7 @@ class _Section(NamedTuple):
 
 
 def _by_data(runs: Sequence[Run], comparison: Comparison) -> list[_Section]:
-    """Return a section for each protocol; the section of the largest table is first."""
+    """Return a section for each protocol and measure of p(x); the section of the largest table is first."""
     of_method: dict[str, dict[Path, Run]] = defaultdict(dict)
     for run in [*(run for table in comparison.tables for run in table.runs), *runs]:  # in the order of the tables
         of_method[run.method].setdefault(run.folder.path, run)
@@ -144,7 +145,8 @@ def _groups(grouped: Sequence[Sequence[Run]], first: int) -> list[RunGroup]:
 
 
 def _data_of(run: Run) -> str:
-    """Return the protocol of a run's data, also of a run whose manifest was moved away."""
+    """Return the protocol of a run's data, also of a run whose manifest was moved away, and the measure of p(x)."""
     dataset, recorded = run.config.dataset, run.manifest.get("dataset", {}).get("protocol")
     evaluated = run.results[0].protocol if run.results else None
-    return recorded or evaluated or f"{dataset.name}, {dataset.binarization}"
+    protocol = recorded or evaluated or f"{dataset.name}, {dataset.binarization}"
+    return protocol if run.measure is Measure.PROBABILITY else f"{protocol} ({run.measure})"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from vaebench.config import Config, describe, identity, read
 from vaebench.config.identity import defining
+from vaebench.direction import Measure
 from vaebench.errors import UserError
 from vaebench.records import (
     Diagnostics,
@@ -109,6 +110,12 @@ class Run:
     def validation(self) -> str:
         """What a validation of the run estimates; runs of earlier versions have not recorded it."""
         return self.manifest.get("validation") or describe.validation(self.config)
+
+    @property
+    def measure(self) -> Measure:
+        """What p(x) is; runs of earlier versions have not recorded it."""
+        protocol = f"{self.config.dataset.name}/{self.config.dataset.binarization}"
+        return self.manifest.get("measure") or Measure.of_early_version(protocol)
 
     @property
     def stopped_early(self) -> dict[str, Any] | None:

@@ -136,7 +136,8 @@ _CurvesOfGroup = tuple[RunGroup, Sequence[Curve]]
 def curves(place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> list[Chart]:
     """Return charts of the validation by epoch and by time, of the parts of the bound, and of results by time."""
     meanings = dict.fromkeys(group.runs[0].validation for group in groups)
-    title = f"Validation log p(x), {' or '.join(meanings)}"
+    # All runs of a section have the same measure.
+    title = f"Validation {groups[0].runs[0].measure.named('log p(x)')}, {' or '.join(meanings)}"
     validation = [(group, group.curves(VALIDATION)) for group in groups]
     figures = [
         _curves(f"{place}-epochs", f"{title}, by epoch", "epoch", validation, by_time=False),

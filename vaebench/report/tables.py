@@ -90,6 +90,13 @@ class Row:
         known = [value for value in seconds if value is not None]
         return statistics.fmean(known) if len(known) == len(seconds) else None
 
+    @property
+    def bits_per_dimension(self) -> float | None:
+        """Mean over seeds of the bits per pixel and channel; None if images are not 8-bit ones."""
+        bits = [result.record.extra.get("bits_per_dimension") for result in self.results]
+        known = [value for value in bits if value is not None]
+        return statistics.fmean(known) if known and len(known) == len(bits) else None
+
     def facts(self) -> dict[str, Any]:
         """Return the value of every name in ``FACTS``."""
         return {name: fact(self) for name, fact in FACTS.items()}
@@ -113,6 +120,8 @@ FACTS: dict[str, Callable[[Row], Any]] = {
     "protocol": lambda row: row.record.protocol,
     "n_images": lambda row: row.record.n_images,
     "quantity": lambda row: row.record.quantity,
+    "measure": lambda row: row.record.measure,
+    "bits_per_dimension": lambda row: row.bits_per_dimension,
     "epoch": lambda row: _span([result.record.epoch for result in row.results]),
     "wall_seconds": lambda row: row.wall_seconds,
     "evaluation_seconds": lambda row: statistics.fmean(result.record.seconds for result in row.results),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vaebench import runtime
 from vaebench.config import describe
+from vaebench.direction import Measure
 from vaebench.encoders.base import Direction
 from vaebench.experiment import Experiment
 from vaebench.train.validation import described
@@ -15,6 +16,19 @@ _LOG_Q = {
     Direction.UPPER_BOUND: "log q(z|x) by an upper bound",
     Direction.ESTIMATE: "log q(z|x) by a learned estimate, so the training objective is not a bound",
 }
+
+
+_MEASURES = {
+    Measure.EIGHT_BIT: "p(x) is the probability of an 8-bit image",
+    Measure.DENSITY: "p(x) is a density of pixels in [0, 1], not a probability",
+    Measure.CROSS_ENTROPY: "of grey levels, so log p(x) is a cross-entropy and not a log-likelihood",
+}
+
+
+def _likelihood(experiment: Experiment) -> str:
+    """Return the likelihood and the meaning of p(x), or nothing for Bernoulli's probability of binary pixels."""
+    meaning = _MEASURES.get(experiment.measure)
+    return f"{describe.likelihood(experiment.config)}, {meaning}" if meaning else ""
 
 
 def header(experiment: Experiment, folder: Path) -> str:
@@ -35,10 +49,11 @@ def header(experiment: Experiment, folder: Path) -> str:
         ("", data.note),
         ("encoder", encoder),
         ("decoder", describe.decoder(config)),
+        ("likelihood", _likelihood(experiment)),
         ("objective", describe.objective(config)),
         ("parameters", " + ".join(f"{count:,} {part}" for part, count in experiment.parameters.items())),
         ("training", describe.training(config)),
-        ("validation", f"log p(x) of {count} images, {words}"),
+        ("validation", f"{experiment.measure.named('log p(x)')} of {count} images, {words}"),
         ("device", f"{runtime.describe(experiment.device)}, {config.trainer.precision}"),
         *(("note", line) for line in (experiment.gradient_note, *describe.schedules_past_the_end(config))),
         ("folder", str(folder)),

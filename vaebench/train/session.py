@@ -1,6 +1,7 @@
 """One training run, from its configuration to its results."""
 
 import contextlib
+import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 from vaebench import runtime
 from vaebench.config import Config, changed, from_yaml, identity, read, run_folder, to_yaml
 from vaebench.config.identity import defining
+from vaebench.direction import Measure
 from vaebench.errors import GivenUp, Interrupted, RunFailed, TakenOver
 from vaebench.evaluate.job import EstimatorInputs, job_for
 from vaebench.evaluate.run import estimate, print_results
@@ -235,6 +237,7 @@ def _run(
         resume_step=step,
     )
     _, manifest.facts["validation"] = described(experiment)
+    manifest.facts["measure"] = experiment.measure
     folder.check_claim()
     manifest.save()
 
@@ -333,7 +336,8 @@ def _setting_with_less_memory(experiment: Experiment) -> str:
 def _tell_doubts(experiment: Experiment, progress: Progress, manifest: Manifest) -> None:
     """Say in a line and in the manifest why the model may be useless, if it may."""
     trainer, doubts = experiment.config.trainer, []
-    baseline = log_likelihood_of_pixel_means(experiment.data)
+    binary = experiment.measure in (Measure.PROBABILITY, Measure.CROSS_ENTROPY)
+    baseline = log_likelihood_of_pixel_means(experiment.data) if binary else -math.inf
     if progress.best < baseline:
         doubts.append(
             f"the validation log-likelihood {progress.best:.6g} is below {baseline:.6g}, that of independent pixels "

@@ -64,8 +64,9 @@ def log_likelihood_of_pixel_means(data: Dataset) -> float:
     each kind keeps the means off 0 and 1.
     """
     count = len(data.train)
-    mean = (data.train.double().mean(0).div(255) * count + 1).div(count + 2)
-    x = data.validation.double().mean(0).div(255)
+    mean = (data.pixel_mean.double() * count + 1).div(count + 2)
+    x = data.validation.double().mean(0)
+    x = x if data.validation.is_floating_point() else x / 255
     return (x * mean.log() + (1 - x) * (1 - mean).log()).sum().item()
 
 
@@ -126,5 +127,6 @@ def _spreads(experiment: Experiment, modules: Modules) -> Iterator[PosteriorMome
 
 def record_pictures(experiment: Experiment, recorder: Recorder, modules: Modules, step: int) -> None:
     """Record samples and reconstructions of ``modules``."""
-    recorder.image("samples", samples(experiment, modules), step)
-    recorder.image("reconstructions", reconstructions(experiment, modules), step)
+    shape = experiment.data.image_shape
+    recorder.image("samples", samples(experiment, modules).unflatten(-1, shape), step)
+    recorder.image("reconstructions", reconstructions(experiment, modules).unflatten(-1, shape), step)

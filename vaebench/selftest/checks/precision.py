@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vaebench.nets.dense import MLP, BernoulliHead, TrunkGaussian
+from vaebench.nets.dense import MLP, BernoulliLikelihood, DenseDecoder, TrunkGaussian
 from vaebench.objective import evidence
 from vaebench.runtime import autocast
 from vaebench.selftest.oracles.gaussian import X, exact_gaussian, linear_gaussian
@@ -24,7 +24,7 @@ def check(bench: Bench) -> Iterator[CheckRow]:
     """Compare float32 densities of 784 pixels with float64 ones of the same logits, nats."""
     with default_dtype(torch.float32):
         with bench.device:
-            decoder = BernoulliHead(MLP(LATENTS, [100], "tanh"), PIXELS, None)
+            decoder = DenseDecoder(MLP(LATENTS, [100], "tanh"), BernoulliLikelihood(), PIXELS, None)
             reader = TrunkGaussian(MLP(PIXELS, [100], "tanh"), LATENTS)
             x, z = torch.rand(8, PIXELS).round(), torch.randn(5, 8, LATENTS)
         for precision in ("float32", "bf16"):
