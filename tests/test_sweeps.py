@@ -291,16 +291,16 @@ def test_a_launcher_that_cannot_launch(core: FakeCore, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("launcher", "settings", "jobs", "threads", "batch"),
+    ("launcher", "settings", "jobs", "threads"),
     [
-        ("joblib", {"n_jobs": -1}, 8, 1, None),
-        ("joblib", {"n_jobs": 2}, 8, 4, None),
-        ("joblib", {"n_jobs": -1}, 3, 2, None),
-        ("joblib", {"n_jobs": -5}, 8, 2, None),
-        ("joblib", {"n_jobs": 99}, 99, 1, None),
-        ("submitit_local", {"cpus_per_task": 4}, 9, 4, 2),
-        ("submitit_slurm", {}, 9, None, None),
-        ("basic", {}, 9, None, None),
+        (launchers.JOBLIB, {"n_jobs": -1}, 8, 1),
+        (launchers.JOBLIB, {"n_jobs": 2}, 8, 4),
+        (launchers.JOBLIB, {"n_jobs": -1}, 3, 2),
+        (launchers.JOBLIB, {"n_jobs": -5}, 8, 2),
+        (launchers.JOBLIB, {"n_jobs": 99}, 99, 1),
+        (launchers.LOCAL, {"cpus_per_task": 4}, 9, 4),
+        ("vaebench.cli.sweep.slurm.SlurmQueue", {}, 9, None),
+        (launchers.BASIC, {}, 9, None),
     ],
 )
 def test_jobs_share_the_cores(
@@ -308,13 +308,12 @@ def test_jobs_share_the_cores(
     settings: dict[str, int],
     jobs: int,
     threads: int | None,
-    batch: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(launchers, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    share = launchers.MachineShare.of(launcher, OmegaConf.create(settings))
-    assert (share.threads(jobs), share.batch) == (threads, batch)
+    share = launchers.MachineShare.of(OmegaConf.create({"_target_": launcher, **settings}))
+    assert share.threads(jobs) == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user's own choice
     assert share.threads(jobs) is None
 

@@ -207,6 +207,7 @@ class SweepSettings:
     retry_failed: bool = True
     fail_fast: bool = False
     wait: bool = False
+    submit_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

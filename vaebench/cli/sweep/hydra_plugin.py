@@ -4,12 +4,15 @@ import importlib
 import math
 import sys
 from types import ModuleType
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.core.plugins import Plugins
+from omegaconf import DictConfig
 
+from vaebench.cli.sweep.launchers import has_queue
 from vaebench.config.words import MOST_VALUES, values_of
 from vaebench.errors import UserError
 
@@ -20,6 +23,13 @@ ALIAS = "vaebench"
 
 class VaebenchSweeper(BasicSweeper):
     """Combines values as hydra's own sweeper does; the sweep can be interrupted and resumed."""
+
+    def setup(self, *, config: DictConfig, hydra_context: Any, task_function: Any) -> None:
+        """Keep the configuration. Our queues are no plugins of hydra: `vaebench.cli.sweep.run` opens them."""
+        if has_queue(config.hydra.launcher):
+            self.config, self.hydra_context = config, hydra_context
+        else:
+            super().setup(config=config, hydra_context=hydra_context, task_function=task_function)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run every combination of the values in ``arguments``."""

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class SweepJob:
     """The working folder, for relative paths."""
     at_work: bool = False
     """Whether a job is running in the process of the sweep itself."""
+    worker: int | None = None
+    """The number of the worker; None: that of joblib's worker, or of hydra's job."""
 
     @property
     def here(self) -> bool:
@@ -64,30 +66,31 @@ class SweepJob:
         """Run the job that hydra composed; return its status."""
         from hydra.core.hydra_config import HydraConfig
 
+        if Records(self.folder).stopped or self._orphaned():
+            return "not started"
         # Unresolved: an override may contain a reference.
         words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         return self.run(from_hydra(cfg), words)
 
-    def run(self, config: Config, words: Sequence[str]) -> str:
+    def run(self, config: Config, words: Sequence[str], number: str | None = None) -> str:
         """Run one job; return its status.
 
         Args:
             config: the settings of the job.
             words: its overrides, as hydra got them.
+            number: the job's number in the sweep, for example "job 3 of 12"; None: from ``numbers``.
         """
         records = Records(self.folder)
-        if records.stopped or self._orphaned():
-            return "not started"
         if not self.here:
             os.chdir(self.place)
         overrides = [as_typed(word) for word in words]
         key = job_key(config)
+        number = number or f"job {self.numbers.get(key, '?')} of {len(self.numbers)}"
         run = RunFolder(run_folder(config))
         record = skip_reason(run, config)
         if record is None:
             records.write(key, JobRecord("running", pid=os.getpid(), host=socket.gethostname()))
             with lasting_output(), self._output(records.path(key, ".log")), self._stopped_with_sweep():
-                number = f"job {self.numbers.get(key, '?')} of {len(self.numbers)}"
                 print(f"\n== {number}: {shlex.join(overrides)}", flush=True)
                 record = self._run(run, config, overrides, records)
         else:
@@ -185,7 +188,7 @@ class SweepJob:
         if threads:
             runtime.set_default_threads(threads)
         if self.share_gpus:
-            runtime.use_gpu_in_turn(worker_number())
+            runtime.use_gpu_in_turn(worker_number() if self.worker is None else self.worker)
 
 
 @dataclass(frozen=True)
@@ -195,10 +198,24 @@ class SweepTask:
     sweep: SweepJob
     config: Config
     overrides: list[str]
+    number: str
+    """For example "job 3 of 12"."""
+
+    @classmethod
+    def of(cls, sweep: SweepJob, config: Config, overrides: list[str], number: str, worker: int) -> "SweepTask":
+        """Return the task without the numbers of all jobs: it must not grow with the sweep."""
+        # No process is that of the sweep itself: the job may get its process id on a machine with the same name.
+        return cls(replace(sweep, numbers={}, process=("", 0), worker=worker), config, overrides, number)
 
     def __call__(self) -> str:
-        """Run the job; return its status."""
-        return self.sweep.run(self.config, self.overrides)
+        """Run the job; return its status.
+
+        A job that the queue starts again continues also after the sweep was stopped: it has a record.
+        """
+        records = Records(self.sweep.folder)
+        if records.stopped and records.read(job_key(self.config)) is None:
+            return "not started"
+        return self.sweep.run(self.config, self.overrides, self.number)
 
 
 def worker_number() -> int:

@@ -20,10 +20,21 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-__all__ = ["live_rows", "shown", "shows_live"]
+__all__ = ["live_rows", "progress", "shown", "shows_live"]
 
 # Jobs that changed last are the ones to see if not all fit the terminal.
-ORDER = ("running", "failed", "busy", "interrupted", "waiting", "finished", "resumed", "skipped", "not started")
+ORDER = (
+    "running",
+    "failed",
+    "busy",
+    "interrupted",
+    "queued",
+    "waiting",
+    "finished",
+    "resumed",
+    "skipped",
+    "not started",
+)
 
 
 def shows_live() -> bool:
@@ -69,9 +80,16 @@ def _now(job: PlannedJob, records: Records) -> tuple[JobRecord, str]:
         return record, ""
     try:
         seconds = time.time() - records.path(job.key).stat().st_mtime
-        line = last_metrics(job.run)
-    except (FileNotFoundError, UserError):
-        seconds, line = None, None
+    except FileNotFoundError:
+        seconds = None
+    return replace(record, seconds=seconds), progress(job)
+
+
+def progress(job: PlannedJob) -> str:
+    """Return how far a running job is, for example ``epoch 3/50``; "" if it has recorded nothing."""
     assert job.config is not None
-    progress = f"epoch {int(line['epoch'])}/{job.config.trainer.epochs}" if line else ""
-    return replace(record, seconds=seconds), progress
+    try:
+        line = last_metrics(job.run)
+    except UserError:
+        return ""
+    return f"epoch {int(line['epoch'])}/{job.config.trainer.epochs}" if line else ""

@@ -26,7 +26,11 @@ class QueueState:
     """What a queue knows about one job now."""
 
     word: str
-    """The state in the queue's own word: PENDING, RUNNING, OUT_OF_MEMORY, NODE_FAIL, ..."""
+    """The state in the queue's own word: PENDING, RUNNING, OUT_OF_MEMORY, NODE_FAIL, ...
+
+    The sweep itself knows two words: a job that ended as CANCELLED is not submitted again, and one that ended as
+    PREEMPTED is, as often as needed.
+    """
     ended: bool
     """Whether the job neither runs nor will run again by itself. False for a job that the queue will start again."""
     started: bool = True
@@ -38,10 +42,18 @@ class QueueState:
 
 
 class Queue(ABC):
-    """Runs the jobs of a sweep. Its answers are about processes; the outcome of a job is in the job's record."""
+    """Runs the jobs of a sweep. Its answers are about processes; the outcome of a job is in the job's record.
+
+    `vaebench.cli.sweep.launchers.QUEUES` lists the queues. Each is called with the settings under ``hydra.launcher``,
+    as plain containers. UserError if they are invalid, or if this machine has no such queue.
+    """
 
     lasting: ClassVar[bool]
     """Whether jobs run on after the process that submitted them has ended."""
+    name: str = ""
+    """The queue itself, such as the name of a cluster: ids of jobs are those of another queue with this name."""
+    slowest_look: float = 15.0
+    """Seconds between two looks, once the jobs have been in the queue for a minute. Looks are closer before that."""
     at_once: int | None = None
     """Jobs that may be submitted and not ended; None: the queue holds any number."""
 
@@ -49,9 +61,11 @@ class Queue(ABC):
     def submit(self, tasks: Sequence[SweepTask]) -> list[Submitted]:
         """Submit one job for each task.
 
+        SIGINT from the terminal must not reach the command that submits: its answer has the ids.
+
         Raises:
             UserError: the queue refuses a setting; the message names the key under ``hydra.launcher``.
-            RunFailed: the queue cannot be reached.
+            RunFailed: the queue cannot be reached. The sweep tries again later, unless this was the first submission.
         """
 
     @abstractmethod
@@ -64,8 +78,15 @@ class Queue(ABC):
 
     @abstractmethod
     def cancel(self, ids: Sequence[str]) -> None:
-        """Cancel jobs. A running job gets a signal first, so that it saves its state."""
+        """Cancel jobs. A running job gets a signal first, so that it saves its state. Return at once.
+
+        Raises:
+            RunFailed: the queue cannot be reached.
+        """
 
     def cancel_command(self, ids: Sequence[str]) -> str | None:
         """Return the shell command that cancels the jobs; None if there is none."""
         return None
+
+    def close(self) -> None:  # noqa: B027 (most queues have nothing to release)
+        """Release what this process holds of the queue. Called once, after the last job or after a second signal."""

@@ -1,23 +1,51 @@
-"""The job records of a sweep: one small file for each job, written by the process that runs the job."""
+"""The job records of a sweep: one small file for each job, written by the process that runs the job.
 
+What the sweep itself knows of its jobs in a queue is in another file, so that no two processes write the same one.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from vaebench.config import Config, identity
 from vaebench.config.schema import NonNegative
 from vaebench.errors import UserError
-from vaebench.files import clean_temporaries, regular
+from vaebench.files import clean_temporaries, regular, remove
 from vaebench.records import ResultRecord, RunFolder, format_line, write_json
 from vaebench.records.current import split_results
+from vaebench.records.files import Appender, exclusive, is_held
 from vaebench.records.folder import ProcessId
-from vaebench.records.stored import read_json
+from vaebench.records.stored import Unreadable, parse_json, read_json, read_whole
+from vaebench.typed import Rule
 
-__all__ = ["JobRecord", "JobStatus", "Records", "job_key", "results_of", "skip_reason"]
+__all__ = [
+    "FINAL",
+    "JobRecord",
+    "JobStatus",
+    "Records",
+    "SubmittedJob",
+    "job_key",
+    "results_of",
+    "skip_reason",
+    "sweeps_beside",
+]
 
 JobStatus = Literal[
-    "waiting", "running", "finished", "resumed", "skipped", "failed", "interrupted", "busy", "not started"
+    "waiting", "queued", "running", "finished", "resumed", "skipped", "failed", "interrupted", "busy", "not started"
 ]
+FINAL: tuple[JobStatus, ...] = ("finished", "resumed", "skipped", "failed")
+"""The states that a job in a queue does not leave by itself."""
+
+QueueId = Annotated[
+    str,
+    Rule("letters, digits, _, . and -, the first a letter or digit", re.compile(r"[A-Za-z0-9][\w.-]{0,99}").fullmatch),
+]
+"""An option of a command, such as ``--all``, must not be taken for a job."""
 
 
 FOLDER = ".sweeps"
@@ -35,10 +63,27 @@ class JobRecord:
     error: str | None = None
     pid: ProcessId | None = None
     host: str | None = None
+    id: str | None = None
+    """The queue's name for the job. This and the fields below are in sweep.json alone."""
+    log: str | None = None
+    """The file with the job's output."""
+    state: str | None = None
+    """The job's state in the queue's word."""
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A line of submitted.jsonl: a job that a queue has accepted."""
+
+    key: str
+    id: QueueId
+    queue: str
+    """The name of the queue, see `vaebench.cli.sweep.queues.Queue`."""
+    log: str | None = None
 
 
 class Records:
-    """The job records of one sweep, and the mark that stops it."""
+    """The job records of one sweep, the jobs that it submitted to a queue, and the mark that stops it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,20 +105,76 @@ class Records:
         except UserError as error:
             return JobRecord("failed", error=str(error))
 
+    def forget(self, key: str) -> None:
+        """Delete the record of the job ``key``, before a further process starts it."""
+        remove(self.path(key))
+
+    def changed(self, seen: dict[str, tuple[int, int]]) -> list[str]:
+        """Return the keys of the records that changed since the last call with ``seen``, which is updated."""
+        keys: list[str] = []
+        with suppress(OSError), os.scandir(self.folder / "jobs") as entries:
+            for entry in entries:
+                if entry.name.endswith(".json") and not entry.name.startswith("."):
+                    with suppress(OSError):
+                        version = entry.inode(), entry.stat(follow_symlinks=False).st_mtime_ns
+                        if seen.get(entry.name) != version:
+                            seen[entry.name] = version
+                            keys.append(entry.name.removesuffix(".json"))
+        return keys
+
+    def add_submitted(self, jobs: Iterable[SubmittedJob]) -> None:
+        """Append jobs to the list of those that a queue has accepted. Only the sweep itself writes it.
+
+        If the sweep is killed between the queue's answer and this call, no process knows of these jobs. The next sweep
+        then submits them again. Of two jobs for one run, the run's lock and its status let only one train: the other
+        ends as "busy" or "skipped", and the sweep waits for the run itself.
+        """
+        file = Appender(self.folder / "submitted.jsonl")
+        try:
+            file.write("".join(json.dumps(asdict(job)) + "\n" for job in jobs).encode())
+        finally:
+            file.close()
+
+    def submitted(self) -> Iterator[SubmittedJob]:
+        """Yield the jobs that a queue has accepted, the first one first; leave out lines that are not readable."""
+        with suppress(FileNotFoundError, Unreadable):
+            for line in read_whole(self.folder / "submitted.jsonl").split(b"\n"):
+                with suppress(Unreadable):
+                    yield parse_json(line, SubmittedJob)
+
+    def attended(self) -> AbstractContextManager[None]:
+        """Hold the mark that a process waits for the jobs of this sweep. Busy if another process holds it."""
+        return exclusive(
+            self._lock, wait=0.5, busy=lambda holder: f"another sweep works in {self.folder} ({holder}): wait for it."
+        )
+
+    @property
+    def is_attended(self) -> bool:
+        """Whether a process waits for the jobs of this sweep."""
+        return is_held(self._lock)
+
+    @property
+    def _lock(self) -> Path:
+        return self.folder / ".lock"
+
     def stop(self) -> None:
         """Prevent all processes from starting further jobs of this sweep."""
         with open(self.folder / "stop", "ab", opener=regular):
             pass
+
+    def start(self) -> None:
+        """Create the folder; delete the mark of a sweep that was stopped, if ``hydra.sweep.dir`` names its folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove(self.folder / "stop")
 
     def clean(self) -> None:
         """Delete the temporary files of killed processes, of this sweep and of the sweeps in the folders beside it.
 
         Each sweep has a folder of its own, so the next sweep cleans that of a killed one.
         """
-        beside = self.folder.parent.iterdir() if self.folder.parent.name == FOLDER else [self.folder]
-        for sweep in beside:
+        for sweep in sweeps_beside(self.folder):
             for folder in (sweep, sweep / "jobs"):
-                if folder.is_dir() and not folder.is_symlink() and not sweep.is_symlink():
+                if folder.is_dir() and not folder.is_symlink():
                     clean_temporaries(folder)
 
     @property
@@ -83,6 +184,12 @@ class Records:
     def path(self, key: str, suffix: str = ".json") -> Path:
         """Return the path of a file about the job ``key``."""
         return self.folder / "jobs" / f"{key}{suffix}"
+
+
+def sweeps_beside(folder: Path) -> list[Path]:
+    """Return the folder of a sweep and those of the other sweeps beside it, the oldest first; no links."""
+    folders = sorted(folder.parent.iterdir()) if folder.parent.name == FOLDER else [folder]
+    return [each for each in folders if each.is_dir() and not each.is_symlink()]
 
 
 def job_key(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""Run a sweep: plan its jobs, give those that need work to hydra's launcher, and print the table."""
+"""Run a sweep: plan its jobs, give those that need work to a queue or to hydra's launcher, and print the table."""
 
 import contextlib
 import os
@@ -15,9 +15,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vaebench.cli.failure import message
+from vaebench.cli.sweep.follow import Follower
 from vaebench.cli.sweep.job import SweepJob
-from vaebench.cli.sweep.launchers import MachineShare, require_launcher
-from vaebench.cli.sweep.live import live_rows, shown, shows_live
+from vaebench.cli.sweep.launchers import MachineShare, has_queue, open_queue, require_launcher
+from vaebench.cli.sweep.live import live_rows, progress, shown, shows_live
 from vaebench.cli.sweep.plan import PlannedJob, plan
 from vaebench.cli.sweep.records import JobRecord, Records, skip_reason
 from vaebench.cli.sweep.table import JobRow, summary, table
@@ -29,10 +30,11 @@ from vaebench.records.folder import now
 __all__ = ["sweep"]
 
 WAIT = 5.0  # seconds between two checks of jobs that another process runs
+WRITE = 5.0  # seconds between two writes of sweep.json while jobs are in a queue
 
 
 def sweep(hydra_context: Any, config: DictConfig, jobs: Sequence[list[str]], batch: int | None) -> None:
-    """Run every job through hydra's launcher, and print the table.
+    """Run every job through the launcher, and print the table.
 
     Args:
         hydra_context: hydra's object with the config loader.
@@ -42,18 +44,19 @@ def sweep(hydra_context: Any, config: DictConfig, jobs: Sequence[list[str]], bat
 
     Raises:
         UserError: all jobs are invalid.
-        RunFailed: jobs failed.
+        RunFailed: jobs failed, or are still at work although the sweep was not told to leave them.
         SystemExit: a signal stopped the sweep.
     """
     planned, repeated = plan(hydra_context, config, jobs)
-    _Sweep(hydra_context, config, planned, batch).run()
+    made = _Sweep(hydra_context, config, planned, batch)
+    made.run()
     if repeated:
         print(f"left out {repeated} of {len(jobs)} combinations, which train the same models as others")
-    _raise_failures(planned)
+    _raise_failures(planned, leaves=made.settings.submit_only)
 
 
 class _Sweep:
-    """Calls the launcher with the jobs that need work, until none is left or none makes progress."""
+    """Gives the jobs that need work to a queue, or calls hydra's launcher with them until none makes progress."""
 
     def __init__(self, hydra_context: Any, config: DictConfig, jobs: list[PlannedJob], batch: int | None) -> None:
         self.jobs = jobs
@@ -66,17 +69,36 @@ class _Sweep:
         self.launcher_failure: str | None = None
         launcher = config.hydra.runtime.choices["hydra/launcher"]
         require_launcher([f"hydra/launcher={launcher}"])  # a yaml file may have chosen it
-        share = MachineShare.of(launcher, config.hydra.launcher)
-        self.live = share.prints_here and shows_live() and all(c.trainer.progress for c in configs)
-        self.batch = batch or share.batch
+        queue = open_queue(config) if has_queue(config.hydra.launcher) else None
+        if self.settings.submit_only and (queue is None or not queue.lasting):
+            raise UserError(
+                f"sweep.submit_only=true needs a queue that runs jobs without this process, got "
+                f"hydra/launcher={launcher}: use hydra/launcher=submitit_slurm"
+            )
+        share = MachineShare.of(config.hydra.launcher)
+        shows = shows_live() and all(c.trainer.progress for c in configs) and not self.settings.submit_only
+        self.live = shows and (share.prints_here or queue is not None)
+        self.batch = batch
         self.task = SweepJob(
             self.folder,
             numbers={job.key: n for n, job in enumerate(jobs, start=1) if job.config is not None},
             fail_fast=self.settings.fail_fast,
             threads=share.threads(len(configs)),
             share_gpus=share.shared,
-            log=self.live,
+            log=self.live and queue is None,
         )
+        self.follower: Follower | None = None
+        if queue is not None:
+            self.follower = Follower(
+                queue,
+                jobs,
+                self.task,
+                self.settings,
+                batch=batch,
+                signalled=lambda: self.signal is not None,
+                changed=self._write_soon,
+            )
+        self._written = 0.0
         self._hydra_context, self._config = hydra_context, config
 
     def run(self) -> None:
@@ -84,8 +106,11 @@ class _Sweep:
         self._begin()
         try:
             with self._stopped_by_signals(), self._live_view():
-                self._skip_jobs()
-                self._launch_all()
+                if self.follower is not None:
+                    self.follower.run()
+                else:
+                    self._skip_jobs()
+                    self._launch_all()
         except SystemExit as stop:
             if self.signal is None and stop.code in (129, 130, 143):
                 self.signal = int(stop.code) - 128
@@ -98,14 +123,19 @@ class _Sweep:
 
     def _begin(self) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.records.start()
         except OSError as error:
             raise UserError(f"cannot create {self.folder}: {error.strerror}; use another output_dir=...") from error
         self.records.clean()
         self._write()
 
     def _live_view(self) -> contextlib.AbstractContextManager[None]:
-        return shown(lambda: live_rows(self.jobs, self.records)) if self.live else contextlib.nullcontext()
+        if not self.live:
+            return contextlib.nullcontext()
+        follower = self.follower
+        if follower is not None:
+            return shown(lambda: follower.rows(progress))
+        return shown(lambda: live_rows(self.jobs, self.records))
 
     def _skip_jobs(self) -> None:
         """Record the jobs that must not start."""
@@ -179,13 +209,20 @@ class _Sweep:
                 error = self.launcher_failure if given_up else None
                 job.record = JobRecord("failed" if given_up else "not started", error=error)
         self._write(ended=True)
+        rows = [JobRow(n, job.typed, job.record) for n, job in enumerate(self.jobs, start=1)]
         print(f"\n{summary([job.record for job in self.jobs])}")
-        print(table([JobRow(n, job.typed, job.record) for n, job in enumerate(self.jobs, start=1)]), flush=True)
-        if self.live:
+        print(table(self.follower.rows() if self.follower is not None else rows), flush=True)
+        if self.task.log:
             print(f"output of the jobs: {self.folder / 'jobs'}/*.log", flush=True)
+
+    def _write_soon(self) -> None:
+        """Write sweep.json, unless that was done a moment ago."""
+        if time.monotonic() - self._written >= WRITE:
+            self._write()
 
     def _write(self, *, ended: bool = False) -> None:
         """Write sweep.json."""
+        self._written = time.monotonic()
         jobs = [
             {"overrides": e.overrides, "folder": str(e.run.path) if e.config else None, **asdict(e.record)}
             for e in self.jobs
@@ -210,6 +247,8 @@ class _Sweep:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         again, self.signal = self.signal is not None, number
+        if self.follower is not None and not again:
+            return  # it looks at the signal: the answer of a queue must not be lost
         self.records.stop()
         working = [] if self.task.here and self.task.at_work else self._working()
         if again or not working:
@@ -231,9 +270,15 @@ def _progress(jobs: Sequence[PlannedJob]) -> tuple[int, int]:
     return sum(job.open for job in jobs), sum(job.deaths for job in jobs)
 
 
-def _raise_failures(jobs: Sequence[PlannedJob]) -> None:
-    """Raise RunFailed if a job failed, or UserError if all jobs are invalid."""
+def _raise_failures(jobs: Sequence[PlannedJob], *, leaves: bool) -> None:
+    """Raise RunFailed if a job failed, or UserError if all jobs are invalid.
+
+    A job that is still at work counts as failed too, unless the sweep was told to leave it (``leaves``).
+    """
     failed = [job for job in jobs if job.record.status in ("failed", "interrupted")]
+    working = [job for job in jobs if job.record.status in ("queued", "running")]
+    if not failed and working and not leaves:
+        raise RunFailed(f"{len(working)} of {len(jobs)} jobs are still at work: see the table above")
     if not failed:
         return
     text = f"{len(failed)} of {len(jobs)} jobs failed: see the table above"

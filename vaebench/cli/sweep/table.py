@@ -9,10 +9,17 @@ from vaebench.cli.sweep.records import JobRecord
 from vaebench.records.text import counted
 from vaebench.records.text import table as text_table
 
-__all__ = ["JobRow", "summary", "table"]
+__all__ = ["JobRow", "clock", "distinct", "summary", "table"]
 
 LINE = re.compile(r"(?P<quantity>.*) (?P<number>(=|>=|<=|~) \S+ \+- \S+) \((?P<method>.*)\)")
-STYLES = {"finished": "green", "resumed": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
+STYLES = {
+    "finished": "green",
+    "resumed": "green",
+    "running": "cyan",
+    "queued": "blue",
+    "failed": "red",
+    "interrupted": "yellow",
+}
 
 
 class JobRow(NamedTuple):
@@ -32,12 +39,13 @@ def table(jobs: Sequence[JobRow]) -> str:
     """
     common, kinds = _common([job.overrides for job in jobs]), _kinds([job.record for job in jobs])
     rows: list[list[str] | str] = []
-    for number, overrides, record, progress in jobs:
-        own = " ".join(word for word in overrides if word not in common)
+    for (number, _, record, progress), own in zip(jobs, distinct([job.overrides for job in jobs]), strict=True):
         result = ", ".join(_short(line, kinds) for line in record.results) or progress
-        rows.append([str(number), record.status, _clock(record.seconds), result, own])
-        if record.error and record.status in ("failed", "busy"):
-            rows.append(record.error)
+        rows.append([str(number), record.status, clock(record.seconds), result, " ".join(own)])
+        # Only of a job in a queue: otherwise the reason is the signal that stopped the sweep.
+        told = record.status in ("failed", "busy") or (record.status == "interrupted" and record.id is not None)
+        if record.error and told:
+            rows.append(f"{record.error}; log: {record.log}" if record.log else record.error)
     head = ["job", "status", "time", "result", "settings"]
     lines = [text_table(head, rows, wrap="settings", keep=("status", "result", "settings"), styles=STYLES)]
     if common:
@@ -52,11 +60,18 @@ def summary(records: Sequence[JobRecord]) -> str:
     return f"{counted(len(records), 'job')}: {', '.join(f'{count} {status}' for status, count in counts.items())}"
 
 
+def distinct(overrides: Sequence[list[str]]) -> list[list[str]]:
+    """Return the words of each job without those that all jobs share."""
+    common = set(_common(overrides))
+    return [[word for word in words if word not in common] for words in overrides]
+
+
 def _common(overrides: Sequence[list[str]]) -> list[str]:
     """Return the words that all jobs share, if there are several jobs."""
     if len(overrides) < 2:
         return []
-    return [word for word in overrides[0] if all(word in other for other in overrides)]
+    shared = set(overrides[0]).intersection(*overrides)
+    return [word for word in overrides[0] if word in shared]
 
 
 def _kinds(records: Sequence[JobRecord]) -> dict[str, str]:
@@ -81,7 +96,8 @@ def _short(line: str, kinds: dict[str, str]) -> str:
     return f"{match['number'] if match else '?'}{kinds[_kind(line)]}"
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
+    """Return seconds as ``1:02:03``; "" for None."""
     if seconds is None:
         return ""
     whole = round(seconds)
