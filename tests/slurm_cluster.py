@@ -18,7 +18,7 @@ PROGRAMS_OF_ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
 
 
 class Cluster:
-    """Two nodes of one machine, and the partitions ``low`` and ``high``; a job in ``high`` preempts one in ``low``.
+    """Two nodes of one machine, and partitions. A job in the partition ``high`` preempts those in all others.
 
     ``SLURM_CONF`` in ``environment`` is all that Slurm's commands need to find it.
     """
@@ -162,6 +162,7 @@ class Cluster:
             "ReturnToService": "2",
             "SlurmdTimeout": "6",
             "KillWait": "10",
+            "MessageTimeout": "3",
             "InactiveLimit": "0",
             "AccountingStorageType": f"accounting_storage/{'slurmdbd' if self.accounting else 'none'}",
             "AccountingStorageHost": "127.0.0.1",
@@ -215,7 +216,7 @@ class Cluster:
         process = self._processes.pop(name)
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(5)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

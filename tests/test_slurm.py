@@ -28,7 +28,8 @@ TINY = [
     "decoder.hidden=[8]",
     "objective=iwae",
     "k=2",
-    "trainer.epochs=8",
+    "trainer.epochs=6",
+    "trainer.batch_size=400",
     "trainer.log_every=1",
     "trainer.compile=false",
     "trainer.progress=false",
@@ -65,10 +66,9 @@ def started(folders: pytest.TempPathFactory, *, accounting: bool) -> Iterator[Cl
 @pytest.fixture(autouse=True)
 def _environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, default_data_dir: Path) -> None:
     """Let Slurm's commands and the sweeps find the cluster and the data."""
-    for fixture in ("cluster", "accounted"):
-        if fixture in request.fixturenames:
-            for name, value in request.getfixturevalue(fixture).environment.items():
-                monkeypatch.setenv(name, value)
+    if "cluster" in request.fixturenames:
+        for name, value in request.getfixturevalue("cluster").environment.items():
+            monkeypatch.setenv(name, value)
     monkeypatch.setenv("VAEBENCH_DATA_DIR", str(default_data_dir))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -152,3 +152,233 @@ def test_a_queue_that_does_not_answer_does_not_say_that_jobs_are_gone(cluster: C
         cluster.start_controller()
     assert queue.look([short])[short].ended
     queue.cancel(ids)
+
+
+# Sweeps ---------------------------------------------------------------------------------------------------------------
+
+
+def command(words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "vaebench", "train", "-m", *words, *TINY]
+
+
+def start(folder: Path, words: Sequence[str]) -> "subprocess.Popen[str]":
+    """Start a sweep on Slurm in ``folder``."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command([*SLURM, *words]), cwd=folder, **pipes)
+
+
+def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
+    """Return what a sweep printed."""
+    out, _ = process.communicate(timeout=2 * PATIENCE)
+    print(out)
+    assert process.returncode == code, out
+    return out
+
+
+def sweep(folder: Path, words: Sequence[str], code: int = 0) -> str:
+    """Run a sweep on Slurm to its end; return what it printed."""
+    return finish(start(folder, words), code)
+
+
+def runs(folder: Path) -> dict[str, Path]:
+    """Return the run folders by seed."""
+    return {path.name.split("-")[0]: path for path in folder.glob("outputs/mnist5k/*/*") if path.is_dir()}
+
+
+def numbers(run: Path) -> tuple[list[Any], list[Any]]:
+    """Return the bound of each step, and all weights of the last and the best checkpoint."""
+    metrics = [(line["step"], line["train/bound"]) for line in read_metrics(RunFolder(run)) if "train/bound" in line]
+    states = [Checkpoints(run / "checkpoints").load(name).state["modules"] for name in ("last", "best")]
+    return metrics, states
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, default_data_dir: Path) -> dict[str, Any]:
+    """The numbers of a sweep without a launcher, by seed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    environment = {**os.environ, "VAEBENCH_DATA_DIR": str(default_data_dir), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
+    subprocess.run(command(["seed=0,1,2,3,4,5"]), cwd=folder, env=environment, check=True, capture_output=True)
+    return {seed: numbers(run) for seed, run in runs(folder).items()}
+
+
+def assert_undisturbed(folder: Path, undisturbed: dict[str, Any], seeds: str) -> None:
+    """Hold that the runs in ``folder`` have the steps and the weights of an undisturbed sweep, bit for bit."""
+    for seed in seeds.split(","):
+        (metrics, states), (whole, wholes) = numbers(runs(folder)[seed]), undisturbed[seed]
+        assert metrics == whole  # no step was lost or taken twice
+        for state, expected in zip(states, wholes, strict=True):
+            assert state.keys() == expected.keys()
+            assert all(torch.equal(state[key], expected[key]) for key in state)
+
+
+def held(folder: Path, seed: str) -> int:
+    """Stop a run with SIGSTOP after its first checkpoint; return the id of its process."""
+    run = wait_for(lambda: (found := runs(folder).get(seed)) and (found / "checkpoints/last.pt").exists() and found)
+    pid = RunFolder(run).read_status().pid
+    os.kill(pid, signal.SIGSTOP)
+    assert RunFolder(run).read_status().state == "running", "it had ended"
+    return pid
+
+
+def ids(folder: Path) -> dict[str, str]:
+    """Return Slurm's ids of the jobs by seed, the newest of each."""
+    lines = [line for path in sorted(folder.glob("outputs/.sweeps/*/submitted.jsonl")) for line in path.open()]
+    return {job["key"].split("-")[0]: job["id"] for job in map(json.loads, lines)}
+
+
+def test_a_killed_a_requeued_and_a_cancelled_job(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
+    process = start(tmp_path, ["seed=0,1,2,3"])
+    pids = {seed: held(tmp_path, seed) for seed in "012"}
+    os.kill(pids["0"], signal.SIGKILL)
+    cluster.command("scontrol", "requeue", ids(tmp_path)["1"])
+    cluster.command("scancel", ids(tmp_path)["2"])
+    for seed in "12":
+        os.kill(pids[seed], signal.SIGCONT)
+    out = finish(process, 1)
+    assert "4 jobs: 2 resumed, 1 interrupted, 1 finished" in out
+    out = sweep(tmp_path, ["seed=0,1,2,3"])
+    assert "4 jobs: 3 skipped, 1 resumed" in out
+    assert_undisturbed(tmp_path, undisturbed, "0,1,2,3")
+
+
+def pending_signals(pid: int) -> int:
+    """Return the signals that a stopped process has got and not handled, as a mask."""
+    found = re.findall(r"^(?:SigPnd|ShdPnd):\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(found[0], 16) | int(found[1], 16)
+
+
+def has_got(pid: int, number: signal.Signals) -> bool:
+    return bool(pending_signals(pid) & 1 << (number - 1))
+
+
+def test_a_job_at_its_time_limit(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
+    process = start(tmp_path, ["seed=0", "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=55"])
+    pid = held(tmp_path, "0")
+    wait_for(lambda: has_got(pid, signal.SIGUSR2))
+    os.kill(pid, signal.SIGCONT)
+    assert "1 job: 1 resumed" in finish(process)
+    assert_undisturbed(tmp_path, undisturbed, "0")
+
+
+@pytest.mark.parametrize(
+    ("user_signal", "partition", "got"),
+    [
+        (True, "low", signal.SIGUSR2),
+        (False, "low", signal.SIGTERM),
+        (False, "cancelled", signal.SIGTERM),  # PreemptMode=CANCEL
+        (False, "low0", signal.SIGTERM),  # GraceTime=0: Slurm puts the job back before the job knows of it
+    ],
+)
+def test_a_preempted_job(
+    cluster: Cluster,
+    tmp_path: Path,
+    undisturbed: dict[str, Any],
+    user_signal: bool,
+    partition: str,
+    got: signal.Signals,
+):
+    cluster.configure(SlurmctldParameters="preempt_send_user_signal" if user_signal else "")
+    process = start(tmp_path, ["seed=0", f"hydra.launcher.partition={partition}"])
+    pid = held(tmp_path, "0")
+    cluster.command("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    wait_for(lambda: has_got(pid, got))
+    os.kill(pid, signal.SIGCONT)
+    out = finish(process)
+    assert "1 job: 1 resumed" in out
+    assert "job 1 of 1: requeued: PENDING" in out
+    assert_undisturbed(tmp_path, undisturbed, "0")
+
+
+def test_a_node_that_dies(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
+    process = start(tmp_path, ["seed=0,1"])
+    for seed in "01":
+        held(tmp_path, seed)
+    node = cluster.command("squeue", "-h", "-t", "R", "-o", "%N").split()[0]
+    cluster.kill_node(node)
+    try:
+        out = finish(process)
+    finally:
+        cluster.start_node(node)
+    assert "2 jobs: 2 resumed" in out
+    assert_undisturbed(tmp_path, undisturbed, "0,1")
+
+
+def test_a_killed_sweep_and_one_that_is_stopped(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
+    """Typed again, the command collects what runs, and cancels only what has not begun."""
+    words = ["seed=0,1,2,3,4,5"]
+    process = start(tmp_path, words)
+    pids = [held(tmp_path, seed) for seed in "0123"]
+    process.kill()
+    process.communicate()
+    process = start(tmp_path, words)
+    lines = read_until(process, "queued: PENDING")
+    assert "already in the queue: 6 jobs (1-6) as " in lines
+    process.send_signal(signal.SIGINT)
+    out = lines + finish(process, 130)
+    assert "cancelled 2 jobs (5-6)" in out
+    assert re.search(r"to cancel: scancel '\d+_\[0-3\]'", out)
+    process = start(tmp_path, words)
+    read_until(process, "submitted 2 jobs (5-6) as ")
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    assert "6 jobs: 6 finished" in finish(process)
+    assert_undisturbed(tmp_path, undisturbed, "0,1,2,3,4,5")
+
+
+def read_until(process: "subprocess.Popen[str]", text: str) -> str:
+    """Return what a sweep prints, up to the line with ``text``."""
+    assert process.stdout is not None
+    lines = ""
+    for line in process.stdout:
+        lines += line
+        if text in line:
+            print(lines)
+            return lines
+    raise AssertionError(lines)
+
+
+def test_submit_only_and_collecting(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
+    words = ["seed=0,1"]
+    out = sweep(tmp_path, [*words, "sweep.submit_only=true"])
+    assert "2 jobs: 2 queued" in out
+    out = sweep(tmp_path, [*words, "sweep.submit_only=true"])
+    assert "already in the queue: 2 jobs (1-2)" in out
+    assert "submitted" not in out
+    os.kill(held(tmp_path, "1"), signal.SIGKILL)
+    assert "2 jobs: 1 finished, 1 resumed" in sweep(tmp_path, words)
+    assert "2 jobs: 2 skipped" in sweep(tmp_path, words)
+    assert_undisturbed(tmp_path, undisturbed, "0,1")
+
+
+def test_jobs_that_are_busy_elsewhere_are_not_submitted(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
+    elsewhere = subprocess.Popen(command(["seed=0"]), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    pid = held(tmp_path, "0")
+    out = sweep(tmp_path, ["seed=0,1"])
+    assert "2 jobs: 1 busy, 1 finished" in out
+    process = start(tmp_path, ["seed=0,1", "sweep.wait=true"])
+    lines = read_until(process, "busy")
+    os.kill(pid, signal.SIGCONT)
+    assert elsewhere.wait(PATIENCE) == 0
+    out = lines + finish(process)
+    assert "2 jobs: 2 skipped" in out
+    assert list(ids(tmp_path)) == ["1"]
+    assert_undisturbed(tmp_path, undisturbed, "0,1")
+
+
+def test_a_cluster_with_accounting(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    undisturbed: dict[str, Any],
+):
+    """Also a job that the controller has forgotten is known; an unknown account is refused."""
+    from vaebench.cli.sweep.slurm import SlurmQueue
+
+    with started(tmp_path_factory, accounting=True) as cluster:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        process = start(tmp_path, ["seed=0,1"])
+        os.kill(held(tmp_path, "1"), signal.SIGKILL)
+        assert "2 jobs: 1 finished, 1 resumed" in finish(process)
+        assert_undisturbed(tmp_path, undisturbed, "0,1")

@@ -255,9 +255,8 @@ class LocalQueue(Queue):
         # ps exits with 1 if it finds none of the processes.
         done = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "-p", ",".join(ids)], capture_output=True, text=True)
         lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
-        # Another process may have the id of one that ended. This one names its module and its folder.
-        own = f"submitit.local._local {self._executor.folder}"
-        return {id: QueueState("RUNNING", ended=False) for id, words in lines if own in words}
+        # Another process may have the id of one that ended.
+        return {id: QueueState("RUNNING", ended=False) for id, words in lines if "submitit.local._local" in words}
 
     def cancel(self, ids: Sequence[str]) -> None:
         for id in self.look(ids):
