@@ -173,10 +173,13 @@ class Cluster:
         for node, port in zip(self.nodes, nodes, strict=False):
             where = f"NodeHostname={_host()} NodeAddr=127.0.0.1 Port={port}"
             lines.append(f"NodeName={node} {where} CPUs={self.cpus} RealMemory=2000 State=UNKNOWN")
-        lines.append(
-            "PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 MaxTime=60"
-        )
-        lines.append("PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF")
+        partitions = {
+            "low": "Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60",
+            "low0": "PriorityTier=1 PreemptMode=REQUEUE GraceTime=0",
+            "cancelled": "PriorityTier=1 PreemptMode=CANCEL GraceTime=60",
+            "high": "PriorityTier=10 PreemptMode=OFF",
+        }
+        lines += [f"PartitionName={name} Nodes=ALL {limits}" for name, limits in partitions.items()]
         self.folder.joinpath("slurm.conf").write_text("\n".join(lines) + "\n")
         accounting = {
             "AuthType": "auth/munge",

@@ -39,6 +39,8 @@ def requeue(stop: BaseException) -> Exception | None:
             number = signal.SIGUSR2
         if number in (signal.SIGINT, signal.SIGTERM) or not callable(handler := signal.getsignal(number)):
             return None
+        # As soon as the job is back in the queue, Slurm sends SIGTERM to this process, which is ending.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         handler(number, None)
     except Exception as error:
         return error
