@@ -247,6 +247,11 @@ def ids(folder: Path) -> dict[str, str]:
     return {job["key"].split("-")[0]: job["id"] for job in map(json.loads, lines)}
 
 
+def log(folder: Path, seed: str) -> str:
+    """Return what the newest job of a seed printed."""
+    return next(folder.glob(f"outputs/.sweeps/*/.submitit/{ids(folder)[seed]}_0_log.out")).read_text()
+
+
 def test_a_killed_a_requeued_and_a_cancelled_job(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
     process = start(tmp_path, ["seed=0,1,2,3"])
     pids = {seed: held(tmp_path, seed) for seed in "012"}
@@ -257,6 +262,7 @@ def test_a_killed_a_requeued_and_a_cancelled_job(cluster: Cluster, tmp_path: Pat
         os.kill(pids[seed], signal.SIGCONT)
     out = finish(process, 1)
     assert "4 jobs: 2 resumed, 1 interrupted, 1 finished" in out
+    assert "Requeued" not in log(tmp_path, "2")
     out = sweep(tmp_path, ["seed=0,1,2,3"])
     assert "4 jobs: 3 skipped, 1 resumed" in out
     assert_undisturbed(tmp_path, undisturbed, "0,1,2,3")
@@ -267,30 +273,34 @@ def test_a_job_at_its_time_limit(cluster: Cluster, tmp_path: Path, undisturbed: 
     held(tmp_path, "0")
     out = finish(process)
     assert "1 job: 1 resumed" in out
-    assert "requeued: PENDING" in out
+    assert "requeued" in out
     assert_undisturbed(tmp_path, undisturbed, "0")
 
 
 @pytest.mark.parametrize(
-    ("partition", "user_signal"),
+    ("user_signal", "partitions"),
     [
-        ("low", True),
-        ("low", False),
-        ("cancelled", False),  # PreemptMode=CANCEL
-        ("low0", False),  # GraceTime=0: Slurm puts the job back before the job knows of it
+        (True, ["low"]),
+        # PreemptMode=REQUEUE, CANCEL, and GraceTime=0: Slurm puts the job back before the job knows of it.
+        (False, ["low", "cancelled", "low0"]),
     ],
 )
 def test_a_preempted_job(
-    cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any], partition: str, user_signal: bool
+    cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any], user_signal: bool, partitions: list[str]
 ):
     cluster.configure(SlurmctldParameters="preempt_send_user_signal" if user_signal else "")
-    process = start(tmp_path, ["seed=0", f"hydra.launcher.partition={partition}"])
-    held(tmp_path, "0")
+    folders = [tmp_path / partition for partition in partitions]
+    for folder in folders:
+        folder.mkdir()
+    sweeps = [start(folder, ["seed=0", f"hydra.launcher.partition={folder.name}"]) for folder in folders]
+    for folder in folders:
+        held(folder, "0")
     cluster.command("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    out = finish(process)
-    assert "1 job: 1 resumed" in out
-    assert "requeued: PENDING" in out
-    assert_undisturbed(tmp_path, undisturbed, "0")
+    for folder, process in zip(folders, sweeps, strict=True):
+        out = finish(process)
+        assert "1 job: 1 resumed" in out
+        assert "requeued" in out
+        assert_undisturbed(folder, undisturbed, "0")
 
 
 def test_a_node_that_dies(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
@@ -315,7 +325,7 @@ def test_a_killed_sweep_and_one_that_is_stopped(cluster: Cluster, tmp_path: Path
     process.kill()
     process.communicate()
     process = start(tmp_path, words)
-    lines = read_until(process, "queued: PENDING")
+    lines = read_until(process, "PENDING")
     assert "already in the queue: 6 jobs (1-6) as " in lines
     process.send_signal(signal.SIGINT)
     out = lines + finish(process, 130)
@@ -351,8 +361,12 @@ def test_submit_only_and_collecting(
     out = sweep(tmp_path, [*words, "sweep.submit_only=true"])
     assert "already in the queue: 2 jobs (1-2)" in out
     assert "submitted" not in out
-    os.kill(held(tmp_path, "1"), signal.SIGKILL)
-    assert "2 jobs: 1 finished, 1 resumed" in sweep(tmp_path, words)
+    pids = [held(tmp_path, seed) for seed in "01"]
+    os.kill(pids[1], signal.SIGKILL)
+    process = start(tmp_path, words)
+    read_until(process, "already in the queue: ")
+    os.kill(pids[0], signal.SIGCONT)
+    assert "2 jobs: 1 finished, 1 resumed" in finish(process)
     assert "2 jobs: 2 skipped" in sweep(tmp_path, words)
     assert_undisturbed(tmp_path, undisturbed, "0,1")
     manifests = [json.loads((run / "manifest.json").read_text()) for run in runs(tmp_path).values()]
@@ -380,13 +394,16 @@ def test_a_cluster_with_accounting(
     tmp_path: Path,
     undisturbed: dict[str, Any],
 ):
-    """Also a job that the controller has forgotten is known; an unknown account is refused."""
-    from vaebench.cli.sweep.slurm import SlurmQueue
+    """A job that the controller has forgotten is known to the accounting."""
+    from vaebench.cli.sweep.slurm import _recorded
 
     with started(tmp_path_factory, accounting=True) as cluster:
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)
         process = start(tmp_path, ["seed=0,1"])
         os.kill(held(tmp_path, "1"), signal.SIGKILL)
+        killed = ids(tmp_path)["1"]
         assert "2 jobs: 1 finished, 1 resumed" in finish(process)
         assert_undisturbed(tmp_path, undisturbed, "0,1")
+        known = wait_for(lambda: _recorded([killed, "4711"]))  # the accounting is late
+        assert {id: state.word for id, state in known.items()} == {killed: "FAILED"}
