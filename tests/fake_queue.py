@@ -15,7 +15,7 @@ from vaebench.cli.sweep.job import SweepTask
 from vaebench.cli.sweep.queues import Queue, QueueState, Submitted
 from vaebench.errors import RunFailed, UserError
 
-__all__ = ["DyingQueue", "FakeQueue", "ended", "flag", "jobs", "wait_for"]
+__all__ = ["FakeQueue", "ShortQueue", "ended", "flag", "jobs", "state_of", "wait_for"]
 
 FOLDER = Path("queue")
 _TICK = 0.01
@@ -31,6 +31,11 @@ def flag(name: str, text: str = "") -> Path:
 def jobs() -> list[dict[str, Any]]:
     """Return the states of all jobs that were ever submitted, the first one first."""
     return [_read(path) for path in sorted(FOLDER.glob("job_*.json"), key=lambda path: int(path.stem[4:]))]
+
+
+def state_of(job: str) -> dict[str, Any]:
+    """Return the state of the job with that id."""
+    return _read(FOLDER / f"{job}.json")
 
 
 def wait_for(condition: Any, seconds: float = 20.0) -> Any:
@@ -154,7 +159,7 @@ class FakeQueue(Queue):
         return 0
 
 
-class DyingQueue(FakeQueue):
+class ShortQueue(FakeQueue):
     """Holds two jobs at once. Other processes cannot ask for them."""
 
     lasting = False

@@ -35,6 +35,7 @@ SOON = 3.0  # seconds between two looks while jobs start, so that their lines ha
 GRACE = 10.0  # seconds after a job's end in which its record may appear on this machine (NFS caches names)
 ELSEWHERE = 5.0  # seconds between two looks at runs that other processes train
 _TAIL_BYTES, _TAIL_LINES = 4096, 5
+_MOST_SHOWN = 50  # running jobs whose progress is read for the table: more than a terminal shows
 _GONE = QueueState("gone from the queue", ended=True)
 
 
@@ -49,6 +50,8 @@ class _Sent:
     worker: int
     record: JobRecord | None = None
     """As last read, if it is not final."""
+    since: float | None = None
+    """When it was written, seconds since 1970."""
     state: QueueState | None = None
     """The queue's last answer."""
     ended: float | None = None
@@ -139,17 +142,21 @@ class Follower:
 
     def rows(self, progress: Callable[[PlannedJob], str] = lambda job: "") -> list[JobRow]:
         """Return the rows of the table as known now; ``progress`` returns how far a running job is."""
-        sent = {entry.number: entry.sent for entry in self.entries if entry.sent is not None}
-        return [
-            JobRow(number, job.typed, job.record, self._detail(sent[number], job, progress) if number in sent else "")
-            for number, job in enumerate(self.jobs, start=1)
-        ]
-
-    def _detail(self, sent: _Sent, job: PlannedJob, progress: Callable[[PlannedJob], str]) -> str:
-        state = sent.state or QueueState("", ended=False, started=False)
-        if job.record.status == "running":
-            return ", ".join(filter(None, [progress(job), job.record.host or "", _left(state)]))
-        return " ".join(filter(None, [sent.id, _words(state)]))
+        in_queue = {entry.number: entry.sent for entry in self.entries if entry.sent is not None}
+        rows: list[JobRow] = []
+        running = 0
+        for number, job in enumerate(self.jobs, start=1):
+            sent, record, detail = in_queue.get(number), job.record, ""
+            if sent is not None and record.status == "running":
+                running += 1
+                seconds = None if sent.since is None else time.time() - sent.since
+                record = replace(record, seconds=seconds)
+                far = progress(job) if running <= _MOST_SHOWN else ""
+                detail = ", ".join(filter(None, [far, record.host, _left(sent.state)]))
+            elif sent is not None:
+                detail = " ".join(filter(None, [sent.id, _words(sent.state) if sent.state is not None else ""]))
+            rows.append(JobRow(number, job.typed, record, detail))
+        return rows
 
     # One round --------------------------------------------------------------------------------------------------
 
@@ -164,21 +171,24 @@ class Follower:
         elif time.monotonic() >= self._next_look or not self._silent:
             self._submit()
         self._read_records()
-        if self._in_queue() and time.monotonic() >= self._next_look:
+        if self._in_queue() and time.monotonic() >= self._next_look and not self.settings.submit_only:
             self._ask()
         self._conclude()
         if [entry.job.record for entry in self.entries] != before:
             self._changed()
-        if self.settings.submit_only and not self._halted:
+        if self.settings.submit_only:
             self._say_submitted_only()
             return False
         if self._in_queue():
             return True
         if self.records.stopped:
             return False
+        # A busy job may have become free, or be that of another sweep in the queue.
         self._look_here([entry for entry in self.entries if entry.status == "busy"])
+        if not self._silent:
+            self._adopt()
         statuses = {entry.status for entry in self.entries}
-        return "waiting" in statuses or ("busy" in statuses and self.settings.wait)
+        return bool(self._in_queue()) or "waiting" in statuses or ("busy" in statuses and self.settings.wait)
 
     def _in_queue(self) -> list[_Entry]:
         return [entry for entry in self.entries if entry.sent is not None]
@@ -283,8 +293,9 @@ class Follower:
         adopted: list[_Entry] = []
         for entry, line, records in found:
             state = states.get(line.id, _GONE)
-            # A waiting job of a stopped sweep will not train.
-            if state.ended or (records.stopped and not state.started):
+            # A job of a stopped sweep does not train unless it began before.
+            idle = records.stopped and not state.started and records.read(entry.key) is None
+            if state.ended or idle:
                 self._known.add(line.id)
             elif entry.sent is None:
                 self._known.add(line.id)
@@ -322,16 +333,17 @@ class Follower:
     def _take_record(self, entry: _Entry) -> None:
         """Read the record of a job in the queue. A record that cannot be read now may be readable later."""
         assert entry.sent is not None
+        path = entry.sent.records.path(entry.key)
         try:
-            record = read_json(entry.sent.records.path(entry.key), JobRecord, "Delete it.")
-        except (FileNotFoundError, UserError):
+            record, written = read_json(path, JobRecord, "Delete it."), path.stat().st_mtime
+        except (OSError, UserError):
             return
         if record.status in FINAL:
             self._settle(entry, record)
         elif record.status == "busy":  # another process was faster: wait for the run itself
             entry.sent, entry.job.record = None, record
         else:
-            entry.sent.record = record
+            entry.sent.record, entry.sent.since = record, written
             if record.status == "running" and _place(record) not in entry.sent.said:
                 self._next_look = min(self._next_look, self._last_look + SOON)
             self._update(entry)
@@ -423,7 +435,9 @@ class Follower:
         else:
             entry.job.deaths += not state.word.startswith("PREEMPTED")
             if entry.job.deaths < 2:
-                self._say(entry, f"ended without a result ({_words(state)}): submitting it again{_log_lines(sent.log)}")
+                saved = sent.record is not None and sent.record.status == "interrupted"
+                how = "ended with its state saved" if saved else "ended without a result"
+                self._say(entry, f"{how} ({_words(state)}): submitting it again{_log_lines(sent.log)}")
                 entry.sent, entry.job.record = None, JobRecord("waiting")
             else:
                 self._settle(entry, JobRecord("failed", error=f"ended twice without a result: {_words(state)}"))
@@ -467,7 +481,7 @@ class Follower:
         for entry in self._cancel(waiting):
             self._settle(entry, JobRecord("not started"))
         if left := self._in_queue():
-            self._print(f"{_numbers(left)} stay in the queue; run the same sweep again to collect their results")
+            self._print(f"left in the queue: {_numbers(left)}; run the same sweep again to collect results")
             command = self.queue.cancel_command([entry.sent.id for entry in left if entry.sent is not None])
             if command:
                 self._print(f"to cancel: {command}")
@@ -533,21 +547,18 @@ class Follower:
                     waiting.setdefault(words, []).append(entry)
             elif sent.record is not None and sent.record.status == "running" and _place(sent.record) not in sent.said:
                 sent.said.add(_place(sent.record))
-                left = f", {_left(sent.state)}" if sent.state is not None and sent.state.seconds_left else ""
-                begun.append((entry, f"{'requeued, ' if restarted else ''}running on {sent.record.host}{left}"))
+                where = ", ".join(filter(None, [sent.record.host, _left(sent.state)]))
+                begun.append((entry, f"{'requeued, ' if restarted else ''}running on {where}"))
         for words, group in waiting.items():
-            self._print(f"{_numbers(group)} queued: {words}")
+            self._print(f"queued: {_numbers(group)}, {words}")
         for entry, text in begun:
             self._say(entry, text)
 
     def _say_submitted_only(self) -> None:
         left = [entry for entry in self.entries if entry.sent is None and entry.status == "waiting"]
         if left:
-            self._print(
-                f"{_numbers(left)} not submitted: hydra.sweeper.max_batch_size={self.limit}; "
-                "run the same command again when jobs have ended"
-            )
-        self._print("run the same command again to collect the results")
+            self._print(f"{_numbers(left)} not submitted: the queue may hold {self.limit} at once")
+        self._print("run the same command again to collect results and to submit what is left")
 
 
 def _place(record: JobRecord) -> str:
@@ -559,8 +570,8 @@ def _words(state: QueueState) -> str:
     return f"{state.word} ({state.reason})" if state.reason else state.word
 
 
-def _left(state: QueueState) -> str:
-    return "" if state.seconds_left is None else f"{clock(state.seconds_left)} left"
+def _left(state: QueueState | None) -> str:
+    return "" if state is None or state.seconds_left is None else f"{clock(state.seconds_left)} left"
 
 
 def _took(record: JobRecord) -> str:
@@ -572,7 +583,9 @@ def _result(record: JobRecord) -> str:
 
 
 def _numbers(entries: Sequence[_Entry]) -> str:
-    """Return, for example, ``3 jobs (1-2, 7)``."""
+    """Return, for example, ``job 7`` or ``3 jobs (1-2, 7)``."""
+    if len(entries) == 1:
+        return f"job {entries[0].number}"
     return f"{counted(len(entries), 'job')} ({_ranges(sorted(entry.number for entry in entries))})"
 
 

@@ -44,9 +44,9 @@ def require_launcher(words: Sequence[str]) -> None:
             _require(word, *LAUNCHERS[name])
 
 
-def has_queue(launcher: DictConfig) -> bool:
+def has_queue(launcher: DictConfig | None) -> bool:
     """Whether the settings ``hydra.launcher`` are those of a queue of this package, and not of a plugin of hydra."""
-    return launcher.get("_target_") in QUEUES
+    return launcher is not None and launcher.get("_target_") in QUEUES
 
 
 def open_queue(config: DictConfig) -> "Queue":
