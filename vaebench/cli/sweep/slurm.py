@@ -84,10 +84,10 @@ class SlurmQueue(Queue):
         given = {name: value for name, value in settings.items() if value is not None}
         _require_one_process(given)
         self._settings = dict(given)
-        more = given.setdefault("additional_parameters", {})
+        more = given["additional_parameters"] = dict(given.get("additional_parameters", {}))
         if "no-requeue" not in more and "no_requeue" not in more:
             more.setdefault("requeue", True)  # also on a cluster with JobRequeue=0
-        folder, timeouts = given.pop("submitit_folder"), given.pop("max_num_timeout")
+        folder, timeouts = given.pop("submitit_folder"), given.pop("max_num_timeout", 20)
         known = submitit.AutoExecutor._typed_parameters()
         self._executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=timeouts)
         _update(self._executor, {name if name in known else f"slurm_{name}": given[name] for name in given})
@@ -106,8 +106,9 @@ class SlurmQueue(Queue):
     def look(self, ids: Sequence[str]) -> Mapping[str, QueueState]:
         # One line for each element of an array, with hidden partitions. Ended jobs stay for MinJobAge, 300 seconds.
         words = ("squeue", "--user", str(os.getuid()), "--noheader", "--array", "--all", "--states=all")
-        lines = [line.strip().split("|") for line in answer(*words, "--format=%i|%T|%L|%r").splitlines()]
-        found = {id: _state(word, reason, left) for id, word, left, reason in lines if id in set(ids)}
+        lines = [line.strip().split("|", 3) for line in answer(*words, "--format=%i|%T|%L|%r").splitlines()]
+        wanted = set(ids)
+        found = {id: _state(word, reason, left) for id, word, left, reason in lines if id in wanted}
         if unknown := [id for id in ids if id not in found]:
             found |= _recorded(unknown)
         return found
@@ -146,9 +147,10 @@ def _recorded(ids: Sequence[str]) -> dict[str, QueueState]:
         lines = answer("sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(ids)).splitlines()
     except RunFailed:
         return {}
-    pairs = [line.split("|") for line in lines]
+    pairs = [line.split("|", 1) for line in lines]
+    wanted = set(ids)
     # The state may have more words: "CANCELLED by 1000".
-    found = {id: _state(word.split()[0]) for id, word in pairs if id in set(ids) and word}
+    found = {id: _state(word.split()[0]) for id, word in pairs if id in wanted and word}
     # The accounting may not have heard yet that a job ended; the queue has.
     return {id: state for id, state in found.items() if state.ended}
 
