@@ -45,11 +45,19 @@ make_venv() {
     }
 }
 
-# Install Chromium and its driver with apt-get. Needs root and a package mirror.
-install_chromium() {
+# Install packages ($2 ...) with apt-get, named $1 on the screen. Needs root and a package mirror.
+install_packages() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
-    echo "installing chromium and chromium-driver with apt-get"
+    echo "installing $1 with apt-get"
+    shift
     export DEBIAN_FRONTEND=noninteractive
     timeout 120 apt-get -qq update >/dev/null 2>&1 || echo "apt-get update failed; trying without it" >&2
-    timeout 600 apt-get -qq install --yes --no-install-recommends chromium chromium-driver >/dev/null 2>&1
+    timeout 600 apt-get -qq install --yes --no-install-recommends "$@" >/dev/null 2>&1
+}
+
+install_chromium() { install_packages "chromium and its driver" chromium chromium-driver; }
+
+# Slurm with munge, and the database of its accounting.
+install_slurm() {
+    install_packages Slurm slurmctld slurmd slurm-client munge slurmdbd mariadb-server mariadb-client
 }

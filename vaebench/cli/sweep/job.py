@@ -20,6 +20,7 @@ from vaebench.cli.argv import command_line
 from vaebench.cli.failure import lasting_output, message, report_failure
 from vaebench.cli.sweep.lines import prefixed_output
 from vaebench.cli.sweep.records import JobRecord, JobStatus, Records, job_key, results_of, skip_reason
+from vaebench.cli.sweep.slurm_commands import requeue
 from vaebench.config import Config, from_hydra, run_folder
 from vaebench.config.words import as_typed
 from vaebench.errors import Busy
@@ -231,21 +232,6 @@ class SweepTask:
 
 def _worker_of_joblib() -> bool:
     return multiprocessing.current_process().name.startswith("LokyProcess")
-
-
-def requeue(stop: BaseException) -> Exception | None:
-    """Call the batch system's handler for the signal that stopped the job: it puts the job back into the queue.
-
-    The handler ends this process. If it fails instead, its exception is returned. None: no handler was called.
-    """
-    number = stop.code - 128 if isinstance(stop, SystemExit) and isinstance(stop.code, int) else signal.SIGINT
-    if number in (signal.SIGINT, signal.SIGTERM) or not callable(handler := signal.getsignal(number)):
-        return None
-    try:
-        handler(number, None)
-    except Exception as error:
-        return error
-    return None
 
 
 def worker_number() -> int:
