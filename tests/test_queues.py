@@ -475,6 +475,21 @@ def test_ctrl_c_leaves_running_jobs_to_a_lasting_queue(core: FakeCore, capfd: py
     assert len(jobs()) == 3
 
 
+def test_a_closed_terminal_leaves_every_job_to_a_lasting_queue(core: FakeCore):
+    core.acts[0] = until("go")
+    flag("held-job_1")
+    sweep = start("seed=0,1")
+    wait_for(lambda: begun(0) and "(seed=0): running" in screen())
+    os.kill(sweep, signal.SIGHUP)
+    assert end(sweep) == 129
+    assert "left in the queue: 2 jobs (1-2);" in screen()
+    assert "to cancel: fcancel job_0 job_1" in screen()
+    Path("go").touch()
+    free("held-job_1")
+    assert run("seed=0,1") == 0
+    assert len(jobs()) == 2
+
+
 def test_ctrl_c_does_not_cancel_jobs_for_which_another_command_waits(core: FakeCore):
     flag("held-job_0")
     first = start("seed=0,1")

@@ -7,6 +7,7 @@ the queue has ended it and no process holds the lock of its run.
 
 import itertools
 import re
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -90,7 +91,7 @@ class Follower:
         settings: SweepSettings,
         *,
         batch: int | None,
-        signalled: Callable[[], bool],
+        signalled: Callable[[], int | None],
         changed: Callable[[], None],
     ) -> None:
         """Prepare to follow ``jobs``.
@@ -101,7 +102,7 @@ class Follower:
             task: what the jobs have in common.
             settings: when jobs start.
             batch: jobs that may be in the queue at once; None: any number.
-            signalled: whether a signal has asked the sweep to stop.
+            signalled: returns the signal that has asked the sweep to stop, or None.
             changed: called after records of ``jobs`` have changed.
         """
         self.queue, self.task, self.settings = queue, task, settings
@@ -464,11 +465,16 @@ class Follower:
             self._cancel([entry for entry in self._in_queue() if entry.sent is not None and not entry.sent.began])
 
     def _stop(self) -> bool:
-        """After a signal: cancel the jobs; return whether the sweep leaves the rest to the queue."""
+        """After a signal: cancel the jobs; return whether the sweep leaves the rest to the queue.
+
+        A terminal may close without anybody's intent, so that SIGHUP leaves every job to a lasting queue.
+        """
         if self._stopping:
             return False
         self._stopping = self._halted = True
-        self.records.stop()
+        leaves_all = self.queue.lasting and self._signalled() == getattr(signal, "SIGHUP", 0)
+        if not leaves_all:
+            self.records.stop()
         if not self.queue.lasting:
             if entries := self._in_queue():
                 self._print(
@@ -478,7 +484,7 @@ class Follower:
             return False
         self._ask_now()
         waiting = [entry for entry in self._in_queue() if entry.sent is not None and not entry.sent.began]
-        for entry in self._cancel(waiting):
+        for entry in self._cancel([] if leaves_all else waiting):
             self._settle(entry, JobRecord("not started"))
         if left := self._in_queue():
             self._print(f"left in the queue: {_numbers(left)}; run the same sweep again to collect results")

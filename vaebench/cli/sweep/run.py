@@ -97,7 +97,7 @@ class _Sweep:
                 self.task,
                 self.settings,
                 batch=batch,
-                signalled=lambda: self.signal is not None,
+                signalled=lambda: self.signal,
                 changed=self._write_soon,
             )
         self._written = 0.0
