@@ -127,7 +127,7 @@ def test_a_class_names_its_argument(make: Callable[[], object], message: str):
         ),
         (
             ["decoder=resnet", "decoder.hidden=[2,2,2,2,2,2,2]"],
-            "decoder.hidden must have fewer stages for images of side 28, which 6 stages halve to less than 1, "
+            "decoder.hidden must have fewer stages for images of 28x28 pixels, which 6 stages halve to less than 1, "
             "got [2, 2, 2, 2, 2, 2, 2]",
         ),
         (["prior=chained", "latent_dim=1"], "prior=chained: latent_dim must be >= 2 for a prior of two layers, got 1"),
