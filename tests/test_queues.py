@@ -312,6 +312,19 @@ def test_a_busy_job_is_submitted_once_it_is_free(core: FakeCore):
     assert [job["key"] for job in jobs()] == [1, 0]
 
 
+def test_a_sweep_that_waits_for_another_process_says_so_once(core: FakeCore):
+    config = compose(["seed=0"])
+    with (other := RunFolder(run_folder(config)).create(to_yaml(config))).lock():
+        other.write_status("running")
+        sweep = start("seed=0", "sweep.wait=true")
+        wait_for(lambda: "waiting for job 1: running in another process (" in screen())
+        time.sleep(0.5)
+        assert screen().count("waiting for") == 1
+        other.write_status("finished")
+    assert end(sweep) == 0
+    assert "job 1 of 1: finished elsewhere" in screen()
+
+
 def test_a_busy_job_is_not_submitted(core: FakeCore):
     config = compose(["seed=0"])
     with (other := RunFolder(run_folder(config)).create(to_yaml(config))).lock():

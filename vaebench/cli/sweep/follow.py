@@ -109,7 +109,7 @@ class Follower:
         self.jobs = jobs
         self.records = Records(task.folder)
         self.limit = min(batch or len(jobs), queue.at_once or len(jobs))
-        words = distinct([job.typed for job in jobs])
+        words = distinct([job.typed for job in jobs]) if len(jobs) != 1 else [[]]
         numbered = enumerate(zip(jobs, words, strict=True), start=1)
         self.entries = [
             _Entry(job, n, " ".join(own), job.key, job.run) for n, (job, own) in numbered if job.config is not None
@@ -121,7 +121,7 @@ class Follower:
         """Jobs that this sweep has submitted or adopted, or that have ended."""
         self._versions: dict[Path, dict[str, tuple[int, int]]] = {}
         self._lists: dict[Path, tuple[tuple[int, int], list[SubmittedJob]]] = {}
-        self._silent = self._halted = self._stopping = self._submitted = False
+        self._silent = self._halted = self._stopping = self._submitted = self._waiting = False
         self._interval = FIRST_LOOK
         self._last_look = self._next_look = self._next_elsewhere = 0.0
 
@@ -188,8 +188,17 @@ class Follower:
         self._look_here([entry for entry in self.entries if entry.status == "busy"])
         if not self._silent:
             self._adopt()
-        statuses = {entry.status for entry in self.entries}
-        return bool(self._in_queue()) or "waiting" in statuses or ("busy" in statuses and self.settings.wait)
+        if self._in_queue() or any(entry.status == "waiting" for entry in self.entries):
+            return True
+        return self.settings.wait and self._waits_for_others()
+
+    def _waits_for_others(self) -> bool:
+        """Return whether other processes train runs of this sweep; print which, once."""
+        busy = [entry for entry in self.entries if entry.status == "busy"]
+        if busy and not self._waiting:
+            self._waiting = True
+            self._print(f"waiting for {_numbers(busy)}: {busy[0].job.record.error}")
+        return bool(busy)
 
     def _in_queue(self) -> list[_Entry]:
         return [entry for entry in self.entries if entry.sent is not None]
