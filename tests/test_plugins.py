@@ -210,7 +210,7 @@ def test_a_run_says_which_file_it_needs(
     (run,) = RunFolder.find([tmp_path / "outputs"])
     for command in (["evaluate"], ["sample"], ["diagnose"], ["train", "--resume"]):
         assert main([*command, str(run.path)]) == 2
-        assert f"needs encoder 'lab_encoder' of {lab}: add --plugin {lab}" in capsys.readouterr().err
+        assert f"needs encoder 'lab_encoder' of {lab}: add --plugin {shlex.quote(str(lab))}" in capsys.readouterr().err
     assert main(["show", str(run.path)]) == 0  # reading needs no plug-in
     shown = capsys.readouterr().out
     assert f"'--plugin={lab}'" in shown
@@ -273,7 +273,9 @@ def test_messages_about_settings_of_a_plugin(where: list[str], capsys: pytest.Ca
     assert "amuont" in capsys.readouterr().err
 
 
-def test_list_and_completion_show_a_file(lab: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+def test_list_and_completion_show_a_file(
+    lab: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     assert main(["list", "encoder", "--plugin", str(lab)]) == 0
     assert "of the lab [lab.py]" in capsys.readouterr().out
     monkeypatch.setenv("COMP_LINE", f"vaebench train --plugin={str(lab).replace('my lab', 'my_lab')} encoder=lab")
@@ -374,3 +376,50 @@ def test_a_run_folder_causes_no_import(lab: Path, where: list[str], tmp_path: Pa
     (run.path / "config.yaml").write_text(text.replace("name: gaussian", "name: 'trap:Trap'"))
     assert main(["sample", str(run.path), "device=cpu"]) == 2
     assert "trap" not in sys.modules
+
+
+IMAGES_NETWORK = """
+from torch import nn
+from vaebench.nets.convolutional import GatedConvDecoder, GatedConvTrunk
+
+class Network(GatedConvTrunk):
+    decoder = GatedConvDecoder
+
+PLUGINS = {"decoder": {"lab_conv": Network}}
+"""
+
+
+def test_a_network_for_images(lab: Path, where: list[str]):
+    """A decoder's function with an attribute ``decoder`` gets the shape of the images."""
+    lab.write_text(IMAGES_NETWORK)
+    folder = lab.parent / "configs" / "decoder"
+    folder.mkdir()
+    (folder / "lab_conv.yaml").write_text("# train\n# of the lab\nname: lab_conv\nhidden: [4, 8]\nactivation: relu\n")
+    words = [word for word in where if not word.startswith("decoder.")]
+    with plugins.using([str(lab)]):
+        experiment = vaebench.build(["decoder=lab_conv", *words])
+        ours = vaebench.build(["decoder=gated_conv", "decoder.hidden=[4,8]", *words])
+    assert {type(part).__name__ for part in experiment.model.modules()} >= {"GatedConvDecoder", "ConvolutionalDecoder"}
+    shapes = {name: value.shape for name, value in experiment.modules.state_dict().items()}
+    assert shapes == {name: value.shape for name, value in ours.modules.state_dict().items()}
+    assert experiment.code != ours.code
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_likelihood_of_a_plugin_is_checked_by_its_measure(where: list[str], installed: Path):
+    """Grey levels are refused for binary pixels by the class, also where the command line does not know the name."""
+    parts = installed / "stranger" / "parts.py"
+    text = parts.read_text().replace("BernoulliLikelihood", "ContinuousBernoulliLikelihood")
+    parts.write_text(text.replace("MLP, Cont", "MLP\nfrom vaebench.likelihoods import Cont"))
+    with pytest.raises(UserError, match="likelihood=odd_likelihood needs grey levels"):
+        vaebench.build(["likelihood=odd_likelihood", *where])
+    vaebench.build(["likelihood=odd_likelihood", "dataset.binarization=none", *where])
+
+
+def test_data_commands_know_a_dataset(installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["data", "odd_dataset", f"data_dir={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert "odd_dataset-" in out
+    assert "48/6/6 images" in out
+    assert main(["data", f"data_dir={tmp_path}"]) == 0
+    assert "odd_dataset: a plug-in" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -141,7 +142,8 @@ def require(remembered: Sequence[Mapping[str, Any]], place: Path | str) -> None:
         if find(kind, name) is not None:
             continue
         if one.get("file"):
-            raise UserError(f"{place} needs {kind} '{name}' of {one['file']}: add --plugin {one['file']}")
+            word = shlex.quote(one["file"])
+            raise UserError(f"{place} needs {kind} '{name}' of {one['file']}: add --plugin {word}")
         raise UserError(
             f"{place} needs {kind} '{name}' of the package {one.get('distribution')} {one.get('version')}, which is "
             "not installed: install it"
