@@ -182,7 +182,7 @@ def test_workers_with_other_weights_are_refused(run: RunFolder, monkeypatch: pyt
     monkeypatch.setattr(signal, "signal", lambda *given: None)
     monkeypatch.setattr(workers, "_exit_with_parent", lambda: None)
     ours, theirs = multiprocessing.Pipe()
-    workers._serve(theirs, read(run.path), run.path, "0" * 16)
+    workers._serve(theirs, read(run.path), run.path, "0" * 16, ())
     with pytest.raises(UserError, match="got new best weights during this evaluation"):
         workers._received(ours)
 
