@@ -1,0 +1,102 @@
+"""AISIVI: the score against the exact density, the bound against p(x), and tau against the exact reverse model."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+from vaebench.bounds import elbo
+from vaebench.objective import Objective, evidence
+from vaebench.selftest.oracles.gaussian import (
+    AffineConditional,
+    AffineGaussian,
+    hierarchical,
+    linear_gaussian,
+    one_image,
+)
+from vaebench_since2018.aisivi import ImportanceScoredEncoder
+
+
+def encoder(score_samples: int = 5) -> ImportanceScoredEncoder:
+    return ImportanceScoredEncoder(hierarchical(), score_samples=score_samples)
+
+
+def exact_density(aisivi: ImportanceScoredEncoder, x: Tensor) -> MultivariateNormal:
+    """Return q(z|x) of the affine hierarchy, for the first image."""
+    mixing, conditional = aisivi.marginal.mixing, aisivi.marginal.conditional
+    assert isinstance(mixing, AffineGaussian)
+    assert isinstance(conditional, AffineConditional)
+    slope, psi = conditional.u_weight, mixing(x[:1])
+    mean = psi.mean[0] @ slope.T + conditional.condition(x[:1])[0]
+    covariance = slope @ torch.diag(psi.variance[0]) @ slope.T + torch.diag((2 * conditional.log_scale).exp())
+    return MultivariateNormal(mean, covariance)
+
+
+def gradients(aisivi: ImportanceScoredEncoder, value: Tensor) -> Tensor:
+    parameters = [*aisivi.marginal.mixing.parameters(), *aisivi.marginal.conditional.parameters()]
+    return torch.cat([grad.flatten() for grad in torch.autograd.grad(value, parameters)])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inner_k", [0, 4])
+def test_the_weights_have_mean_p_of_x(inner_k: int):
+    model, x = linear_gaussian(), one_image(1)
+    log_w = evidence(model, encoder(), x, 100_000, inner_k=inner_k).log_weights()
+    ratio = (log_w - model.log_evidence(x)).exp()
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / len(ratio) ** 0.5
+    assert abs((ratio * 1.05).mean() - 1) > 4 * ratio.std() / len(ratio) ** 0.5  # control
+
+
+def test_the_gradient_is_that_of_the_exact_density():
+    """With the same draws of z, so that the difference is the error of the score alone."""
+    x, aisivi = one_image(4000), encoder(score_samples=200)
+    encoded = aisivi.encode(x)
+    torch.manual_seed(1)
+    log_q = aisivi.sample(encoded, 1).log_q
+    found = gradients(aisivi, log_q.mean())
+    torch.manual_seed(1)
+    z = aisivi.marginal.joint(aisivi.encode(x), 1).z
+    density = exact_density(aisivi, x)
+    constant = MultivariateNormal(density.mean.detach(), density.covariance_matrix.detach())
+    exact = gradients(aisivi, constant.log_prob(z).mean())
+    assert (found - exact).norm() < 0.03 * exact.norm()
+    torch.manual_seed(1)
+    given_psi = aisivi.marginal.joint(aisivi.encode(x), 1)
+    naive = gradients(aisivi, given_psi.q_z.log_prob(given_psi.z).mean())  # control: the score of the own psi
+    assert (naive - exact).norm() > 0.3 * exact.norm()
+
+
+def test_tau_s_loss_leads_to_the_exact_reverse_model():
+    """tau's Gaussian family holds q(psi|z,x) here, so that log_q without inner samples becomes log q(z|x)."""
+    x, aisivi = one_image(2000), encoder()
+    (auxiliary,) = aisivi.auxiliary_losses().values()
+    assert auxiliary.exclusive
+    before = own_error(aisivi, x)
+    for lr in (0.03, 0.003):
+        optimizer = torch.optim.Adam(auxiliary.parameters, lr)
+        for _ in range(80):
+            optimizer.zero_grad()
+            loss = auxiliary.loss(x)
+            assert isinstance(loss, Tensor)
+            loss.backward()
+            optimizer.step()
+    assert own_error(aisivi, x) < 0.03 < 0.1 < before
+
+
+@torch.no_grad()
+def own_error(aisivi: ImportanceScoredEncoder, x: Tensor) -> float:
+    """Return the root mean square of log_q - log q(z|x)."""
+    draw = aisivi.sample(aisivi.encode(x), 1)
+    return (draw.log_q - exact_density(aisivi, x).log_prob(draw.z)).square().mean().sqrt().item()
+
+
+def test_the_main_loss_leaves_tau_alone():
+    aisivi = encoder()
+    value, _ = Objective(elbo)(linear_gaussian(), aisivi, one_image(5), 1, inner_k=2)
+    value.sum().backward()
+    with_gradient = {name.split(".")[1] for name, p in aisivi.named_parameters() if p.grad is not None}
+    assert with_gradient == {"mixing", "conditional"}
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ValueError, match=r"^score_samples must be >= 1, got 0$"):
+        encoder(score_samples=0)
