@@ -5,14 +5,17 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 from vaebench.bounds import elbo
+from vaebench.encoders.hierarchical import HierarchicalEncoder
 from vaebench.objective import Objective, evidence
 from vaebench.selftest.oracles.gaussian import (
     AffineConditional,
     AffineGaussian,
+    exact_hierarchical,
     hierarchical,
     linear_gaussian,
     one_image,
 )
+
 from vaebench_since2018.aisivi import ImportanceScoredEncoder
 
 
@@ -40,7 +43,7 @@ def gradients(aisivi: ImportanceScoredEncoder, value: Tensor) -> Tensor:
 @pytest.mark.parametrize("inner_k", [0, 4])
 def test_the_weights_have_mean_p_of_x(inner_k: int):
     model, x = linear_gaussian(), one_image(1)
-    log_w = evidence(model, encoder(), x, 100_000, inner_k=inner_k).log_weights()
+    log_w = evidence(model, encoder(), x, 40_000, inner_k=inner_k).log_weights()
     ratio = (log_w - model.log_evidence(x)).exp()
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / len(ratio) ** 0.5
     assert abs((ratio * 1.05).mean() - 1) > 4 * ratio.std() / len(ratio) ** 0.5  # control
@@ -65,28 +68,19 @@ def test_the_gradient_is_that_of_the_exact_density():
     assert (naive - exact).norm() > 0.3 * exact.norm()
 
 
-def test_tau_s_loss_leads_to_the_exact_reverse_model():
-    """tau's Gaussian family holds q(psi|z,x) here, so that log_q without inner samples becomes log q(z|x)."""
-    x, aisivi = one_image(2000), encoder()
-    (auxiliary,) = aisivi.auxiliary_losses().values()
+def test_tau_s_loss_has_its_minimum_at_the_exact_reverse_model():
+    x = one_image(100_000)
+    at_minimum, elsewhere = tau_gradient(exact_hierarchical(), x), tau_gradient(hierarchical(), x)
+    assert at_minimum < 0.02 < 0.2 < elsewhere
+
+
+def tau_gradient(marginal: HierarchicalEncoder, x: Tensor) -> float:
+    """Return the norm of the gradient of tau's loss."""
+    (auxiliary,) = ImportanceScoredEncoder(marginal).auxiliary_losses().values()
     assert auxiliary.exclusive
-    before = own_error(aisivi, x)
-    for lr in (0.03, 0.003):
-        optimizer = torch.optim.Adam(auxiliary.parameters, lr)
-        for _ in range(80):
-            optimizer.zero_grad()
-            loss = auxiliary.loss(x)
-            assert isinstance(loss, Tensor)
-            loss.backward()
-            optimizer.step()
-    assert own_error(aisivi, x) < 0.03 < 0.1 < before
-
-
-@torch.no_grad()
-def own_error(aisivi: ImportanceScoredEncoder, x: Tensor) -> float:
-    """Return the root mean square of log_q - log q(z|x)."""
-    draw = aisivi.sample(aisivi.encode(x), 1)
-    return (draw.log_q - exact_density(aisivi, x).log_prob(draw.z)).square().mean().sqrt().item()
+    loss = auxiliary.loss(x)
+    assert isinstance(loss, Tensor)
+    return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(auxiliary.parameters))]).norm().item()
 
 
 def test_the_main_loss_leaves_tau_alone():

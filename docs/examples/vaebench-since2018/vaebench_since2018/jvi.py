@@ -17,7 +17,7 @@ from vaebench.arguments import one_of
 from vaebench.bounds import iwae
 from vaebench.direction import Direction
 from vaebench.errors import UserError
-from vaebench.estimators.importance import chunks_within, draws
+from vaebench.estimators.importance import draws
 from vaebench.estimators.sampling import Sampling
 from vaebench.evaluate.job import Estimate, EstimatorInputs, EstimatorJob
 from vaebench.gradients import GradientEstimator
@@ -89,12 +89,10 @@ def jackknifed(inputs: EstimatorInputs) -> EstimatorJob:
 
     def numbers(part: slice) -> Tensor:
         x = inputs.observed(part)
-        sampling = Sampling(settings.k, inner_k, settings.seed, images.numbers[part])
+        sampling = Sampling(settings.k, inner_k, settings.seed, images.numbers[part], settings.chunk)
         with inputs.seeded(part), torch.no_grad():
-            share = 1 / settings.processes
-            chunks = chunks_within(share, inputs.model, encoder, inputs.blank(), inner_k, len(x), settings.chunk)
-            drawn = draws(encoder, x, sampling, chunks)
-            log_w = torch.cat([weigh(inputs.model, x, draw).log_weights().double() for draw in drawn])
+            weights = [weigh(inputs.model, x, draw).log_weights() for draw in draws(encoder, x, sampling)]
+            log_w = torch.cat(weights).double()
             return torch.stack([jvi(log_w, order), iwae(log_w)]).cpu()
 
     def summarise(rows: Tensor) -> list[Estimate]:

@@ -12,7 +12,7 @@ from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
 from vaebench.encoders.hamiltonian import StepSizes, log_joint_at
 from vaebench.model import GenerativeModel
 
-__all__ = ["AnnealedEncoder"]
+__all__ = ["PLUGINS", "AnnealedEncoder"]
 
 
 class _Encoded(NamedTuple):
@@ -155,3 +155,7 @@ class AnnealedEncoder(Encoder):
 
 def _kinetic_energy(rho: Tensor) -> Tensor:
     return 0.5 * rho.square().sum(-1)
+
+
+PLUGINS = {"encoder": {"uha": AnnealedEncoder.build}}
+"""For ``vaebench train --plugin uha.py``; the installed package declares its entry points in pyproject.toml."""
