@@ -112,11 +112,19 @@ class _Subject:
         model, encoder = self.make()
         if encoder.direction is Direction.ESTIMATE:
             return model, encoder
-        parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        auxiliary = list(encoder.auxiliary_losses().values())
+        exclusive = {id(parameter) for part in auxiliary if part.exclusive for parameter in part.parameters}
+        parameters = [p for p in encoder.parameters() if p.requires_grad and id(p) not in exclusive]
         optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
+        others = [(part, torch.optim.Adam(part.parameters, lr=LEARNING_RATE)) for part in auxiliary]
         objective = Objective(bounds.elbo if encoder.only_elbo else bounds.iwae)
         inner_k = self.inner_ks(encoder)[-1]
         for _ in range(TRAINING_STEPS):
+            for part, other in others:
+                other.zero_grad()
+                loss = part.loss(images(10))
+                (loss if isinstance(loss, Tensor) else loss.loss).backward()
+                other.step()
             optimizer.zero_grad()
             value, _ = objective(model, encoder, images(10), 1 if encoder.only_elbo else 4, inner_k=inner_k)
             value.mean().neg().backward()
