@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "vaebench"
 
 ROOMS = [
-    {"errors", "arguments", "bounds", "direction", "files", "signals", "typed", "__version__"},
+    {"errors", "arguments", "bounds", "direction", "files", "plugins", "signals", "typed", "__version__"},
     {"noise", "batch", "runtime", "isolation", "compiler", "config", "datasets"},
     {"distributions", "hmc", "records", "gradients"},
     {"nets", "model", "report"},

@@ -38,6 +38,7 @@ from vaebench.estimators.sampling import Sampling, ShrinkingBatches
 from vaebench.evaluate.job import Images, choose_images
 from vaebench.experiment import Experiment, build, load_best, notices, provenance
 from vaebench.records import Diagnostic, Diagnostics, RunFolder, format_table, write_diagnostics
+from vaebench.records.manifest import require_plugins
 from vaebench.train.schedules import StepSettings
 from vaebench.train.update import Loss, Update
 from vaebench.train.updates import updates
@@ -60,6 +61,7 @@ def diagnose(folder: str | Path, settings: Diagnosis | None = None) -> Diagnosti
         RunFailed: draws, densities or gradients are not finite.
     """
     settings, run = settings or Diagnosis(), RunFolder.open(Path(folder))
+    require_plugins(run)
     experiment = build(_configured(read(run.path), settings))
     made_by = provenance(experiment, run, load_best(experiment, run))
     for line in notices(experiment, run, made_by):

@@ -19,6 +19,7 @@ from vaebench.config.pictures import Interpolate, PictureSettings, Reconstruct, 
 from vaebench.errors import UserError
 from vaebench.experiment import Experiment, Modules, build, load_best, notices, provenance
 from vaebench.records import RunFolder
+from vaebench.records.manifest import require_plugins
 from vaebench.records.pictures import Sheet
 from vaebench.records.text import counted
 
@@ -182,6 +183,7 @@ def draw(look: PictureSettings, folder: str | Path, output: str | Path | None = 
     """
     run = RunFolder.open(Path(folder))
     config = _on_this_machine(read(run.path), look)
+    require_plugins(run)
     experiment = build(config)
     made_by = provenance(experiment, run, load_best(experiment, run))
     for line in notices(experiment, run, made_by):

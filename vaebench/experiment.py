@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaebench import __version__, runtime
+from vaebench import __version__, plugins, runtime
 from vaebench.config import Config, compose, identity, read
+from vaebench.config.schema import DecoderSettings, EncoderSettings
 from vaebench.datasets.dataset import Dataset
 from vaebench.datasets.dataset import load as load_dataset
 from vaebench.direction import Measure
@@ -22,12 +23,12 @@ from vaebench.errors import UserError
 from vaebench.gradients import GradientEstimator, is_curved
 from vaebench.model import GenerativeModel
 from vaebench.nets.dense import Likelihood
-from vaebench.nets.networks import Networks
+from vaebench.nets.networks import TRUNKS, Networks
 from vaebench.objective import Objective
 from vaebench.priors import PriorContext
 from vaebench.records import Provenance, RunFolder, last_metrics, read_manifest
 from vaebench.records.checkpoint import Checkpoints
-from vaebench.records.manifest import git_state, trained_code
+from vaebench.records.manifest import RememberedPlugin, git_state, require_plugins, trained_code
 from vaebench.records.provenance import RunState
 from vaebench.records.source import source_digest
 from vaebench.registry import ENCODERS, LIKELIHOODS, OBJECTIVES, PRIORS, registered
@@ -99,9 +100,46 @@ class Experiment:
 
     @cached_property
     def code(self) -> str:
-        """A digest of the source of the model's and the encoder's classes."""
+        """A digest of the source of the model's and the encoder's classes, and of plug-ins except the estimator."""
         parts = [*self.model.modules(), *self.encoder.modules()]
-        return source_digest({type(part) for part in parts})
+        modules = {plugin.module for plugin in self._plugins if plugin.kind != "estimator"}
+        return source_digest({type(part) for part in parts}, modules)
+
+    @property
+    def _plugins(self) -> list[plugins.Plugin]:
+        config = self.config
+        names = [
+            ("dataset", config.dataset.name),
+            ("decoder", config.decoder.name),
+            ("decoder", config.encoder.trunk),
+            ("encoder", config.encoder.name),
+            ("prior", config.prior.name),
+            ("likelihood", config.likelihood.name),
+            ("objective", config.objective.bound),
+            ("estimator", config.estimator.name),
+        ]
+        found = [plugins.find(kind, name) for kind, name in dict.fromkeys(names)]
+        return [plugin for plugin in found if plugin is not None]
+
+    @property
+    def remembered_plugins(self) -> list[RememberedPlugin]:
+        """What a run remembers of the plug-ins that it uses."""
+        return [
+            {
+                "kind": plugin.kind,
+                "name": plugin.name,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+                "file": plugin.file,
+                "digest": _digest_of(plugin),
+            }
+            for plugin in self._plugins
+        ]
+
+    @property
+    def estimator_code(self) -> str | None:
+        """A digest of the source of a plug-in's estimator; None for an estimator of ours."""
+        return next((_digest_of(plugin) for plugin in self._plugins if plugin.kind == "estimator"), None)
 
     def estimating(self, **changes: Any) -> "Experiment":
         """Return the experiment with other settings of its estimator."""
@@ -135,7 +173,7 @@ def build(config: Config | Sequence[str]) -> Experiment:
 def _built(config: Config, data: Dataset, device: torch.device) -> Experiment:
     likelihood, pixel_mean = _likelihood(config, data), data.pixel_mean
     with _naming("decoder", config.decoder):
-        decoding = Networks(config.decoder.name, config.decoder.hidden, config.decoder.activation, data.image_shape)
+        decoding = _networks(config.decoder.name, config.decoder, data)
     with _naming("prior", config.prior):
         prior = registered("prior", PRIORS, config.prior.name)(
             PriorContext(config.latent_dim, decoding, pixel_mean), **config.prior.arguments
@@ -145,8 +183,7 @@ def _built(config: Config, data: Dataset, device: torch.device) -> Experiment:
         decoder = decoding.decoder(decoder_inputs, len(pixel_mean), likelihood, pixel_mean)
     model = GenerativeModel(prior, decoder, decoder_inputs)
     with _naming("encoder", config.encoder):
-        trunk, hidden, activation = config.encoder.trunk, config.encoder.hidden, config.encoder.activation
-        networks = Networks(trunk, hidden, activation, data.image_shape)
+        networks = _networks(config.encoder.trunk, config.encoder, data)
         context = BuildContext(networks, data.train.shape[1], config.latent_dim, model)
         encoder = registered("encoder", ENCODERS, config.encoder.name)(context, **config.encoder.arguments)
     with _naming("prior", config.prior):
@@ -160,6 +197,12 @@ def _built(config: Config, data: Dataset, device: torch.device) -> Experiment:
     return experiment
 
 
+def _networks(trunk: str, part: DecoderSettings | EncoderSettings, data: Dataset) -> Networks:
+    plugin = plugins.foreign("decoder", trunk, TRUNKS)
+    network = plugin.load() if plugin is not None else None
+    return Networks(trunk, part.hidden, part.activation, data.image_shape, network)
+
+
 def load(folder: str | Path, config: Config | None = None) -> Experiment:
     """Return the objects of a run with its best weights (by validation log-likelihood).
 
@@ -171,6 +214,7 @@ def load(folder: str | Path, config: Config | None = None) -> Experiment:
         UserError: not a run folder, no usable checkpoint, or a checkpoint of another configuration.
     """
     run = RunFolder.open(Path(folder))
+    require_plugins(run)
     experiment = build(read(run.path) if config is None else config)
     load_best(experiment, run)
     return experiment
@@ -212,6 +256,11 @@ def load_best(experiment: Experiment, run: RunFolder) -> Best:
             f"({kept['weights']}, epoch {kept['epoch']}): restore it from a copy, or train anew (--fresh)."
         )
     return best
+
+
+def _digest_of(plugin: plugins.Plugin) -> str:
+    plugin.load()
+    return source_digest((), {plugin.module})
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -306,6 +355,11 @@ def _likelihood(config: Config, data: Dataset) -> Likelihood:
     with _naming("likelihood", config.likelihood):
         likelihood = registered("likelihood", LIKELIHOODS, name)(**config.likelihood.arguments)
     measure, kind = likelihood.measure, data.pixel_kind
+    if measure in (Measure.EIGHT_BIT, Measure.DENSITY) and kind == "binary":
+        raise UserError(
+            f"likelihood={name} needs grey levels, and {data.protocol} has binary pixels: set "
+            "dataset.binarization=none, or use likelihood=bernoulli"
+        )
     if measure is Measure.EIGHT_BIT and kind == "continuous":
         raise UserError(
             f"likelihood={name} is for 8-bit pixels, and {data.protocol} has other numbers than bytes / 255: use "
@@ -348,7 +402,7 @@ def _objective(config: Config, encoder: Encoder) -> Objective:
     """Return the objective, unless its gradient would be wrong for this encoder."""
     gradient, ks = GradientEstimator(config.objective.gradient), set(config.k_by_epoch.values())
     with _naming("objective", config.objective):
-        objective = registered("bound", OBJECTIVES, config.objective.bound)(gradient, **config.objective.arguments)
+        objective = registered("objective", OBJECTIVES, config.objective.bound)(gradient, **config.objective.arguments)
         curved = any(is_curved(objective.for_encoder().maximised, k) for k in ks)
     if gradient is GradientEstimator.STL and not objective.linear and max(ks) > 1:
         raise UserError(

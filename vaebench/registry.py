@@ -1,7 +1,8 @@
 """The names of encoders, flows, priors, likelihoods, objectives and estimators.
 
-A yaml's ``name`` is a key of one of these tables. The other keys of the yaml are keyword arguments of the entry. A new
-family needs one line here. The first call of an entry imports it, so that a run imports no other family.
+A yaml's ``name`` is a key of one of these tables, or a name of a plug-in. The other keys of the yaml are keyword
+arguments of the entry. A new family needs one line here. The first call of an entry imports it, so that a run imports
+no other family.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vaebench import bounds
+from vaebench import bounds, plugins
 from vaebench.encoders.base import Encoder
 from vaebench.errors import UserError, did_you_mean
 from vaebench.nets.dense import Likelihood
@@ -122,12 +123,19 @@ ESTIMATORS: dict[str, Callable[..., Any]] = {
 """inputs -> the job of the estimator."""
 
 
-def registered(group: str, registry: dict[str, Any], name: str) -> Any:
-    """Return the registry's entry of that name.
+def registered(kind: str, registry: dict[str, Any], name: str) -> Any:
+    """Return the registry's entry of that name, or else that of a plug-in.
 
     Raises:
-        UserError: the registry has no such name.
+        UserError: neither has such a name, or a plug-in has one of the registry's, or it cannot be imported.
     """
+    if plugin := plugins.foreign(kind, name, registry):
+        return plugin.load()
     if name not in registry:
-        raise UserError(f"unknown {group} '{name}'{did_you_mean(name, registry)}; valid: {', '.join(registry)}")
+        known = [*registry, *plugins.names(kind)]
+        word = "bound" if kind == "objective" else kind
+        raise UserError(
+            f"unknown {word} '{name}'{did_you_mean(name, known)}; valid: {', '.join(known)}, and those of plug-ins "
+            "(install the package, or add --plugin FILE)"
+        )
     return registry[name]

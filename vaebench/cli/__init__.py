@@ -40,6 +40,7 @@ HELP = """usage: vaebench <command> [...]
 
   vaebench <command> --help    help for one command
   vaebench --version           print the version
+  --plugin FILE.py|MODULE      with any command: use the encoders, priors, ... of a file or module (may be repeated)
 
 examples:
   vaebench train encoder=hvm objective=iwae k=16
@@ -67,9 +68,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     with lasting_output():
         try:
-            return dispatch(words)
+            return dispatch_with_plugins(words)
         except BaseException as error:
             return exit_code(error, with_traceback=traceback_wanted)
+
+
+def dispatch_with_plugins(words: list[str]) -> int:
+    """Run the command in ``words`` with the files and modules after ``--plugin``, which every command takes."""
+    if not any(word.partition("=")[0] == "--plugin" for word in words):
+        return dispatch(words)
+    from vaebench import plugins
+    from vaebench.cli.flags import take
+
+    taken, rest = take(words, "--plugin", 1)
+    with plugins.using([word for (word,) in taken]):
+        return dispatch(rest)
 
 
 def dispatch(words: list[str]) -> int:

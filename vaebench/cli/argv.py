@@ -4,7 +4,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-__all__ = ["command_line"]
+from vaebench import plugins
+
+__all__ = ["command_line", "lasting_flags"]
+
+LASTING = ("--config-dir", "--config-name")
+"""Flags of hydra on which the settings of a run depend."""
+
+
+def lasting_flags() -> list[str]:
+    """Return the flags of the present command that a recorded command needs too, so that it can be typed again."""
+    return plugins.flags() + [word for word in sys.argv if word.partition("=")[0] in LASTING]
 
 
 @contextmanager

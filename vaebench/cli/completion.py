@@ -1,15 +1,18 @@
 """TAB completion of commands, flags and settings. hydra completes the keys of a configuration."""
 
+import contextlib
+import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
+from vaebench import plugins
 from vaebench.cli.data import DataSettings
 from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, REPORT, SHOW, TRAIN, TUNE
 from vaebench.cli.selftest import SelftestSettings
-from vaebench.config.catalog import config_dir, described, groups
+from vaebench.config.catalog import config_folders, described, groups
 from vaebench.config.diagnosis import Diagnosis
 from vaebench.config.words import key_value
 from vaebench.datasets.catalog import NAMES
@@ -31,18 +34,35 @@ def run(words: Sequence[str], commands: Sequence[str]) -> int:
     line = os.environ.get("COMP_LINE", "").split()[1:]
     if os.environ.get("COMP_LINE", "").endswith(" "):
         line.append("")
+    # Only for their yaml files: no file is imported while a user types.
+    named = [value for before, word in itertools.pairwise(line) if (value := plugin_in(before, word))]
+    with contextlib.suppress(UserError), plugins.using(named):
+        return answer(line, words, commands)
+    return 0
+
+
+def plugin_in(before: str, word: str) -> str | None:
+    """Return the value of ``--plugin`` in two words of a line; None if there is none."""
+    if before == "--plugin":
+        return word
+    key, value = key_value(word)
+    return value if key == "--plugin" else None
+
+
+def answer(line: list[str], words: Sequence[str], commands: Sequence[str]) -> int:
+    """Print the completions of the last word in ``line``."""
     if len(line) < 2:
         return offer([*commands, "--help", "--version"], line)
     command, current = line[0], line[-1]
     if command in LISTS:
         return offer(LISTS[command](), line)
-    if command not in FLAGS or FLAGS[command].get(line[-2], "").endswith("="):
+    if line[-2] == "--plugin" or command not in FLAGS or FLAGS[command].get(line[-2], "").endswith("="):
         # Without an answer the shell offers file names.
         return 0
     if current.startswith("-"):
-        return offer(sorted(flag for flag in FLAGS[command] if flag.startswith("--")), line)
+        return offer(sorted({"--plugin", *(flag for flag in FLAGS[command] if flag.startswith("--"))}), line)
     group, value = key_value(current)
-    if value is not None and group in groups([config_dir()]):
+    if value is not None and group in groups(config_folders()):
         return offer(choices_of(group), line)
     if command not in HYDRA:
         return 0
@@ -54,7 +74,7 @@ def run(words: Sequence[str], commands: Sequence[str]) -> int:
 
 def choices_of(group: str) -> list[str]:
     """Return every ``group=choice``; hydra's own completion leaves out choices in subfolders."""
-    return [f"{group}={listed.choice}" for listed in described(group, [config_dir()])]
+    return [f"{group}={listed.choice}" for listed in described(group, config_folders())]
 
 
 def offer(choices: Sequence[str], line: Sequence[str]) -> int:
@@ -77,6 +97,11 @@ def no_job(cfg: object) -> None:
     raise AssertionError(f"completion ran a job: {cfg}")
 
 
+def dataset_choices() -> list[str]:
+    """Return the names of datasets: ours, and then those of plug-ins."""
+    return list(dict.fromkeys([*NAMES, *(listed.choice for listed in described("dataset", config_folders()))]))
+
+
 def keys_of(schema: Any) -> list[str]:
     """Return the settings of a command; without a match the shell offers file names."""
     return [f"{field.name}=" for field in fields(schema)]
@@ -94,8 +119,8 @@ FLAGS = {
     "show": SHOW,
 }
 LISTS: dict[str, Callable[[], list[str]]] = {
-    "list": lambda: [*groups([config_dir()]), "runs"],
-    "data": lambda: [*NAMES, *keys_of(DataSettings), "--no-download", "--rebuild"],
+    "list": lambda: [*groups(config_folders()), "runs"],
+    "data": lambda: [*dataset_choices(), *keys_of(DataSettings), "--no-download", "--rebuild"],
     "diagnose": lambda: keys_of(Diagnosis),
     "selftest": lambda: [*CHECKS, *keys_of(SelftestSettings), "--only", "--list", "--output"],
 }

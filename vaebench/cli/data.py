@@ -4,7 +4,9 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from vaebench import plugins
 from vaebench.cli.flags import DATA, parse, settings
 from vaebench.config.schema import Count, Seed, Word
 from vaebench.errors import UserError
@@ -73,6 +75,8 @@ def show(data_dir: Path) -> None:
             inside = each.place.absolute().is_relative_to(root)
             place = each.place.absolute().relative_to(root) if inside else each.place
             print(wrapped(f"{each.name}: {each.state} at {place}"))
+    for plugin in plugins.names("dataset"):
+        print(wrapped(f"{plugin}: a plug-in; `vaebench list dataset` shows its origin"))
     print("own images: vaebench train dataset=own dataset.path=FILE_OR_FOLDER")
 
 
@@ -80,6 +84,7 @@ def prepare(name: str, data_dir: Path, checked: DataSettings, flags: dict[str, s
     """Prepare one dataset and print its protocol, fingerprint and cache file."""
     from vaebench.datasets.preparation import prepare as prepare_dataset
 
+    given = {key: value for key in ("path", "shape") if (value := getattr(checked, key)) is not None}
     prepared = prepare_dataset(
         name,
         data_dir,
@@ -88,14 +93,26 @@ def prepare(name: str, data_dir: Path, checked: DataSettings, flags: dict[str, s
         seed=checked.seed,
         download="--no-download" not in flags,
         rebuild="--rebuild" in flags,
-        path=checked.path,
-        shape=checked.shape,
+        **(given | foreign_settings(name)),
     )
     sizes, place = (
         listed(prepared.protocol.sizes),
         prepared.cache or prepared.place or "not cached: no folder can be written to",
     )
     print(wrapped(f"{prepared.protocol}: {sizes} images, fingerprint {prepared.fingerprint} ({place})"))
+
+
+def foreign_settings(name: str) -> dict[str, Any]:
+    """Return the settings in the yaml file of a plug-in's dataset; {} for ours."""
+    from omegaconf import OmegaConf
+
+    from vaebench.config.catalog import config_folders, own_keys
+    from vaebench.datasets.catalog import CATALOG
+
+    if plugins.foreign("dataset", name, CATALOG) is None:
+        return {}
+    declared: Any = OmegaConf.to_container(own_keys("dataset", name, config_folders()), resolve=True)
+    return {key: value for key, value in declared.items() if key not in ("name", "binarization", "split", "seed")}
 
 
 def listed(sizes: Iterable[int]) -> str:

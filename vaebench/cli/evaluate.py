@@ -46,10 +46,14 @@ def evaluations_of(folder: Path, overrides: list[str]) -> Iterator[RunJob]:
         UserError: a setting is invalid.
     """
     from vaebench.config import evaluations, for_evaluation, read
+    from vaebench.config.words import key_of
     from vaebench.evaluate.ranges import check_ranges
+    from vaebench.records import RunFolder
+    from vaebench.records.manifest import require_plugins
 
     try:
         config = read(folder)
+        require_plugins(RunFolder(folder), estimator=not any(key_of(word) == "estimator" for word in overrides))
     except UserError as error:
         yield RunJob(folder, overrides, partial(fail, error))
         return

@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 import vaebench
 from vaebench.cli.argv import command_line
 from vaebench.config import config_dir
-from vaebench.config.compose import HYDRA_VERSION
 from vaebench.config.explain import explain
 from vaebench.config.words import for_hydra
 from vaebench.errors import RunFailed, UserError
@@ -32,8 +31,11 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
     # Before our plugin: as hydra looks for its own plugins, it imports their modules again, and ours derives from one.
     plugins = Plugins.instance()
     from vaebench.cli.sweep.hydra_plugin import register
+    from vaebench.config.search_path import HYDRA_VERSION
+    from vaebench.config.search_path import register as register_folders
 
     register(plugins)
+    register_folders()
     app = hydra.main(version_base=HYDRA_VERSION, config_path=str(config_dir()), config_name=config_name)(job)
     words = [word if word.startswith("-") else for_hydra(word) for word in words]
     # By default hydra prints its errors and exits.

@@ -2,19 +2,21 @@
 
 from pathlib import Path
 
+from vaebench import plugins
 from vaebench.cli.flags import HELP as HELP_FLAGS
 from vaebench.cli.flags import TRAIN, parse
 from vaebench.cli.selection import selection
-from vaebench.config.catalog import config_dir, default_choices, described, groups
+from vaebench.config.catalog import config_dir, config_folders, default_choices, described, groups
 from vaebench.errors import UserError, did_you_mean
 from vaebench.records.text import table
 
 __all__ = ["run"]
 
-HELP = """usage: vaebench list [GROUP] [--config-dir DIR]
+HELP = """usage: vaebench list [GROUP] [--config-dir DIR] [--plugin FILE.py|MODULE]
        vaebench list runs [FOLDER ...] [--filter CONDITION]
 
-List the choices of all config groups, or of one group, with a short description; * marks the default.
+List the choices of all config groups, or of one group, with a short description; * marks the default, and [...] the
+package and version, file or folder of a choice that is not part of vaebench.
 `vaebench list runs` lists the runs in a folder (default: outputs) with state, progress and result. All results shown
 have the same conditions, named above the table; `vaebench compare` shows the others. `early` in the epoch column marks
 a run that stopped early.
@@ -37,7 +39,7 @@ def run(words: list[str]) -> int:
     own = [Path(parsed.flags["--config-dir"])] if "--config-dir" in parsed.flags else []
     if own and not own[0].is_dir():
         raise UserError(f"--config-dir: there is no folder {own[0]}")
-    folders = [*own, config_dir()]
+    folders = [*own, *config_folders()]
     known = groups(folders)
     for group in parsed.rest:
         if group not in known:
@@ -50,9 +52,19 @@ def run(words: list[str]) -> int:
 def choices_of(group: str, folders: list[Path]) -> str:
     """Return the choices of one group with their descriptions."""
     default = default_choices().get(group)
-    rows = [(f"  {'*' if c.choice == default else ' '} {c.choice}", c.summary) for c in described(group, folders)]
+    origins = {folder: origin(word) for folder, word in plugins.config_folders().items()}
+    rows = []
+    for c in described(group, folders):
+        place = origins.get(c.folder, "" if c.folder == config_dir() else str(c.folder))
+        summary = f"{c.summary} [{place}]" if place else c.summary
+        rows.append((f"  {'*' if c.choice == default else ' '} {c.choice}", summary))
     choices = table(("choice", "summary"), rows, wrap="summary", keep=("summary",), titles=False)
     return f"{group}\n{choices}"
+
+
+def origin(word: str) -> str:
+    """Return the name of a plug-in's file, or its package and version."""
+    return Path(word).name if word.endswith(".py") else word
 
 
 def list_runs(words: list[str]) -> int:

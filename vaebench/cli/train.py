@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vaebench import plugins
 from vaebench.cli.flags import TRAIN, Parsed, parse
 from vaebench.cli.sweep.launchers import require_launcher
-from vaebench.config.catalog import config_dir, default_choices, described, groups
+from vaebench.config.catalog import config_folders, default_choices, described, groups
 from vaebench.config.words import key_value
 from vaebench.errors import UserError
 from vaebench.typed import clipped
@@ -33,6 +34,7 @@ flags:
                        a new folder; device=... and data_dir=... may change
   --fresh              train from the start; an earlier run is kept in a folder with .replaced-1 in its name
   --config-dir DIR     also use the yaml files in DIR
+  --plugin FILE.py     use the encoders, priors, ... of a file or module, and the yaml files in configs/ beside it
   --hydra-help         show hydra's other flags
 
 examples:
@@ -46,9 +48,11 @@ examples:
 def run(words: list[str]) -> int:
     """Carry out ``vaebench train <words>`` and return the exit code."""
     parsed = parse(words, TRAIN)
+    if "--config-dir" in parsed.flags:  # absolute, because it is recorded
+        parsed.flags["--config-dir"] = os.path.abspath(os.path.expanduser(parsed.flags["--config-dir"]))
     folders = [Path(parsed.flags["--config-dir"])] if "--config-dir" in parsed.flags else []
     if "--help" in parsed.flags:
-        print(HELP.format(groups="\n".join(group_lines([*folders, config_dir()]))), end="")
+        print(HELP.format(groups="\n".join(group_lines([*folders, *config_folders()]))), end="")
         return 0
     for folder in folders:
         if not folder.is_dir():
@@ -93,6 +97,7 @@ def through_hydra(parsed: Parsed) -> int:
 
     from vaebench.cli.hydra_app import start
 
+    plugins.use(*plugins.given())  # a defect in one is one message, not one for each job
     require_launcher(parsed.rest)
     if "--multirun" in parsed.flags and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("torchrun starts several processes for one run, but -m starts several runs: use one of them")
@@ -117,7 +122,7 @@ def run_job(cfg: object, *, fresh: bool) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    from vaebench.cli.argv import command_line
+    from vaebench.cli.argv import command_line, lasting_flags
     from vaebench.config import from_hydra
     from vaebench.config.words import as_typed
 
@@ -128,5 +133,5 @@ def run_job(cfg: object, *, fresh: bool) -> None:
     from vaebench.train.session import train
 
     # Without --fresh, which would set this run aside: the recorded command makes the run, and resumes it.
-    with command_line(["vaebench", "train", *map(as_typed, overrides)]):
+    with command_line(["vaebench", "train", *lasting_flags(), *map(as_typed, overrides)]):
         train(config, fresh=fresh)

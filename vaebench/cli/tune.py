@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vaebench import plugins
 from vaebench.cli.flags import TUNE, parse, whole
 from vaebench.errors import RunFailed, UserError
 from vaebench.records.text import table as text_table
@@ -39,6 +40,7 @@ def run(words: list[str]) -> int:
     parsed = parse(words, TUNE, HELP)
     trials = whole(parsed.flags.get("--trials", "20"), "--trials", 1)
     seed = whole(parsed.flags.get("--seed", "0"), "--seed", 0)
+    plugins.use(*plugins.given())
     from vaebench.config.search import split_spaces
 
     fixed, spaces = split_spaces(parsed.rest)
@@ -90,8 +92,8 @@ def table(found: Sequence["TrialResult"]) -> str:
 
 def ending(search: "Search", best: "TrialResult") -> str:
     """Return the commands to evaluate and repeat the best trial, with a warning about its value."""
-    evaluation = shlex.join(["vaebench", "evaluate", best.folder or "RUN"])
-    command = shlex.join(["vaebench", "train", *search.fixed, *best.words])
+    evaluation = shlex.join(["vaebench", "evaluate", *plugins.flags(), best.folder or "RUN"])
+    command = shlex.join(["vaebench", "train", *plugins.flags(), *search.fixed, *best.words])
     return (
         "These values are bounds from few samples on the images that chose the best epoch and trial,\n"
         "so the best value is too high. To estimate the test log-likelihood of the best trial:\n"

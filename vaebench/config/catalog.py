@@ -6,9 +6,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaebench import plugins
 from vaebench.errors import UserError
 
-__all__ = ["Listed", "config_dir", "default_choices", "described", "groups", "own_keys", "yaml_file"]
+__all__ = ["Listed", "config_dir", "config_folders", "default_choices", "described", "groups", "own_keys", "yaml_file"]
 
 
 @cache
@@ -19,12 +20,43 @@ def config_dir() -> Path:
     return checkout if (checkout / "train.yaml").is_file() else package / "configs"
 
 
+def config_folders() -> list[Path]:
+    """Return our folder of yaml files, and those of plug-ins.
+
+    Raises:
+        UserError: a file of a plug-in has the name of one of ours or of another plug-in, or is in an unknown group.
+    """
+    others = plugins.config_folders()
+    _check_folders(tuple(others.items()))
+    return [config_dir(), *others]
+
+
+@lru_cache(maxsize=16)
+def _check_folders(others: tuple[tuple[Path, str], ...]) -> None:
+    valid, seen = {"experiment", *default_choices()}, dict.fromkeys(_files(config_dir()), "vaebench")
+    for folder, origin in others:
+        for file in _files(folder):
+            if file.partition("/")[0] not in valid:
+                raise UserError(
+                    f"{origin}: {folder / file} is in no group of vaebench: move it to {folder}/GROUP, where GROUP is "
+                    f"{', '.join(sorted(valid))}"
+                )
+            if file in seen:
+                raise UserError(f"{origin}: {folder / file} has the name of a file of {seen[file]}: rename it")
+            seen[file] = origin
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.yaml"))]
+
+
 class Listed(NamedTuple):
-    """A choice of a group: its name, a summary of one line, and a command that uses it."""
+    """A choice of a group: its name, a summary of one line, a command that uses it, and the folder of its yaml file."""
 
     choice: str
     summary: str
     command: str
+    folder: Path
 
 
 def groups(folders: Sequence[Path]) -> list[str]:
@@ -47,7 +79,8 @@ def described(group: str, folders: Sequence[Path]) -> list[Listed]:
     for folder in folders:
         for path in (folder / group).rglob("*.yaml"):
             choice = path.relative_to(folder / group).with_suffix("").as_posix()
-            listed.setdefault(choice, Listed(choice, *reversed(head(path))))
+            command, summary = head(path)
+            listed.setdefault(choice, Listed(choice, summary, command, folder))
     return [listed[choice] for choice in sorted(listed)]
 
 

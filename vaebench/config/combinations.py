@@ -3,7 +3,8 @@
 These checks read yaml files and need no torch. Checks that need an encoder or an objective are in `experiment.build`.
 """
 
-from vaebench.config.catalog import config_dir, described, own_keys
+from vaebench import plugins
+from vaebench.config.catalog import config_folders, described, own_keys
 from vaebench.config.schema import Config
 from vaebench.datasets.protocol import check_words
 from vaebench.errors import UserError
@@ -13,7 +14,7 @@ __all__ = ["check_combinations", "hierarchical_encoder_needed"]
 
 def hierarchical_encoder_needed(objective: str) -> UserError:
     """Return the error for an objective that needs inner samples with an encoder that has none."""
-    folders = [config_dir()]
+    folders = config_folders()
     encoders = [c.choice for c in described("encoder", folders) if "inner_k" in own_keys("encoder", c.choice, folders)]
     return UserError(f"objective={objective} needs a hierarchical encoder: encoder={'|'.join(encoders)}")
 
@@ -30,7 +31,8 @@ def check_combinations(config: Config, objective_inner_k: int | None) -> None:
         UserError: a combination is invalid.
     """
     check_words(config.dataset.name, config.dataset.binarization, config.dataset.split, config.dataset.seed)
-    if config.likelihood.name != "bernoulli" and config.dataset.binarization != "none":
+    ours = plugins.find("likelihood", config.likelihood.name) is None  # `experiment.build` asks the class of a plug-in
+    if ours and config.likelihood.name != "bernoulli" and config.dataset.binarization != "none":
         raise UserError(
             f"likelihood={config.likelihood.name} needs grey levels, but dataset.binarization="
             f"{config.dataset.binarization} makes pixels binary: set dataset.binarization=none, or use "

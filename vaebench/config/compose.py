@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from vaebench.config.catalog import config_dir, described, own_keys, yaml_file
+from vaebench.config.catalog import config_dir, config_folders, described, own_keys, yaml_file
 from vaebench.config.check import build, convert, same_type, unknown_key
 from vaebench.config.combinations import check_combinations, hierarchical_encoder_needed
 from vaebench.config.explain import explained
@@ -24,7 +24,6 @@ from vaebench.typed import clipped
 
 __all__ = ["Chosen", "checked", "compose", "for_evaluation", "from_hydra"]
 
-HYDRA_VERSION = "1.3"
 PATHS = ("data_dir", "output_dir")
 OPEN_GROUPS: dict[str, type[Choice]] = {
     f.name: f.type for f in fields(Config) if isinstance(f.type, type) and issubclass(f.type, Choice)
@@ -121,7 +120,7 @@ def for_evaluation(config: Config, overrides: Sequence[str]) -> Config:
     given = {key_of(word) for word in overrides}
     chosen = "estimator" in given
     words = overrides if chosen else [f"estimator={config.estimator.name}", *overrides]
-    cfg, hydra = _composed_for_evaluation(tuple(words))
+    cfg, hydra = _composed_for_evaluation(tuple(words), tuple(config_folders()))
     values = _resolved(cfg)
     if not chosen:
         saved, own = config.to_dict()["estimator"], values["estimator"]
@@ -139,8 +138,12 @@ def for_evaluation(config: Config, overrides: Sequence[str]) -> Config:
 
 
 @cache
-def _composed_for_evaluation(overrides: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
-    """Return the composition of ``configs/evaluate.yaml``. Cached for all runs, because it takes 0.1 s."""
+def _composed_for_evaluation(overrides: tuple[str, ...], folders: tuple[Path, ...]) -> tuple[DictConfig, DictConfig]:
+    """Return the composition of ``configs/evaluate.yaml``. Cached for all runs, because it takes 0.1 s.
+
+    ``folders``: the folders of the yaml files, on which the composition depends.
+    """
+    del folders
     return _composed("evaluate", overrides)
 
 
@@ -148,8 +151,10 @@ def _composed(name: str, overrides: Sequence[str]) -> tuple[DictConfig, DictConf
     """Compose ``configs/<name>.yaml`` and the overrides; return (job, hydra's own part)."""
     import hydra
 
+    from vaebench.config.search_path import initialized
+
     words = [for_hydra(word) for word in overrides]
-    with explained(name, words), hydra.initialize_config_dir(str(config_dir()), version_base=HYDRA_VERSION):
+    with explained(name, words), initialized():
         whole = hydra.compose(name, words, return_hydra_config=True)
     return OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), whole.hydra
 
@@ -226,14 +231,14 @@ def _resolved_in_place(own: DictConfig, group: str, cfg: DictConfig) -> dict[str
 
 
 def _check_family(group: str, choice: str, declared: dict[str, Any], cfg: DictConfig) -> None:
-    """Check the keys of a user's own yaml against the shipped choices of its family.
+    """Check the keys of a user's own yaml against the choices of its family, shipped or of a plug-in.
 
     Raises:
-        UserError: no shipped choice of the family has such a setting, or the setting has another type there.
+        UserError: no such choice of the family has such a setting, or the setting has another type there.
     """
-    folders, names = [config_dir()], "bound" if group == "objective" else "name"
-    shipped = [own_keys(group, listed.choice, folders) for listed in described(group, folders)]
-    family = [keys for keys in shipped if keys.get(names) == declared.get(names)]
+    folders, names = config_folders(), "bound" if group == "objective" else "name"
+    choices = [own_keys(group, listed.choice, folders) for listed in described(group, folders)]
+    family = [keys for keys in choices if keys.get(names) == declared.get(names)]
     known = {f.name: None for f in fields(OPEN_GROUPS[group]) if f.name != "arguments"}
     for keys in family:
         known |= _resolved_in_place(keys, group, cfg)

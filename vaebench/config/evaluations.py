@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from vaebench.config.catalog import config_dir, described, own_keys
+from vaebench.config.catalog import config_folders, described, own_keys
 from vaebench.config.words import for_hydra, key_value, override, values_of
 
 __all__ = ["evaluations"]
@@ -45,6 +45,6 @@ def _applies(key: str, choice: str, choices: Sequence[str]) -> bool:
     group, _, setting = key.partition(".")
     if group != "estimator":
         return True
-    known = {listed.choice for listed in described("estimator", [config_dir()])}
-    having = [one for one in choices if one in known and setting in own_keys("estimator", one, [config_dir()])]
+    known = {listed.choice for listed in described("estimator", config_folders())}
+    having = [one for one in choices if one in known and setting in own_keys("estimator", one, config_folders())]
     return choice in having or not having

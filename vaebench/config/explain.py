@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from vaebench.config.catalog import Listed, config_dir, described, groups, own_keys
+from vaebench.config.catalog import Listed, config_folders, described, groups, own_keys
 from vaebench.errors import RunFailed, UserError, did_you_mean
 from vaebench.typed import clipped
 
@@ -43,7 +43,7 @@ def explain(error: Exception, name: str, overrides: Sequence[str]) -> UserError:
         return UserError("a yaml file is not UTF-8 text: save it as UTF-8")
     for word in overrides:
         key, _, value = word.partition("=")
-        if value.startswith(("[", "{")) and key.lstrip("+") in groups([config_dir()]):
+        if value.startswith(("[", "{")) and key.lstrip("+") in groups(config_folders()):
             return UserError(f"{key} must be the name of a choice, got {clipped(value)}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_choice(str(error.missing_cfg_file))
@@ -83,7 +83,7 @@ def _no_such_choice(path: str) -> UserError:
     if not group:
         return _no_such_plugin(path)
     choice = clipped(path.removeprefix(group + "/"))
-    choices = [listed.choice for listed in described(group, [config_dir()])]
+    choices = [listed.choice for listed in described(group, config_folders())]
     choices = sorted([*choices, "basic"]) if group == "hydra/launcher" else choices
     return UserError(f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}")
 
@@ -122,12 +122,12 @@ def unknown_hydra_key(key: str, known: Iterable[str], launcher: str = "") -> Use
 
 
 def _all_groups() -> list[str]:
-    return [*groups([config_dir()]), "hydra/launcher", "hydra/sweeper"]
+    return [*groups(config_folders()), "hydra/launcher", "hydra/sweeper"]
 
 
 def _choices_with(group: str, word: str) -> list[Listed]:
     """Return the choices of ``group`` that have the setting ``word``."""
-    folders = [config_dir()]
+    folders = config_folders()
     return [c for c in described(group, folders) if word and word in own_keys(group, c.choice, folders)]
 
 
@@ -145,9 +145,11 @@ def _known_keys(name: str, overrides: Sequence[str], *, hydra_too: bool) -> list
     """Return the full names of all keys and groups, with the choices in ``overrides`` if these compose."""
     import hydra
 
+    from vaebench.config.search_path import initialized
+
     words = set(_all_groups())
     choices = [override for override in overrides if override.partition("=")[0] in words and "," not in override]
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with initialized():
         try:
             cfg = hydra.compose(name, choices, return_hydra_config=hydra_too)
         except Exception:  # a choice that does not compose either

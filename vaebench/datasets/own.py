@@ -9,7 +9,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from vaebench.datasets.image_folder import image_files, read_images, walk
 from vaebench.datasets.protocol import OWN, Protocol, protocol_of
 from vaebench.errors import UserError
 
-__all__ = ["OwnImages", "fingerprint_of", "located", "own_protocol", "read_own", "split_own"]
+__all__ = ["OwnImages", "fingerprint_of", "images_of", "located", "own_protocol", "read_own", "split_own"]
 
 PARTS = ("train", "validation", "test")
 _PART_OF = (  # the first that fits: "x_valid" before "train" in "train_val"
@@ -96,19 +96,32 @@ def read_own(path: Path, shape: Any = None) -> OwnImages:
     return _read(path, *_key(path, shape))
 
 
-def own_protocol(images: OwnImages, binarization: str, split: str, seed: int) -> Protocol:
-    """Return the protocol of own images, whose name includes their fingerprint; binary images are always static."""
+def images_of(arrays: Mapping[str, np.ndarray], place: str) -> OwnImages:
+    """Return the images in arrays named ``train``, ``validation`` and ``test``, or in one array of any name.
+
+    ``place`` names them in messages. UserError as for `read_own`.
+    """
+    with _naming(place):
+        return _own_images(_by_part(dict(arrays)), None)
+
+
+def own_protocol(images: OwnImages, binarization: str, split: str, seed: int, name: str = OWN) -> Protocol:
+    """Return the protocol of own images, whose name includes their fingerprint; binary images are always static.
+
+    ``name``: of the dataset of a plug-in.
+    """
     missing = [part for part in PARTS if part not in images.parts]
     sizes = _sizes(images)
-    how = "own images in their own split"
+    whose = "own images" if name == OWN else f"images of dataset={name}"
+    how = f"{whose} in their own split"
     if missing:
-        how = f"own images; {' and '.join(missing)}: a tenth of the training images each, drawn with dataset.seed"
+        how = f"{whose}; {' and '.join(missing)}: a tenth of the training images each, drawn with dataset.seed"
     if not images.binary and (images.shape[0] != 1 or images.parts["train"].dtype != np.uint8):
         kind = "bytes" if images.parts["train"].dtype == np.uint8 else "numbers in [0, 1]"
         how += f"; {images.shape[0]} x {images.shape[1]} x {images.shape[2]} {kind}"
     info = DatasetInfo(
-        name=f"{OWN}-{images.fingerprint[:12]}",
-        summary="own images",
+        name=f"{name}-{images.fingerprint[:12]}",
+        summary=whose,
         splits={"default": sizes},
         how_split={"default": how},
         binarizations=("static",) if images.binary else GREY,
@@ -116,7 +129,7 @@ def own_protocol(images: OwnImages, binarization: str, split: str, seed: int) ->
         shape=images.shape,
         floats=images.parts["train"].dtype != np.uint8,
     )
-    return protocol_of(info, OWN, "static" if images.binary else binarization, split, seed)
+    return protocol_of(info, name, "static" if images.binary else binarization, split, seed)
 
 
 def split_own(images: OwnImages, seed: int) -> Splits:
@@ -145,7 +158,7 @@ def _key(path: Path, shape: Any) -> tuple[Any, ...]:
         isinstance(shape, list | tuple) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
     ):
         raise UserError(f"dataset.shape must be [channels,height,width], for example [1,28,28], got {shape}")
-    with _naming(path):
+    with _naming(f"dataset.path={path}"):
         files = list(walk(path)) if path.is_dir() else [path]
         states = [(str(file), os.stat(file)) for file in files]
         if other := next((name for name, state in states if not stat.S_ISREG(state.st_mode)), None):
@@ -162,10 +175,13 @@ def _fingerprint(path: Path, shape: Shape | None, files: str) -> str:
 @lru_cache(maxsize=1)  # composing a run and loading its images read them once
 def _read(path: Path, shape: Shape | None, files: str) -> OwnImages:
     del files
-    with _naming(path):
-        found = _folder(path) if path.is_dir() else _by_part(read_arrays(path))
-        parts = _levels({part: _images(found[part], shape, part) for part in PARTS if part in found})
-        _check_parts(parts)
+    with _naming(f"dataset.path={path}"):
+        return _own_images(_folder(path) if path.is_dir() else _by_part(read_arrays(path)), shape)
+
+
+def _own_images(found: dict[str, np.ndarray], shape: Shape | None) -> OwnImages:
+    parts = _levels({part: _images(found[part], shape, part) for part in PARTS if part in found})
+    _check_parts(parts)
     digest = hashlib.sha256()
     for name, part in parts.items():
         digest.update(f"{name} {part.dtype} {part.shape}\n".encode())
@@ -176,10 +192,10 @@ def _read(path: Path, shape: Shape | None, files: str) -> OwnImages:
 
 
 class _naming:
-    """Turn the errors of readers into UserErrors that name the path."""
+    """Turn the errors of readers into UserErrors that name the place of the images."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, place: str) -> None:
+        self.place = place
 
     def __enter__(self) -> None:
         pass
@@ -187,7 +203,7 @@ class _naming:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, OSError | ValueError | MemoryError):
             words = getattr(error, "strerror", None) or str(error) or "out of memory"
-            raise UserError(f"dataset.path={self.path}: {words}") from error
+            raise UserError(f"{self.place}: {words}") from error
 
 
 # Parts

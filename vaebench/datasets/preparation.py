@@ -5,8 +5,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vaebench import plugins
 from vaebench.datasets import cache
 from vaebench.datasets.arrays import Arrays, binarize_splits, departure, static_from_dynamic
 from vaebench.datasets.catalog import BINARIZATIONS, CATALOG, Sizes
@@ -14,6 +15,9 @@ from vaebench.datasets.checksum import CorruptFile
 from vaebench.datasets.protocol import OWN, Protocol, protocol_for
 from vaebench.errors import UserError
 from vaebench.files import first_writable
+
+if TYPE_CHECKING:
+    from vaebench.datasets.own import OwnImages
 
 __all__ = ["Availability", "Prepared", "Say", "available", "prepare", "to_stderr"]
 
@@ -90,24 +94,24 @@ def prepare(
     progress: bool = True,
     rebuild: bool = False,
     say: Say = to_stderr,
-    path: str | None = None,
-    shape: Any = None,
-    pixels: str | None = None,
+    **settings: Any,
 ) -> Prepared:
     """Find or download a dataset's files, verify, split and binarize them, and cache the result in one file.
 
     ``rebuild``: read the published files again even if a valid cache file exists. ``say`` receives one-line notices.
-    ``path``, ``shape`` and ``pixels`` are for own images: see `own.read_own`; ``pixels`` is the fingerprint that they
-    must have. Own images are not cached.
+    ``settings``: ``path``, ``shape`` and ``pixels`` for own images: see `own.read_own`; ``pixels`` is the fingerprint
+    that they must have; and the settings of a plug-in. The images of both are not cached.
 
     Raises:
         UserError: an unknown setting; corrupt files, or missing files that cannot be downloaded; this installation
             makes other pixels than the published ones.
     """
     if name == OWN:
-        return _prepare_own(data_dir, binarization or "dynamic", split, seed, path, shape, pixels)
-    if (path, shape, pixels) != (None, None, None):
-        raise UserError(f"path, shape and pixels are settings of dataset=own, not of dataset={name}")
+        return _prepare_own(data_dir, binarization or "dynamic", split, seed, **settings)
+    if plugin := plugins.foreign("dataset", name, CATALOG):
+        return _prepare_foreign(plugin, data_dir.expanduser(), binarization or "dynamic", split, seed, **settings)
+    if given := [key for key, value in settings.items() if value is not None]:
+        raise UserError(f"dataset={name} has no setting '{given[0]}'")
     protocol, data_dir = protocol_for(name, binarization, split, seed), data_dir.expanduser()
     if protocol.binarization == "static" and protocol.drawn and protocol.seed != 0:
         # The catalog does not hold the drawn training images of other seeds. It holds their grey levels.
@@ -137,9 +141,15 @@ def prepare(
 
 
 def _prepare_own(
-    data_dir: Path, binarization: str, split: str, seed: int, path: str | None, shape: Any, pixels: str | None
+    data_dir: Path,
+    binarization: str,
+    split: str,
+    seed: int,
+    path: str | None = None,
+    shape: Any = None,
+    pixels: str | None = None,
 ) -> Prepared:
-    from vaebench.datasets.own import located, own_protocol, read_own, split_own
+    from vaebench.datasets.own import located, own_protocol, read_own
 
     place = located(path, data_dir)
     images = read_own(place, shape)
@@ -148,8 +158,23 @@ def _prepare_own(
             f"dataset.path={place} holds other pixels (fingerprint {images.fingerprint}) than the run "
             f"({pixels}): restore them, or train another run"
         )
-    protocol = own_protocol(images, binarization, split, seed)
-    arrays = binarize_splits(split_own(images, seed), protocol)
+    return _prepared(images, own_protocol(images, binarization, split, seed), place)
+
+
+def _prepare_foreign(
+    plugin: plugins.Plugin, data_dir: Path, binarization: str, split: str, seed: int, **settings: Any
+) -> Prepared:
+    """Return the images that a plug-in returns, in the protocol that own images have."""
+    from vaebench.datasets.own import images_of, own_protocol
+
+    images = images_of(plugin.load()(data_dir, **settings), f"dataset={plugin.name} of {plugin.origin}")
+    return _prepared(images, own_protocol(images, binarization, split, seed, plugin.name))
+
+
+def _prepared(images: "OwnImages", protocol: Protocol, place: Path | None = None) -> Prepared:
+    from vaebench.datasets.own import split_own
+
+    arrays = binarize_splits(split_own(images, protocol.seed), protocol)
     return Prepared(protocol, arrays, arrays.fingerprint(), None, False, _note(protocol), place)
 
 

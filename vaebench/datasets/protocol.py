@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from vaebench import plugins
 from vaebench.datasets.catalog import BINARIZATIONS, CATALOG, DatasetInfo, Sizes
 from vaebench.errors import UserError, did_you_mean
 
@@ -74,7 +75,7 @@ def protocol_for(name: str, binarization: str | None = None, split: str = "defau
         UserError: a setting is unknown, or the seed is not in [0, 2**32).
     """
     if name not in CATALOG:
-        known = [*CATALOG, OWN]
+        known = [*CATALOG, OWN, *plugins.names("dataset")]
         raise UserError(f"unknown dataset={name}{did_you_mean(name, known)}; choose from: {', '.join(known)}")
     info = CATALOG[name]
     return protocol_of(info, name, info.binarizations[0] if binarization is None else binarization, split, seed)
@@ -91,8 +92,8 @@ def protocol_of(info: DatasetInfo, name: str, binarization: str, split: str, see
 
 
 def check_words(name: str, binarization: str, split: str, seed: int) -> None:
-    """Raise UserError unless `protocol_for`, or for own images their reader, knows the words."""
-    if name == OWN:
+    """Raise UserError unless `protocol_for`, or for own images and plug-ins their reader, knows the words."""
+    if name == OWN or plugins.foreign("dataset", name, CATALOG) is not None:
         _require("dataset.binarization", binarization, tuple(BINARIZATIONS), name)
         _require("dataset.split", split, ("default",), name)
     else:

@@ -1,5 +1,6 @@
 """The valid range of every number among an estimator's settings. This file does not import torch."""
 
+from vaebench import plugins
 from vaebench.config.schema import EstimatorSettings
 from vaebench.errors import UserError
 
@@ -33,7 +34,9 @@ POSITIVE = {"lr", "finetune_lr"}
 
 def check_ranges(settings: EstimatorSettings) -> None:
     """Raise UserError with the key and the value of the first setting that is out of range."""
-    values = {**vars(settings), **settings.arguments}
+    # The estimator of a plug-in checks its own settings.
+    own = settings.arguments if plugins.find("estimator", settings.name) is None else {}
+    values = {**vars(settings), **own}
     for key, least in LEAST.items():
         if key in values:
             _check(settings.name, key, values[key], least)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vaebench.config import for_evaluation, identity, read
+from vaebench.config.words import key_of
 from vaebench.direction import Measure
 from vaebench.errors import Interrupted, RunFailed
 from vaebench.estimators.importance import PerImage
@@ -26,6 +28,7 @@ from vaebench.records import (
     read_results,
 )
 from vaebench.records.current import left_out, split_results
+from vaebench.records.manifest import require_plugins
 from vaebench.records.results import bits_per_dimension
 from vaebench.signals import Interruption
 
@@ -45,6 +48,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRe
         SystemExit: a signal interrupted it; finished images are saved, and the same command resumes.
     """
     run = RunFolder.open(Path(folder))
+    require_plugins(run, estimator=not any(key_of(word) == "estimator" for word in overrides))
     read_results(run)  # fail now, not after the evaluation, if the result could not be added
     experiment = build(for_evaluation(read(run.path), list(overrides)))
     made_by = provenance(experiment, run, load_best(experiment, run), precision=experiment.config.estimator.precision)
@@ -89,6 +93,7 @@ def estimate(
         RunFailed: an estimate is not finite, or must not be reported.
         UserError: the settings of the estimator are invalid for this run.
     """
+    made_by = replace(made_by, estimator_code=experiment.estimator_code)
     inputs = EstimatorInputs.of(experiment)
     settings, evaluator = inputs.settings, Evaluator(inputs)
     job, repeats = evaluator.job(0), settings.repeats
@@ -125,6 +130,7 @@ def _file(experiment: Experiment, folder: RunFolder, made_by: Provenance, job: E
     config = experiment.config
     key = [3, made_by.run, made_by.weights, made_by.code, made_by.data, job.protocol, job.split]
     key += [config.estimator.image_seed, config.estimator.precision, *job.key]
+    key += [] if made_by.estimator_code is None else [made_by.estimator_code]
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     return folder.path / "evaluations" / f"{digest}.npz"
 

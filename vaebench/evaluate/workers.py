@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 
+from vaebench import plugins
 from vaebench.config import Config
 from vaebench.errors import RunFailed, UserError
 from vaebench.evaluate.job import EstimatorInputs
@@ -90,7 +91,7 @@ class _Workers:
             for config in self._configs:
                 ours, theirs = context.Pipe()
                 process = context.Process(
-                    target=_serve, args=(theirs, config, self._folder, self._weights), daemon=True
+                    target=_serve, args=(theirs, config, self._folder, self._weights, plugins.given()), daemon=True
                 )
                 process.start()
                 theirs.close()
@@ -174,13 +175,14 @@ def _exit_with_parent() -> None:
     threading.Thread(target=watch, name="exit with parent", daemon=True).start()
 
 
-def _serve(connection: Connection, config: Config, folder: Path, weights: str) -> None:
+def _serve(connection: Connection, config: Config, folder: Path, weights: str, given: Sequence[str]) -> None:
     """Compute tasks until the other end closes the connection, or the process that started this one has ended."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     _exit_with_parent()
     with contextlib.suppress(EOFError, OSError):
         try:
+            plugins.use(*given)
             experiment = build(config)
             if load_best(experiment, RunFolder.open(folder)).weights != weights:
                 raise UserError(f"{folder} got new best weights during this evaluation: run the same command again")

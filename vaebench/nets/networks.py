@@ -1,7 +1,7 @@
 """The networks of one run: every family takes its parts from here, so that all parts share one architecture."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
@@ -51,6 +51,8 @@ class Networks:
         hidden: widths of the hidden layers. For convolutional networks: the channels, then the width of the features.
         activation: a key of ``ACTIVATIONS``.
         image_shape: channels, height and width of the images, (C, H, W). None: square images of one channel.
+        network: what makes the network in place of an entry of ``TRUNKS``, for a ``trunk`` that is not there. If it has
+            an attribute ``decoder``, that is used as an entry of ``DECODERS``.
 
     Raises:
         ValueError: ``trunk`` is unknown.
@@ -60,9 +62,18 @@ class Networks:
     hidden: Sequence[int]
     activation: str
     image_shape: tuple[int, int, int] | None = None
+    network: Callable[..., Trunk] | None = None
 
     def __post_init__(self) -> None:
-        one_of(TRUNKS, trunk=self.trunk)
+        if self.network is None:
+            one_of(TRUNKS, trunk=self.trunk)
+
+    @property
+    def _painter(self) -> Any:
+        """What makes the network over z from the shape of the images; None for a dense network over any input."""
+        if self.network is not None:
+            return getattr(self.network, "decoder", None)
+        return _network(DECODERS[self.trunk]) if self.trunk in DECODERS else None
 
     @property
     def scale(self) -> str:
@@ -71,8 +82,8 @@ class Networks:
 
     def reader(self, inputs: int) -> Trunk:
         """Make x, (B, inputs) -> features."""
-        size = self._shape(inputs) if self.trunk in DECODERS else inputs
-        return _network(TRUNKS[self.trunk])(size, self.hidden, self.activation)
+        size = self._shape(inputs) if self._painter is not None else inputs
+        return (self.network or _network(TRUNKS[self.trunk]))(size, self.hidden, self.activation)
 
     def gaussian(self, inputs: int, dim: int) -> TrunkGaussian:
         """Make x, (B, inputs) -> DiagonalNormal over (B, dim)."""
@@ -83,7 +94,7 @@ class Networks:
 
         If the trunk has other than plain dense layers, it reads x alone, and two dense layers that take u follow.
         """
-        if TRUNKS[self.trunk] == "dense:MLP":
+        if TRUNKS.get(self.trunk) == "dense:MLP":
             return AdditiveMLP(inputs, given, self.hidden, self.activation)
         return AdditiveMLP(inputs, given, [self.hidden[-1]] * 2, self.activation, self.reader(inputs))
 
@@ -99,8 +110,8 @@ class Networks:
         self, latent_dim: int, pixels: int, likelihood: Likelihood, pixel_mean: Tensor | None
     ) -> DenseDecoder | ConvolutionalDecoder:
         """Make z, (..., latent_dim) -> p(x|z) over (..., pixels); a pixel of a colour image counts once per channel."""
-        if self.trunk in DECODERS:
-            make, shape = _network(DECODERS[self.trunk]), self._shape(pixels)
+        if self._painter is not None:
+            make, shape = self._painter, self._shape(pixels)
             network = make(latent_dim, shape, likelihood.outputs, self.hidden, self.activation)
             return ConvolutionalDecoder(network, likelihood, pixels, pixel_mean)
         return DenseDecoder(self.reader(latent_dim), likelihood, pixels, pixel_mean)

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
+from vaebench import plugins
 from vaebench.direction import Measure
 from vaebench.errors import UserError
 from vaebench.records.files import write_json
@@ -19,7 +20,7 @@ from vaebench.records.metrics import Natural, Written
 from vaebench.records.stored import read_json
 from vaebench.typed import Rule
 
-__all__ = ["Manifest", "git_state", "read_manifest", "trained_code", "versions"]
+__all__ = ["Manifest", "RememberedPlugin", "git_state", "read_manifest", "require_plugins", "trained_code", "versions"]
 
 _PACKAGES = ("vaebench", "torch", "torchvision", "numpy", "scipy", "hydra-core", "omegaconf", "tensorboard")
 _GIT_SECONDS = 10
@@ -45,6 +46,18 @@ class _Stopped(TypedDict):
     of: Natural
 
 
+class RememberedPlugin(TypedDict):
+    """What a run remembers of a plug-in: of an installed package, or (``file``) of a file or module of ``--plugin``."""
+
+    kind: str
+    name: str
+    distribution: str | None
+    version: str | None
+    file: str | None
+    digest: str
+    """Of its source: see `vaebench.records.source`."""
+
+
 class _Session(TypedDict, total=False):
     time: str
     command: list[str]
@@ -54,6 +67,7 @@ class _Session(TypedDict, total=False):
     git: _Git | None
     versions: dict[str, str | None]
     code: str
+    plugins: list[RememberedPlugin]
     step: Natural | None
 
 
@@ -91,6 +105,7 @@ class Manifest:
         identity: str | None = None,
         resume_step: int | None = None,
         command: Sequence[str] | None = None,
+        used: Sequence[RememberedPlugin] = (),
     ) -> None:
         """Collect the facts of this session; `save` writes them.
 
@@ -104,6 +119,7 @@ class Manifest:
             identity: the identity of the configuration; None leaves it out.
             resume_step: the step from which the session resumes; None for a new run.
             command: the command line; None for the command line of this process.
+            used: the plug-ins that the run uses.
 
         Raises:
             UserError: the data of a resumed run have changed, or manifest.json is that of another configuration.
@@ -118,6 +134,7 @@ class Manifest:
             )
         session = _session(device, sys.argv if command is None else command)
         session |= {} if code is None else {"code": code}
+        session |= {"plugins": list(used)} if used else {}
         first = {name: before[name] for name in session if name in before} or session
         restarts = [*before.get("restarts", []), *([{"step": resume_step, **session}] if before else [])]
         self.facts: dict[str, Any] = {
@@ -145,6 +162,16 @@ class Manifest:
 def trained_code(manifest: Mapping[str, Any]) -> str | None:
     """Return the digest of the code that trained a run last; None where the manifest has none."""
     return [manifest, *manifest.get("restarts", [])][-1].get("code")
+
+
+def require_plugins(folder: RunFolder, *, estimator: bool = False) -> None:
+    """Check that the plug-ins of a run are there; UserError says which one is needed.
+
+    ``estimator``: also that of its estimator, which a command that does not use it does not need.
+    """
+    manifest = read_manifest(folder)
+    session = [manifest, *manifest.get("restarts", [])][-1]
+    plugins.require([p for p in session.get("plugins", []) if estimator or p["kind"] != "estimator"], folder.path)
 
 
 def _session(device: str, command: Sequence[str]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Provenance:
     device: str
     precision: str
     """Of the networks: float32 or bf16."""
+    estimator_code: str | None = None
+    """A digest of the source of a plug-in's estimator; None for other numbers."""
 
     @property
     def progress(self) -> str:

@@ -1,8 +1,9 @@
 """A digest of the source that defines the classes of a model, so that edited code is noticed. Imports nothing new.
 
 The rule: the files of the classes and of their base classes count, and all files that these import from the same
-package. The standard library and torch do not count: a record holds the version of torch. Of a file its syntax tree
-without docstrings counts, so that comments, docstrings and layout do not change the digest.
+package; for a file outside packages, from the files beside it. The standard library and torch do not count: a record
+holds the version of torch. Of a file its syntax tree without docstrings counts, so that comments, docstrings and layout
+do not change the digest.
 """
 
 import ast
@@ -17,13 +18,13 @@ __all__ = ["source_digest"]
 _OTHERS = {*sys.stdlib_module_names, "torch"} - {"__main__"}
 
 
-def source_digest(classes: Iterable[type]) -> str:
-    """Return 16 hex digits of the source of ``classes``.
+def source_digest(classes: Iterable[type], modules: Iterable[str] = ()) -> str:
+    """Return 16 hex digits of the source of ``classes`` and of the loaded ``modules``.
 
     A class without a source file, typed into an interpreter, counts by its name alone.
     """
     bases = {base for each in classes for base in each.__mro__}
-    homes = {base.__module__ for base in bases}
+    homes = {base.__module__ for base in bases} | set(modules)
     files = _with_imports({path for home in homes if (path := _file(home)) is not None})
     names = {base.__qualname__ for base in bases if not _is_other(base.__module__) and _file(base.__module__) is None}
     parts = sorted({*(_digest(path, path.stat().st_mtime_ns) for path in files), *names})
@@ -113,6 +114,7 @@ def _file_of(root: Path, package: Sequence[str], *names: str) -> Path | None:
         parts = name.split(".")
         place = root.joinpath(*parts)
         for file in (place.with_name(place.name + ".py"), place / "__init__.py"):
-            if package and parts[0] == package[0] and file.is_file():
+            inside = parts[0] == package[0] if package else not _is_other(name) and file.parent == root
+            if inside and file.is_file():
                 return file
     return None

@@ -8,7 +8,7 @@ from functools import cache
 
 from omegaconf import OmegaConf
 
-from vaebench.config.catalog import config_dir, own_keys
+from vaebench.config.catalog import config_folders, own_keys
 from vaebench.config.compose import OPEN_GROUPS
 from vaebench.report.runs import Scalar, settings_of
 
@@ -59,12 +59,13 @@ def _declared(key: str, group: str, settings: Settings) -> Scalar:
 
 @cache
 def _defaults(group: str, choice: str) -> dict[str, Scalar]:
-    """Return the defaults of a shipped choice, references unresolved; {} for a user's own yaml."""
-    if not (config_dir() / group / f"{choice}.yaml").is_file():
+    """Return the defaults of a choice of ours or of a plug-in, references unresolved; {} for a user's own yaml."""
+    folders = config_folders()
+    if not any((folder / group / f"{choice}.yaml").is_file() for folder in folders):
         return {}
     schema = OPEN_GROUPS.get(group)
     typed = {} if schema is None else {f.name: f.default for f in fields(schema) if f.default is not MISSING}
-    declared = OmegaConf.to_container(own_keys(group, choice, [config_dir()]))
+    declared = OmegaConf.to_container(own_keys(group, choice, folders))
     assert isinstance(declared, dict)
     return settings_of({group: typed | {str(name): value for name, value in declared.items()}})
 

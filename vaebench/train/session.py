@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vaebench import runtime
+from vaebench import plugins, runtime
 from vaebench.config import Config, changed, from_yaml, identity, read, run_folder, to_yaml
 from vaebench.config.identity import defining
 from vaebench.direction import Measure
@@ -18,6 +18,7 @@ from vaebench.evaluate.run import estimate, print_results
 from vaebench.experiment import Experiment, build, code_notice, load_best, provenance
 from vaebench.records import Manifest, Provenance, Recorder, ResultRecord, RunFolder, append_result, read_manifest
 from vaebench.records.checkpoint import Checkpoints, Loaded
+from vaebench.records.manifest import require_plugins
 from vaebench.records.metrics import Written
 from vaebench.signals import Interruption
 from vaebench.train import replicas
@@ -60,6 +61,7 @@ def resume(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Path
             unless its schedules differ from the start.
     """
     run = RunFolder.open(Path(folder))
+    require_plugins(run, estimator=True)
     old = read(run.path)
     config = changed(old, changes or {})
     if identity(config) == identity(old):
@@ -204,7 +206,7 @@ def _status(folder: RunFolder, interruption: Interruption, fresh: bool) -> Itera
 
 def _resuming(folder: RunFolder) -> str:
     """Return the command that resumes the run, for the shell."""
-    return shlex.join(["vaebench", "train", "--resume", str(folder.path)])
+    return shlex.join(["vaebench", "train", *plugins.flags(), "--resume", str(folder.path)])
 
 
 def _exit_code(interruption: Interruption) -> int:
@@ -235,6 +237,7 @@ def _run(
         code=experiment.code,
         identity=identity(config),
         resume_step=step,
+        used=experiment.remembered_plugins,
     )
     _, manifest.facts["validation"] = described(experiment)
     manifest.facts["measure"] = experiment.measure

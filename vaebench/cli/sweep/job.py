@@ -16,7 +16,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vaebench.cli.argv import command_line
+from vaebench import plugins
+from vaebench.cli.argv import command_line, lasting_flags
 from vaebench.cli.failure import lasting_output, message, report_failure
 from vaebench.cli.sweep.lines import prefixed_output
 from vaebench.cli.sweep.records import JobRecord, JobStatus, Records, job_key, results_of, skip_reason
@@ -55,6 +56,10 @@ class SweepJob:
     """The working folder, for relative paths."""
     at_work: bool = False
     """Whether a job is running in the process of the sweep itself."""
+    flags: list[str] = field(default_factory=lasting_flags)
+    """The flags of the command that each job's recorded command needs."""
+    plugin_words: tuple[str, ...] = field(default_factory=plugins.given)
+    """The files and modules of ``--plugin``, for `plugins.use`."""
     worker: int | None = None
     """The number of the worker; None: that of joblib's worker, or of hydra's job."""
 
@@ -69,6 +74,7 @@ class SweepJob:
 
         if Records(self.folder).stopped or self._orphaned():
             return "not started"
+        self._join()
         # Unresolved: an override may contain a reference.
         words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         return self.run(from_hydra(cfg), words)
@@ -82,8 +88,7 @@ class SweepJob:
             number: the job's number in the sweep, for example "job 3 of 12"; None: from ``numbers``.
         """
         records = Records(self.folder)
-        if not self.here:
-            os.chdir(self.place)
+        self._join()
         overrides = [as_typed(word) for word in words]
         key = job_key(config)
         number = number or self._number(key, " of ")
@@ -108,6 +113,12 @@ class SweepJob:
             if self.here:
                 raise SystemExit(1)
         return record.status
+
+    def _join(self) -> None:
+        """Give a worker the working folder and the plug-ins of the sweep."""
+        if not self.here:
+            os.chdir(self.place)
+            plugins.use(*self.plugin_words)
 
     def _orphaned(self) -> bool:
         """Whether this is a worker of joblib, and the sweep that started it has ended."""
@@ -186,7 +197,7 @@ class SweepJob:
         from vaebench.train.session import train
 
         self._share_machine()
-        with command_line(["vaebench", "train", *overrides]), isolated():
+        with command_line(["vaebench", "train", *self.flags, *overrides]), isolated():
             train(config)
 
     def _share_machine(self) -> None:

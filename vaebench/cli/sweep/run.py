@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from vaebench import plugins
 from vaebench.cli.failure import message
 from vaebench.cli.sweep.follow import Follower
 from vaebench.cli.sweep.job import SweepJob
@@ -24,6 +25,7 @@ from vaebench.cli.sweep.records import JobRecord, Records, skip_reason
 from vaebench.cli.sweep.settings import JOBLIB
 from vaebench.cli.sweep.table import JobRow, summary, table
 from vaebench.config.schema import SweepSettings
+from vaebench.config.words import as_typed
 from vaebench.errors import RunFailed, UserError
 from vaebench.records import write_json
 from vaebench.records.folder import now
@@ -236,7 +238,8 @@ class _Sweep:
             {"overrides": e.overrides, "folder": str(e.run.path) if e.config else None, **asdict(e.record)}
             for e in self.jobs
         ]
-        facts = {"command": sys.argv, "host": socket.gethostname(), "pid": os.getpid(), "started": self.started}
+        command = ["vaebench", "train", *plugins.flags(), *map(as_typed, sys.argv[1:])]
+        facts = {"command": command, "host": socket.gethostname(), "pid": os.getpid(), "started": self.started}
         times = {"updated": now(), "ended": now() if ended else None}
         write_json(self.folder / "sweep.json", {**facts, **times, "settings": asdict(self.settings), "jobs": jobs})
 
