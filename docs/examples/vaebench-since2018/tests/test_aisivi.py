@@ -1,4 +1,4 @@
-"""AISIVI: the score against the exact density, the bound against p(x), and tau against the exact reverse model."""
+"""AISIVI, beyond the contract of encoders: the score against the exact density, tau against the exact reverse model."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 from vaebench.bounds import elbo
 from vaebench.encoders.hierarchical import HierarchicalEncoder
-from vaebench.objective import Objective, evidence
+from vaebench.objective import Objective
 from vaebench.selftest.oracles.gaussian import (
     AffineConditional,
     AffineGaussian,
@@ -37,16 +37,6 @@ def exact_density(aisivi: ImportanceScoredEncoder, x: Tensor) -> MultivariateNor
 def gradients(aisivi: ImportanceScoredEncoder, value: Tensor) -> Tensor:
     parameters = [*aisivi.marginal.mixing.parameters(), *aisivi.marginal.conditional.parameters()]
     return torch.cat([grad.flatten() for grad in torch.autograd.grad(value, parameters)])
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("inner_k", [0, 4])
-def test_the_weights_have_mean_p_of_x(inner_k: int):
-    model, x = linear_gaussian(), one_image(1)
-    log_w = evidence(model, encoder(), x, 40_000, inner_k=inner_k).log_weights()
-    ratio = (log_w - model.log_evidence(x)).exp()
-    assert abs(ratio.mean() - 1) < 4 * ratio.std() / len(ratio) ** 0.5
-    assert abs((ratio * 1.05).mean() - 1) > 4 * ratio.std() / len(ratio) ** 0.5  # control
 
 
 def test_the_gradient_is_that_of_the_exact_density():
