@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from vaebench.arguments import at_least
+from vaebench.distributions import DiagonalNormal
 from vaebench.encoders.base import (
     AuxiliaryLoss,
     BuildContext,
@@ -19,11 +20,28 @@ from vaebench.encoders.base import (
 from vaebench.encoders.hierarchical import Encoded, HierarchicalEncoder
 from vaebench.nets.dense import Conditional
 
-__all__ = ["ImportanceScoredEncoder"]
+__all__ = ["ImportanceScoredEncoder", "StandardMixing"]
+
+
+class StandardMixing(nn.Module):
+    """q(psi|x) = N(0, I) for any x: only q(z|psi,x) depends on the image.
+
+    A learned q(psi|x) makes training diverge: the gradient flows through z alone, so that nothing keeps psi near the
+    samples of the reverse model.
+    """
+
+    def __init__(self, psi_dim: int) -> None:
+        super().__init__()
+        self.psi_dim = psi_dim
+
+    def forward(self, x: Tensor) -> DiagonalNormal:
+        """Return N(0, I), batch shape (B,), for x of shape (B, X)."""
+        zeros = x.new_zeros(len(x), self.psi_dim)
+        return DiagonalNormal(zeros, torch.ones_like(zeros))
 
 
 class ImportanceScoredEncoder(Encoder):
-    """q(z|x) = integral of q(z|psi,x) q(psi|x) dpsi, with an estimate of the gradient of its log density:
+    """q(z|x) = integral of q(z|psi,x) q(psi) dpsi with q(psi) = N(0, I), and an estimate of the gradient of its log density:
 
     dlog q(z|x)/dz = E_q(psi|z,x) dlog q(z|psi,x)/dz  ~  sum_l v_l dlog q(z|psi_l,x)/dz,  psi_l ~ tau(psi|z,x)
 
@@ -41,7 +59,7 @@ class ImportanceScoredEncoder(Encoder):
     is a diagonal Gaussian.
 
     Args:
-        marginal: q(psi|x), q(z|psi,x) and tau(psi|z,x).
+        marginal: q(psi), q(z|psi,x) and tau(psi|z,x).
         score_samples: number L of psi for the gradient.
         tau_steps: steps on tau's loss for each step of the main loss.
         tau_warmup: epochs at the start of training in which only tau is trained.
@@ -70,7 +88,11 @@ class ImportanceScoredEncoder(Encoder):
     @classmethod
     def build(cls, context: BuildContext, *, psi_dim: int, **settings: Any) -> "ImportanceScoredEncoder":
         """Build the encoder of Gaussian parts with the configured networks; ``settings``: arguments of the class."""
-        return cls(HierarchicalEncoder.build(context, psi_dim=psi_dim, learned_reverse=True), **settings)
+        at_least(1, psi_dim=psi_dim)
+        networks, x_dim, latent_dim = context.networks, context.x_dim, context.latent_dim
+        given_psi = networks.conditional(x_dim, psi_dim, latent_dim)
+        reverse = networks.conditional(x_dim, latent_dim, psi_dim)
+        return cls(HierarchicalEncoder(StandardMixing(psi_dim), given_psi, reverse), **settings)
 
     @property
     def reverse(self) -> Conditional:
