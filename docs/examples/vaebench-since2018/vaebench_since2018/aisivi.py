@@ -41,7 +41,7 @@ class StandardMixing(nn.Module):
 
 
 class ImportanceScoredEncoder(Encoder):
-    """q(z|x) = integral of q(z|psi,x) q(psi) dpsi with q(psi) = N(0, I), and an estimate of the gradient of its log density:
+    """q(z|x) = integral of q(z|psi,x) q(psi) dpsi, q(psi) = N(0, I), with an estimate of its score:
 
     dlog q(z|x)/dz = E_q(psi|z,x) dlog q(z|psi,x)/dz  ~  sum_l v_l dlog q(z|psi_l,x)/dz,  psi_l ~ tau(psi|z,x)
 
