@@ -17,7 +17,7 @@ from vaebench.encoders.base import (
     detached,
     frozen,
 )
-from vaebench.encoders.hierarchical import Encoded, HierarchicalEncoder
+from vaebench.encoders.hierarchical import Encoded, HierarchicalEncoder, Joint
 from vaebench.nets.dense import Conditional
 
 __all__ = ["ImportanceScoredEncoder", "StandardMixing"]
@@ -26,8 +26,7 @@ __all__ = ["ImportanceScoredEncoder", "StandardMixing"]
 class StandardMixing(nn.Module):
     """q(psi|x) = N(0, I) for any x: only q(z|psi,x) depends on the image.
 
-    A learned q(psi|x) makes training diverge: the gradient flows through z alone, so that nothing keeps psi near the
-    samples of the reverse model.
+    As in the paper. With a learned q(psi|x), training on MNIST diverged to infinite psi.
     """
 
     def __init__(self, psi_dim: int) -> None:
@@ -47,8 +46,11 @@ class ImportanceScoredEncoder(Encoder):
 
     v_l is the self-normalised weight of psi_l, in proportion to q(z, psi_l|x) / tau(psi_l|z,x). As in UIVI, the
     gradient of the ELBO flows through z alone, because E_q dlog q(z|x)/dphi = 0. UIVI's Markov chain is replaced by
-    importance sampling. All psi_l are fresh: the psi_0 that made z would correlate with the path of z. The bias of
-    self-normalisation is O(1/L), and 0 if tau = q(psi|z,x).
+    importance sampling. The bias of self-normalisation is O(1/L).
+
+    With ``own_psi`` the psi_0 that made z is one of the samples. It correlates with the path of z, which adds a bias of
+    O(1/L) too. Without it, as in the paper, the score is far too large if no sample is near psi_0: training on MNIST
+    then diverged.
 
     tau minimises the forward divergence E KL(q(psi|z,x) | tau(psi|z,x)), that is E_q(z,psi|x)[-log tau(psi|z,x)]. This
     loss has an unbiased gradient, and its minimum covers the whole of q(psi|z,x).
@@ -60,7 +62,8 @@ class ImportanceScoredEncoder(Encoder):
 
     Args:
         marginal: q(psi), q(z|psi,x) and tau(psi|z,x).
-        score_samples: number L of psi for the gradient.
+        score_samples: number L of fresh psi for the gradient.
+        own_psi: also use psi_0 for the gradient.
         tau_steps: steps on tau's loss for each step of the main loss.
         tau_warmup: epochs at the start of training in which only tau is trained.
 
@@ -75,7 +78,13 @@ class ImportanceScoredEncoder(Encoder):
     only_elbo = "its gradient is that of the ELBO"
 
     def __init__(
-        self, marginal: HierarchicalEncoder, *, score_samples: int = 10, tau_steps: int = 1, tau_warmup: int = 0
+        self,
+        marginal: HierarchicalEncoder,
+        *,
+        score_samples: int = 10,
+        own_psi: bool = True,
+        tau_steps: int = 1,
+        tau_warmup: int = 0,
     ) -> None:
         super().__init__()
         at_least(1, score_samples=score_samples, tau_steps=tau_steps)
@@ -83,7 +92,8 @@ class ImportanceScoredEncoder(Encoder):
         if marginal.reverse is None:
             raise ValueError("the marginal must have a reverse model tau(psi|z,x)")
         self.marginal = marginal
-        self.score_samples, self.tau_steps, self.tau_warmup = score_samples, tau_steps, tau_warmup
+        self.score_samples, self.own_psi = score_samples, own_psi
+        self.tau_steps, self.tau_warmup = tau_steps, tau_warmup
 
     @classmethod
     def build(cls, context: BuildContext, *, psi_dim: int, **settings: Any) -> "ImportanceScoredEncoder":
@@ -116,7 +126,7 @@ class ImportanceScoredEncoder(Encoder):
             value = self.marginal.log_q(encoded, joint, inner_k, inner_chunk)
         if not joint.z.requires_grad:
             return Draw(joint.z, value)
-        surrogate = self._surrogate(encoded, joint.z)
+        surrogate = self._surrogate(encoded, joint)
         return Draw(joint.z, value + (surrogate - surrogate.detach()))
 
     def log_q_at(self, encoded: Encoded, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor:
@@ -143,12 +153,15 @@ class ImportanceScoredEncoder(Encoder):
             joint = self.marginal.joint(self.encode(x), 1)
         return -self.reverse(joint.z, self.reverse.condition(x)).log_prob(joint.psi).mean()
 
-    def _surrogate(self, encoded: Encoded, z: Tensor) -> Tensor:
+    def _surrogate(self, encoded: Encoded, joint: Joint) -> Tensor:
         """Return (K, B) values whose gradient in z estimates dlog q(z|x)/dz; they have no other gradient."""
         conditional, conditioned = frozen(self.marginal.conditional), detached(encoded.conditional)
+        z = joint.z
         with torch.no_grad():
             tau = self.reverse(z, encoded.reverse)
             psi = tau.rsample((self.score_samples,))
+            if self.own_psi:
+                psi = torch.cat([joint.psi.unsqueeze(0), psi])
             log_rest = encoded.mixing.log_prob(psi) - tau.log_prob(psi)
         log_given_psi = conditional(psi, conditioned).log_prob(z)
         weights = (log_given_psi.detach() + log_rest).softmax(0)
