@@ -215,6 +215,7 @@ def test_only_means_of_log_weights_are_linear():
         lambda: above(0, a=1e-9),
         lambda: between(0, 1, a=0.5),
         lambda: one_of(["x"], a="x"),
+        lambda: one_of([1, 2], a=2),
         lambda: widths(a=(1,)),
     ],
 )
@@ -229,6 +230,7 @@ def test_valid_arguments_pass(check: Callable[[], None]):
         lambda: above(0, a=1, b=0),
         lambda: between(0, 1, a=0.5, b=1),
         lambda: one_of(["x"], a="x", b="y"),
+        lambda: one_of([1, 2], a=1, b=3),
         lambda: widths(a=[1], b=[True]),
         lambda: widths(b=[]),
     ],

@@ -22,7 +22,7 @@ ROOMS = [
     {"experiment"},
     {"evaluate", "draw"},
     {"train"},
-    {"diagnose", "tune", "selftest"},
+    {"diagnose", "tune", "selftest", "testing"},
     {"cli"},
     {"__main__"},
 ]

@@ -33,11 +33,12 @@ def between(low: float, high: float, /, **arguments: float) -> None:
             raise ValueError(f"{name} must be between {low} and {high}, got {value}")
 
 
-def one_of(choices: Iterable[str], /, **arguments: Any) -> None:
+def one_of(choices: Iterable[str | int], /, **arguments: Any) -> None:
     """Raise ValueError if an argument is not one of ``choices``."""
-    words = list(choices)
+    known = list(choices)
+    words = [str(choice) for choice in known]
     for name, value in arguments.items():
-        if value not in words:
+        if value not in known:
             hint = did_you_mean(str(value), words)
             raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}{hint}")
 

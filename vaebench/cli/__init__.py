@@ -29,6 +29,8 @@ COMMANDS = {
     "reconstruct": ("pictures:reconstruct", "draw images and their reconstructions"),
     "interpolate": ("pictures:interpolate", "draw paths between images through latent space"),
     "traverse": ("pictures:traverse", "draw an image with one latent coordinate changed at a time"),
+    "check": ("check", "check the contract of an encoder, prior, likelihood, objective, estimator or dataset"),
+    "new": ("new", "write a package with an encoder, prior, objective, estimator or dataset of your own"),
     "selftest": ("selftest", "compare what this machine computes with exact answers"),
 }
 

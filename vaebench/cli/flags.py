@@ -12,11 +12,13 @@ from vaebench.typed import clipped
 
 __all__ = [
     "BOARD",
+    "CHECK",
     "COMPARE",
     "DATA",
     "DIAGNOSE",
     "EVALUATE",
     "HELP",
+    "NEW",
     "PICTURE",
     "REPORT",
     "SELFTEST",
@@ -61,6 +63,8 @@ TRAIN = flags(
 EVALUATE = flags("-m --multirun")
 DATA = flags("--no-download", "--rebuild")
 DIAGNOSE = HELP
+CHECK = HELP
+NEW = flags("--folder=")
 SELFTEST = flags("--only=", "--list", "-o --output=")
 PICTURE = flags("-o --output=")
 # --filter and --pair may be repeated: `take` removes them before `parse`.

@@ -2,10 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["EXACT", "CheckRow", "Mean", "differs", "distance", "exact", "near"]
+__all__ = ["EXACT", "CheckRow", "Mean", "Side", "differs", "distance", "exact", "near"]
+
+Side = Literal["=", ">=", "<="]
+"""How a number must relate to the expected value, within the tolerance."""
 
 EXACT = 1e-9
 """Tolerance for a number without sampling noise, in float64."""
@@ -46,24 +50,26 @@ class CheckRow:
     """The source of the tolerance, in a few words."""
     control: bool = False
     """Whether this is a wrong formula, which passes if it differs by more than the tolerance."""
+    side: Side = "="
 
     @property
     def passed(self) -> bool:
         """Whether the number is within the tolerance, or, for a control, outside it; NaN and inf never pass."""
-        distance = abs(self.got - self.expected)
+        distance = self.got - self.expected
+        distance = abs(distance) if self.side == "=" else distance if self.side == "<=" else -distance
         if not math.isfinite(distance) or not math.isfinite(self.tolerance):
             return False
         return distance > self.tolerance if self.control else distance <= self.tolerance
 
 
-def exact(name: str, expected: float, got: float, tolerance: float = EXACT) -> CheckRow:
+def exact(name: str, expected: float, got: float, tolerance: float = EXACT, side: Side = "=") -> CheckRow:
     """Return the row of a number without sampling noise."""
-    return CheckRow(name, expected, got, tolerance, "exact")
+    return CheckRow(name, expected, got, tolerance, "exact", side=side)
 
 
-def near(name: str, expected: float, mean: Mean) -> CheckRow:
+def near(name: str, expected: float, mean: Mean, side: Side = "=") -> CheckRow:
     """Return the row of a Monte Carlo mean."""
-    return CheckRow(name, expected, mean.value, max(ERRORS * mean.stderr, EXACT), f"{ERRORS:g} s.e.")
+    return CheckRow(name, expected, mean.value, max(ERRORS * mean.stderr, EXACT), f"{ERRORS:g} s.e.", side=side)
 
 
 def differs(name: str, right: float, wrong: Mean | float, tolerance: float = EXACT) -> CheckRow:

@@ -3,9 +3,10 @@
 import importlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from vaebench.runtime import forked_randomness
 from vaebench.selftest.rows import CheckRow
 
-__all__ = ["Bench", "Outcome", "default_dtype", "run"]
+__all__ = ["Bench", "Outcome", "default_dtype", "outcome_of", "run"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Outcome:
     seconds: float
     error: str | None = None
     """The exception that ended the check, if any."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what was not compared, and why."""
 
     @property
     def passed(self) -> bool:
@@ -66,13 +69,21 @@ def run(checks: Sequence[str], device: torch.device, seed: int = 0) -> Iterator[
     """
     for name in checks:
         yield name
-        rows: list[CheckRow] = []
-        error, started = None, time.monotonic()
-        with tempfile.TemporaryDirectory() as folder, default_dtype(torch.float64), forked_randomness(device, seed):
-            try:
-                check = importlib.import_module(f"vaebench.selftest.checks.{name}").check
-                rows.extend(check(Bench(device, Path(folder), seed)))
-            except Exception as raised:
-                # Every exception is a finding, and the other checks must still run.
-                error = f"{type(raised).__name__}: {raised}"
-        yield Outcome(name, tuple(rows), time.monotonic() - started, error)
+        module = importlib.import_module(f"vaebench.selftest.checks.{name}")
+        with tempfile.TemporaryDirectory() as folder:
+            yield outcome_of(name, partial(module.check, Bench(device, Path(folder), seed)), device, seed)
+
+
+def outcome_of(name: str, check: Callable[[], Iterable[CheckRow | str]], device: torch.device, seed: int) -> Outcome:
+    """Return the outcome of a check, which yields rows and notes; its default dtype and random state are its own."""
+    found: list[CheckRow | str] = []
+    error, started = None, time.monotonic()
+    with default_dtype(torch.float64), forked_randomness(device, seed):
+        try:
+            found.extend(check())
+        except Exception as raised:
+            # Every exception is a finding, and the other checks must still run.
+            error = f"{type(raised).__name__}: {raised}"
+    rows = tuple(row for row in found if isinstance(row, CheckRow))
+    notes = tuple(note for note in found if isinstance(note, str))
+    return Outcome(name, rows, time.monotonic() - started, error, notes)

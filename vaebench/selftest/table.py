@@ -23,6 +23,7 @@ def title(check: str) -> str:
 def as_text(outcome: Outcome) -> str:
     """Return the table of a check; its last line is the exception that ended the check, if any."""
     rows: list[Sequence[str] | str] = [_cells(row) for row in outcome.rows]
+    rows += outcome.notes
     if outcome.error is not None:
         rows.append(f"the check ended early: {outcome.error}")
     styles = {"NO": "bold red", "MISSED": "bold red"}
@@ -32,7 +33,8 @@ def as_text(outcome: Outcome) -> str:
 def _cells(row: CheckRow) -> tuple[str, ...]:
     """Return the cells of a row; a control that passes was ``caught``."""
     yes, no = ("caught", "MISSED") if row.control else ("yes", "NO")
-    return row.name, f"{row.expected:.6g}", f"{row.got:.6g}", f"{row.tolerance:.0e}", yes if row.passed else no
+    side = "" if row.side == "=" else f"{row.side} "
+    return row.name, f"{side}{row.expected:.6g}", f"{row.got:.6g}", f"{row.tolerance:.0e}", yes if row.passed else no
 
 
 def summary(outcomes: Sequence[Outcome], seconds: float) -> str:

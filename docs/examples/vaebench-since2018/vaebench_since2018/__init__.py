@@ -1,0 +1,1 @@
+"""Newer encoders, a bound and a prior for vaebench."""
