@@ -34,7 +34,7 @@ def compute_for_long(connection: Connection, exits_with_parent: bool) -> None:
     patched.build = build
     if not exits_with_parent:
         patched._exit_with_parent = lambda: None
-    workers._serve(connection, cast(Any, None), Path(), "")
+    workers._serve(connection, cast(Any, None), Path(), "", ())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
