@@ -39,7 +39,7 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
     app = hydra.main(version_base=HYDRA_VERSION, config_path=str(config_dir()), config_name=config_name)(job)
     words = [word if word.startswith("-") else for_hydra(word) for word in words]
     # By default hydra prints its errors and exits.
-    with command_line(["vaebench", *words]), env_override({"HYDRA_FULL_ERROR": "1"}), _checked():
+    with command_line(["vaebench", *words]), env_override({"HYDRA_FULL_ERROR": "1"}), _checked(config_name):
         try:
             app()
         except Exception as error:
@@ -58,8 +58,8 @@ def _raised_by_us(error: Exception) -> bool:
 
 
 @contextmanager
-def _checked() -> Iterator[None]:
-    """Check hydra's own settings; refuse configurations from which hydra would call functions that they name."""
+def _checked(config_name: str) -> Iterator[None]:
+    """Check hydra's own settings in ``configs/<config_name>.yaml``; refuse configurations from which hydra would call functions that they name."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     from vaebench.cli.sweep.settings import check_hydra
@@ -73,7 +73,8 @@ def _checked() -> Iterator[None]:
         for name in ("job_logging", "hydra_logging"):
             if set(config.hydra.get(name) or ()) - {"version", "root", "disable_existing_loggers"}:
                 raise UserError(f"hydra.{name} is not supported: remove it")
-        check_hydra(config.hydra)
+        if config_name == "train":  # the other configurations are composed for completion alone
+            check_hydra(config.hydra)
         return config
 
     ConfigLoaderImpl.load_configuration = checked
