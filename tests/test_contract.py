@@ -57,7 +57,8 @@ def found(contract: Contract, *checks: str) -> str:
 
 
 def test_an_encoder_with_inner_samples_keeps_it():
-    assert found(encoder_contract(ENCODERS["sivi"], yaml_settings("encoder", "sivi") | {"psi_dim": 2})) == ""
+    contract = encoder_contract(ENCODERS["sivi"], yaml_settings("encoder", "sivi") | {"psi_dim": 2})
+    assert found(contract, "shapes", "direction", "independence", "chunks", "storage") == ""
 
 
 def test_an_encoder_of_two_layers_keeps_it():

@@ -49,8 +49,7 @@ def named(word: str) -> tuple[str, str]:
                 f"'{clipped(kind)}' is no kind of part{did_you_mean(clipped(kind), KINDS)}; kinds: {', '.join(KINDS)}"
             )
         return kind, name
-    folders = [config_dir()]
-    choices = {kind: [listed.choice for listed in described(kind, folders)] for kind in KINDS}
+    choices = {kind: [listed.choice for listed in described(kind, folders())] for kind in KINDS}
     found = [kind for kind in KINDS if word in choices[kind]]
     if not found:
         known = sorted({choice for names in choices.values() for choice in names})
@@ -58,6 +57,11 @@ def named(word: str) -> tuple[str, str]:
     if len(found) > 1:
         raise UserError(f"'{word}' is ambiguous: write {' or '.join(f'{kind}={word}' for kind in found)}")
     return found[0], word
+
+
+def folders() -> list[Path]:
+    """Return the folders of yaml files."""
+    return [config_dir()]
 
 
 def carry_out(kind: str, name: str, settings: Sequence[str]) -> int:
@@ -89,8 +93,8 @@ def companions(kind: str, name: str) -> list[str]:
     """Return the settings without which a choice is refused: grey levels, or an encoder with inner samples."""
     if kind == "likelihood" and name != "bernoulli":
         return ["dataset.binarization=none"]
-    if kind == "objective" and any(listed.choice == name for listed in described("objective", [config_dir()])):
-        inner = own_keys("objective", name, [config_dir()], of="encoder")
+    if kind == "objective" and any(listed.choice == name for listed in described("objective", folders())):
+        inner = own_keys("objective", name, folders(), of="encoder")
         return ["encoder=iwhvi"] if inner.get("inner_k") is not None else []
     return []
 
