@@ -42,7 +42,8 @@ def _loaded(images: Images, data_dir: Path, settings: Mapping[str, Any]) -> Data
     """Return the data set of arrays, in the protocol that own images have."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "images.npz"
-        np.savez(path, **images(data_dir, **settings))
+        arrays: dict[str, Any] = dict(images(data_dir, **settings))
+        np.savez(path, **arrays)
         return load_dataset("own", Path(folder), path=str(path))
 
 
