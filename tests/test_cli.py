@@ -21,6 +21,7 @@ from vaebench.cli.flags import (
     BOARD,
     COMPARE,
     HELP,
+    NEW,
     PICTURE,
     REPORT,
     SELFTEST,
@@ -554,7 +555,7 @@ def test_an_example_of_a_help_text_is_valid(example: str, core: FakeCore, capfd:
         compose([word for word in parse(words[1:], TUNE).rest if "," not in word and "(" not in word])
     else:
         flags = {"sample": PICTURE, "reconstruct": PICTURE, "interpolate": PICTURE, "traverse": PICTURE}
-        flags |= {"board": BOARD, "compare": COMPARE, "report": REPORT, "show": SHOW, "selftest": SELFTEST}
+        flags |= {"board": BOARD, "compare": COMPARE, "report": REPORT, "show": SHOW, "selftest": SELFTEST, "new": NEW}
         for flag, count in (("--filter", 1), ("--pair", 2)):
             words = take(words, flag, count)[1]
         known = flags.get(command, HELP | {"--no-download": "--no-download", "--rebuild": "--rebuild"})

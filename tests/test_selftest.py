@@ -296,7 +296,8 @@ def test_the_json(tmp_path: Path):
     assert found["passed"] is True
     assert found["torch"] == torch.__version__
     assert [check["name"] for check in found["checks"]] == ["checkpoints"]
-    assert {"name", "expected", "got", "tolerance", "rule", "control", "passed"} == found["checks"][0]["rows"][0].keys()
+    keys = {"name", "expected", "got", "tolerance", "rule", "control", "side", "passed"}
+    assert keys == found["checks"][0]["rows"][0].keys()
     odd = as_json([Outcome("flows", (exact("x", 1, math.nan),), 1.0)], {})
     assert odd["checks"][0]["rows"][0]["got"] == "nan"
     assert odd["passed"] is False

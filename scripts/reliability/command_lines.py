@@ -106,6 +106,8 @@ COMMANDS = [
     "report",
     "show",
     "selftest",
+    "check",
+    "new",
 ]
 FLAGS = [
     "-m",
@@ -142,6 +144,7 @@ FLAGS = [
     "--output=x.png",
     "--title=a",
     "--settings",
+    "--folder=x",
     "--only=x",
     "--list",
     "--rebuild",
@@ -161,6 +164,8 @@ WORK = (
     "vaebench.draw.draw",
     "vaebench.cli.data.prepare",
     "vaebench.cli.selftest.carry_out",
+    "vaebench.cli.check.carry_out",
+    "vaebench.cli.new.write_package",
     "vaebench.cli.tune.carry_out",
 )
 """Functions that take time, write results or need the network; a line ends where it would call one of them."""

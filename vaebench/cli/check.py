@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vaebench.cli.flags import CHECK, parse
-from vaebench.config.catalog import config_dir, described, own_keys
+from vaebench.config.catalog import config_folders, described, own_keys
 from vaebench.config.words import key_value
 from vaebench.errors import RunFailed, UserError, did_you_mean
 from vaebench.typed import clipped
@@ -49,8 +49,7 @@ def named(word: str) -> tuple[str, str]:
                 f"'{clipped(kind)}' is no kind of part{did_you_mean(clipped(kind), KINDS)}; kinds: {', '.join(KINDS)}"
             )
         return kind, name
-    folders = [config_dir()]
-    choices = {kind: [listed.choice for listed in described(kind, folders)] for kind in KINDS}
+    choices = {kind: [listed.choice for listed in described(kind, config_folders())] for kind in KINDS}
     found = [kind for kind in KINDS if word in choices[kind]]
     if not found:
         known = sorted({choice for names in choices.values() for choice in names})
@@ -89,8 +88,8 @@ def companions(kind: str, name: str) -> list[str]:
     """Return the settings without which a choice is refused: grey levels, or an encoder with inner samples."""
     if kind == "likelihood" and name != "bernoulli":
         return ["dataset.binarization=none"]
-    if kind == "objective" and any(listed.choice == name for listed in described("objective", [config_dir()])):
-        inner = own_keys("objective", name, [config_dir()], of="encoder")
+    if kind == "objective" and any(listed.choice == name for listed in described("objective", config_folders())):
+        inner = own_keys("objective", name, config_folders(), of="encoder")
         return ["encoder=iwhvi"] if inner.get("inner_k") is not None else []
     return []
 

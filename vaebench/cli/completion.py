@@ -9,8 +9,9 @@ from dataclasses import fields
 from typing import Any
 
 from vaebench import plugins
+from vaebench.cli.check import KINDS
 from vaebench.cli.data import DataSettings
-from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, REPORT, SHOW, TRAIN, TUNE
+from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, NEW, REPORT, SHOW, TRAIN, TUNE
 from vaebench.cli.selftest import SelftestSettings
 from vaebench.config.catalog import config_folders, described, groups
 from vaebench.config.diagnosis import Diagnosis
@@ -111,6 +112,7 @@ def keys_of(schema: Any) -> list[str]:
 HYDRA = ("train", "tune", "evaluate")
 FLAGS = {
     "train": TRAIN,
+    "new": NEW,
     "tune": TUNE,
     "evaluate": EVALUATE,
     "compare": COMPARE | {"--filter": "--filter=", "--pair": "--pair="},
@@ -122,5 +124,6 @@ LISTS: dict[str, Callable[[], list[str]]] = {
     "list": lambda: [*groups(config_folders()), "runs"],
     "data": lambda: [*dataset_choices(), *keys_of(DataSettings), "--no-download", "--rebuild"],
     "diagnose": lambda: keys_of(Diagnosis),
+    "check": lambda: [choice for kind in KINDS for choice in choices_of(kind)],
     "selftest": lambda: [*CHECKS, *keys_of(SelftestSettings), "--only", "--list", "--output"],
 }

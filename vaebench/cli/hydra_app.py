@@ -59,7 +59,11 @@ def _raised_by_us(error: Exception) -> bool:
 
 @contextmanager
 def _checked(config_name: str) -> Iterator[None]:
-    """Check hydra's own settings in ``configs/<config_name>.yaml``; refuse configurations from which hydra would call functions that they name."""
+    """Check hydra's own settings in the block; refuse configurations from which hydra would call functions.
+
+    Args:
+        config_name: the file in ``configs/`` that is composed.
+    """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     from vaebench.cli.sweep.settings import check_hydra

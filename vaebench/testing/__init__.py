@@ -6,6 +6,7 @@ AssertionError with the rows that fail. All random numbers are seeded. ``vaebenc
 
 from vaebench.testing.contract import Contract, examined, verify
 from vaebench.testing.datasets import check_dataset, dataset_contract
+from vaebench.testing.decoders import check_decoder, decoder_contract
 from vaebench.testing.encoders import check_encoder, encoder_contract, images, moved, reference_model
 from vaebench.testing.estimators import check_estimator, estimator_contract
 from vaebench.testing.likelihoods import check_likelihood, likelihood_contract
@@ -15,12 +16,14 @@ from vaebench.testing.priors import check_prior, prior_contract
 __all__ = [
     "Contract",
     "check_dataset",
+    "check_decoder",
     "check_encoder",
     "check_estimator",
     "check_likelihood",
     "check_objective",
     "check_prior",
     "dataset_contract",
+    "decoder_contract",
     "encoder_contract",
     "estimator_contract",
     "examined",

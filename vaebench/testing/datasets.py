@@ -1,13 +1,18 @@
 """The contract of a data set: shapes, ranges, splits without common images, the same pixels at each load."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vaebench.datasets.dataset import Dataset
+from vaebench.datasets.dataset import load as load_dataset
 from vaebench.selftest.rows import CheckRow, exact
 from vaebench.testing.contract import Contract, no_problem, verify
 
@@ -18,17 +23,32 @@ SHARED = 0.02
 """The largest share of a split that may also be in the training images: published sets hold some images twice."""
 
 
-def check_dataset(load: Callable[[], Dataset], /) -> None:
+Images = Callable[..., Mapping[str, np.ndarray]]
+"""What the entry point of a data set names: (data_dir, **settings) -> arrays of images by name."""
+
+
+def check_dataset(images: Images, /, *, data_dir: str | Path = "data", **settings: Any) -> None:
     """Print the checks of a data set, and raise AssertionError with one line for each that fails.
 
     Args:
-        load: returns the data set.
+        images: what the entry point of the data set names: (data_dir, **settings) -> arrays of images by name.
+        data_dir: the folder of data sets.
+        settings: the keys of its yaml besides ``name``, ``binarization``, ``split`` and ``seed``.
     """
-    verify(dataset_contract(load))
+    verify(dataset_contract(partial(_loaded, images, Path(data_dir), settings)))
+
+
+def _loaded(images: Images, data_dir: Path, settings: Mapping[str, Any]) -> Dataset:
+    """Return the data set of arrays, in the protocol that own images have."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "images.npz"
+        arrays: dict[str, Any] = dict(images(data_dir, **settings))
+        np.savez(path, **arrays)
+        return load_dataset("own", Path(folder), path=str(path))
 
 
 def dataset_contract(load: Callable[[], Dataset]) -> Contract:
-    """Return the checks of a data set; for the argument see :func:`check_dataset`."""
+    """Return the checks of the data set that ``load`` returns."""
     subject = _Subject(load)
     return {check.__name__: partial(check, subject) for check in (shapes, splits, observed, stability)}
 

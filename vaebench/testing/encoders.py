@@ -5,6 +5,7 @@ Shapes: K samples first, B images, D latent coordinates; nats.
 
 import io
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -20,8 +21,9 @@ from vaebench.estimators.importance import log_likelihood
 from vaebench.gradients import GradientEstimator
 from vaebench.nets.networks import Networks
 from vaebench.objective import Objective, evidence
+from vaebench.priors import ChainedPrior
 from vaebench.runtime import forked_randomness
-from vaebench.selftest.oracles.gaussian import LinearGaussian
+from vaebench.selftest.oracles.gaussian import AffineGaussian, LinearGaussian
 from vaebench.selftest.rows import CheckRow, Mean, Side, distance, exact, near
 from vaebench.selftest.running import default_dtype
 from vaebench.testing.contract import CPU, Contract, no_problem, verify
@@ -30,16 +32,16 @@ from vaebench.testing.quadrature import grid
 __all__ = ["check_encoder", "encoder_contract", "images", "moved", "reference_model", "reloaded"]
 
 REPLICATES = 9_000
-LARGEST_ERROR = 0.05
-"""The largest standard error of E[w] / p(x): an error of the weights of a fifth cannot hide behind it."""
-ROWS = 500
-"""Images at a time: some encoders draw many auxiliary variables for each."""
+LARGEST_ERROR = 0.1
+"""The largest standard error of E[w] / p(x): with a larger one, the mean shows nothing."""
+ROWS, FEW_ROWS = 500, 50
+"""Images at a time. A proposal in place of an encoder whose log_q is an estimate takes many draws for each."""
 ENTROPY_DRAWS, SPACING = 60_000, 20
 ENTROPY_ERROR = 0.02
 """Nats: larger than the error of the entropy of the draws, smaller than a missing Jacobian."""
 BATCHES, BATCH = 48, 180
 TRAINING_STEPS, LEARNING_RATE = 60, 0.02
-STEP = 1e-5
+STEP = 1e-6
 """Of finite differences in float64."""
 
 
@@ -76,6 +78,19 @@ def reference_model(latent_dim: int = 2) -> LinearGaussian:
     return LinearGaussian(weight / weight.norm(dim=0) * 0.5, torch.tensor([0.5, 0.4, 0.6]), 0.5)
 
 
+def layered_model() -> LinearGaussian:
+    """Return the model of one latent coordinate z1 with a second layer, z2 ~ N(0, 1), z1|z2 ~ N(0.6 z2, 0.8^2).
+
+    z1 ~ N(0, 1), so that log p(x) is that of the model without z2.
+    """
+    model = reference_model(1)
+    model.latent_prior = ChainedPrior(
+        AffineGaussian(torch.tensor([[0.6]]), torch.zeros(1), torch.tensor([0.8])), (1, 1)
+    )
+    model.decoder_inputs = 1
+    return model
+
+
 def images(replicates: int = 1) -> Tensor:
     """Return three images with pixels in [0, 1], ``replicates`` rows of each in turn, (3 * replicates, 3)."""
     return torch.tensor([[0.5, 0.4, 0.6], [0.7, 0.5, 0.6], [0.4, 0.5, 0.9]]).repeat(replicates, 1)
@@ -99,12 +114,28 @@ class _Subject:
 
     def make(self, latent_dim: int = 2, seed: int = 0) -> tuple[LinearGaussian, Encoder]:
         """Return the model, and the encoder with weights of ``seed``, away from their initial values."""
-        model = reference_model(latent_dim)
-        context = BuildContext(Networks("mlp", [8], "tanh"), len(model.bias), latent_dim, model)
+        model = layered_model() if latent_dim == 2 and self.needs_layers else reference_model(latent_dim)
         with forked_randomness(CPU, seed):
-            encoder = self.build(context, **self.settings)
+            encoder = self.built(model, latent_dim)
             moved(encoder)
         return model, encoder
+
+    def built(self, model: LinearGaussian, latent_dim: int) -> Encoder:
+        """Return the encoder with initial weights."""
+        context = BuildContext(Networks("mlp", [8], "tanh"), len(model.bias), latent_dim, model)
+        return self.build(context, **self.settings)
+
+    @cached_property
+    def needs_layers(self) -> bool:
+        """Whether the encoder refuses the prior N(0, I), and takes a prior of two layers."""
+        with forked_randomness(CPU, 0):
+            try:
+                self.built(reference_model(), 2)
+            except ValueError:
+                with suppress(ValueError):
+                    self.built(layered_model(), 2)
+                    return True
+        return False
 
     @cached_property
     def trained(self) -> tuple[LinearGaussian, Encoder]:
@@ -119,16 +150,17 @@ class _Subject:
         others = [(part, torch.optim.Adam(part.parameters, lr=LEARNING_RATE)) for part in auxiliary]
         objective = Objective(bounds.elbo if encoder.only_elbo else bounds.iwae)
         inner_k = self.inner_ks(encoder)[-1]
-        for _ in range(TRAINING_STEPS):
-            for part, other in others:
-                other.zero_grad()
-                loss = part.loss(images(10))
-                (loss if isinstance(loss, Tensor) else loss.loss).backward()
-                other.step()
-            optimizer.zero_grad()
-            value, _ = objective(model, encoder, images(10), 1 if encoder.only_elbo else 4, inner_k=inner_k)
-            value.mean().neg().backward()
-            optimizer.step()
+        with torch.enable_grad():  # some checks have none
+            for _ in range(TRAINING_STEPS):
+                for part, other in others:
+                    other.zero_grad()
+                    loss = part.loss(images(10))
+                    (loss if isinstance(loss, Tensor) else loss.loss).backward()
+                    other.step()
+                optimizer.zero_grad()
+                value, _ = objective(model, encoder, images(10), 1 if encoder.only_elbo else 4, inner_k=inner_k)
+                value.mean().neg().backward()
+                optimizer.step()
         return model, encoder
 
     def smallest(self) -> tuple[LinearGaussian, Encoder] | None:
@@ -141,6 +173,10 @@ class _Subject:
     def inner_ks(self, encoder: Encoder) -> list[int]:
         """Return the numbers of inner samples to test."""
         return [0, self.inner_k] if encoder.has_inner_samples else [0]
+
+
+def _rows(encoder: Encoder) -> int:
+    return FEW_ROWS if encoder.direction is Direction.ESTIMATE else ROWS
 
 
 def _level(encoder: Encoder, inner_k: int) -> str:
@@ -208,7 +244,7 @@ def weights(subject: _Subject) -> Iterator[CheckRow | str]:
         yield f"log_q is an estimate: the weights are those of the proposal, {type(encoder).__name__}"
     for inner_k in subject.inner_ks(encoder):
         parts = []
-        for x in images(REPLICATES // 3).split(ROWS):
+        for x in images(REPLICATES // 3).split(_rows(trained)):
             log_w = evidence(model, encoder, x, 2, inner_k=inner_k).log_weights() - model.log_evidence(x)
             parts.append(log_w.exp().mean(0))
         mean = Mean.of(torch.cat(parts))
@@ -227,7 +263,7 @@ def order(subject: _Subject) -> Iterator[CheckRow]:
     def bound(k: int, inner_k: int) -> Tensor:
         # Keyed noise pairs the samples: the larger number continues where the smaller ends.
         found = []
-        for numbers in torch.arange(len(x)).split(ROWS):
+        for numbers in torch.arange(len(x)).split(_rows(trained)):
             with noise.keyed(0, numbers):
                 found.append(bounds.iwae(evidence(model, encoder, x[numbers], k, inner_k=inner_k).log_weights()))
         return torch.cat(found)
@@ -308,7 +344,8 @@ def _entropy(z: Tensor) -> float:
 def independence(subject: _Subject) -> Iterator[CheckRow]:
     """Draws of equal images, and draws of one image, are not correlated; a part of a batch has the batch's noise."""
     _, encoder = subject.make()
-    z = torch.cat([encoder.draw(images()[:1].expand(ROWS, -1), 2).z for _ in range(8)], 1)
+    rows = _rows(encoder)
+    z = torch.cat([encoder.draw(images()[:1].repeat(rows, 1), 2).z for _ in range(4000 // rows)], 1)
     yield exact("correlation of the draws of two images", 0, _correlation(z[0, ::2], z[0, 1::2]), 0.09)
     yield exact("correlation of two draws of an image", 0, _correlation(z[0], z[1]), 0.07)
     x, part = images(2), slice(2, 5)
@@ -378,8 +415,11 @@ def gradients(subject: _Subject) -> Iterator[CheckRow | str]:
         # The hooks of a reverse model change the gradient of every draw, and not the mean.
         yield near("E[reparam] / finite difference - 1", 0, slopes.errors(k, GradientEstimator.REPARAM))
     else:
-        found, truth = slopes.along(direction, k, GradientEstimator.REPARAM, 0), slopes.difference(direction, k, 0)
-        yield exact("reparam - finite difference", 0, found - truth, 1e-5 * (1 + abs(truth)))
+        found = torch.tensor([slopes.along(direction, k, GradientEstimator.REPARAM, seed) for seed in range(3)])
+        truth = torch.tensor([slopes.difference(direction, k, seed) for seed in range(3)])
+        # The median, because a step may cross a kink of a spline or a ReLU.
+        error = (found - truth).abs().median().item()
+        yield exact("reparam - finite difference", 0, error, 1e-5 * (1 + truth.abs().max().item()))
     if encoder.no_path_gradient is not None:
         yield f"STL and DReG were not compared: {encoder.no_path_gradient}"
         return
