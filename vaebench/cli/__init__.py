@@ -29,6 +29,7 @@ COMMANDS = {
     "reconstruct": ("pictures:reconstruct", "draw images and their reconstructions"),
     "interpolate": ("pictures:interpolate", "draw paths between images through latent space"),
     "traverse": ("pictures:traverse", "draw an image with one latent coordinate changed at a time"),
+    "encode": ("encode", "write latents of images: posterior means, draws, labels; TensorBoard's projector"),
     "selftest": ("selftest", "compare what this machine computes with exact answers"),
 }
 

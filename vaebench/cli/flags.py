@@ -15,6 +15,7 @@ __all__ = [
     "COMPARE",
     "DATA",
     "DIAGNOSE",
+    "ENCODE",
     "EVALUATE",
     "HELP",
     "PICTURE",
@@ -61,6 +62,7 @@ TRAIN = flags(
 EVALUATE = flags("-m --multirun")
 DATA = flags("--no-download", "--rebuild")
 DIAGNOSE = HELP
+ENCODE = flags("-o --output=", "--projector")
 SELFTEST = flags("--only=", "--list", "-o --output=")
 PICTURE = flags("-o --output=")
 # --filter and --pair may be repeated: `take` removes them before `parse`.
