@@ -16,7 +16,7 @@ from vaebench.model import GenerativeModel
 __all__ = ["checked_images", "refuse_estimate"]
 
 _MOST_CHANNELS = 4
-"""Of the last axis of an array (N, H, W, C): a larger last axis is the width of an image."""
+"""In the last axis of an array (N, H, W, C): a larger last axis is the width of an image."""
 
 
 @torch.no_grad()
@@ -69,8 +69,11 @@ def _check_place(x: Tensor, name: str, module: nn.Module | None) -> None:
 
 def _of_one_latent(model: GenerativeModel) -> Distribution | None:
     """Return p(x|z) at z = 0, which tells X and the range of pixels; None if it has not one axis of pixels."""
+    prior_shape = getattr(model.prior(), "event_shape", None)
+    if prior_shape is None:
+        return None
     weight = next(model.parameters(), torch.zeros(()))
-    z = torch.zeros(1, 1, *model.prior().event_shape, dtype=weight.dtype, device=weight.device)
+    z = torch.zeros(1, 1, *prior_shape, dtype=weight.dtype, device=weight.device)
     likelihood = model.likelihood(z)
     return likelihood if len(getattr(likelihood, "event_shape", ())) == 1 else None
 
@@ -83,7 +86,7 @@ def _rows(x: Tensor, pixels: int | None) -> Tensor:
         raise ValueError(f"x must have the shape {wanted}, got no images: {shape}")
     if x.ndim == 1:
         raise ValueError(f"x must have the shape {wanted}, got {shape}: use x.unsqueeze(0) for one image")
-    if x.ndim == 4 and 1 < shape[3] <= _MOST_CHANNELS and shape[1] != 1:
+    if x.ndim == 4 and 1 < shape[3] <= _MOST_CHANNELS < shape[1]:
         raise ValueError(f"x must have the shape {wanted} or (B, C, H, W), got {shape}: use x.movedim(-1, 1)")
     if x.ndim > 4 or pixels not in (None, math.prod(shape[1:])):
         raise ValueError(f"x must have the shape {wanted}, or (B, C, H, W) with that many numbers, got {shape}")

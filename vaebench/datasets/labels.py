@@ -14,7 +14,7 @@ import numpy as np
 
 from vaebench.datasets.checksum import CorruptFile, md5, read_bytes, require_digest, sha256
 from vaebench.datasets.download import find_or_download
-from vaebench.datasets.protocol import Protocol
+from vaebench.datasets.protocol import OWN, Protocol
 from vaebench.datasets.published_files import PUBLISHED_FILES, FileArrays, PublishedFile
 from vaebench.datasets.read_omniglot_original import read_omniglot_original
 from vaebench.datasets.readers import mat_arrays
@@ -42,7 +42,7 @@ def labels_of(protocol: Protocol, data_dir: Path, own: Mapping[str, Any]) -> Lab
     """
     data_dir = data_dir.expanduser()
     try:
-        if protocol.dataset not in PUBLISHED_FILES:
+        if protocol.dataset.startswith(f"{OWN}-"):
             return _of_own(data_dir, protocol, own)
         if protocol.dataset not in _FILES:
             return f"the files of dataset={protocol.dataset} hold none"

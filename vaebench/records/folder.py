@@ -37,7 +37,7 @@ _WATCH_SECONDS = 12.0  # two signs, and the delay of a network file system
 _LOOK_SECONDS = 0.5
 _REPLACED = ".replaced-"
 _FOLDERS = ("checkpoints", "evaluations", "pictures", "latents", "projector")
-_PREFIXES = (".lock", ".results.lock", "events.out.")
+_PREFIXES = (".lock", ".results.lock", ".projector.lock", "events.out.")
 
 
 def _is_time(text: str) -> bool:

@@ -10,7 +10,6 @@ of their content. It is written last: so a kill leaves the old embedding or the 
 import hashlib
 import math
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +17,18 @@ from google.protobuf import text_format
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from vaebench.files import remove
-from vaebench.records.files import write_failed, write_whole
+from vaebench.records.files import exclusive, write_failed, write_whole
 from vaebench.records.folder import RunFolder
 from vaebench.records.latents import Latents
 from vaebench.records.pictures import png
 from vaebench.records.provenance import Provenance
-from vaebench.records.stored import Unreadable, read_whole
 
 __all__ = ["LARGEST_SIDE", "write_projector"]
 
 LARGEST_SIDE = 8192
 """Pixels: browsers draw no larger sprite."""
-_LARGEST_CONFIG = 1 << 20  # bytes
-_FILES = ("tensors.tsv", "metadata.tsv", "sprite.png")
+_WAIT_SECONDS = 60.0  # for another process that writes the embedding of the same run
+_OWN = re.compile(r"([0-9a-f]{16})\.(?:tensors\.tsv|metadata\.tsv|sprite\.png)")
 
 
 def write_projector(folder: RunFolder, latents: Latents, pictures: np.ndarray, title: str, made_by: Provenance) -> Path:
@@ -53,13 +51,6 @@ def write_projector(folder: RunFolder, latents: Latents, pictures: np.ndarray, t
     if _side(len(pictures)) * max(pictures.shape[1:3]) <= LARGEST_SIDE:
         contents["sprite.png"] = png(_sprite(pictures), title, made_by)
     digest = hashlib.sha256(b"".join(contents.values())).hexdigest()[:16]
-    place = folder.path / "projector"
-    try:
-        place.mkdir(exist_ok=True)
-    except OSError as error:
-        raise write_failed(place, error) from error
-    for name, content in contents.items():
-        write_whole(place / f"{digest}.{name}", content)
     config = ProjectorConfig()
     embedding = config.embeddings.add(tensor_name=title, tensor_shape=latents.mean.shape)
     embedding.tensor_path = f"projector/{digest}.tensors.tsv"
@@ -67,19 +58,19 @@ def write_projector(folder: RunFolder, latents: Latents, pictures: np.ndarray, t
     if "sprite.png" in contents:
         embedding.sprite.image_path = f"projector/{digest}.sprite.png"
         embedding.sprite.single_image_dim.extend([pictures.shape[2], pictures.shape[1]])
-    before = _digests(folder.projector)
-    write_whole(folder.projector, text_format.MessageToString(config).encode())
-    for old in before - {digest}:
-        for name in _FILES:
-            remove(place / f"{old}.{name}")
+    place = folder.path / "projector"
+    with exclusive(folder.path / ".projector.lock", wait=_WAIT_SECONDS, busy=lambda who: f"{who} writes {place}: wait"):
+        try:
+            place.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_failed(place, error) from error
+        for name, content in contents.items():
+            write_whole(place / f"{digest}.{name}", content)
+        write_whole(folder.projector, text_format.MessageToString(config).encode())
+        for path in place.iterdir():
+            if (found := _OWN.fullmatch(path.name)) and found[1] != digest:
+                remove(path)
     return folder.projector
-
-
-def _digests(config: Path) -> set[str]:
-    """Return the digests in the names of the files of an embedding; names of other forms are left alone."""
-    with suppress(OSError, Unreadable, UnicodeDecodeError):
-        return set(re.findall(r'"projector/([0-9a-f]{16})\.[a-z.]+"', read_whole(config, _LARGEST_CONFIG).decode()))
-    return set()
 
 
 def _tensors(latents: Latents) -> bytes:
