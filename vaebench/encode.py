@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from vaebench.estimators.importance import Chunks, draws
 from vaebench.estimators.sampling import Sampling, ShrinkingBatches
 from vaebench.evaluate.job import Images, choose_images
 from vaebench.experiment import Experiment, build, load_best, notices, provenance
+from vaebench.priors import Prior
 from vaebench.records import RunFolder
 from vaebench.records.latents import Latents, write_latents
 from vaebench.records.provenance import Provenance
@@ -193,7 +194,7 @@ def _origin(experiment: Experiment, settings: Encoding, images: Images, made_by:
         "objective": config.objective.name,
         "k": experiment.k,
         "run_seed": config.seed,
-        "layers": list(experiment.model.latent_prior.layers),
+        "layers": list(cast(Prior, experiment.model.latent_prior).layers),
         "settings": {"draws": settings.draws, "mean_draws": settings.mean_draws, "seed": settings.seed},
     }
 

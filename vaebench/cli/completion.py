@@ -11,6 +11,7 @@ from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, REPORT, SHOW, TRAIN, TU
 from vaebench.cli.selftest import SelftestSettings
 from vaebench.config.catalog import config_dir, described, groups
 from vaebench.config.diagnosis import Diagnosis
+from vaebench.config.encoding import Encoding
 from vaebench.config.words import key_value
 from vaebench.datasets.catalog import NAMES
 from vaebench.errors import UserError
@@ -97,5 +98,6 @@ LISTS: dict[str, Callable[[], list[str]]] = {
     "list": lambda: [*groups([config_dir()]), "runs"],
     "data": lambda: [*NAMES, *keys_of(DataSettings), "--no-download", "--rebuild"],
     "diagnose": lambda: keys_of(Diagnosis),
+    "encode": lambda: [*keys_of(Encoding), "--output", "--projector"],
     "selftest": lambda: [*CHECKS, *keys_of(SelftestSettings), "--only", "--list", "--output"],
 }

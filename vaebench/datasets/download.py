@@ -122,8 +122,10 @@ def _missing(name: str, wanted: Sequence[PublishedFile], data_dir: Path, failure
     if package := files[0].package:
         return f"dataset={name} needs {titles} of the package {package}: run `pip install {package}`"
     folders = ", ".join(folder or "." for folder in files[0].folders)
+    images = wanted is PUBLISHED_FILES[name]  # labels are missing for one set of images, which is not exchanged
+    other = ", or use dataset=mnist5k, which needs no download" if images else ""
     return (
         f"dataset={name} needs {titles}: not found in {data_dir.absolute()} (folders {folders}) and could not be "
-        f"downloaded ({failure}); put the files there, set data_dir to their folder, or use dataset=mnist5k, "
-        "which needs no download" + "".join(f"; {remark}" for remark in remarks)
+        f"downloaded ({failure}); put the files there, or set data_dir to their folder{other}"
+        + "".join(f"; {remark}" for remark in remarks)
     )

@@ -118,8 +118,8 @@ def _cifar(path: Path, expected: str, progress: bool = False) -> FileArrays:
     for operation, value, _ in pickletools.genops(content):
         if value in ("labels", b"labels"):
             inside = True
-        elif inside and operation.name in _INTEGERS:
-            labels.append(int(value))
+        elif inside and isinstance(value, int) and operation.name in _INTEGERS:
+            labels.append(value)
         elif inside and operation.name not in _WITHOUT_MEANING:
             break
     return {"labels": np.array(labels, np.int64)}

@@ -38,7 +38,7 @@ class Latents:
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
     """By name, (N,) each: ``labels``, and ``alphabets`` of Omniglot."""
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, Any]:
         """Return the arrays of an .npz file by name."""
         optional = {"mean_stderr": self.mean_stderr, "draws": self.draws}
         return {
