@@ -7,6 +7,7 @@ import pickle
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -159,7 +160,7 @@ def test_own_labels_follow_the_split_of_their_images(tmp_path: Path):
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((4, 4), digit * 9, np.uint8)).save(place / f"{number}.png")
     for name, prefix in (("a.npz", ""), ("b.csv", "c"), ("c", "c")):
-        own = {"path": str(tmp_path / name)}
+        own: dict[str, Any] = {"path": str(tmp_path / name)}
         data = load("own", tmp_path, binarization="none", **own)
         found = labels_of(data.protocol, tmp_path, own)
         assert not isinstance(found, str)
@@ -167,7 +168,7 @@ def test_own_labels_follow_the_split_of_their_images(tmp_path: Path):
             expected = [f"{prefix}{row[0].item() // 9}" for row in data.split(split)]
             assert list(map(str, found["labels"][split])) == expected
     np.savez(tmp_path / "d.npz", images=np.zeros((100, 4, 4), np.uint8), y=classes[:50])
-    own = {"path": str(tmp_path / "d.npz")}
+    own: dict[str, Any] = {"path": str(tmp_path / "d.npz")}
     data = load("own", tmp_path, **own)
     assert "no label for each image of train" in labels_of(data.protocol, tmp_path, own)
 
