@@ -115,7 +115,8 @@ class Objective:
         self, model: GenerativeModel, encoder: Encoder, x: Tensor, k: int, *, inner_k: int = 0, beta: float = 1.0
     ) -> tuple[Tensor, Evidence]:
         """Return the objective of each image, (B,), with the chosen gradient, and the evidence."""
-        drawn = weigh(model, x, encoder.draw(x, k, inner_k=inner_k, path_only=self.gradient.path_only))
+        draw = encoder.sample(encoder.encode(x), k, inner_k=inner_k, path_only=self.gradient.path_only)
+        drawn = weigh(model, x, draw)
         weight, target = beta * self.kl_weight, self.maximised
         log_w = drawn.log_weights(weight)
         if self.gradient is GradientEstimator.DREG:
