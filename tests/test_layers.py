@@ -16,11 +16,12 @@ ROOMS = [
     {"flows", "likelihoods"},
     {"priors"},
     {"encoders"},
+    {"images"},
     {"objective"},
     {"estimators"},
     {"registry"},
     {"experiment"},
-    {"evaluate", "draw"},
+    {"evaluate", "draw", "encode"},
     {"train"},
     {"diagnose", "tune", "selftest", "testing"},
     {"cli"},
@@ -29,7 +30,7 @@ ROOMS = [
 """First names under ``vaebench.`` by level: a file imports from its own level and those above it in this list."""
 
 MATHS = {"bounds", "batch", "noise", "distributions", "hmc", "nets", "flows", "model", "priors", "encoders"}
-MATHS |= {"gradients", "likelihoods", "objective", "estimators", "arguments"}
+MATHS |= {"gradients", "likelihoods", "objective", "estimators", "arguments", "images"}
 """Tensors in, tensors out."""
 NOT_OF_MATHS = {"config", "records", "train", "evaluate", "cli", "experiment", "registry", "datasets", "report"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
 from vaebench import noise
@@ -25,6 +25,7 @@ class DiagonalNormal(Distribution):
 
     arg_constraints = {}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] (torch's own declaration)
     has_rsample = True
+    support = constraints.real  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     def __init__(self, mean: Tensor, scale: Tensor) -> None:
         self.mean_parameter, self.scale = torch.broadcast_tensors(at_least_float32(mean), at_least_float32(scale))
@@ -107,6 +108,7 @@ class Bernoulli(Distribution):
     """
 
     arg_constraints = {}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] (torch's own declaration)
+    support = constraints.unit_interval  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits

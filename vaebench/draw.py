@@ -76,11 +76,11 @@ def reconstructions(
 def latent_positions(experiment: Experiment, modules: Modules, x: Tensor, seed: int = 0) -> tuple[Tensor, bool]:
     """Return a latent for each image, (B, D), and whether it is the mean of q(z|x).
 
-    It is the mean if q(z|x) is a Gaussian in closed form, and one draw for all other encoders.
+    It is the mean if that is known in closed form, and one draw for all other encoders.
     """
-    posterior = modules.encoder.exact_posterior(x)
-    if posterior is not None:
-        return posterior.mean, True
+    mean = modules.encoder.posterior_mean(x)
+    if mean is not None:
+        return mean, True
     with runtime.forked_randomness(experiment.device, seed):
         return modules.encoder.draw(x, 1).z[0], False
 

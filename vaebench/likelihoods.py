@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
 from vaebench.arguments import at_least
@@ -60,6 +60,8 @@ class ContinuousBernoulli(Distribution):
 
     arg_constraints = {}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] (torch's own declaration)
 
+    support = constraints.unit_interval  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
     # torch's own class clamps probabilities, so that its density is wrong for large logits.
 
     def __init__(self, logits: Tensor) -> None:
@@ -103,10 +105,24 @@ class ContinuousBernoulli(Distribution):
 # 8-bit pixels ---------------------------------------------------------------------------------------------
 
 
+class _Bytes(constraints.Constraint):
+    """Multiples of 1/255 in [0, 1], up to rounding in float16."""
+
+    lower_bound, upper_bound = 0.0, 1.0
+
+    def check(self, value: Tensor) -> Tensor:
+        level = _LAST * value.double()
+        return (value >= 0) & (value <= 1) & ((level - level.round()).abs() < 0.2)
+
+    def __repr__(self) -> str:
+        return "bytes / 255"
+
+
 class EightBitPixels(Distribution, ABC):
     """Independent 8-bit pixels and channels, x = byte / 255, (..., X). ``log_prob`` is the log of a probability."""
 
     arg_constraints = {}  # noqa: RUF012 # pyright: ignore[reportAssignmentType] (torch's own declaration)
+    support = _Bytes()  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     def __init__(self, like: Tensor) -> None:
         """``like`` has the shape (..., X)."""

@@ -10,6 +10,7 @@ from vaebench.batch import batch_mean
 from vaebench.bounds import Bound, elbo
 from vaebench.encoders.base import Draw, Encoder
 from vaebench.gradients import GradientEstimator, rescale_inner_paths, rescale_paths
+from vaebench.images import checked_images, refuse_estimate
 from vaebench.model import GenerativeModel
 
 __all__ = ["Evidence", "Objective", "evidence", "weigh"]
@@ -31,13 +32,34 @@ class Evidence(NamedTuple):
 
 
 def evidence(
-    model: GenerativeModel, encoder: Encoder, x: Tensor, k: int, *, inner_k: int = 0, path_only: bool = False
+    model: GenerativeModel,
+    encoder: Encoder,
+    x: Tensor,
+    k: int,
+    *,
+    inner_k: int = 0,
+    path_only: bool = False,
+    estimate: bool = False,
 ) -> Evidence:
-    """Draw K latents for each of the images x, (B, X) in [0, 1], and compute their weights.
+    """Draw K latents for each of the images x and compute their weights.
 
-    E[exp(log_weights())] = p(x). For ``inner_k`` and ``path_only`` see :meth:`vaebench.encoders.base.Encoder.sample`.
+    E[exp(log_weights())] = p(x). The images are checked once for each call; an :class:`Objective` does not check.
+
+    Args:
+        model: p(x, z).
+        encoder: q(z|x); ``encoder.proposal(model)`` where its log_q is an estimate.
+        x: images, (B, X) or (B, C, H, W); see :func:`vaebench.images.checked_images`.
+        k: draws K.
+        inner_k: see :meth:`vaebench.encoders.base.Encoder.sample`, also for ``path_only``.
+        path_only: see there.
+        estimate: accept an encoder whose log_q is an estimate: no number made from the weights is then a bound.
+
+    Raises:
+        ValueError: unusable images, or an encoder whose log_q is an estimate.
     """
-    return weigh(model, x, encoder.sample(encoder.encode(x), k, inner_k=inner_k, path_only=path_only))
+    refuse_estimate(encoder, estimate)
+    x = checked_images(model, encoder, x)
+    return weigh(model, x, encoder.draw(x, k, inner_k=inner_k, path_only=path_only))
 
 
 def weigh(model: GenerativeModel, x: Tensor, draw: Draw) -> Evidence:
@@ -93,7 +115,8 @@ class Objective:
         self, model: GenerativeModel, encoder: Encoder, x: Tensor, k: int, *, inner_k: int = 0, beta: float = 1.0
     ) -> tuple[Tensor, Evidence]:
         """Return the objective of each image, (B,), with the chosen gradient, and the evidence."""
-        drawn = evidence(model, encoder, x, k, inner_k=inner_k, path_only=self.gradient.path_only)
+        draw = encoder.sample(encoder.encode(x), k, inner_k=inner_k, path_only=self.gradient.path_only)
+        drawn = weigh(model, x, draw)
         weight, target = beta * self.kl_weight, self.maximised
         log_w = drawn.log_weights(weight)
         if self.gradient is GradientEstimator.DREG:

@@ -31,6 +31,7 @@ COMMANDS = {
     "traverse": ("pictures:traverse", "draw an image with one latent coordinate changed at a time"),
     "check": ("check", "check the contract of an encoder, prior, likelihood, objective, estimator or dataset"),
     "new": ("new", "write a package with an encoder, prior, objective, estimator or dataset of your own"),
+    "encode": ("encode", "write latents of images: posterior means, draws, labels; TensorBoard's projector"),
     "selftest": ("selftest", "compare what this machine computes with exact answers"),
 }
 

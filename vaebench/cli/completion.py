@@ -15,6 +15,7 @@ from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, NEW, REPORT, SHOW, TRAI
 from vaebench.cli.selftest import SelftestSettings
 from vaebench.config.catalog import config_folders, described, groups
 from vaebench.config.diagnosis import Diagnosis
+from vaebench.config.encoding import Encoding
 from vaebench.config.words import key_value
 from vaebench.datasets.catalog import NAMES
 from vaebench.errors import UserError
@@ -125,5 +126,6 @@ LISTS: dict[str, Callable[[], list[str]]] = {
     "data": lambda: [*dataset_choices(), *keys_of(DataSettings), "--no-download", "--rebuild"],
     "diagnose": lambda: keys_of(Diagnosis),
     "check": lambda: [choice for kind in KINDS for choice in choices_of(kind)],
+    "encode": lambda: [*keys_of(Encoding), "--output", "--projector"],
     "selftest": lambda: [*CHECKS, *keys_of(SelftestSettings), "--only", "--list", "--output"],
 }

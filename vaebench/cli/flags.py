@@ -16,6 +16,7 @@ __all__ = [
     "COMPARE",
     "DATA",
     "DIAGNOSE",
+    "ENCODE",
     "EVALUATE",
     "HELP",
     "NEW",
@@ -65,6 +66,7 @@ DATA = flags("--no-download", "--rebuild")
 DIAGNOSE = HELP
 CHECK = HELP
 NEW = flags("--folder=")
+ENCODE = flags("-o --output=", "--projector")
 SELFTEST = flags("--only=", "--list", "-o --output=")
 PICTURE = flags("-o --output=")
 # --filter and --pair may be repeated: `take` removes them before `parse`.

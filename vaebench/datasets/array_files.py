@@ -172,7 +172,7 @@ def _hdf5(source: Source) -> dict[str, np.ndarray]:
 def _text(source: Source) -> dict[str, np.ndarray]:
     """Read a table of numbers, one image a row, with commas (csv, arff) or spaces (amat) between them.
 
-    A header line is optional. Columns with the name of a label are left out.
+    A header line is optional. A column with the name of a label becomes the array ``labels``, no part of the images.
     """
     import pandas as pd  # slow to import, and no other reader needs it
 
@@ -201,7 +201,12 @@ def _text(source: Source) -> dict[str, np.ndarray]:
         )
     except ValueError as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"its text is no table of numbers: {str(error).splitlines()[0]}") from error
-    return {"": table.drop(columns=labels).to_numpy(np.float32)}
+    found = {"": table.drop(columns=labels).to_numpy(np.float32)}
+    if len(labels) == 1:
+        words = [str(word).strip("\"'") for word in table[labels[0]]]
+        whole = all(re.fullmatch(r"-?\d{1,18}", word) for word in words)
+        found["labels"] = np.array(words, np.int64) if whole else np.array(words)
+    return found
 
 
 def _is_number(text: str) -> bool:

@@ -1,6 +1,7 @@
 """Find a dataset's files below ``data_dir`` or download them, and return only verified content."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -19,18 +20,26 @@ _TIMEOUT = 10  # seconds without an answer
 _RETRIES = 1  # of each address, after a failed connection
 
 
-def find_or_download(name: str, data_dir: Path, *, download: bool = True, progress: bool = True) -> list[FileArrays]:
-    """Return the verified arrays of each of a dataset's files, in the order of ``PUBLISHED_FILES[name]``.
+def find_or_download(
+    name: str,
+    data_dir: Path,
+    files: Sequence[PublishedFile] | None = None,
+    *,
+    download: bool = True,
+    progress: bool = True,
+) -> list[FileArrays]:
+    """Return the verified arrays of each of ``files``, by default a dataset's files of images, in their order.
 
     Raises:
         UserError: a file is corrupt, or missing and cannot be downloaded; the message names files and folder.
     """
     contents: list[FileArrays] = []
+    files = PUBLISHED_FILES[name] if files is None else files
     search: Search | None = None
-    for file in PUBLISHED_FILES[name]:
+    for file in files:
         content, corrupt = _local(file, name, data_dir, progress)
         if content is None and file.package is None:
-            search = search or Search(name, data_dir, progress)
+            search = search or Search(name, data_dir, progress, files)
             content = search.read(file)
         if content is None and corrupt:
             raise UserError(f"{corrupt}: delete or replace this file of dataset={name}, then run the command again")
@@ -38,7 +47,7 @@ def find_or_download(name: str, data_dir: Path, *, download: bool = True, progre
         if content is None and download:
             content, failure = _downloaded(file, data_dir, progress)
         if content is None:
-            raise UserError(_missing(name, data_dir, failure, search.remarks if search else []))
+            raise UserError(_missing(name, files, data_dir, failure, search.remarks if search else []))
         contents.append(content)
     return contents
 
@@ -106,15 +115,17 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _missing(name: str, data_dir: Path, failure: str, remarks: list[str]) -> str:
+def _missing(name: str, wanted: Sequence[PublishedFile], data_dir: Path, failure: str, remarks: list[str]) -> str:
     """Return one message about all missing files of the dataset."""
-    files = [file for file in PUBLISHED_FILES[name] if not file.found(data_dir)] or list(PUBLISHED_FILES[name])
+    files = [file for file in wanted if not file.found(data_dir)] or list(wanted)
     titles = ", ".join(file.title for file in files)
     if package := files[0].package:
         return f"dataset={name} needs {titles} of the package {package}: run `pip install {package}`"
     folders = ", ".join(folder or "." for folder in files[0].folders)
+    images = wanted is PUBLISHED_FILES[name]  # labels are missing for one set of images, which is not exchanged
+    other = ", or use dataset=mnist5k, which needs no download" if images else ""
     return (
         f"dataset={name} needs {titles}: not found in {data_dir.absolute()} (folders {folders}) and could not be "
-        f"downloaded ({failure}); put the files there, set data_dir to their folder, or use dataset=mnist5k, "
-        "which needs no download" + "".join(f"; {remark}" for remark in remarks)
+        f"downloaded ({failure}); put the files there, or set data_dir to their folder{other}"
+        + "".join(f"; {remark}" for remark in remarks)
     )

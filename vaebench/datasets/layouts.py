@@ -8,7 +8,7 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,11 +35,14 @@ _UNUSED = (*_PICKLES, *_ARCHIVES, ".parquet", ".h5", ".hdf5", ".tfrecord", ".bin
 class Search:
     """The files below ``data_dir`` that may hold one dataset; ``remarks``: what lies there and cannot be used."""
 
-    def __init__(self, name: str, data_dir: Path, progress: bool = False) -> None:
+    def __init__(
+        self, name: str, data_dir: Path, progress: bool = False, files: Sequence[PublishedFile] | None = None
+    ) -> None:
+        """``files``: of the dataset; by default those of its images."""
         self.name = name
         self.remarks: list[str] = []
         self._progress = progress
-        self._places = _places(name, data_dir)
+        self._places = _places(name, data_dir, files)
         self._tables: dict[Path, list[np.ndarray]] = {}
 
     def read(self, file: PublishedFile) -> FileArrays | None:
@@ -179,9 +182,9 @@ def explained(error: CorruptFile, path: Path, name: str) -> str:
     return f"{path} is {what}" if what else str(error)
 
 
-def _places(name: str, data_dir: Path) -> list[Path]:
+def _places(name: str, data_dir: Path, files: Sequence[PublishedFile] | None = None) -> list[Path]:
     """Return the files and folders that may hold a dataset: published names first, then containers by their names."""
-    names = {_plain(published) for file in PUBLISHED_FILES[name] for published in file.names}
+    names = {_plain(published) for file in files or PUBLISHED_FILES[name] for published in file.names}
     names |= {word.removesuffix("-zip") for word in names}  # the folder of an unpacked zip file
     hint, root = _hint(name), data_dir.absolute()
     named, containers = [], []

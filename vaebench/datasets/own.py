@@ -24,7 +24,16 @@ from vaebench.datasets.image_folder import image_files, read_images, walk
 from vaebench.datasets.protocol import OWN, Protocol, protocol_of
 from vaebench.errors import UserError
 
-__all__ = ["OwnImages", "fingerprint_of", "images_of", "located", "own_protocol", "read_own", "split_own"]
+__all__ = [
+    "OwnImages",
+    "fingerprint_of",
+    "images_of",
+    "located",
+    "own_labels",
+    "own_protocol",
+    "read_own",
+    "split_own",
+]
 
 PARTS = ("train", "validation", "test")
 _PART_OF = (  # the first that fits: "x_valid" before "train" in "train_val"
@@ -244,9 +253,13 @@ def _has_images(shape: tuple[int, ...]) -> bool:
 def _folder(path: Path) -> dict[str, np.ndarray]:
     """Return the images in a folder by part: folders of parts, folders of classes, or files."""
     files = list(walk(path))
-    pictures = image_files(iter(files))
-    if not pictures:
+    if not (pictures := image_files(iter(files))):
         return _array_files(path, files)
+    return {part: read_images(some, LARGEST_ARRAYS) for part, some in _pictures_by_part(path, pictures).items()}
+
+
+def _pictures_by_part(path: Path, pictures: list[Path]) -> dict[str, list[Path]]:
+    """Return the files of a folder of images by part."""
     parts: dict[str, list[Path]] = {}
     for file in pictures:
         above = file.relative_to(path).parts[:-1]
@@ -258,7 +271,7 @@ def _folder(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{first} lies beside folders named train, validation or test: move it away")
     elif "train" not in parts:
         raise ValueError(f"it has a folder for {' and '.join(parts)}, but none named train")
-    return {part: read_images(files, LARGEST_ARRAYS) for part, files in parts.items()}
+    return parts
 
 
 def _array_files(path: Path, files: list[Path]) -> dict[str, np.ndarray]:
@@ -295,6 +308,57 @@ def _check_parts(parts: dict[str, np.ndarray]) -> None:
         needed = least if name == "train" else 2
         if len(part) < needed:
             raise ValueError(f"{name} has {len(part)} images, at least {needed} are needed")
+
+
+# Labels
+
+
+def own_labels(path: Path, images: OwnImages) -> dict[str, np.ndarray] | str:
+    """Return the label of each image by part, (N, 1) each, or why there are none.
+
+    Labels are the names of folders of classes, a column of a table with the name of a label, or arrays and files with
+    such a name: y, labels, train_labels.
+
+    Raises:
+        UserError: the files cannot be read any more.
+    """
+    with _naming(path):
+        files = list(walk(path)) if path.is_dir() else []
+        pictures = image_files(iter(files))
+        found = _class_names(path, pictures) if pictures else _label_arrays(path, files)
+    lacking = [part for part, pixels in images.parts.items() if len(found.get(part, ())) != len(pixels)]
+    if lacking:
+        return f"{path} has no label for each image of {' and '.join(lacking)}"
+    return {part: found[part].reshape(-1, 1) for part in images.parts}
+
+
+def _class_names(path: Path, pictures: list[Path]) -> dict[str, np.ndarray]:
+    """Return the folder of each image below the folder of its part; parts with images outside such a folder lack."""
+    found = {}
+    for part, files in _pictures_by_part(path, pictures).items():
+        above = [file.relative_to(path).parts[:-1] for file in files]
+        if all(words and words[0].lower() in _FOLDERS for words in above):
+            above = [words[1:] for words in above]
+        if all(above):
+            found[part] = np.array([words[0] for words in above])
+    return found
+
+
+def _label_arrays(path: Path, files: list[Path]) -> dict[str, np.ndarray]:
+    """Return the vectors with the name of labels in a file, or in the files of a folder, by part."""
+    found: dict[str, np.ndarray] = {}
+    for file in files or [path]:
+        try:
+            arrays = read_arrays(file)
+        except ValueError:
+            continue  # not an array: the images were read without it too
+        for name, array in arrays.items():
+            words = f"{file.name if files else ''} {name}".lower()
+            if _LABELS.search(words) and array.dtype.kind in "biufU" and array.size == max(array.shape, default=0):
+                part = next((part for part, pattern in _PART_OF if pattern.search(words)), "train")
+                whole = array.dtype.kind == "f" and bool((array == np.rint(array)).all())
+                found.setdefault(part, array.ravel().astype(np.int64) if whole else array.ravel())
+    return found
 
 
 # Shapes

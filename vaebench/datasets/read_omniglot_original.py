@@ -42,7 +42,8 @@ _MOST_DRAWINGS, _LARGEST_DRAWING = 1 << 15, 1 << 16  # above those of the publis
 def read_omniglot_original(path: Path, expected: str, progress: bool = False) -> dict[str, np.ndarray]:
     """Read a zip file of drawings, or the folder that it unpacks to.
 
-    Return ``images`` (N, 784) uint8 and ``characters`` (N,), the number of each drawing's character.
+    Return ``images`` (N, 784) uint8, ``characters`` (N,), the number of each drawing's character, and ``folders`` (N,),
+    its folder, which ends in the names of the alphabet and the character.
 
     Drawings are sorted by name, and characters are numbered in that order. ``expected`` is the SHA-256 of the names
     and pixels (``ink_records``), so that any zip file or folder with the same drawings is accepted.
@@ -59,8 +60,8 @@ def read_omniglot_original(path: Path, expected: str, progress: bool = False) ->
     except _DAMAGES as error:
         raise CorruptFile(path, str(error)) from error
     require_digest(path, digest.hexdigest(), expected)
-    _, characters = np.unique([name.rsplit("/", 1)[0] for name in names], return_inverse=True)
-    return {"images": np.concatenate(chunks), "characters": characters}
+    folders, characters = np.unique([name.rsplit("/", 1)[0] for name in names], return_inverse=True)
+    return {"images": np.concatenate(chunks), "characters": characters, "folders": folders[characters]}
 
 
 def ink_records(names: list[str], ink: np.ndarray) -> bytes:

@@ -17,6 +17,7 @@ import numpy as np
 from vaebench.datasets.checksum import LARGEST, CorruptFile, git_blob_id, md5, read_bytes, require_digest, sha256
 
 __all__ = [
+    "mat_arrays",
     "read_amat",
     "read_caltech",
     "read_cifar",
@@ -145,7 +146,7 @@ def read_caltech(path: Path, expected: str, progress: bool = False) -> dict[str,
     The file stores pixels column by column, and 1 or 0 for the silhouette as the file has it.
     """
     del expected, progress
-    found = _mat(path, read_bytes(path), ("train_data", "val_data", "test_data"))
+    found = mat_arrays(path, read_bytes(path), ("train_data", "val_data", "test_data"))
     for name, bits in found.items():
         if bits.ndim != 2 or bits.shape[1] != _PIXELS or not np.isin(bits, (0, 1)).all():
             raise CorruptFile(path, f"{name} does not hold rows of {_PIXELS} zeros and ones")
@@ -156,7 +157,7 @@ def read_caltech(path: Path, expected: str, progress: bool = False) -> dict[str,
 def read_frey(path: Path, expected: str, progress: bool = False) -> dict[str, np.ndarray]:
     """Return ``images`` (N, 560), 28 rows of 20 pixels, from the Frey faces, one column an image."""
     del expected, progress
-    faces = _mat(path, read_bytes(path), ("ff",))["ff"]
+    faces = mat_arrays(path, read_bytes(path), ("ff",))["ff"]
     if faces.ndim != 2 or faces.shape[0] != 560 or faces.dtype != np.uint8:
         raise CorruptFile(path, "ff does not hold columns of 560 bytes")
     return {"images": np.ascontiguousarray(faces.T)}
@@ -170,7 +171,7 @@ def read_svhn(path: Path, expected: str, progress: bool = False) -> dict[str, np
     del progress
     content = read_bytes(path)
     require_digest(path, md5(content), expected)
-    pixels = _mat(path, content, ("X",))["X"]
+    pixels = mat_arrays(path, content, ("X",))["X"]
     if pixels.shape[:3] != (32, 32, 3) or pixels.dtype != np.uint8:
         raise CorruptFile(path, "X does not hold 32x32x3 bytes")
     return {"images": np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)).reshape(-1, 3 * 32 * 32)}
@@ -196,7 +197,7 @@ def read_cifar(path: Path, expected: str, progress: bool = False) -> dict[str, n
     return {"images": np.frombuffer(pixels, np.uint8).reshape(-1, 3 * 32 * 32)}
 
 
-def _mat(path: Path, content: bytes, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def mat_arrays(path: Path, content: bytes, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Return arrays of numbers in a mat file, by name; no other variable is read."""
     from scipy.io import loadmat, whosmat
     from scipy.io.matlab import MatReadError

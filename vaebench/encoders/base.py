@@ -247,6 +247,11 @@ class Encoder(nn.Module, ABC):
         del x
         return None
 
+    def posterior_mean(self, x: Tensor) -> Tensor | None:
+        """Return E z under q(z|x), (B, D), for x of shape (B, X); None if it is not known in closed form."""
+        posterior = self.exact_posterior(x)
+        return None if posterior is None else posterior.mean
+
     def auxiliary_losses(self) -> dict[str, AuxiliaryLoss]:
         """Return, by name, the losses that have their own optimisers."""
         return {}

@@ -79,6 +79,10 @@ class FullGaussianEncoder(Encoder):
         diagonal = self.posterior.head(features)
         return FullNormal(diagonal, self._strictly_lower(features, diagonal.mean))
 
+    def posterior_mean(self, x: Tensor) -> Tensor:
+        """Return the mean of q(z|x), (B, D)."""
+        return self.encode(x).diagonal.mean
+
     def sample(
         self, encoded: FullNormal, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None
     ) -> Draw:

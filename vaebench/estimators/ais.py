@@ -27,6 +27,7 @@ from vaebench.errors import RunFailed
 from vaebench.estimators.annealing import SCHEDULES, AnnealedChains, AnnealingSchedule, GeometricPath
 from vaebench.estimators.sampling import keyed_noise
 from vaebench.estimators.weights import effective_sample_size
+from vaebench.images import checked_images
 from vaebench.model import GenerativeModel
 
 __all__ = ["AISResult", "AnnealingSettings", "ais", "batch_size", "has_density", "refuse_unmixed"]
@@ -274,7 +275,7 @@ def ais(
 
     Args:
         model: p(x, z), in evaluation mode where that matters.
-        x: images, (B, X).
+        x: images, (B, X) or (B, C, H, W); see :func:`vaebench.images.checked_images`.
         initial: the initial density: None for the prior, else an encoder. Its density is used if it is exact and can
             be computed at any z, else the Gaussian with the moments of its draws, widened; a
             :class:`~vaebench.encoders.moments.MomentMatchedEncoder` always gives the latter.
@@ -288,9 +289,10 @@ def ais(
         strict: call :func:`refuse_unmixed`.
 
     Raises:
-        ValueError: a setting out of range.
+        ValueError: a setting out of range, or unusable images.
         RunFailed: ``strict`` and the chains did not mix.
     """
+    x = checked_images(model, initial, x)
     settings = AnnealingSettings(temperatures=temperatures, chains=chains, leapfrog=leapfrog, schedule=schedule)
     numbers = torch.arange(len(x)) if images is None else images
     parts = []

@@ -27,6 +27,7 @@ from vaebench.encoders.moments import MOMENT_DRAWS
 from vaebench.estimators.importance import draws, estimated
 from vaebench.estimators.sampling import Sampling, keyed_noise
 from vaebench.gradients import GradientEstimator
+from vaebench.images import checked_images
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective, weigh
 from vaebench.runtime import derived_seed
@@ -72,6 +73,7 @@ def elbo(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling
     Two encoders with the same seed share their noise, so that their difference has little. With more inner samples, the
     bound of a hierarchical encoder is tighter.
     """
+    x = checked_images(model, encoder, x)
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for draw in draws(encoder, x, sampling):
         total += weigh(model, x, draw).log_weights().double().sum(0)
@@ -106,6 +108,7 @@ def best_gaussian(
     The fit starts from ``encoder``'s own Gaussian, or from the Gaussian with the moments of its draws. All are fitted
     at once, and no image influences another. ``sampling`` is for the ELBO at each step.
     """
+    x = checked_images(model, encoder, x)
     with torch.no_grad(), sampling.noise(x, "start"):
         start = encoder.exact_posterior(x) or _moments(encoder.latents(x, MOMENT_DRAWS))
     free = _Free(start)
@@ -131,6 +134,7 @@ def best_of_family(
     family, with a forward and a backward pass for each image and step. The model is not trained. ``sampling`` is for
     the ELBO at each step.
     """
+    x = checked_images(model, encoder, x)
     tuned, numbers = [], sampling.numbers(x)
     for one in _singles(x):
         own = copy.deepcopy(encoder)

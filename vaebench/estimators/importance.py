@@ -16,6 +16,7 @@ from vaebench.encoders.base import Draw, Encoder
 from vaebench.estimators.memory import peak_bytes
 from vaebench.estimators.sampling import Sampling, ShrinkingBatches
 from vaebench.estimators.weights import WeightSummary
+from vaebench.images import checked_images, refuse_estimate
 from vaebench.model import GenerativeModel
 from vaebench.objective import weigh
 from vaebench.runtime import derived_seed, forked_randomness, free_memory
@@ -130,6 +131,7 @@ def log_likelihood(
     inner_chunk: int | None = None,
     seed: int | None = None,
     images: Tensor | None = None,
+    estimate: bool = False,
 ) -> Tensor:
     """Return the importance-weighted estimate of log p(x) for each image, (B,) float64, in nats.
 
@@ -144,18 +146,21 @@ def log_likelihood(
     Args:
         model: p(x, z).
         encoder: q(z|x); its network runs once per image. ``encoder.proposal(model)`` where its log_q is an estimate.
-        x: images, (B, X).
+        x: images, (B, X) or (B, C, H, W); see :func:`vaebench.images.checked_images`.
         k: samples per image.
         inner_k: inner samples per sample, for hierarchical encoders.
         chunk: samples at a time; chosen if None. It changes a seeded result by rounding only.
         inner_chunk: inner samples at a time.
         seed: makes the result a function of (seed, image number); None draws from the global generator.
         images: the images' numbers, (B,), with ``seed``; 0..B-1 if None.
+        estimate: accept an encoder whose log_q is an estimate: the result is then no bound.
 
     Raises:
-        ValueError: k < 1 or inner_k < 0.
+        ValueError: k < 1 or inner_k < 0; unusable images, or an encoder whose log_q is an estimate.
         RunFailed: the memory is too small for a single image.
     """
+    refuse_estimate(encoder, estimate)
+    x = checked_images(model, encoder, x)
     return estimated(model, encoder, x, Sampling(k, inner_k, seed, images, chunk, inner_chunk))
 
 

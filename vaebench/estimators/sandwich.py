@@ -23,6 +23,7 @@ from vaebench.bounds import LogMeanExp
 from vaebench.encoders.base import Draw, Encoder, LogQBounds
 from vaebench.estimators.importance import Chunks
 from vaebench.estimators.sampling import Sampling, keyed_noise
+from vaebench.images import checked_images
 from vaebench.model import GenerativeModel
 from vaebench.objective import Evidence, weigh
 
@@ -234,6 +235,7 @@ def sandwich(
             has an upper bound too.
         evidence: other bounds on log p(x), for example from annealing, to use in place of those made here.
     """
+    x = checked_images(model, encoder, x)
     sizes = Chunks.of(x, sampling)
     with sampling.noise(x, "sandwich", "encode"):
         context = encoder.encode(x)
@@ -318,6 +320,7 @@ def information_about_images(
         The images' parts, (B,). Bounds are missing if the encoder cannot compute the density of other z
         (:meth:`vaebench.encoders.base.Encoder.log_q_at`), or has no lower bound on log q.
     """
+    x = checked_images(model, encoder, x)
     numbers, seed, inner_k = sampling.numbers(x), sampling.seed, sampling.inner_k
     with sampling.noise(x, "sandwich", "encode"):
         context = encoder.encode(x)

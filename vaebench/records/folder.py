@@ -36,8 +36,8 @@ _SIGN_SECONDS = 5.0  # between two signs of life of a process that trains
 _WATCH_SECONDS = 12.0  # two signs, and the delay of a network file system
 _LOOK_SECONDS = 0.5
 _REPLACED = ".replaced-"
-_FOLDERS = ("checkpoints", "evaluations", "pictures")
-_PREFIXES = (".lock", ".results.lock", "events.out.")
+_FOLDERS = ("checkpoints", "evaluations", "pictures", "latents", "projector")
+_PREFIXES = (".lock", ".results.lock", ".projector.lock", "events.out.")
 
 
 def _is_time(text: str) -> bool:
@@ -91,6 +91,7 @@ class RunFolder:
     results = _File("results.json")
     diagnostics = _File("diagnostics.json")
     status = _File("status.json")
+    projector = _File("projector_config.pbtxt")
     checkpoints = _File("checkpoints")
     lock_file = _File(".lock")
 
