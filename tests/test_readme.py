@@ -27,6 +27,7 @@ ADDED = {
     "evaluate": ["device=cpu", *ESTIMATOR, "estimator.temperatures=2", "estimator.chains=2"],
     "diagnose": ["device=cpu", "images=20", "draws=4", "gradients=0"],
     "sample": ["device=cpu", "n=4"],
+    "encode": ["device=cpu", "images=20"],
 }
 """Settings added to an example, by command."""
 REPLACED = {

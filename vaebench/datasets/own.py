@@ -322,7 +322,7 @@ def own_labels(path: Path, images: OwnImages) -> dict[str, np.ndarray] | str:
     Raises:
         UserError: the files cannot be read any more.
     """
-    with _naming(path):
+    with _naming(str(path)):
         files = list(walk(path)) if path.is_dir() else []
         pictures = image_files(iter(files))
         found = _class_names(path, pictures) if pictures else _label_arrays(path, files)
