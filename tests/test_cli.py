@@ -34,6 +34,7 @@ from vaebench.cli.flags import (
 )
 from vaebench.config import Config, compose, run_folder, to_yaml
 from vaebench.config.diagnosis import Diagnosis
+from vaebench.config.encoding import Encoding
 from vaebench.config.pictures import Interpolate, Reconstruct, Sample, Traverse
 from vaebench.errors import RunFailed, UserError
 from vaebench.records import RunFolder
@@ -178,7 +179,7 @@ REFUSED = {
     "-m --cfg job": "--multirun and --cfg exclude each other",
     "--resolve": "--resolve needs --cfg job",
     "--multirun=3": "--multirun takes no value",
-    "--config-dir nowhere": "--config-dir: there is no folder nowhere",
+    "--config-dir nowhere": "--config-dir: there is no folder ",
     "--config-name nothing": "there is no config file",
     "--resume": "--resume needs a value",
     "--resume run k=3": "--resume takes trainer.epochs, device, data_dir, and all other settings from the run folder, "
@@ -511,6 +512,7 @@ SCHEMAS: dict[str, Any] = {
     "interpolate": Interpolate,
     "traverse": Traverse,
     "diagnose": Diagnosis,
+    "encode": Encoding,
 }
 
 
@@ -556,6 +558,7 @@ def test_an_example_of_a_help_text_is_valid(example: str, core: FakeCore, capfd:
     else:
         flags = {"sample": PICTURE, "reconstruct": PICTURE, "interpolate": PICTURE, "traverse": PICTURE}
         flags |= {"board": BOARD, "compare": COMPARE, "report": REPORT, "show": SHOW, "selftest": SELFTEST, "new": NEW}
+        flags["encode"] = ENCODE
         for flag, count in (("--filter", 1), ("--pair", 2)):
             words = take(words, flag, count)[1]
         known = flags.get(command, HELP | {"--no-download": "--no-download", "--rebuild": "--rebuild"})

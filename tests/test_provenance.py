@@ -242,7 +242,7 @@ def test_changed_code_is_said_and_its_results_are_not_mixed(
 ):
     before = read_results(run)
     trained_code = read_manifest(run)["code"]
-    monkeypatch.setattr(experiment, "source_digest", lambda classes: "f" * 16)
+    monkeypatch.setattr(experiment, "source_digest", lambda classes, modules=(): "f" * 16)
     words = [f"estimator.{setting}" for setting in ("k=2", "images=20")]
     said = f"the code of the model (encoder=gaussian) has changed since this run was trained (digest {trained_code}, "
 
