@@ -20,6 +20,7 @@ from vaebench.cli import COMMANDS, main
 from vaebench.cli.flags import (
     BOARD,
     COMPARE,
+    ENCODE,
     HELP,
     NEW,
     PICTURE,
