@@ -56,6 +56,7 @@ def start(*words: str, queue: str = LASTING) -> int:
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, ignores it
         output = os.open("screen", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(output, stream)
