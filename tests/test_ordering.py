@@ -46,7 +46,7 @@ def iwae_values(encoder: Encoder, k: int, inner_k: int) -> Tensor:
     """
     model, x = linear_gaussian(), one_image(REPLICATES)
     with torch.no_grad(), noise.keyed(0, torch.arange(REPLICATES)):
-        log_w = evidence(model, encoder, x, k, inner_k=inner_k).log_weights()
+        log_w = evidence(model, encoder, x, k, inner_k=inner_k, estimate=True).log_weights()
     return bounds.iwae(log_w) - model.log_evidence(x)
 
 

@@ -428,7 +428,19 @@ def test_refused_in_one_line(
     assert err.count("\n") == 1
 
 
-RECORDS = ("checkpoint", "files", "folder", "manifest", "metrics", "pictures", "provenance", "source", "stored", "text")
+RECORDS = (
+    "checkpoint",
+    "files",
+    "folder",
+    "manifest",
+    "metrics",
+    "pictures",
+    "process",
+    "provenance",
+    "source",
+    "stored",
+    "text",
+)
 
 
 def test_a_picture_needs_no_result_records_and_no_tensorboard(trained: Path):

@@ -210,7 +210,7 @@ def test_a_job_that_the_queue_puts_back_is_not_submitted_again(core: FakeCore, c
     assert requeue(core) == 0
     assert statuses() == ["finished"]
     assert len(jobs()) == 1
-    assert "(seed=0): requeued: PENDING (Priority)" in capfd.readouterr().out
+    assert "job 1 of 1: requeued: PENDING (Priority)" in capfd.readouterr().out
 
 
 def test_control_the_record_alone_does_not_tell(core: FakeCore, monkeypatch: pytest.MonkeyPatch):
@@ -227,8 +227,8 @@ def test_control_the_record_alone_does_not_tell(core: FakeCore, monkeypatch: pyt
 def ended_too_early(core: FakeCore) -> int:
     """The queue forgets job 0 and says that the node of job 1 has failed, while both work."""
     core.acts |= {
-        0: lambda: (flag("lost-job_0"), time.sleep(1.5)),
-        1: lambda: (flag("says-job_1", "NODE_FAIL"), time.sleep(1.5)),
+        0: lambda: (flag("lost-job_0"), time.sleep(4)),
+        1: lambda: (flag("says-job_1", "NODE_FAIL"), time.sleep(4)),
     }
     return run("seed=0,1")
 
