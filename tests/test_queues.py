@@ -238,7 +238,7 @@ def test_a_job_that_works_is_not_given_up(core: FakeCore, capfd: pytest.CaptureF
     assert statuses() == ["finished", "finished"]
     assert len(jobs()) == 2
     out = capfd.readouterr().out
-    assert "(seed=0): gone from the queue, but its process still works (running in another process (" in out
+    assert "(seed=0): gone from the queue, but its process still works (another run is training in " in out
     assert "(seed=1): NODE_FAIL, but its process still works (" in out
 
 
@@ -318,7 +318,7 @@ def test_a_sweep_that_waits_for_another_process_says_so_once(core: FakeCore):
     with (other := RunFolder(run_folder(config)).create(to_yaml(config))).lock():
         other.write_status("running")
         sweep = start("seed=0", "sweep.wait=true")
-        wait_for(lambda: "waiting for job 1: running in another process (" in screen())
+        wait_for(lambda: "waiting for job 1: another run is training in " in screen())
         time.sleep(0.5)
         assert screen().count("waiting for") == 1
         other.write_status("finished")
