@@ -9,6 +9,9 @@ import numpy
 import torch
 from PIL import Image
 
+from vaebench.config import from_yaml
+from vaebench.config.identity import defining
+
 __all__ = ["content", "differences"]
 
 # Facts of a session, not of a run: they may differ after a restart.
@@ -99,7 +102,7 @@ def _said(path: Path) -> Any:
                 arrays = {name: stored[name] for name in stored.files if name not in _OF_A_SESSION}
                 return {name: _array(array) for name, array in arrays.items() if array.dtype.kind in "biuf"}
         if path.name == "config.yaml":
-            return path.read_text()
+            return defining(from_yaml(path.read_text()))  # the others, such as how often to log, may be edited
     except Exception as error:
         return f"unreadable: {type(error).__name__}"
     return _pixels(path) if path.suffix == ".png" else None
