@@ -15,8 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vaebench import runtime
-from vaebench.config import Config, read
+from vaebench.config import read
 from vaebench.config.diagnosis import Diagnosis
+from vaebench.config.run import with_images
 from vaebench.direction import Direction
 from vaebench.distributions import DiagonalNormal
 from vaebench.errors import RunFailed, UserError
@@ -62,7 +63,7 @@ def diagnose(folder: str | Path, settings: Diagnosis | None = None) -> Diagnosti
     """
     settings, run = settings or Diagnosis(), RunFolder.open(Path(folder))
     require_plugins(run)
-    experiment = build(_configured(read(run.path), settings))
+    experiment = build(with_images(read(run.path), settings))
     made_by = provenance(experiment, run, load_best(experiment, run))
     for line in notices(experiment, run, made_by):
         print(line, flush=True)
@@ -70,24 +71,6 @@ def diagnose(folder: str | Path, settings: Diagnosis | None = None) -> Diagnosti
     write_diagnostics(run, diagnostics)
     print(f"{run.path}\n{format_table(diagnostics)}", flush=True)
     return diagnostics
-
-
-def _configured(config: Config, settings: Diagnosis) -> Config:
-    """Return the run's configuration with the images, the device and the data folder of the diagnosis."""
-    return replace(
-        config,
-        device=settings.device,
-        data_dir=settings.data_dir or config.data_dir,
-        trainer=replace(config.trainer, threads=settings.threads, progress=settings.progress),
-        estimator=replace(
-            config.estimator,
-            split=settings.split,
-            images=settings.images,
-            seed=settings.seed,
-            image_seed=None,
-            binarize="fixed",
-        ),
-    )
 
 
 def diagnosed(experiment: Experiment, settings: Diagnosis, epoch: int) -> Diagnostics:

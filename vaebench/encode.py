@@ -5,7 +5,7 @@ Shapes: N images, D latent coordinates, K draws. With two stochastic layers z is
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vaebench import noise, runtime
-from vaebench.config import Config, read
+from vaebench.config import read
 from vaebench.config.encoding import Encoding
+from vaebench.config.run import with_images
 from vaebench.datasets.labels import labels_of
 from vaebench.encoders.base import Encoder
 from vaebench.errors import RunFailed
@@ -60,7 +61,7 @@ def encode(
         RunFailed: a latent is not finite.
     """
     settings, run = settings or Encoding(), RunFolder.open(Path(folder))
-    experiment = build(_configured(read(run.path), settings))
+    experiment = build(with_images(read(run.path), settings))
     made_by = provenance(experiment, run, load_best(experiment, run))
     for line in notices(experiment, run, made_by):
         print(line, file=sys.stderr, flush=True)  # stdout has the paths alone
@@ -162,24 +163,6 @@ def _draws(encoder: Encoder, x: Tensor, sampling: Sampling) -> Iterator[Tensor]:
 def _sampling(settings: Encoding, purpose: str) -> Sampling:
     count = settings.mean_draws if purpose == "mean" else settings.draws
     return Sampling(count, seed=runtime.derived_seed(settings.seed, purpose))
-
-
-def _configured(config: Config, settings: Encoding) -> Config:
-    """Return the run's configuration with the images, the device and the data folder of the command."""
-    return replace(
-        config,
-        device=settings.device,
-        data_dir=settings.data_dir or config.data_dir,
-        trainer=replace(config.trainer, threads=settings.threads, progress=settings.progress),
-        estimator=replace(
-            config.estimator,
-            split=settings.split,
-            images=settings.images,
-            seed=settings.seed,
-            image_seed=None,
-            binarize="fixed",
-        ),
-    )
 
 
 def _origin(experiment: Experiment, settings: Encoding, images: Images, made_by: Provenance) -> dict[str, object]:

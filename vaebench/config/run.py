@@ -1,8 +1,9 @@
 """config.yaml in a run folder: written with all values resolved, read with the safe yaml loader."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -10,7 +11,11 @@ from vaebench.config.check import build
 from vaebench.config.schema import Config
 from vaebench.errors import UserError
 
-__all__ = ["changed", "from_yaml", "read", "to_yaml"]
+if TYPE_CHECKING:
+    from vaebench.config.diagnosis import Diagnosis
+    from vaebench.config.encoding import Encoding
+
+__all__ = ["changed", "from_yaml", "read", "to_yaml", "with_images"]
 
 # The loader in C is faster, which matters when hundreds of runs are read.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -56,6 +61,24 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
             place = place[group]
         place[name] = value
     return build(Config, values)
+
+
+def with_images(config: Config, settings: "Diagnosis | Encoding") -> Config:
+    """Return a run's configuration with the images, the device and the data folder of another command."""
+    return replace(
+        config,
+        device=settings.device,
+        data_dir=settings.data_dir or config.data_dir,
+        trainer=replace(config.trainer, threads=settings.threads, progress=settings.progress),
+        estimator=replace(
+            config.estimator,
+            split=settings.split,
+            images=settings.images,
+            seed=settings.seed,
+            image_seed=None,
+            binarize="fixed",
+        ),
+    )
 
 
 def read(run_folder: Path) -> Config:
