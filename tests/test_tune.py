@@ -247,7 +247,6 @@ def journal_of(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_journal_that_another_process_continued_is_not_mixed(tmp_path: Path):
     """On some network file systems, two machines get the same lock."""
     path = tmp_path / "search.jsonl"
@@ -265,6 +264,7 @@ def test_a_journal_that_another_process_continued_is_not_mixed(tmp_path: Path):
         journal.close()
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_search_in_parts_and_interrupted_is_the_search_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """More trials than optuna's first ten random ones, so that later choices depend on all earlier results."""
     whole = searched(tmp_path / "whole", 14)
