@@ -1,6 +1,6 @@
 """Fixtures for every test."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +36,16 @@ def float64() -> Iterator[None]:
 def default_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the embedded data set is prepared, once for all tests."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def accelerators(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Return a function that makes torch report ``count`` accelerators of a kind."""
+
+    def report(kind: str, count: int) -> None:
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+        monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+
+    return report

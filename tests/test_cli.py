@@ -110,7 +110,7 @@ REFUSED = {
     "~k": "k is missing",
     "seed=-1": "seed must be from 0 to 4294967295, got -1",
     "latent_dim=0": "latent_dim must be >= 1, got 0",
-    "device=gpu": "device must be auto, cpu, cuda or cuda:N, got 'gpu'",
+    "device=gpu": "device must be auto, cpu, cuda, cuda:N, mps, xpu or xpu:N, got 'gpu'",
     "foo=1": "unknown key foo",
     "+foo=1": "unknown key foo",
     "++foo=1": "unknown key foo",

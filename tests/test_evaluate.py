@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -437,16 +438,15 @@ def test_several_processes_that_are_interrupted_and_one_give_the_result_of_one(
     assert (again.mean, again.stderr, again.extra, again.key()) == (one.mean, one.stderr, one.extra, one.key())
 
 
-def test_devices_are_dealt_out(monkeypatch: pytest.MonkeyPatch):
+def test_devices_are_dealt_out(accelerators: Callable[[str, int], None]):
     config = compose(["device=cuda", "trainer.threads=7"])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    accelerators("cuda", 2)
     parts = workers.process_configs(config, 3)
     assert [part.device for part in parts] == ["cuda:0", "cuda:1", "cuda:0"]
     assert [part.estimator.processes for part in parts] == [2, 1, 2]
     assert {part.trainer.threads for part in parts} == {2}
     assert [part.device for part in workers.process_configs(compose(["device=cuda:1"]), 2)] == ["cuda:1"] * 2
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    accelerators("mps", 1)
     assert [part.device for part in workers.process_configs(compose([]), 2)] == ["auto"] * 2
 
 

@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "vaebench"
 
 ROOMS = [
-    {"errors", "arguments", "bounds", "direction", "files", "plugins", "signals", "typed", "__version__"},
-    {"noise", "batch", "runtime", "isolation", "compiler", "config", "datasets"},
+    {"errors", "arguments", "direction", "files", "plugins", "signals", "typed", "__version__"},
+    {"bounds", "noise", "batch", "runtime", "isolation", "compiler", "config", "datasets"},
     {"distributions", "hmc", "records", "gradients"},
     {"nets", "model", "report"},
     {"flows", "likelihoods"},

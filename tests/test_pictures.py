@@ -411,7 +411,7 @@ def test_output_may_be_a_file_in_a_new_folder(trained: Path, tmp_path: Path):
         (["sample", "RUN", "-o", "x.jpg"], "the name must end in .png"),
         (["sample", "RUN", "RUN/..", "-o", "x.png"], "-o names one file, but there are"),
         (["sample", "nowhere"], "there is no folder nowhere"),
-        (["sample", "RUN", "device=tpu"], "device must be auto, cpu, cuda or cuda:N"),
+        (["sample", "RUN", "device=tpu"], "device must be auto, cpu, cuda, cuda:N, mps, xpu or xpu:N"),
     ],
 )
 def test_refused_in_one_line(

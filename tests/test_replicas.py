@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -233,11 +233,13 @@ def test_a_sweep_is_not_for_torchrun(monkeypatch: pytest.MonkeyPatch, capfd: pyt
     [
         ("cuda:1", 0, "names one GPU, but each process needs its own: use device=cuda"),
         ("auto", 2, "--nproc-per-node=2"),
+        ("xpu", 0, "a run in several processes supports device=cuda and device=cpu, got device=xpu"),
     ],
 )
-def test_gpus_that_cannot_be_divided(device: str, number: int, message: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+def test_gpus_that_cannot_be_divided(
+    device: str, number: int, message: str, monkeypatch: pytest.MonkeyPatch, accelerators: Callable[[str, int], None]
+):
+    accelerators("cuda", 2)
     for name, value in {"RANK": number, "WORLD_SIZE": 3, "LOCAL_RANK": number, "MASTER_ADDR": "here"}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(replicas.UserError, match=message), replicas.joined(device):

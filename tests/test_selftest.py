@@ -315,7 +315,7 @@ def test_list(capsys: pytest.CaptureFixture[str]):
         (["--only", "flows,chekpoints"], "did you mean 'checkpoints'"),
         (["--only", "flows,chunks"], "'chunks' is no longer a check: it moved to the package's tests"),
         (["--only"], "--only needs a value"),
-        (["device=tpu"], "device must be auto, cpu, cuda or cuda:N"),
+        (["device=tpu"], "device must be auto, cpu, cuda, cuda:N, mps, xpu or xpu:N"),
         (["threads=0"], "threads must be >= 1"),
         (["seed=x"], "seed must be an integer"),
         (["sed=1"], "unknown key sed (did you mean 'seed'?)"),

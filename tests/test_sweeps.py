@@ -343,12 +343,11 @@ def test_jobs_share_the_cores(
     assert share.threads(jobs) is None
 
 
-def test_gpus_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch):
+def test_gpus_are_dealt_out_in_turn(monkeypatch: pytest.MonkeyPatch, accelerators: Callable[[str, int], None]):
     chosen: list[int] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
+    accelerators("cuda", 3)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: chosen[-1])
     devices = []
     for number in range(5):
         runtime.use_gpu_in_turn(number)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vaebench.arguments import at_least, between
+from vaebench.runtime import in_float64
 
 __all__ = [
     "Bound",
@@ -145,7 +146,7 @@ class LogMeanExp:
     def add(self, log_w: Tensor) -> None:
         """Add ``log_w``, shape (K_chunk, ...)."""
         # In float64, because the sum of thousands of float32 terms would lose the last digits.
-        log_sum = torch.logsumexp(log_w.double(), 0)
+        log_sum = torch.logsumexp(in_float64(log_w), 0)
         self._log_sum = log_sum if self._log_sum is None else torch.logaddexp(self._log_sum, log_sum)
         self.count += log_w.shape[0]
 

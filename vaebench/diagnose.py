@@ -292,7 +292,8 @@ def _aggregate(subject: _Subject) -> Named:
         densities = subject.by_batch("aggregate", lambda part: encoder.encode(x[part]))
         return _from_density(AggregateDensity.of(draws.z, densities), draws)
     critics = subject.by_batch("aggregate", lambda part: gaussian_critic(draws.moments, part))
-    return _from_critic(AggregateDensity.of(draws.z, critics), draws, encoder.direction)
+    # The moments are in float64, and may lie on another device than the draws.
+    return _from_critic(AggregateDensity.of(runtime.in_float64(draws.z), critics), draws, encoder.direction)
 
 
 _INFORMATION, _AGGREGATE = "information I(x; z)", "aggregate KL(q(z) || p(z))"

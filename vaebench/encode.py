@@ -29,6 +29,7 @@ from vaebench.priors import Prior
 from vaebench.records import RunFolder
 from vaebench.records.latents import Latents, write_latents
 from vaebench.records.provenance import Provenance
+from vaebench.runtime import in_float64
 
 __all__ = ["Encoded", "encode", "encoded", "observed", "posterior_means"]
 
@@ -144,12 +145,12 @@ def posterior_means(encoder: Encoder, x: Tensor, sampling: Sampling) -> tuple[Te
     if mean is not None:
         return mean, None
     chunks = _draws(encoder, x, sampling)
-    first = next(chunks).double()
+    first = in_float64(next(chunks))
     origin = first[0]  # so that no large numbers cancel
     offset = first - origin
     total, square = offset.sum(0), offset.square().sum(0)
     for z in chunks:
-        offset = z.double() - origin
+        offset = in_float64(z) - origin
         total, square = total + offset.sum(0), square + offset.square().sum(0)
     mean = total / sampling.k
     variance = (square - sampling.k * mean.square()).clamp(min=0) / (sampling.k - 1)

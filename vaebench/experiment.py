@@ -147,7 +147,7 @@ class Experiment:
 
     def autocast(self, precision: str | None = None) -> AbstractContextManager[Any]:
         """Return the precision of the networks, as a context: the training's precision, unless another is given."""
-        return runtime.autocast(self.device, precision or self.config.trainer.precision)()
+        return runtime.in_precision(self.device, precision or self.config.trainer.precision)
 
 
 def build(config: Config | Sequence[str]) -> Experiment:
@@ -163,6 +163,7 @@ def build(config: Config | Sequence[str]) -> Experiment:
         config = compose(list(config))
     runtime.set_threads(config.trainer.threads)
     device = runtime.resolve_device(config.device)
+    runtime.set_arithmetic(device)
     data = _load_data(config)
     # Seed after the data is loaded: weights depend on the seed alone, not on earlier draws.
     runtime.seed_everything(config.seed)

@@ -14,6 +14,8 @@ import numpy
 import torch
 from torch.distributions import Distribution
 
+from vaebench.runtime import release_memory
+
 __all__ = ["isolated"]
 
 
@@ -23,7 +25,7 @@ def isolated() -> Iterator[None]:
 
     They are: torch's default dtype and device, threads, gradient mode, determinism and precision switches, argument
     checks of distributions, all random states, numpy's error handling, warning filters, matplotlib's settings, the
-    environment and the working folder. Memory on a GPU is freed.
+    environment and the working folder. Memory on an accelerator is freed.
     """
     put_back = [partial(restore, read()) for read, restore in SETTINGS]
     try:
@@ -32,19 +34,38 @@ def isolated() -> Iterator[None]:
     finally:
         for restore in put_back:
             restore()
-        if torch.cuda.is_initialized():
+        if torch.accelerator.is_available():
             gc.collect()
-            torch.cuda.empty_cache()
+            release_memory()
 
 
-def _determinism() -> tuple[bool, bool]:
-    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+def _set_determinism(mode: int) -> None:
+    # torch's other function for it takes seconds, because it imports torch's compiler, of which it sets a switch.
+    if "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+    torch.set_deterministic_debug_mode(mode)
 
 
-def _set_determinism(modes: tuple[bool, bool]) -> None:
-    # torch imports its compiler for this switch, which takes seconds: change it only if it differs.
-    if modes != _determinism():
-        torch.use_deterministic_algorithms(modes[0], warn_only=modes[1])
+def _fields_of_products() -> list[tuple[Any, str]]:
+    """Return the objects and fields that set the precision of float32 products, the older ones first."""
+    newer = [torch.backends.cuda.matmul, _cudnn.conv, _cudnn.rnn] if hasattr(_cudnn, "conv") else []  # torch 2.9
+    return [(_cudnn, "allow_tf32"), *((part, "fp32_precision") for part in newer)]
+
+
+def _products() -> list[Any]:
+    values: list[Any] = [torch.get_float32_matmul_precision()]
+    for part, name in _fields_of_products():
+        try:
+            values.append(getattr(part, name))
+        except RuntimeError:  # allow_tf32, if the newer fields of convolutions and of recurrent networks differ
+            values.append(False)
+    return values
+
+
+def _set_products(values: list[Any]) -> None:
+    torch.set_float32_matmul_precision(values[0])
+    for (part, name), value in zip(_fields_of_products(), values[1:], strict=True):
+        setattr(part, name, value)
 
 
 def _set_device(device: torch.device) -> None:
@@ -87,8 +108,12 @@ SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_num_threads, torch.set_num_threads),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (lambda: Distribution._validate_args, Distribution.set_default_validate_args),
-    (_determinism, _set_determinism),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.get_deterministic_debug_mode, _set_determinism),
+    (_products, _set_products),
+    (
+        lambda: torch.utils.deterministic.fill_uninitialized_memory,
+        partial(setattr, torch.utils.deterministic, "fill_uninitialized_memory"),
+    ),
     (lambda: _cudnn.benchmark, partial(setattr, _cudnn, "benchmark")),
     (lambda: _cudnn.deterministic, partial(setattr, _cudnn, "deterministic")),
     (torch.get_rng_state, torch.set_rng_state),

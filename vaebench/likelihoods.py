@@ -21,6 +21,7 @@ from vaebench.arguments import at_least
 from vaebench.direction import Measure
 from vaebench.distributions import DiagonalNormal, at_least_float32
 from vaebench.nets.dense import Likelihood
+from vaebench.runtime import in_float64
 
 __all__ = [
     "CategoricalLikelihood",
@@ -111,7 +112,7 @@ class _Bytes(constraints.Constraint):
     lower_bound, upper_bound = 0.0, 1.0
 
     def check(self, value: Tensor) -> Tensor:
-        level = _LAST * value.double()
+        level = _LAST * in_float64(value)
         return (value >= 0) & (value <= 1) & ((level - level.round()).abs() < 0.2)
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ from vaebench.arguments import at_least, widths
 from vaebench.distributions import DiagonalNormal, standard_normal
 from vaebench.nets.dense import LOG_SCALE_RANGE, weights_by_name
 from vaebench.nets.networks import Networks
+from vaebench.runtime import in_float64
 
 if TYPE_CHECKING:
     from vaebench.flows.flow import Flow, StepParameters
@@ -149,14 +150,14 @@ class GaussianMixture(Distribution):
         Matrix products give the squared distances. Their terms cancel, so they are computed in float64.
         """
         with torch.autocast(value.device.type, enabled=False):
-            wide = value.double()
-            mean, precision = self.components.mean.double(), self.components.scale.double().square().reciprocal()
+            wide = in_float64(value)
+            mean, precision = in_float64(self.components.mean), in_float64(self.components.scale).square().reciprocal()
             distance = (
                 wide.square() @ precision.T - 2 * (wide @ (mean * precision).T) + (mean.square() * precision).sum(-1)
             )
             log_2pi = value.shape[-1] * math.log(2 * math.pi)
-            log_norm = self.log_weights.double() + 0.5 * precision.log().sum(-1) - 0.5 * log_2pi
-            return torch.logsumexp(log_norm - 0.5 * distance, -1).to(value.dtype)
+            log_norm = in_float64(self.log_weights) + 0.5 * precision.log().sum(-1) - 0.5 * log_2pi
+            return torch.logsumexp(log_norm - 0.5 * distance, -1).to(value)
 
 
 class MixturePrior(Prior):

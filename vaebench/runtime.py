@@ -20,18 +20,25 @@ __all__ = [
     "autocast",
     "derived_seed",
     "describe",
+    "float64_device",
     "forked_randomness",
     "free_memory",
+    "in_float64",
+    "in_precision",
     "notice",
     "out_of_memory",
     "parameters_within_memory",
     "random_state",
+    "release_memory",
+    "require_tf32",
     "resolve_device",
     "seed_device",
     "seed_everything",
+    "set_arithmetic",
     "set_default_threads",
     "set_random_state",
     "set_threads",
+    "tf32",
     "unless_memory_runs_out",
     "use_gpu_in_turn",
 ]
@@ -39,36 +46,46 @@ __all__ = [
 T = TypeVar("T")
 
 
+def accelerator() -> torch.device | None:
+    """Return the kind of accelerator that this machine has, for example ``cuda``; None if it has only CPUs."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
 def resolve_device(wanted: str) -> torch.device:
-    """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """Return the device for ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``, ``xpu`` or ``xpu:N``.
+
+    ``auto`` is a CUDA device if there is one, else the CPU: nothing was tested on ``mps`` and ``xpu``.
 
     Raises:
         UserError: this machine has no such device.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
-    device = torch.device(wanted)
-    if device.type != "cuda":
+    found = accelerator()
+    kind = "cpu" if found is None else found.type
+    device = torch.device(("cuda" if kind == "cuda" else "cpu") if wanted == "auto" else wanted)
+    if device.type == "cpu":
         return device
-    if not count:
-        raise UserError(f"device={wanted}: torch finds no CUDA device on this machine; use device=cpu")
+    if device.type != kind:
+        raise UserError(f"device={wanted}: torch finds no {device.type.upper()} device on this machine; use device=cpu")
+    count = torch.accelerator.device_count()
     if device.index is not None and device.index >= count:
-        raise UserError(f"device={wanted}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        raise UserError(
+            f"device={wanted}: there are {count} {kind.upper()} devices, use {kind}:0 to {kind}:{count - 1}"
+        )
+    return torch.device(kind, torch.accelerator.current_device_index() if device.index is None else device.index)
 
 
 def use_gpu_in_turn(number: int) -> None:
-    """Make ``device=auto`` and ``device=cuda`` use GPU number ``number`` modulo the number of GPUs."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())
+    """Make a device without an index, such as ``cuda``, be GPU number ``number`` modulo the number of GPUs."""
+    if torch.accelerator.is_available():
+        torch.accelerator.set_device_index(number % torch.accelerator.device_count())
 
 
 def describe(device: torch.device) -> str:
     """Return the device in words, for headers and manifests."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return str(device) if name is None else f"{device} ({name(device)})"
 
 
 _DEFAULT_THREADS = torch.get_num_threads()
@@ -95,12 +112,17 @@ def set_default_threads(threads: int) -> None:
 
 def free_memory(device: torch.device) -> int | None:
     """Return the free memory of the device, bytes; None if the system does not report it."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+    if device.type in ("cuda", "xpu"):
+        module = torch.get_device_module(device)
+        if not hasattr(module, "mem_get_info"):  # torch.xpu of early versions
+            return None
+        free, _ = module.mem_get_info(device)
         # Memory that torch has reserved but not allocated is free, too.
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    known = [bytes_ for bytes_ in (_available_memory(), _left_to_the_group()) if bytes_ is not None]
-    return min(known, default=None)
+        return free + module.memory_reserved(device) - module.memory_allocated(device)
+    limits = [_available_memory(), _left_to_the_group()]
+    if device.type == "mps":  # it shares the CPU's memory, of which it may use a part
+        limits.append(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _available_memory() -> int | None:
@@ -183,9 +205,14 @@ def unless_memory_runs_out(compute: Callable[[], T]) -> T | None:
         if not out_of_memory(error):
             raise
     # After the handler, because the error keeps references to all tensors of the computation.
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    release_memory()
     return None
+
+
+def release_memory() -> None:
+    """Give memory back to the accelerator that torch has reserved but not allocated."""
+    if (found := accelerator()) is not None:
+        torch.get_device_module(found).empty_cache()
 
 
 def notice(line: str) -> None:
@@ -212,40 +239,124 @@ def seed_device(device: torch.device, seed: int) -> None:
     ``torch.manual_seed`` seeds the generators of every device, which takes longer than a small training step.
     """
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(seed)
+    if device.type == "mps":
+        torch.mps.manual_seed(seed)
+    elif device.type != "cpu":
+        index = torch.accelerator.current_device_index() if device.index is None else device.index
+        torch.get_device_module(device).default_generators[index].manual_seed(seed)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """Return the states of torch's generators, for ``set_random_state`` on the same device."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    elif device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state(device)
     return state
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Restore what :func:`random_state` returned."""
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type == "mps":
+        torch.mps.set_rng_state(state["mps"])
+    elif device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[device.type], device)
 
 
 @contextlib.contextmanager
 def forked_randomness(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch's generators within the block, and restore their states after it."""
-    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
-        # Not torch.manual_seed: it would seed the generators of devices whose states are not restored.
-        seed_device(device, seed)
+    state = random_state(device)
+    # Not torch.manual_seed: it would seed the generators of devices whose states are not restored.
+    seed_device(device, seed)
+    try:
+        yield
+    finally:
+        set_random_state(state, device)
+
+
+# Precision ------------------------------------------------------------------------------------------------
+
+
+def set_arithmetic(device: torch.device) -> None:
+    """Make products of float32 numbers float32, and operations on ``device`` deterministic, from now on.
+
+    torch's defaults are other ones: convolutions in TF32, and sums in an order that may differ between two runs. An
+    operation without a deterministic form still runs, and torch warns with its name.
+    """
+    _set_tf32(False)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    if device.type == "cpu" or torch.get_deterministic_debug_mode():
+        return
+    # cuBLAS reads it before its first product. This is the size that torch takes on recent GPUs.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_deterministic_debug_mode(
+        "warn"
+    )  # torch.use_deterministic_algorithms takes seconds: it imports a compiler
+    # Otherwise torch would fill each new tensor, a launch each.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def require_tf32(device: torch.device) -> None:
+    """Refuse ``trainer.precision=tf32`` on a device without TF32.
+
+    Raises:
+        UserError: the device is not a GPU by NVIDIA, or is older than Ampere.
+    """
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        raise UserError(
+            f"trainer.precision=tf32 needs an NVIDIA GPU of compute capability 8.0 or higher, got {describe(device)}: "
+            "use trainer.precision=float32"
+        )
+
+
+@contextlib.contextmanager
+def tf32(device: torch.device, allowed: bool) -> Iterator[None]:
+    """Within the block, round the factors of float32 products to TF32 (10 bits) if ``allowed``, else do not.
+
+    Sums stay in float32. Devices other than CUDA's have no TF32, and compute in float32.
+    """
+    before = torch.get_float32_matmul_precision() != "highest"
+    _set_tf32(allowed and device.type == "cuda")
+    try:
+        yield
+    finally:
+        _set_tf32(before)
+
+
+def _set_tf32(allowed: bool) -> None:
+    # The older names of these switches: they work from torch 2.6 on, and set what the newer ones set.
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def in_precision(device: torch.device, precision: str) -> Iterator[None]:
+    """Run networks in ``precision`` within the block: float32, tf32 or bf16."""
+    with tf32(device, precision == "tf32"), autocast(device, precision)():
         yield
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Return a function that makes the context in which networks run in ``precision``.
+    """Return a function that makes the context in which networks run in bf16, if ``precision`` is bf16.
 
-    Log-densities stay in float32 (see :mod:`vaebench.distributions`).
+    Log-densities stay in float32 (see :mod:`vaebench.distributions`). Unlike :func:`in_precision` it may be a part of
+    a compiled function.
     """
     if precision == "bf16":
         return partial(torch.autocast, device.type, torch.bfloat16)
     return contextlib.nullcontext
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Return the device on which to compute in float64: ``device``, or the CPU if it has no float64."""
+    has = device.type != "mps" and (device.type != "xpu" or torch.xpu.get_device_properties(device).has_fp64)
+    return device if has else torch.device("cpu")
+
+
+def in_float64(value: torch.Tensor) -> torch.Tensor:
+    """Return ``value`` in float64, on its device or, if that has no float64, on the CPU."""
+    # In two steps: a device without float64 could not convert before it copies.
+    return value.to(float64_device(value.device)).double()

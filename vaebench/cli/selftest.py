@@ -21,7 +21,7 @@ Takes about ten seconds. Exit code 0: all checks passed; 1: the last line names 
 A row passes if `got` differs from `expected` by at most `tolerance`. A control is a wrong formula: it passes if it
 differs by more, and is then `caught`.
 
-keys: device (auto|cpu|cuda|cuda:N), threads, seed
+keys: device (auto|cpu|cuda|mps|xpu), threads, seed
 
 flags:
   --only CHECK,...     run only these checks

@@ -24,7 +24,7 @@ Train one model and estimate log p(x) of the test images. Run the same command a
 
 groups (* default):
 {groups}
-keys: k, seed, latent_dim, device (auto|cpu|cuda|cuda:N), data_dir, output_dir, name,
+keys: k, seed, latent_dim, device (auto|cpu|cuda|mps|xpu), data_dir, output_dir, name,
       and the keys of the groups, for example optimizer.lr=3e-4 (--cfg job shows all keys)
 
 flags:

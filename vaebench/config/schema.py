@@ -48,7 +48,10 @@ Fraction = Annotated[float, Rule(">= 0 and < 1", lambda value: 0 <= value < 1)]
 Seed = Annotated[int, Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32)]
 Device = Annotated[
     str,
-    Rule("auto, cpu, cuda or cuda:N", lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None),
+    Rule(
+        "auto, cpu, cuda, cuda:N, mps, xpu or xpu:N",
+        lambda value: re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value) is not None,
+    ),
 ]
 Word = Annotated[str, Rule("a non-empty string", lambda value: value != "")]
 Widths = Annotated[
@@ -59,6 +62,7 @@ Widths = Annotated[
 Schedule = Annotated[dict[Natural, Count], Rule("a map, for example {0:1,100:5}, or null", len)]
 InnerSchedule = Annotated[dict[Natural, Natural], Rule("a map, for example {0:0,100:5}, or null", len)]
 Precision = Literal["float32", "bf16"]
+TrainingPrecision = Literal["float32", "tf32", "bf16"]
 Compile = Literal["auto", True, False]
 Activation = Literal["softplus", "tanh", "relu", "elu", "gelu", "silu"]
 
@@ -194,7 +198,7 @@ class TrainerSettings:
     log_every: Count
     image_every: Natural
     checkpoint_every: Count
-    precision: Precision
+    precision: TrainingPrecision
     threads: Count | None
     progress: bool
     evaluate: bool

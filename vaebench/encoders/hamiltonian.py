@@ -185,7 +185,7 @@ class HamiltonianEncoder(Encoder):
             start, momentum = self.back(encoded.x, *ends)
             log_pair = encoded.start.log_prob(start) + rest.log_prob(momentum)
             ratios.add(log_pair.unflatten(0, (count, -1)) - log_r)
-        return ratios.value().to(z.dtype)
+        return ratios.value().to(z)
 
     def back(self, x: Tensor, z: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
         """Return the start from which :meth:`move` leads to (z, rho), both (K, B, D)."""

@@ -254,7 +254,7 @@ class HierarchicalEncoder(Encoder):
         ratios = LogMeanExp()
         for psi in self._inner(ratio.tau, z, samples, chunk or samples, share=False):
             ratios.add(ratio.log_ratio(z, psi))
-        return ratios.value().to(z.dtype)
+        return ratios.value().to(z)
 
     def _tau(self, encoded: Encoded, z: Tensor) -> Distribution:
         return encoded.mixing if self.reverse is None else self.reverse(z, encoded.reverse)
@@ -269,7 +269,7 @@ class HierarchicalEncoder(Encoder):
         ratios.add(log_ratio.unsqueeze(0))
         for psi in self._inner(ratio.tau, z, inner_k, inner_chunk or inner_k, share=self.share_psi):
             ratios.add(ratio.log_ratio(z, psi))
-        return ratios.value().to(z.dtype)
+        return ratios.value().to(z)
 
     def _log_q_for_dreg(self, ratio: _Ratio, joint: Joint, inner_k: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the value of :meth:`_log_q`, with a constant tau in the densities of tau's own samples.

@@ -95,7 +95,7 @@ class LangevinEncoder(Encoder):
             # Inner samples share an axis with the K draws, because some models take no further axis.
             ends = z.expand(count, *z.shape).flatten(0, 1)
             ratios.add(self._back(encoded, ends, count, first).unflatten(0, (count, -1)))
-        return ratios.value().to(z.dtype)
+        return ratios.value().to(z)
 
     def _back(self, encoded: _Encoded, z: Tensor, count: int, first: int) -> Tensor:
         """Draw a path back from each z, (count K, B, D), and return the log ratio of its two densities."""

@@ -11,6 +11,7 @@ from vaebench.arguments import above, at_least, between
 from vaebench.batch import batch_mean
 from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder, LogQBounds, Tau, detached, frozen
 from vaebench.encoders.hierarchical import Encoded, HierarchicalEncoder, Joint
+from vaebench.runtime import tf32
 
 __all__ = ["UnbiasedEncoder"]
 
@@ -115,8 +116,8 @@ class UnbiasedEncoder(Encoder):
         def log_posterior(psi: Tensor) -> Tensor:
             return conditional(psi, conditioned).log_prob(fixed) + mixing.log_prob(psi)
 
-        # The rounding of bf16 energies would decide which proposals are accepted.
-        with torch.autocast(z.device.type, enabled=False):
+        # The rounding of energies would decide which proposals are accepted.
+        with torch.autocast(z.device.type, enabled=False), tf32(z.device, False):
             chains = hmc.run(
                 log_posterior,
                 joint.psi.detach(),

@@ -29,6 +29,7 @@ from vaebench.estimators.sampling import keyed_noise
 from vaebench.estimators.weights import effective_sample_size
 from vaebench.images import checked_images
 from vaebench.model import GenerativeModel
+from vaebench.runtime import in_float64
 
 __all__ = ["AISResult", "AnnealingSettings", "ais", "batch_size", "has_density", "refuse_unmixed"]
 
@@ -84,7 +85,7 @@ class AISResult(NamedTuple):
         # noisy to raise the estimate.
         general = (chains / ess - 1).clamp(min=0) / max(1, chains - 1)
         cumulants = (variance + third.nan_to_num().clamp(max=0)).clamp(min=0).expm1() / chains
-        moves, length = found.acceptance.double(), len(found.acceptance)
+        moves, length = in_float64(found.acceptance), len(found.acceptance)
         stretches = moves.tensor_split(max(1, min(STRETCHES, length * chains // MOVES_TO_JUDGE)))
         return cls(
             # Weights are averaged over chains before the logarithm is taken.
@@ -246,7 +247,7 @@ def tuned_schedule(
 
 def batch_size(device: torch.device, chains: int) -> int:
     """Return the number of images at a time."""
-    return max(1, ROWS["cuda" if device.type == "cuda" else "cpu"] // chains)
+    return max(1, ROWS["cpu" if device.type == "cpu" else "cuda"] // chains)
 
 
 @torch.no_grad()

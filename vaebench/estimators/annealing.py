@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vaebench import hmc
+from vaebench.runtime import float64_device, in_float64
 
 __all__ = [
     "SCHEDULES",
@@ -115,12 +116,12 @@ def anneal(path: GeometricPath, betas: Tensor, position: Tensor, move: Move) -> 
     """
     ends = path.ends(position)
     # The first term of log w is at z_0, before any move.
-    log_weights = (betas[1] - betas[0]) * ends.ratio.double()
+    log_weights = (betas[1] - betas[0]) * in_float64(ends.ratio)
     acceptances = []
     for t in range(1, len(betas) - 1):
-        position, acceptance = move(t, betas[t].to(position.dtype), ends)
+        position, acceptance = move(t, betas[t].to(position), ends)
         ends = path.ends(position)
-        log_weights += (betas[t + 1] - betas[t]) * ends.ratio
+        log_weights += (betas[t + 1] - betas[t]) * in_float64(ends.ratio)
         acceptances.append(acceptance.mean(0))
     none = position.new_zeros(0, position.shape[1])
     return AnnealedChains(log_weights, torch.stack(acceptances) if acceptances else none, position)
@@ -159,9 +160,9 @@ def inverse_temperatures(schedule: str, temperatures: int, pilot: "Pilot") -> Te
     count = pilot.spread.shape[1]
     if schedule != "adaptive":
         shared = linear(temperatures) if schedule == "linear" else sigmoid(temperatures)
-        return shared.to(pilot.spread.device).unsqueeze(1).expand(-1, count)
+        return shared.to(pilot.betas.device).unsqueeze(1).expand(-1, count)
     knots = pilot.betas.unsqueeze(1)
-    spread = pilot.spread.double()
+    spread = in_float64(pilot.spread)
     pieces = 0.5 * (spread[1:] + spread[:-1]) * knots.diff(dim=0)
     length = torch.cat([torch.zeros_like(spread[:1]), pieces.cumsum(0)])
     progress = linear(len(knots) - 2).to(spread.device).unsqueeze(1)
@@ -204,9 +205,9 @@ class Pilot:
         which a chain returns to the same position.
         """
         knots = self.betas.unsqueeze(1).expand_as(self.log_steps).contiguous()
-        tuned = interpolate(betas, knots, self.log_steps.double()).exp()
-        turn = torch.arange(len(betas), device=betas.device, dtype=torch.float64) * GOLDEN
-        return (tuned * (0.8 + 0.4 * turn.frac()).unsqueeze(1)).to(self.scale.dtype)
+        tuned = interpolate(betas, knots, in_float64(self.log_steps)).exp()
+        turn = torch.arange(len(betas), device=betas.device, dtype=betas.dtype) * GOLDEN
+        return (tuned * (0.8 + 0.4 * turn.frac()).unsqueeze(1)).to(self.scale)
 
 
 def tune_steps(path: GeometricPath, draw: Callable[[int], Tensor], leapfrog: int, temperatures: int) -> Pilot:
@@ -220,10 +221,11 @@ def tune_steps(path: GeometricPath, draw: Callable[[int], Tensor], leapfrog: int
     """
     scale = draw(SCALE_DRAWS).std(0)
     ends = path.ends(draw(PILOT_CHAINS))
-    betas = sigmoid(min(MOST_PILOT_TEMPERATURES, LEAST_PILOT_TEMPERATURES + temperatures // 10)).to(scale.device)
+    betas = sigmoid(min(MOST_PILOT_TEMPERATURES, LEAST_PILOT_TEMPERATURES + temperatures // 10))
+    betas = betas.to(float64_device(scale.device))
     log_step = torch.full_like(scale[:, 0], math.log(0.5))
     log_steps, spreads = [], [ends.ratio.std(0)]
-    for t, beta in enumerate(betas[1:-1].to(scale.dtype)):
+    for t, beta in enumerate(betas[1:-1].to(scale)):
         tuned, ratios = [], []
         for _ in range(PILOT_MOVES + (WARM_UP_MOVES if t == 0 else 0)):
             step_size = log_step.exp().unsqueeze(-1) * scale

@@ -23,7 +23,7 @@ from vaebench.estimators.importance import ROWS, draws
 from vaebench.estimators.sampling import Sampling
 from vaebench.model import GenerativeModel
 from vaebench.objective import weigh
-from vaebench.runtime import derived_seed
+from vaebench.runtime import derived_seed, in_float64
 
 __all__ = [
     "ACTIVE_KL",
@@ -78,7 +78,7 @@ class _RunningMoments:
         self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, z: Tensor) -> None:
-        wide = z.double()
+        wide = in_float64(z)
         self.count += len(wide)
         self.total = self.total.to(wide) + wide.sum(0)
         self.squares = self.squares.to(wide) + wide.square().sum(0)
@@ -134,7 +134,8 @@ class DrawSummary(NamedTuple):
 
     def check(self) -> "DrawSummary":
         """Return self. RunFailed if a number of any image is not finite, so that no image is left out of a mean."""
-        rows = [self.z, self.log_prior.unsqueeze(-1), self.log_likelihood.unsqueeze(-1), self.rate.unsqueeze(-1)]
+        sums = [self.log_prior, self.log_likelihood, self.rate]
+        rows = [in_float64(self.z), *(values.unsqueeze(-1) for values in sums)]
         bad = ~torch.cat([*rows, *self.moments.means, *self.moments.variances], -1).isfinite().all(-1)
         if bool(bad.any()):
             raise RunFailed(f"{int(bad.sum())} of {len(bad)} images have draws or densities that are not finite")
@@ -147,15 +148,15 @@ def summarise_draws(model: GenerativeModel, encoder: Encoder, x: Tensor, samplin
 
     ``sampling`` is as for `posterior_moments`, with k >= 4.
     """
-    log_likelihood = rate = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    log_likelihood = rate = in_float64(x.new_zeros(len(x)))
     z = log_prior = torch.empty(0)
 
     def visit(draw: Draw) -> None:
         nonlocal log_likelihood, rate, z, log_prior
         terms = weigh(model, x, draw)
-        log_likelihood = log_likelihood + terms.log_likelihood.double().sum(0) / sampling.k
-        rate = rate + (terms.log_q - terms.log_prior).double().sum(0) / sampling.k
-        z, log_prior = draw.z[-1], terms.log_prior[-1].double()
+        log_likelihood = log_likelihood + in_float64(terms.log_likelihood).sum(0) / sampling.k
+        rate = rate + in_float64(terms.log_q - terms.log_prior).sum(0) / sampling.k
+        z, log_prior = draw.z[-1], in_float64(terms.log_prior[-1])
 
     moments = posterior_moments(encoder, x, sampling, visit)
     return DrawSummary(moments, z, log_prior, log_likelihood, rate)
@@ -215,7 +216,7 @@ class Activity:
 
 def kl_per_coordinate(posterior: DiagonalNormal, prior: DiagonalNormal) -> Tensor:
     """Return the exact KL(q(z_d|x) || p(z_d)), (B, D); its sum over d is KL(q(z|x) || p(z))."""
-    variance, offset = posterior.variance.double(), posterior.mean.double() - prior.mean.double()
+    variance, offset = in_float64(posterior.variance), in_float64(posterior.mean) - in_float64(prior.mean)
     return _gaussian_kl(variance, offset.square(), variance.log(), prior)
 
 
@@ -229,7 +230,7 @@ def moment_kl_per_coordinate(moments: PosteriorMoments, prior: DiagonalNormal) -
     Raises:
         ValueError: fewer than 2 draws in each half.
     """
-    first, second = moments.means - prior.mean.double()
+    first, second = moments.means - in_float64(prior.mean)
     variance, freedom = moments.variances.mean(0), moments.half_draws - 1
     if freedom < 1:
         raise ValueError("a variance needs 2 draws or more in each half")
@@ -239,7 +240,7 @@ def moment_kl_per_coordinate(moments: PosteriorMoments, prior: DiagonalNormal) -
 
 
 def _gaussian_kl(variance: Tensor, squared_offset: Tensor, log_variance: Tensor, prior: DiagonalNormal) -> Tensor:
-    scale = prior.scale.double()
+    scale = in_float64(prior.scale)
     return 0.5 * ((variance + squared_offset) / scale.square() - 1 - log_variance) + scale.log()
 
 
@@ -271,15 +272,17 @@ class AggregateDensity(NamedTuple):
             densities: batches: the indices j of some images, and their density, whose ``log_prob`` maps (K, B, D) to
                 (K, B).
         """
-        own = torch.full((len(z),), -math.inf, dtype=torch.float64, device=z.device)
+        own = in_float64(z.new_full((len(z),), -math.inf))
         others = own.clone()
         for part, density in densities:
             count = part.stop - part.start
             # A flow's inverse takes many times the memory of its rows.
-            rows = max(1, ROWS["cuda" if z.is_cuda else "cpu"] // count)
-            for some in torch.arange(len(z), device=z.device).split(rows):
-                log_q = density.log_prob(z[some].unsqueeze(1).expand(-1, count, -1)).double()
-                is_own = some.unsqueeze(1) == torch.arange(part.start, part.stop, device=z.device)
+            rows = max(1, ROWS["cpu" if z.is_cpu else "cuda"] // count)
+            for first in range(0, len(z), rows):
+                some = slice(first, min(first + rows, len(z)))
+                log_q = in_float64(density.log_prob(z[some].unsqueeze(1).expand(-1, count, -1)))
+                numbers = torch.arange(len(z), device=log_q.device)
+                is_own = numbers[some].unsqueeze(1) == numbers[part]
                 own[some] = torch.logaddexp(own[some], _log_sum(log_q, is_own))
                 others[some] = torch.logaddexp(others[some], _log_sum(log_q, ~is_own))
         return cls(own, others)
@@ -354,7 +357,7 @@ class GradientNoise:
 
     def add(self, gradient: Tensor) -> None:
         """Add one gradient, (P,)."""
-        value = gradient.detach().double()
+        value = in_float64(gradient.detach())
         if self._count == self.n // 2:
             self._direction = self._mean / self._mean.norm()
         if self._count >= self.n // 2:

@@ -30,7 +30,7 @@ from vaebench.gradients import GradientEstimator
 from vaebench.images import checked_images
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective, weigh
-from vaebench.runtime import derived_seed
+from vaebench.runtime import derived_seed, in_float64
 
 __all__ = [
     "Optimisation",
@@ -74,9 +74,9 @@ def elbo(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling
     bound of a hierarchical encoder is tighter.
     """
     x = checked_images(model, encoder, x)
-    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    total = in_float64(x.new_zeros(len(x)))
     for draw in draws(encoder, x, sampling):
-        total += weigh(model, x, draw).log_weights().double().sum(0)
+        total += in_float64(weigh(model, x, draw).log_weights()).sum(0)
     return total / sampling.k
 
 
@@ -195,7 +195,7 @@ def selected_log_likelihood(
     estimate = partial(estimated, model)
     pilot, final = with_own_noise(-(-sampling.k // 10), "pilot"), with_own_noise(sampling.k, "final")
     choice = torch.stack([per_image(partial(elbo, model), each, x, pilot) for each in proposals]).argmax(0)
-    found = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    found = in_float64(x.new_empty(len(x)))
     for index, proposal in enumerate(proposals):
         chosen = (choice == index).nonzero().squeeze(1)
         if len(chosen):

@@ -19,7 +19,7 @@ from vaebench.estimators.weights import WeightSummary
 from vaebench.images import checked_images, refuse_estimate
 from vaebench.model import GenerativeModel
 from vaebench.objective import weigh
-from vaebench.runtime import derived_seed, forked_randomness, free_memory
+from vaebench.runtime import derived_seed, forked_randomness, free_memory, in_float64
 
 __all__ = ["Chunks", "PerImage", "chunks_within", "draws", "log_likelihood", "log_likelihoods", "weighed"]
 
@@ -50,7 +50,7 @@ class Chunks:
         cls, device: torch.device, inner_k: int = 0, batch: int | None = None, samples: int | None = None
     ) -> "Chunks":
         """Choose the numbers that are None, for about ``ROWS`` rows at a time."""
-        rows = ROWS["cuda" if device.type == "cuda" else "cpu"]
+        rows = ROWS["cpu" if device.type == "cpu" else "cuda"]
         batch = batch or min(100, rows)
         inner = max(1, min(inner_k, rows // batch - 1))
         return cls(batch, samples or max(1, rows // (batch * (1 + inner))), inner)
@@ -216,14 +216,14 @@ class PerImage:
 
     @property
     def mean(self) -> float:
-        return self.values.double().mean().item()
+        return in_float64(self.values).mean().item()
 
     @property
     def stderr(self) -> float:
         """Standard error of the mean over images: how much the images vary, not the error of the estimator."""
         if len(self.values) < 2:
             return float("nan")
-        return (self.values.double().std() / len(self.values) ** 0.5).item()
+        return (in_float64(self.values).std() / len(self.values) ** 0.5).item()
 
 
 def log_likelihoods(

@@ -26,6 +26,7 @@ from vaebench.estimators.sampling import Sampling, keyed_noise
 from vaebench.images import checked_images
 from vaebench.model import GenerativeModel
 from vaebench.objective import Evidence, weigh
+from vaebench.runtime import in_float64
 
 __all__ = ["BoundValue", "Bounds", "SandwichResult", "information_about_images", "sandwich"]
 
@@ -115,7 +116,7 @@ class _Mean:
 
     def add(self, values: Tensor) -> None:
         """Add (K_chunk, B)."""
-        values = values.double()
+        values = in_float64(values)
         self.count += len(values)
         self._sum = self._sum.to(values) + values.sum(0)
         self._squares = self._squares.to(values) + values.square().sum(0)
@@ -154,7 +155,7 @@ class _Weights:
         Its mean is an upper bound on log p(x).
         """
         count = self._weights.count
-        total = torch.logaddexp(self._weights.value() + math.log(count), log_w.double())
+        total = torch.logaddexp(self._weights.value() + math.log(count), in_float64(log_w))
         return BoundValue(total - math.log(count + 1), torch.full_like(total, math.nan))
 
 
@@ -287,7 +288,7 @@ def _weighed(
 
 def _about_own_image(model: GenerativeModel, x: Tensor, z: Tensor, evidence: Bounds) -> Bounds:
     """Return bounds on I(x; z) = E log p(x|z) - log p(x) under the model, given a draw (x, z) from it."""
-    log_likelihood = model.likelihood(z.unsqueeze(0)).log_prob(x)[0].double()
+    log_likelihood = in_float64(model.likelihood(z.unsqueeze(0)).log_prob(x)[0])
     known = BoundValue(log_likelihood, torch.zeros_like(log_likelihood))
     return Bounds(difference(known, evidence.upper), difference(known, evidence.lower))
 
@@ -335,10 +336,10 @@ def information_about_images(
         if scores is None:
             return NO_BOUNDS
         if drawn.lower is not None:
-            below.append(_mean_of(drawn.lower[:, j] - _log_mean(scores)))
-        log_prior = model.prior().log_prob(drawn.z[:, j : j + 1]).double()
+            below.append(_mean_of(in_float64(drawn.lower[:, j]) - _log_mean(scores)))
+        log_prior = in_float64(model.prior().log_prob(drawn.z[:, j : j + 1]))
         log_mixture = _log_mean(torch.cat([scores[:, :j], log_prior, scores[:, j + 1 :]], 1))
-        above.append(_mean_of(drawn.upper[:, j] - log_mixture))
+        above.append(_mean_of(in_float64(drawn.upper[:, j]) - log_mixture))
     return Bounds(concatenated(below), concatenated(above))
 
 
@@ -350,8 +351,8 @@ def _scores(encoder: Encoder, context: Any, drawn: LogQBounds, j: int, inner_k: 
     scores = encoder.log_q_at(context, z, samples=inner_k + 1, chunk=rows.inner)
     if scores is None:
         return None
-    scores = scores.double()
-    scores[:, j] = drawn.upper[:, j].double()
+    scores = in_float64(scores)
+    scores[:, j] = in_float64(drawn.upper[:, j])
     return scores
 
 

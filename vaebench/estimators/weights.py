@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vaebench.bounds import LogMeanExp
+from vaebench.runtime import in_float64
 
 __all__ = ["RELIABLE", "WAITING", "WeightSummary", "effective_sample_size", "pareto_k", "reliable_k_hat", "tail_length"]
 
@@ -44,7 +45,7 @@ class WeightSummary:
     def add(self, log_w: Tensor) -> None:
         """Add log weights, (K_chunk, B)."""
         self._mean.add(log_w)
-        self._square.add(2 * log_w.double())
+        self._square.add(2 * in_float64(log_w))
         self._largest.append(log_w)
         # Not after each chunk: the search for the largest takes longer than the sums.
         if sum(map(len, self._largest)) > self._kept + WAITING:
@@ -102,7 +103,7 @@ def pareto_k(largest: Tensor) -> Tensor:
         largest: the M + 1 largest log weights, (M + 1, B), in descending order. The tail begins at the smallest. Fewer
             than 6 give NaN.
     """
-    largest = largest.double()
+    largest = in_float64(largest)
     count = len(largest) - 1
     if count < FEWEST:
         return torch.full_like(largest[0], math.nan)

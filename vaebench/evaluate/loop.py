@@ -58,7 +58,7 @@ class Evaluator:
         job = self.job(task.repeat)
 
         def numbers(part: slice) -> Tensor:
-            with runtime.autocast(self._inputs.device, self._inputs.settings.precision)():
+            with runtime.in_precision(self._inputs.device, self._inputs.settings.precision):
                 return job.numbers(part).cpu()
 
         self._batches = self._batches or ShrinkingBatches(job.batch)

@@ -26,6 +26,7 @@ from vaebench.evaluate.job import EstimatorInputs
 from vaebench.evaluate.loop import Evaluator, Task, TaskResults, TaskRunner
 from vaebench.experiment import build, load_best
 from vaebench.records import RunFolder
+from vaebench.runtime import resolve_device
 
 __all__ = ["process_configs", "worker_pool"]
 
@@ -46,9 +47,9 @@ def process_configs(config: Config, processes: int) -> list[Config]:
 
     ``estimator.processes`` then counts the processes on the same device.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    spread = count > 0 and config.device in ("auto", "cuda")
-    devices = [f"cuda:{i % count}" if spread else config.device for i in range(processes)]
+    kind, count = resolve_device(config.device).type, torch.accelerator.device_count()
+    spread = kind in ("cuda", "xpu") and config.device in ("auto", kind)
+    devices = [f"{kind}:{i % count}" if spread else config.device for i in range(processes)]
     threads = max(1, (config.trainer.threads or torch.get_num_threads()) // processes)
     trainer = replace(config.trainer, threads=threads, progress=False)
     return [

@@ -139,7 +139,7 @@ class _ByRows(nn.Module, ABC):
     def forward(self, value: Tensor) -> Tensor:
         """Map (..., inputs) to (..., outputs), without gradients some rows at a time."""
         flat = value.reshape(-1, value.shape[-1])
-        count = _ROWS["cuda" if value.device.type == "cuda" else "cpu"]
+        count = _ROWS["cpu" if value.device.type == "cpu" else "cuda"]
         if torch.is_grad_enabled() or len(flat) <= count:
             result = self.rows(flat)
         else:

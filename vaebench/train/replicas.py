@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vaebench.batch import sharing
 from vaebench.errors import UserError
-from vaebench.runtime import use_gpu_in_turn
+from vaebench.runtime import resolve_device, use_gpu_in_turn
 
 __all__ = ["Replicas", "joined", "started_by_torchrun"]
 
@@ -139,7 +139,9 @@ def joined(device: str) -> Iterator[Replicas]:
         yield Replicas()
         return
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if device.startswith(("mps", "xpu")):
+        raise UserError(f"a run in several processes supports device=cuda and device=cpu, got device={device}")
+    cuda = resolve_device(device).type == "cuda"
     if cuda:
         _take_gpu(device, int(os.environ.get("LOCAL_RANK", rank)))
     dist.init_process_group("nccl" if cuda else "gloo")
@@ -150,7 +152,7 @@ def joined(device: str) -> Iterator[Replicas]:
 
 
 def _take_gpu(device: str, number: int) -> None:
-    found = torch.cuda.device_count()
+    found = torch.accelerator.device_count()
     if device not in ("auto", "cuda"):
         raise UserError(f"device={device} names one GPU, but each process needs its own: use device=cuda")
     if number >= found:

@@ -118,13 +118,17 @@ def _train(
     """
     with replicas.joined(config.device) as processes:
         experiment = build(config)
+        reduced = config.trainer.precision == "tf32"
+        if reduced:
+            runtime.require_tf32(experiment.device)
         processes.same_start(experiment.modules)
-        if not processes.leads:
-            return _follow(experiment, folder, processes)
-        try:
-            return _lead(experiment, folder, processes, watch, prepare, fresh)
-        finally:
-            processes.release()
+        with runtime.tf32(experiment.device, reduced):  # also in the backward pass, which autocast does not cover
+            if not processes.leads:
+                return _follow(experiment, folder, processes)
+            try:
+                return _lead(experiment, folder, processes, watch, prepare, fresh)
+            finally:
+                processes.release()
 
 
 def _follow(experiment: Experiment, folder: RunFolder, processes: Replicas) -> Path:

@@ -84,8 +84,8 @@ def _annealed(experiment: Experiment, processes: Replicas, modules: Modules) -> 
     numbers = _some("annealed validation", len(data.validation), ANNEALED_IMAGES)
     own = numbers[processes.part(len(numbers))]
     modules.eval()
-    # Without autocast: the rounding of bf16 energies would decide which moves are accepted.
-    with runtime.forked_randomness(device, seed=0):
+    # In float32: the rounding of energies would decide which moves are accepted.
+    with runtime.in_precision(device, "float32"), runtime.forked_randomness(device, seed=0):
         x = data.observe(data.validation[own].to(device))
         found = ais(modules.model, x, seed=0, images=own, strict=False, **vars(ANNEALING))
     values = processes.joined_up(found.log_likelihood, len(numbers))
