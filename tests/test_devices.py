@@ -70,7 +70,7 @@ def arithmetic() -> dict[str, Any]:
         "tf32 convolutions": cudnn.allow_tf32,
         "benchmark": cudnn.benchmark,
         "deterministic": (cudnn.deterministic, torch.are_deterministic_algorithms_enabled()),
-        "filled": torch.utils.deterministic.fill_uninitialized_memory,
+        "filled": getattr(torch.utils.deterministic, "fill_uninitialized_memory"),  # noqa: B009 (unknown to its type),
     }
 
 

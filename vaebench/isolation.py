@@ -48,7 +48,9 @@ def _set_determinism(mode: int) -> None:
 
 def _fields_of_products() -> list[tuple[Any, str]]:
     """Return the objects and fields that set the precision of float32 products, the older ones first."""
-    newer = [torch.backends.cuda.matmul, _cudnn.conv, _cudnn.rnn] if hasattr(_cudnn, "conv") else []  # torch 2.9
+    if not hasattr(_cudnn, "conv"):  # torch before 2.9
+        return [(_cudnn, "allow_tf32")]
+    newer = (torch.backends.cuda.matmul, _cudnn.conv, _cudnn.rnn)
     return [(_cudnn, "allow_tf32"), *((part, "fp32_precision") for part in newer)]
 
 
@@ -100,7 +102,8 @@ def _restore_plotting(settings: dict[str, Any] | None) -> None:
         matplotlib.rcParams.update(matplotlib.rcParamsOrig if settings is None else settings)
 
 
-_cudnn = torch.backends.cudnn
+_cudnn: Any = torch.backends.cudnn
+_deterministic: Any = torch.utils.deterministic
 # The functions that read and restore each setting.
 SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -111,8 +114,8 @@ SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_deterministic_debug_mode, _set_determinism),
     (_products, _set_products),
     (
-        lambda: torch.utils.deterministic.fill_uninitialized_memory,
-        partial(setattr, torch.utils.deterministic, "fill_uninitialized_memory"),
+        lambda: _deterministic.fill_uninitialized_memory,
+        partial(setattr, _deterministic, "fill_uninitialized_memory"),
     ),
     (lambda: _cudnn.benchmark, partial(setattr, _cudnn, "benchmark")),
     (lambda: _cudnn.deterministic, partial(setattr, _cudnn, "deterministic")),

@@ -296,7 +296,7 @@ def set_arithmetic(device: torch.device) -> None:
         "warn"
     )  # torch.use_deterministic_algorithms takes seconds: it imports a compiler
     # Otherwise torch would fill each new tensor, a launch each.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (unknown to its type)
 
 
 def require_tf32(device: torch.device) -> None:

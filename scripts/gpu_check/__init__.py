@@ -1,0 +1,1 @@
+"""Checks vaebench on a GPU; see __main__.py."""
