@@ -13,7 +13,7 @@ from vaebench.config import compose
 from vaebench.errors import UserError
 from vaebench.experiment import Experiment, build
 from vaebench.train.schedules import StepSettings
-from vaebench.train.trainer import _averaged, _MetricMeans
+from vaebench.train.step import AveragedWeights, MetricMeans
 from vaebench.train.updates import updates
 
 ENCODERS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs" / "encoder").glob("*.yaml"))
@@ -55,17 +55,15 @@ class Waits(TorchDispatchMode):
 
 
 def one_step(experiment: Experiment, x: torch.Tensor) -> None:
-    """All updates, with their metrics, and the means between two log lines.
-
-    Not averaged weights (trainer.ema): torch's AveragedModel looks at its count at every step, which is on the host,
-    see below.
-    """
-    config, means = experiment.config, _MetricMeans(x.device)
+    """All updates, with their metrics, the means between two log lines, and the averaged weights."""
+    config, means = experiment.config, MetricMeans(x.device)
+    averaged = AveragedWeights(experiment.modules, 0.9)
     settings = StepSettings(config.k, config.encoder.inner_k, 0.5)
     for update in updates(experiment):
         for _ in range(update.repeats):
             loss = update.step(x, settings, 0.0, with_norm=True)
-            means.add(update.name, loss.value, loss.metrics, 1)
+            means.count(means.add(update.name, loss))
+    averaged.update()
 
 
 def made(encoder: str, objective: str, gradient: str) -> Experiment:
@@ -93,11 +91,9 @@ def test_no_step_waits_for_the_device(encoder: str, objective: str, gradient: st
 
 
 def test_the_count_of_averaged_weights_is_on_the_host():
-    on_meta = torch.nn.Linear(2, 2, device="meta")
-    averaged = _averaged(on_meta, 0.9)
-    assert averaged is not None
-    assert averaged.n_averaged.device.type == "cpu"
-    assert {weight.device.type for weight in averaged.parameters()} == {"meta"}
+    averaged = AveragedWeights(torch.nn.Linear(2, 2, device="meta"), 0.9)
+    assert type(averaged.count) is int
+    assert {tensor.device.type for tensor in averaged.tensors()} == {"meta"}
 
 
 @pytest.mark.parametrize(

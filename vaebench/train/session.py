@@ -25,6 +25,7 @@ from vaebench.train import replicas
 from vaebench.train.batches import Batches
 from vaebench.train.compile import compiled_where_it_pays
 from vaebench.train.display import Display
+from vaebench.train.graph import check_graph, graphs_of
 from vaebench.train.header import header
 from vaebench.train.lengthen import lengthen
 from vaebench.train.replicas import Replicas
@@ -121,6 +122,7 @@ def _train(
         reduced = config.trainer.precision == "tf32"
         if reduced:
             runtime.require_tf32(experiment.device)
+        check_graph(experiment, processes)  # fail now, before the run folder exists
         processes.same_start(experiment.modules)
         with runtime.tf32(experiment.device, reduced):  # also in the backward pass, which autocast does not cover
             if not processes.leads:
@@ -409,4 +411,5 @@ def trainer_for(
         identity(config),
         recorder,
         checkpoints,
+        graphs=graphs_of(experiment, processes, display.note),
     )
