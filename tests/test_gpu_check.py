@@ -6,11 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
 import gpu_check.__main__ as gpu_check
+import pytest
 from gpu_check.parts import PARTS
 
 CHILD = """
@@ -22,7 +19,7 @@ print("the last words", flush=True)
 
 
 def ran(code: str, logs: Path, limit: float = 20) -> gpu_check.Part:
-    return gpu_check.run_part("steps", [sys.executable, "-c", CHILD + code], limit, logs)
+    return gpu_check.run_part("steps", [sys.executable, "-c", CHILD + code], limit, logs, logs)
 
 
 def test_every_part_has_a_limit_and_all_end_within_eight_minutes():

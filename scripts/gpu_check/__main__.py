@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             left = min(LIMITS[name], ends - time.monotonic())
             part = Part(name, "no time left")
             if left > 5:
-                part = run_part(name, [sys.executable, str(Path(__file__).parent), *words], left, logs)
+                part = run_part(name, [sys.executable, str(Path(__file__).parent), *words], left, logs, Path(temporary))
             parts.append(part)
             print(f"{name}: {part.outcome}, {part.seconds:.0f} s", file=sys.stderr, flush=True)
     print(table(machine, parts))
@@ -127,8 +127,11 @@ def described(wanted: str) -> dict[str, Any]:
     }
 
 
-def run_part(name: str, command: list[str], limit: float, logs: Path) -> Part:
-    """Run one part in a process of its own, for at most ``limit`` seconds; rows written before its end count."""
+def run_part(name: str, command: list[str], limit: float, logs: Path, cache: Path) -> Part:
+    """Run one part in a process of its own, for at most ``limit`` seconds; rows written before its end count.
+
+    ``cache``: the folder of the prepared data set, for all parts.
+    """
     rows, log, began = logs / f"{name}.jsonl", logs / f"{name}.log", time.monotonic()
     rows.write_text("")
     with log.open("w") as out, tempfile.TemporaryDirectory(prefix="vaebench-gpu-check-") as work:
@@ -137,7 +140,7 @@ def run_part(name: str, command: list[str], limit: float, logs: Path) -> Part:
             stdout=out,
             stderr=subprocess.STDOUT,
             cwd=work,
-            env=os.environ | {"XDG_CACHE_HOME": str(Path(work) / "cache")},
+            env=os.environ | {"XDG_CACHE_HOME": str(cache / "cache"), "VAEBENCH_DATA_DIR": str(cache / "data")},
             start_new_session=True,
         )
         try:
