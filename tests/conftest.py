@@ -10,7 +10,7 @@ import torch
 # The tests' tensors are small, and test processes share the cores.
 torch.set_num_threads(1)
 
-# nohup ignores SIGHUP, and a shell's background jobs ignore SIGINT; tests send both to themselves and to their children.
+# nohup ignores SIGHUP, and background jobs of a shell ignore SIGINT. Tests send both, to children too.
 for _name, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
     _number = getattr(signal, _name, None)  # Windows has no SIGHUP
     if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:

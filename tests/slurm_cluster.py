@@ -167,7 +167,7 @@ class Cluster:
             "MaxArraySize": "20",
             "MinJobAge": "300",
             "ReturnToService": "2",
-            "SlurmdTimeout": "6",
+            "SlurmdTimeout": "120",  # on a busy machine, a slurmd that lives may be silent for some seconds
             "KillWait": "10",
             "MessageTimeout": "3",
             "InactiveLimit": "0",
