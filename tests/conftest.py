@@ -17,30 +17,11 @@ for _name, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signa
         signal.signal(_number, _handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests that share a fixture of their module in one test process, and start the slow tests first.
-
-    Otherwise each process makes the fixture, and a slow test that begins late leaves the other processes idle.
-    """
-    if not hasattr(config, "workerinput"):  # no process of pytest-xdist
-        return
-    slow = set[str]()
-    groups = dict[pytest.Item, str]()
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None and _shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-        mark = item.get_closest_marker("xdist_group")
-        groups[item] = mark.args[0] if mark else item.nodeid
-        if item.get_closest_marker("slow"):
-            slow.add(groups[item])
-    items.sort(key=lambda item: groups[item] not in slow)
-
-
-def _shares_a_fixture(item: pytest.Item) -> bool:
-    if not isinstance(item, pytest.Function):
-        return False
-    return any(found[-1].scope == "module" for found in item._fixtureinfo.name2fixturedefs.values())
+    """Start the files with slow tests first, where several test processes share the files."""
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -47,8 +47,7 @@ COMMAND = (
 PATIENCE = 120
 STARTED: list["subprocess.Popen[str]"] = []
 """The commands of the current test."""
-# One cluster and its tests in one process of xdist.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
