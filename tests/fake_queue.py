@@ -38,7 +38,7 @@ def state_of(job: str) -> dict[str, Any]:
     return _read(FOLDER / f"{job}.json")
 
 
-def wait_for(condition: Any, seconds: float = 20.0) -> Any:
+def wait_for(condition: Any, seconds: float = 60.0) -> Any:
     """Wait until ``condition()`` is true and return its value."""
     end = time.monotonic() + seconds
     while not (value := condition()):

@@ -69,9 +69,16 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """Let a node die with all of its processes."""
         self._processes.pop(node).kill()
-        for pid in _pids_with(f"SLURMD_NODENAME={node}"):
+        for pid in self.processes(node):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def processes(self, node: str | None = None) -> list[int]:
+        """Return the processes of this cluster's daemons, or those of the steps and jobs of one node.
+
+        Another cluster on this machine may have nodes of the same names.
+        """
+        return _pids_with(f"SLURM_CONF={self.folder / 'slurm.conf'}", *([f"SLURMD_NODENAME={node}"] if node else []))
 
     def start_node(self, node: str) -> None:
         """Start a node, and wait until it takes jobs."""
@@ -160,7 +167,7 @@ class Cluster:
             "MaxArraySize": "20",
             "MinJobAge": "300",
             "ReturnToService": "2",
-            "SlurmdTimeout": "6",
+            "SlurmdTimeout": "120",  # on a busy machine, a slurmd that lives may be silent for some seconds
             "KillWait": "10",
             "MessageTimeout": "3",
             "InactiveLimit": "0",
@@ -226,7 +233,7 @@ class Cluster:
 
     def _end(self) -> None:
         # The steps of jobs are children of no daemon.
-        own = _pids_with(f"SLURM_CONF={self.folder / 'slurm.conf'}")
+        own = self.processes()
         for name in reversed(list(self._processes)):
             self._stop(name)
         for pid in own:
@@ -259,11 +266,11 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _pids_with(variable: str) -> list[int]:
-    """Return the processes of this machine with ``variable`` in their environment, except this one."""
-    found = []
+def _pids_with(*variables: str) -> list[int]:
+    """Return the processes of this machine with all ``variables`` in their environment, except this one."""
+    wanted, found = {variable.encode() for variable in variables}, []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if variable.encode() in path.read_bytes().split(b"\0") and int(path.parent.name) != os.getpid():
+            if wanted.issubset(path.read_bytes().split(b"\0")) and int(path.parent.name) != os.getpid():
                 found.append(int(path.parent.name))
     return found

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from vaebench.objective import Objective, evidence, weigh
 from vaebench.priors import StandardNormalPrior
 from vaebench.records import RunFolder, read_metrics, read_results
 from vaebench.records.checkpoint import Checkpoints
+from vaebench.train import validation
 from vaebench.train.header import header
 from vaebench.train.losses import AuxiliaryUpdateLoss, BoundLoss
 from vaebench.train.replicas import Replicas
@@ -590,7 +592,10 @@ FAMILY = pytest.mark.parametrize("family", OF_FAMILY)
 
 
 @pytest.fixture
-def configure(tmp_path: Path, default_data_dir: Path) -> Callable[..., Config]:
+def configure(tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """Make configurations of small runs, whose validation is as short."""
+    monkeypatch.setattr(validation, "ANNEALING", replace(validation.ANNEALING, temperatures=4))
+
     def make(family: str, *overrides: str, folder: str = "runs") -> Config:
         own = [f"encoder={family}", *SMALL, *OF_FAMILY[family], *overrides]
         return compose([*own, f"output_dir={tmp_path / folder}", f"data_dir={default_data_dir}"])
@@ -623,7 +628,7 @@ def test_what_a_run_says(family: str, configure: Callable[..., Config], capsys: 
     shown = capsys.readouterr().out
     assert "log q(z|x) by a learned estimate" in shown
     assert "likelihoods by draws from the widened moments of q, log q(z|x) exact" in shown
-    assert "100 images, lower bound by AIS, initial=prior, temperatures=60, chains=2" in shown
+    assert "100 images, lower bound by AIS, initial=prior, temperatures=4, chains=2" in shown
     assert "test log p(x) >= -" in shown
     assert "proposal=widened moments" in shown
     lines = read_metrics(RunFolder(folder))

@@ -74,8 +74,6 @@ def started(runs: Path, **environment: str) -> Iterator[tuple["subprocess.Popen[
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment,
-        # A shell that puts the tests in the background makes them, and what they start, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert board.stdout
     with board:

@@ -1,5 +1,6 @@
 """Every yaml under configs/ trains a step, is evaluated, and belongs to something that is registered."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from vaebench.datasets.catalog import NAMES
 from vaebench.nets.networks import TRUNKS
 from vaebench.records import RunFolder, read_results
 from vaebench.registry import ENCODERS, PRIORS
+from vaebench.train import validation
 from vaebench.train.session import train
 
 # hydra's own groups belong to sweeps, and are tested there.
@@ -70,7 +72,8 @@ def test_nothing_is_missed():
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_it_trains_a_step(choice: Path, tmp_path: Path, default_data_dir: Path):
+def test_it_trains_a_step(choice: Path, tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(validation, "ANNEALING", replace(validation.ANNEALING, temperatures=4))
     words = [*one_step(choice), f"output_dir={tmp_path}", f"data_dir={default_data_dir}"]
     folder = train(compose(words))
     records = read_results(RunFolder(folder))

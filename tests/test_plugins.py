@@ -188,19 +188,21 @@ def test_every_kind_of_an_installed_package_works(installed: Path, where: list[s
     assert type(experiment.encoder).__module__ == "stranger.parts"
 
 
-def test_processes_of_an_evaluation_find_the_file(lab: Path, where: list[str], tmp_path: Path, shell: Shell):
-    shell("train", "--plugin", "my lab/lab.py", "encoder=lab_encoder", *where)
+def test_processes_of_an_evaluation_find_the_file(
+    lab: Path, where: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "--plugin", "my lab/lab.py", "encoder=lab_encoder", "trainer.evaluate=false", *where]
+    assert main(train) == 0
     (run,) = RunFolder.find([tmp_path / "outputs"])
     words = ["estimator.images=40", "estimator.batch=10", "estimator.k=4", "processes=2", "progress=false"]
-    shell("evaluate", str(run.path), *words, "--plugin", str(lab))
+    assert main(["evaluate", str(run.path), *words, "--plugin", str(lab)]) == 0
     # The recorded command, typed by hand in another folder, finds the run.
     command = read_manifest(run)["command"]
     assert command[2] == f"--plugin={lab}"
-    again = subprocess.run(
-        shlex.join([sys.executable, "-m", *command]), shell=True, cwd=lab.parent, capture_output=True, text=True
-    )
-    assert again.returncode == 0, again.stderr
-    assert "this run is finished" in again.stdout
+    monkeypatch.chdir(lab.parent)
+    assert main(shlex.split(shlex.join(command[1:]))) == 0
+    assert "this run is finished" in capfd.readouterr().out
 
 
 def test_a_run_says_which_file_it_needs(

@@ -56,7 +56,6 @@ def start(*words: str, queue: str = LASTING) -> int:
     pid = os.fork()
     if pid == 0:
         os.setsid()
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, ignores it
         output = os.open("screen", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(output, stream)
@@ -191,23 +190,24 @@ def ended_jobs() -> list[dict[str, Any]]:
 
 
 def put_back() -> None:
-    """Save and end, as after a signal; the queue starts this job again a second later."""
+    """Save and end, as after a signal; the queue starts this job again when ``held-job_0`` is gone."""
     looked()
     flag("again-job_0")
     flag("held-job_0")
     raise SystemExit(143)
 
 
-def requeue(core: FakeCore) -> int:
+def requeue(core: FakeCore, wait: Callable[[], Any]) -> int:
+    """Run a sweep whose job is put back, and is held until ``wait`` returns."""
     core.acts[0] = once(put_back)
     mark = Path("queue/held-job_0")
-    threading.Thread(target=lambda: (wait_for(mark.exists), time.sleep(1), free(mark.name))).start()
+    threading.Thread(target=lambda: (wait_for(mark.exists), wait(), free(mark.name))).start()
     return run("seed=0")
 
 
 def test_a_job_that_the_queue_puts_back_is_not_submitted_again(core: FakeCore, capfd: pytest.CaptureFixture[str]):
     """Its record says "interrupted", and its process is gone."""
-    assert requeue(core) == 0
+    assert requeue(core, looked) == 0
     assert statuses() == ["finished"]
     assert len(jobs()) == 1
     assert "job 1 of 1: requeued: PENDING (Priority)" in capfd.readouterr().out
@@ -220,21 +220,35 @@ def test_control_the_record_alone_does_not_tell(core: FakeCore, monkeypatch: pyt
         return QueueState("?", ended=fake_queue.state_of(each)["word"] != "RUNNING")
 
     monkeypatch.setattr(fake_queue.FakeQueue, "_state", state)
-    requeue(core)
-    assert len(jobs()) == 2
+    requeue(core, lambda: wait_for(lambda: len(jobs()) == 2))
 
 
-def ended_too_early(core: FakeCore) -> int:
-    """The queue forgets job 0 and says that the node of job 1 has failed, while both work."""
+def ended_too_early(core: FakeCore, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The queue forgets job 0 and says that the node of job 1 has failed; both work until the sweep has decided."""
+    shown = Follower._print
+
+    def noted(self: Follower, text: str) -> None:
+        shown(self, text)
+        for seed in (0, 1):
+            if f"(seed={seed}): " in text and "its process still works" in text:
+                Path(f"kept-{seed}").touch()
+
+    monkeypatch.setattr(Follower, "_print", noted)
+
+    def decided(seed: int) -> Any:
+        return wait_for(lambda: Path(f"kept-{seed}").exists() or len(jobs()) > 2)
+
     core.acts |= {
-        0: lambda: (flag("lost-job_0"), time.sleep(4)),
-        1: lambda: (flag("says-job_1", "NODE_FAIL"), time.sleep(4)),
+        0: lambda: (flag("lost-job_0"), decided(0)),
+        1: lambda: (flag("says-job_1", "NODE_FAIL"), decided(1)),
     }
     return run("seed=0,1")
 
 
-def test_a_job_that_works_is_not_given_up(core: FakeCore, capfd: pytest.CaptureFixture[str]):
-    assert ended_too_early(core) == 0
+def test_a_job_that_works_is_not_given_up(
+    core: FakeCore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    assert ended_too_early(core, monkeypatch) == 0
     assert statuses() == ["finished", "finished"]
     assert len(jobs()) == 2
     out = capfd.readouterr().out
@@ -244,7 +258,7 @@ def test_a_job_that_works_is_not_given_up(core: FakeCore, capfd: pytest.CaptureF
 
 def test_control_the_queue_alone_does_not_tell(core: FakeCore, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(follow, "skip_reason", lambda run, config: None)
-    ended_too_early(core)
+    ended_too_early(core, monkeypatch)
     assert len(jobs()) > 2
 
 
@@ -265,7 +279,7 @@ def test_a_record_may_appear_after_the_end(core: FakeCore, monkeypatch: pytest.M
 
 
 def test_a_queue_that_does_not_answer_settles_nothing(core: FakeCore, capfd: pytest.CaptureFixture[str]):
-    core.acts[0] = lambda: (flag("silent"), time.sleep(1.5), free("silent"), kill())
+    core.acts[0] = lambda: (flag("silent"), looked(), free("silent"), kill())
     assert run("seed=0,1") == 1
     assert statuses() == ["failed", "finished"]
     out = capfd.readouterr().out
@@ -274,7 +288,6 @@ def test_a_queue_that_does_not_answer_settles_nothing(core: FakeCore, capfd: pyt
         2,
     )
     assert "the queue answers again" in out
-    # Questions come at growing intervals: 0.1 + 0.2 + 0.4 + 0.8 seconds.
     assert len(jobs()) == 3
 
 

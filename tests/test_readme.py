@@ -1,13 +1,12 @@
 """The examples of README.md run, with small settings and without a network."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from vaebench.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -58,10 +57,10 @@ def small(words: list[str]) -> list[str]:
     return [REPLACED.get(word, word) for word in words] + ADDED.get(words[0], [])
 
 
-def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "vaebench", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 def test_the_page_has_examples():
@@ -71,22 +70,20 @@ def test_the_page_has_examples():
 
 
 @pytest.mark.slow
-def test_the_examples_run(tmp_path: Path):
+def test_the_examples_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     """In the order of the page: the first examples make the runs that the others read."""
     for words in examples(README):
         if words[0] not in NOT_RUN:
-            done = run(small(words), tmp_path)
-            assert done.returncode == 0, f"vaebench {' '.join(words)}\n{done.stderr}"
-            assert "Traceback" not in done.stderr
+            assert main(small(words)) == 0, f"vaebench {' '.join(words)}\n{capfd.readouterr().err}"
+            assert "Traceback" not in capfd.readouterr().err
     (code,) = [block for block in blocks(README) if "vaebench.load" in block]
     trained = next(tmp_path.glob("outputs/mnist5k/hvm-iwae-k16/0-*"))
     code = re.sub(r"outputs/mnist5k/hvm-iwae-k16/0-\w+", str(trained), code).replace("k=5000", "k=5")
     code += "\nassert values.shape == (100,)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{code}\n{done.stderr}"
+    exec(compile(code, "README.md", "exec"), {})
 
 
 @pytest.mark.parametrize("line", ["vaebench train encodr=hvm", "vaebench reprot", "vaebench list --no-such-flag"])
-def test_control_a_wrong_example_is_found(line: str, tmp_path: Path):
+def test_control_a_wrong_example_is_found(line: str):
     (words,) = examples(f"Text:\n\n    {line}   # a comment\n")
-    assert run(words if words[0] != "train" else small(words), tmp_path).returncode == 2
+    assert main(words if words[0] != "train" else small(words)) == 2

@@ -26,9 +26,10 @@ def run_script(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def short_form(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The counts of the short form."""
+    """The counts of the short form; tests/test_command_lines.py has its command lines."""
     path = tmp_path_factory.mktemp("counts") / "counts.json"
-    ended = run_script(str(SCRIPTS / "reliability"), "--quick", "-o", str(path))
+    parts = ["train", "evaluate", "sweep", "tune", "damage"]
+    ended = run_script(str(SCRIPTS / "reliability"), *parts, "--quick", "-o", str(path))
     assert path.exists(), ended.stderr
     return json.loads(path.read_text())
 

@@ -6,6 +6,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,15 +41,19 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Python:
     offline = ["--no-deps", "--no-build-isolation", "--no-index"]
     run(*pip, "wheel", *offline, "--wheel-dir", str(folder), str(PACKAGE), path=None)
     (wheel,) = folder.glob("*.whl")
-    run(*pip, "install", "--no-deps", "--no-index", "--target", str(folder / "site"), str(wheel), path=None)
+    with zipfile.ZipFile(wheel) as files:  # faster than pip, with which scripts/test installs the package
+        files.extractall(folder / "site")
     return run
 
 
 def test_it_trains_and_evaluates(python: Python, tmp_path: Path, default_data_dir: Path):
     where = [f"output_dir={tmp_path}", f"data_dir={default_data_dir}"]
-    python("-m", "vaebench", "train", "-m", "encoder=uha,aisivi", "prior=student", *TINY, *where)
-    python("-m", "vaebench", "train", "objective=jvi", "k=3", *TINY, *where)
-    python("-m", "vaebench", "evaluate", str(tmp_path), "estimator=jvi", *TINY[-2:], "progress=false")
+    commands = [
+        ["train", "-m", "encoder=uha,aisivi", "prior=student", *TINY, *where],
+        ["train", "objective=jvi", "k=3", *TINY, *where],
+        ["evaluate", str(tmp_path), "estimator=jvi", *TINY[-2:], "progress=false"],
+    ]
+    python("-c", f"from vaebench.cli import main; assert [main(words) for words in {commands}] == [0, 0, 0]")
     runs = {run.path.parent.name: read_results(run) for run in RunFolder.find([tmp_path])}
     found = {folder: {(r.estimator, r.direction, r.log_q) for r in records} for folder, records in runs.items()}
     assert found == {

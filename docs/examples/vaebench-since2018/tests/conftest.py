@@ -3,6 +3,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# The tensors are small: with more threads, the tests take several times as long.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _float64() -> Iterator[None]:
