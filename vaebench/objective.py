@@ -119,11 +119,11 @@ class Objective:
         drawn = weigh(model, x, draw)
         weight, target = beta * self.kl_weight, self.maximised
         log_w = drawn.log_weights(weight)
+        value = target(log_w)
         if self.gradient is GradientEstimator.DREG:
             rescale_paths(drawn.paths, log_w, target, weight)
         if drawn.inner_paths:
             rescale_inner_paths(drawn.inner_paths, log_w, target, weight)
-        value = target(log_w)
         if self.free_bits:
             # If the KL is below the free nats, this removes the KL term from the value; else it adds 0.
             kl = batch_mean(drawn.log_q - drawn.log_prior)
