@@ -169,11 +169,18 @@ class FurtherNoise(StepGraph):
         torch.rand(())
 
 
+class NotFinite(StepGraph):
+    def _work(self, at: Moment) -> None:
+        super()._work(at)
+        self.step.tensors()["exp_avg of main"][0].fill_(float("nan"))
+
+
 WRONG = [
     (OldImages, []),
     (RateOfTheRecording, ["optimizer.schedule=cosine"]),
     (WeightOfTheRecording, ["trainer.kl_warmup=2"]),
     (FurtherNoise, []),
+    (NotFinite, []),
 ]
 
 

@@ -12,6 +12,7 @@ batch gives a graph the noise of that batch. A graph of several steps would draw
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -294,7 +295,7 @@ class StepGraph:
         runtime.set_random_state(noise_after, device)
         recorded.names = names
         self.step.count(names)
-        return error if all(torch.equal(drawn[key], noise_after[key]) for key in drawn) else float("inf")
+        return error if all(torch.equal(drawn[key], noise_after[key]) for key in drawn) else math.inf
 
     def _give_up(self, reason: str) -> None:
         if self._required:
@@ -323,9 +324,13 @@ def _restore(tensors: _State, values: _State) -> None:
 
 @torch.no_grad()
 def _relative_error(before: list[Tensor], wanted: list[Tensor], got: list[Tensor]) -> float:
-    """Return the norm of ``got - wanted`` relative to that of ``wanted - before``; 0 only if all bits are equal."""
-    if all(map(torch.equal, wanted, got)):
+    """Return the norm of ``got - wanted`` relative to that of ``wanted - before``.
+
+    It is 0 only if all numbers are equal, and infinite if one is not finite.
+    """
+    if all(map(torch.equal, wanted, got)):  # also if there are none
         return 0.0
     error = torch.stack([(b.double() - a.double()).norm() for a, b in zip(wanted, got, strict=True)]).norm()
     change = torch.stack([(b.double() - a.double()).norm() for a, b in zip(before, wanted, strict=True)]).norm()
-    return (error / change.clamp(min=1e-30)).item()
+    relative = (error / change.clamp(min=1e-30)).item()
+    return relative if math.isfinite(relative) else math.inf

@@ -161,16 +161,14 @@ class Step:
 
     def tensors(self) -> dict[str, list[Tensor]]:
         """Return the tensors that a step changes, by kind."""
-        moments = [
-            value
-            for update in self.updates
-            for state in update.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
-        return {
+        found = {
             "weights": [*self.modules.parameters(), *self.modules.buffers()],
-            "moments of the optimiser": moments,
             "averaged weights": [] if self.averaged is None else self.averaged.tensors(),
             "metrics": self.means.tensors(),
         }
+        for update in self.updates:
+            for state in update.optimizer.state.values():
+                for name, value in state.items():
+                    if isinstance(value, Tensor):
+                        found.setdefault(f"{name} of {update.name}", []).append(value)
+        return found
