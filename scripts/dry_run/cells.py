@@ -16,7 +16,6 @@ from vaebench.train.trainer import Callbacks
 __all__ = ["Step", "choices", "every_cell", "step_of", "tiny"]
 
 GRADIENTS = ("reparam", "stl", "dreg")
-BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Step:
 
 def tiny(words: Sequence[str]) -> Experiment:
     """Return a run with tiny networks on the other device; UserError for an invalid combination."""
-    small = ["latent_dim=4", "encoder.hidden=[8,7]", "decoder.hidden=[8,7]", f"trainer.batch_size={BATCH}"]
+    small = ["latent_dim=4", "encoder.hidden=[8,7]", "decoder.hidden=[8,7]", "trainer.batch_size=4"]
     fixed = ["device=cuda", "trainer.compile=false", "trainer.progress=false", "trainer.epochs=1", "trainer.threads=1"]
     return build(compose([*small, *fixed, *words]))
 
@@ -48,7 +47,8 @@ def step_of(experiment: Experiment, seen: Seen) -> Step:
 
 
 def _training(experiment: Experiment, steps: int, seen: Seen) -> tuple[int, Seen]:
-    data = replace(experiment.data, train=experiment.data.train[: steps * BATCH])
+    images = steps * experiment.config.trainer.batch_size
+    data = replace(experiment.data, train=experiment.data.train[:images])
     trainer = trainer_for(replace(experiment, data=data), Callbacks(lambda modules: 0.0), Interruption())
     seen.clear()
     return count(trainer.run).kernels, seen.copy()
