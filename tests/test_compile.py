@@ -138,6 +138,30 @@ def test_a_gradient_is_compared_with_the_plain_one(tolerance: float, used: bool,
     assert ("compiled the main loss" in said[0]) is used
 
 
+class WrongReplay(Compiler):
+    """Returns losses that are right until they replay a CUDA graph, of which torch made one only."""
+
+    def compiled(self, function: Callable[[Tensor], Loss]) -> Callable[[Tensor], Loss]:
+        calls, factor = iter([1.0, 1.0]), 1.001 if self.cache.name == "wrong" else 1.0
+        torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] += 1
+
+        def late(x: Tensor) -> Loss:
+            value, metrics = function(x)
+            return Loss(value * next(calls, factor), metrics)
+
+        return late
+
+
+@pytest.mark.parametrize(("replay", "says"), [("wrong", "the compiled result is off by"), ("right", "it agrees to")])
+def test_the_replay_of_a_graph_is_compared_and_a_skipped_graph_told(replay: str, says: str, tmp_path: Path):
+    said: list[str] = []
+    how = WrongReplay("trainer.compile", 1e-4, tmp_path / replay, graphs=True, tell=said.append)
+    loss = CompiledLoss("main", lambda x, settings: Loss((x * WEIGHT).mean(), {}), [WEIGHT], 2, Always(), how)
+    loss(torch.ones(2, 3), StepSettings(1, 0, 1.0))
+    assert says in said[0]
+    assert ("but torch made no CUDA graph of 1 part of it" in said[0]) is (replay == "right")
+
+
 def not_a_graph(x: Tensor, settings: StepSettings) -> Loss:
     if x.sum() > 0:  # depends on the data
         return Loss((x * WEIGHT).mean(), {})

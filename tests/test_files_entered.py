@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "files_entered"
-CEILINGS = {"step": 12, "sample": 65}
-"""Aims of the design: 12 for a step of a plain VAE, 60 for ``vaebench sample``."""
+CEILINGS = {"step": 13, "sample": 65}
+"""Aims of the design: 13 for a step of a plain VAE, 60 for ``vaebench sample``."""
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _NUMBERS = count()
 
+CALLS = 3
+"""Calls before a compiled function is compared: torch compiles in the first, records a CUDA graph in the second and
+replays it from the third on."""
+
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 # Read at import, because torch itself sets the variable to a temporary folder when an optimiser is made.
 _CACHE_GIVEN = _CACHE in os.environ
@@ -78,7 +82,8 @@ class Compiler:
     def trusted(self, name: str, function: F, numbers: Callable[[F], Sequence[Tensor]]) -> F:
         """Return the compiled ``function``, or ``function`` itself if it cannot be compiled or its numbers differ.
 
-        The check is needed: torch's compiler silently loses a part of the gradient of some second derivatives.
+        The check is needed: torch's compiler silently loses a part of the gradient of some second derivatives. It
+        compares the numbers of the third call, the first that replays a CUDA graph.
 
         Args:
             name: of the function, for messages.
@@ -92,13 +97,19 @@ class Compiler:
         started = time.monotonic()
         try:
             with _compiling(self.cache):
+                skipped = _skipped_graphs()
                 graph = self.compiled(function)
+                for _ in range(CALLS - 1):
+                    numbers(graph)
                 error = difference(plain, numbers(graph))
         except Exception as failure:  # of any type; the uncompiled function has just run
             return self._left_plain(name, function, f"torch.compile: {_first_line(failure)}", failure)
         if not error <= self.tolerance:
             return self._left_plain(name, function, f"the compiled result is off by {error:.1e}", None)
-        self.tell(f"compiled {name} in {time.monotonic() - started:.1f} s; it agrees to {error:.0e}")
+        line, skipped = f"it agrees to {error:.0e}", _skipped_graphs() - skipped
+        if self.graphs and skipped:
+            line += f", but torch made no CUDA graph of {skipped} part{'s' if skipped > 1 else ''} of it"
+        self.tell(f"compiled {name} in {time.monotonic() - started:.1f} s; {line}")
         return graph
 
     def _left_plain(self, name: str, function: F, reason: str, cause: Exception | None) -> F:
@@ -109,6 +120,11 @@ class Compiler:
             ) from cause
         self.tell(f"{name} runs uncompiled: {reason}")
         return function
+
+
+def _skipped_graphs() -> int:
+    """Return how often torch's compiler, in this process, made no CUDA graph where it was asked to."""
+    return torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]  # pyright: ignore[reportPrivateUsage]
 
 
 def difference(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:

@@ -31,7 +31,7 @@ class GradientEstimator(Enum):
         """Whether the encoder must hold its parameters constant inside log_q."""
 
 
-def rescale_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, beta: float) -> None:
+def rescale_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, beta: float | Tensor) -> None:
     """Turn the path derivatives of ``bound`` into the doubly reparameterised gradient.
 
     With c_k = dB/dlog w_k, the missing score term is E[-beta sum_k c_k dlog q(z_k)/dphi], which equals
@@ -63,7 +63,7 @@ def is_curved(bound: Bound, k: int) -> bool:
     return not torch.allclose(bound(log_w), log_w.mean(0), atol=1e-5)
 
 
-def rescale_inner_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, beta: float) -> None:
+def rescale_inner_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, beta: float | Tensor) -> None:
     """Finish the doubly reparameterised gradient of the reverse model tau inside log_q.
 
     With b_kl the share of inner sample l in log_q of draw k, the score term of tau in the gradient of the bound is

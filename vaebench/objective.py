@@ -26,7 +26,7 @@ class Evidence(NamedTuple):
     """See :class:`vaebench.encoders.base.Draw`."""
     inner_paths: tuple[Tensor, ...] = ()
 
-    def log_weights(self, beta: float = 1.0) -> Tensor:
+    def log_weights(self, beta: float | Tensor = 1.0) -> Tensor:
         """Return log p(x|z) + beta (log p(z) - log_q), (K, B); ``beta`` other than 1 is a KL warm-up."""
         return self.log_likelihood + beta * (self.log_prior - self.log_q)
 
@@ -112,12 +112,21 @@ class Objective:
         return self if self.encoder_target is None else replace(self, target=self.encoder_target, encoder_target=None)
 
     def __call__(
-        self, model: GenerativeModel, encoder: Encoder, x: Tensor, k: int, *, inner_k: int = 0, beta: float = 1.0
+        self,
+        model: GenerativeModel,
+        encoder: Encoder,
+        x: Tensor,
+        k: int,
+        *,
+        inner_k: int = 0,
+        beta: float | Tensor = 1.0,
     ) -> tuple[Tensor, Evidence]:
         """Return the objective of each image, (B,), with the chosen gradient, and the evidence."""
         draw = encoder.sample(encoder.encode(x), k, inner_k=inner_k, path_only=self.gradient.path_only)
         drawn = weigh(model, x, draw)
         weight, target = beta * self.kl_weight, self.maximised
+        if isinstance(weight, Tensor):  # in float64: rounded once, as a float would be
+            weight = weight.to(drawn.log_q.dtype)
         log_w = drawn.log_weights(weight)
         if self.gradient is GradientEstimator.DREG:
             rescale_paths(drawn.paths, log_w, target, weight)

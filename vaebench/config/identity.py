@@ -21,6 +21,7 @@ NOT_DEFINING_IN_TRAINER = (
     "evaluate",
     "microbatch",
     "compile",
+    "graph",
 )
 
 

@@ -177,7 +177,8 @@ class OptimizerSettings:
 class TrainerSettings:
     """The training loop. Durations are in epochs, except ``log_every``, which is in steps.
 
-    ``compile=auto`` compiles a loss if the whole training becomes faster.
+    ``compile=auto`` compiles a loss if the whole training becomes faster. ``graph=auto`` replays steps as CUDA graphs
+    if these give the results of eager steps.
     """
 
     epochs: Epochs
@@ -200,6 +201,7 @@ class TrainerSettings:
     evaluate: bool
     microbatch: Count | None = None
     compile: Compile = "auto"
+    graph: Compile = "auto"
 
     def reached(self, schedule: dict[int, int] | None) -> dict[int, int]:
         """Return the entries of a schedule that begin before the end of the run."""

@@ -52,6 +52,8 @@ def model_for(
         "compile",
         TOLERANCE[settings.precision],
         user_cache() / "compiled",
+        # A gradient is kept from call to call, and the next replay of a graph would overwrite it.
+        graphs=inputs.device.type == "cuda" and not differentiated,
         required=settings.compile is True,
         tell=runtime.notice,
     )
@@ -92,7 +94,9 @@ class CompiledModel(GenerativeModel):
             return super().log_joint(x, z)
         if self._graph is None:
             self._graph = self._made(x, z)
-        return self._graph(x, z)
+        found = self._graph(x, z)
+        # The next replay of a CUDA graph overwrites its results.
+        return LogJoint(*map(torch.clone, found)) if self._compiler.graphs else found
 
     def _made(self, x: Tensor, z: Tensor) -> Callable[[Tensor, Tensor], LogJoint]:
         plain = super().log_joint

@@ -53,7 +53,8 @@ def compiled_where_it_pays(
         TOLERANCE[trainer.precision],
         user_cache() / "compiled",
         derivatives=experiment.objective.gradient is GradientEstimator.DREG,
-        graphs=experiment.device.type == "cuda" and trainer.microbatch is None,
+        # Otherwise a graph of the whole step contains the compiled loss, and graphs cannot contain graphs.
+        graphs=experiment.device.type == "cuda" and trainer.graph is False and trainer.microbatch is None,
         required=trainer.compile is True,
         tell=tell,
     )

@@ -38,7 +38,7 @@ class BoundLoss:
         k, inner_k, beta = settings
         with self.autocast():
             value, drawn = self.objective(self.model, self.encoder, x, k, inner_k=inner_k, beta=beta)
-        same = beta == 1 and self.objective.maximises_its_bound
+        same = not isinstance(beta, Tensor) and beta == 1 and self.objective.maximises_its_bound
         with torch.no_grad():
             log_w = drawn.log_weights()
             metrics = {

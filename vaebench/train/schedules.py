@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import Tensor
+
 __all__ = [
     "Course",
     "LearningRate",
@@ -28,8 +30,8 @@ class StepSettings(NamedTuple):
     """Importance samples per image."""
     inner_k: int
     """Inner samples of a hierarchical encoder."""
-    beta: float
-    """Weight of the KL term."""
+    beta: float | Tensor
+    """Weight of the KL term; a tensor in a step that a graph records during a warm-up."""
 
 
 @dataclass(frozen=True)

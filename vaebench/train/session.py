@@ -25,6 +25,7 @@ from vaebench.train import replicas
 from vaebench.train.batches import Batches
 from vaebench.train.compile import compiled_where_it_pays
 from vaebench.train.display import Display
+from vaebench.train.graph import check_graph, graphs_of
 from vaebench.train.header import header
 from vaebench.train.lengthen import lengthen
 from vaebench.train.replicas import Replicas
@@ -118,6 +119,7 @@ def _train(
     """
     with replicas.joined(config.device) as processes:
         experiment = build(config)
+        check_graph(experiment, processes)  # fail now, before the run folder exists
         processes.same_start(experiment.modules)
         if not processes.leads:
             return _follow(experiment, folder, processes)
@@ -405,4 +407,5 @@ def trainer_for(
         identity(config),
         recorder,
         checkpoints,
+        graphs=graphs_of(experiment, processes, display.note),
     )

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vaebench.errors import GivenUp, Interrupted, RunFailed
 from vaebench.records import Recorder
@@ -17,6 +15,7 @@ from vaebench.signals import Interruption
 from vaebench.train.batches import Batches
 from vaebench.train.display import Display
 from vaebench.train.schedules import Course
+from vaebench.train.step import AveragedWeights, MetricMeans, Moment, Step
 from vaebench.train.update import Update
 
 __all__ = ["Callbacks", "Progress", "Trainer", "Watch", "never_stop"]
@@ -26,6 +25,10 @@ _AGREE_EVERY = 10
 
 Watch = Callable[[int, float], bool]
 """Maps (epoch, validation log-likelihood in nats) to whether to end the run."""
+
+
+TakeStep = Callable[[Tensor, Moment], None]
+"""Takes a step for images x, (B, X)."""
 
 
 def never_stop(epoch: int, value: float) -> bool:
@@ -103,14 +106,23 @@ class Trainer:
     recorder: Recorder | None = None
     checkpoints: Checkpoints | None = None
     progress: Progress = field(default_factory=Progress)
+    graphs: Callable[[Step], TakeStep] | None = None
+    """Maps the function that takes a step eagerly to one that uses graphs; None: steps run eagerly."""
 
     def __post_init__(self) -> None:
-        self.device = self.batches.intensities.device
-        self.averaged = _averaged(self.modules, self.course.ema)
+        ema = self.course.ema
+        self.averaged = None if ema is None else AveragedWeights(self.modules, ema)
         self._steps = len(self.batches)
         self._replicas = self.updates[0].replicas
-        self._metrics = _MetricMeans(self.device)
+        self._metrics = MetricMeans(self.batches.intensities.device)
         self._changing = self.course.changing()
+        self._take = self._taker()
+        self._restart_clock()
+
+    def _taker(self) -> TakeStep:
+        """Return the function that takes a step. Its graphs hold tensors of the optimisers, which loading replaces."""
+        step = Step(self.modules, self.updates, self._metrics, self.averaged)
+        return step if self.graphs is None else self.graphs(step)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -146,7 +158,7 @@ class Trainer:
     def epoch(self) -> None:
         """Train to the end of the current epoch; see :meth:`run`."""
         progress, started = self.progress, time.monotonic() - self.progress.seconds
-        self._metrics.restart_clock()
+        self._restart_clock()
         for x in self.batches.epoch(progress.epoch, progress.position):
             self._step(x)
             progress.seconds = time.monotonic() - started
@@ -168,23 +180,22 @@ class Trainer:
     def _step(self, x: Tensor) -> None:
         progress = self.progress
         epoch = progress.epoch + progress.position / self._steps
-        settings = self.course.settings(epoch)
         progress.step += 1
         progress.position += 1
         with_norm = progress.step % self.course.log_every == 0
-        self._metrics.images += len(x)
-        for index, update in enumerate(self.updates):
-            prefix = "train" if index == 0 else update.name
-            for _ in range(update.repeats):
-                loss = update.step(x, settings, epoch, with_norm=with_norm)
-                self._metrics.add(prefix, loss.value, loss.metrics, progress.step)
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.modules)
+        self._images += len(x)
+        self._take(x, Moment(progress.step, epoch, self.course.settings(epoch), with_norm))
+
+    def _restart_clock(self) -> None:
+        """Measure speed from now on, for example after a validation."""
+        self._images, self._since = 0, time.monotonic()
 
     def _log(self) -> None:
         self._check_finite()
         progress, epoch = self.progress, self.progress.epoch + self.progress.position / self._steps
         values = self._metrics.take()
+        values["train/images_per_second"] = self._images / max(1e-9, time.monotonic() - self._since)
+        self._restart_clock()
         values["train/learning_rate"] = self.updates[0].optimizer.param_groups[0]["lr"]
         settings = self.course.settings(epoch)
         values |= {f"train/{name}": getattr(settings, name) for name in self._changing}
@@ -275,43 +286,4 @@ class Trainer:
             self.averaged.load_state_dict(state["averaged"])
         for update in self.updates:
             update.optimizer.load_state_dict(state["optimizers"][update.name])
-
-
-def _averaged(modules: nn.Module, decay: float | None) -> AveragedModel | None:
-    if decay is None:
-        return None
-    return AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(decay))
-
-
-class _MetricMeans:
-    """Means of metrics since the last log line. They stay on the device, so that no step waits for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._bad = torch.full((), -1, dtype=torch.int64, device=device)
-        self._sums: dict[str, tuple[Tensor, int]] = {}
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Measure speed from now on, for example after a validation."""
-        self.images, self._since = 0, time.monotonic()
-
-    def add(self, prefix: str, loss: Tensor, metrics: dict[str, Tensor], step: int) -> None:
-        """Add the numbers of one step; remember the first step with a loss that is not finite."""
-        fresh = (self._bad < 0) & ~loss.isfinite()
-        self._bad = torch.where(fresh, step, self._bad)
-        for key, value in metrics.items():
-            total, count = self._sums.get(f"{prefix}/{key}", (torch.zeros_like(value), 0))
-            self._sums[f"{prefix}/{key}"] = (total + value, count + 1)
-
-    def take(self) -> dict[str, float]:
-        """Return the means and the speed, and reset both."""
-        values = {key: float(total) / count for key, (total, count) in self._sums.items()}
-        values["train/images_per_second"] = self.images / max(1e-9, time.monotonic() - self._since)
-        self._sums = {}
-        self.restart_clock()
-        return values
-
-    def first_bad_step(self) -> int | None:
-        """Return the first step with a loss that was not finite, or None."""
-        bad = int(self._bad)
-        return None if bad < 0 else bad
+        self._take = self._taker()

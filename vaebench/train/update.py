@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -54,15 +55,34 @@ class Update:
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._rounds_rate = any(parameter.is_cuda for parameter in self.parameters)
+
+    def active(self, epoch: float) -> bool:
+        """Whether the update does something at ``epoch``."""
+        return self.starts <= epoch < self.ends
+
+    def set_rate(self, epoch: float) -> float:
+        """Give the optimiser the learning rate at ``epoch``, and return it.
+
+        On CUDA it is rounded to float32: torch's fused Adam reads the rate of a graph as float32, and an eager step
+        has to take the same step.
+        """
+        rate = self.learning_rate(epoch)
+        if self._rounds_rate:
+            rate = numpy.float32(rate).item()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     def step(self, x: Tensor, settings: StepSettings, epoch: float, *, with_norm: bool) -> Loss:
         """Take one optimiser step for images x, (B, X).
 
-        ``with_norm`` adds the norm of the gradient before clipping to the metrics.
+        ``with_norm`` adds the norm of the gradient before clipping to the metrics. A step that a graph records finds a
+        tensor as the learning rate, and keeps it.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(epoch)
-        if not self.starts <= epoch < self.ends:
+        if not isinstance(self.optimizer.param_groups[0]["lr"], Tensor):
+            self.set_rate(epoch)
+        if not self.active(epoch):
             return Loss(x.new_zeros(()), {})
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(x, settings)
