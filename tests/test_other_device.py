@@ -74,7 +74,14 @@ def test_every_choice_is_in_a_cell(group: str):
 
 # A whole run ----------------------------------------------------------------------------------------------
 
-RUN = ["device=cuda", "encoder.hidden=[8]", "decoder.hidden=[8]", "latent_dim=3", "trainer.compile=false"]
+RUN = [
+    "device=cuda",
+    "encoder.hidden=[8]",
+    "decoder.hidden=[8]",
+    "latent_dim=3",
+    "trainer.compile=false",
+    "trainer.graph=false",
+]
 RUN += ["trainer.epochs=1", "trainer.batch_size=1000", "trainer.validation_k=2", "trainer.log_every=2"]
 RUN += ["trainer.image_every=1", "trainer.evaluate=false", "trainer.progress=false"]
 SMALL = ["device=cuda", "progress=false", "estimator.images=2"]
