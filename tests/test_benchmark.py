@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from benchmark import cases
 from benchmark.__main__ import main
-from benchmark.baselines import GaussianBaseline, HandWritten, binary
+from benchmark.baselines import Baseline, GaussianBaseline, HandWritten, HierarchicalBaseline, binary
 from benchmark.cases import CASES, Bench, Case, counted, grey_images
 from benchmark.measure import Timing
-from benchmark.report import run, shown
+from benchmark.report import compiled_alone, processor, run, shown
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from vaebench.config import compose
 from vaebench.errors import UserError
@@ -75,6 +77,32 @@ def test_the_command_prints_the_table_and_writes_it(
     assert set(row["rates"]) == {"hand-written", "vaebench", "hand-written, bf16", "vaebench, bf16"}
     assert set(row["ratios"]) == {"vaebench : hand-written", "vaebench, bf16 : hand-written, bf16"}
     assert all(rate > 0 for rate in [*row["rates"].values(), *row["limits"].values()])
+
+
+def test_a_compiled_loop_is_compiled_in_every_case(monkeypatch: pytest.MonkeyPatch):
+    """The loops share one function, for which torch makes a limited number of graphs."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    x = torch.zeros(2, 784)
+
+    def step(baseline: Baseline) -> None:
+        HandWritten(baseline, grey_images(2), 1, 2, compiled=True).step(x)
+
+    with compiled_alone():
+        step(GaussianBaseline())
+    with compiled_alone():
+        step(HierarchicalBaseline(1))
+        # A control: without a reset the limit is reached, which fails instead of timing an uncompiled loop.
+        with pytest.raises(FailOnRecompileLimitHit):
+            step(GaussianBaseline())
+
+
+def test_the_machine_is_named_with_its_vector_instructions(monkeypatch: pytest.MonkeyPatch):
+    found = {"cpu_name": "Some CPU", "avx2": True, "avx512_f": True, "avx512_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert processor() == "Some CPU, AVX2, AVX-512, no bf16"
+    found["avx512_bf16"] = True
+    assert processor() == "Some CPU, AVX2, AVX-512, AVX-512 bf16"
 
 
 @pytest.fixture

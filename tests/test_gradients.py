@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from benchmark.counting import count
 from oracles.scalar import (
     GAUSSIAN,
     HIERARCHICAL,
@@ -36,10 +39,11 @@ from vaebench import bounds
 from vaebench.bounds import Bound
 from vaebench.encoders.base import Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
-from vaebench.gradients import GradientEstimator, rescale_paths
+from vaebench.gradients import CLOSED_FORMS, GradientEstimator, relative_curvature, rescale_paths
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective, evidence
 from vaebench.priors import StandardNormalPrior
+from vaebench.registry import OBJECTIVES
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -236,6 +240,77 @@ def test_dreg_refuses_the_largest_weight():
     """VR-max has a slope that jumps: the score term sits in the jumps, which no derivative shows."""
     with pytest.raises(ValueError, match="dreg"):
         samples(GAUSSIAN, Named("renyi", 3, -math.inf), DREG)
+
+
+# The closed forms of the factor ----------------------------------------------------------------------------
+
+FACTORS: dict[str, Bound] = {
+    "elbo": bounds.elbo,
+    "iwae": bounds.iwae,
+    "ciwae": partial(bounds.ciwae, beta=0.3),
+    "ciwae-iwae": partial(bounds.ciwae, beta=0.0),
+    "miwae": partial(bounds.miwae, groups=2),
+    "renyi": partial(bounds.renyi, alpha=0.5),
+    "renyi-negative": partial(bounds.renyi, alpha=-1.5),
+    "renyi-elbo": partial(bounds.renyi, alpha=1),
+    "tvo": partial(bounds.tvo, betas=bounds.tvo_schedule(5, 0.01)),
+    "tvo-upper": partial(bounds.tvo, betas=[0.0, 0.3, 1.0], upper=True),
+}
+
+
+def factors(bound: Bound, k: int) -> tuple[Tensor, Tensor]:
+    """Return the closed form and the value by autograd for the same weights, both (K, B)."""
+    log_w = 3 * torch.randn(k, 20, generator=torch.Generator().manual_seed(0))
+    # A wrapper is no entry of CLOSED_FORMS.
+    return relative_curvature(log_w, bound), relative_curvature(log_w, lambda log_w: bound(log_w))
+
+
+@pytest.mark.parametrize("k", [1, 2, 6])
+@pytest.mark.parametrize("name", FACTORS)
+def test_the_closed_form_of_the_factor_agrees_with_autograd(name: str, k: int):
+    groups = {"groups": 1} if name == "miwae" and k == 1 else {}
+    closed, truth = factors(partial(FACTORS[name], **groups), k)
+    assert torch.allclose(closed, truth, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in FACTORS if "elbo" not in name])
+def test_control_a_wrong_coefficient_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
+    bound = FACTORS[name]
+    function = bound.func if isinstance(bound, partial) else bound
+    form = CLOSED_FORMS[function]
+    monkeypatch.setitem(CLOSED_FORMS, function, lambda log_w, **settings: 1.001 * form(log_w, **settings))
+    closed, truth = factors(bound, 6)
+    assert not torch.allclose(closed, truth, rtol=1e-10, atol=1e-12)
+
+
+def test_every_objective_that_takes_dreg_has_a_closed_form():
+    settings: dict[str, dict[str, Any]] = {
+        "ciwae": {"beta": 0.5},
+        "miwae": {"groups": 2},
+        "piwae": {"groups": 2},
+        "renyi": {"alpha": 0.5},
+        "vr_max": {},
+        "tvo": {"partitions": 2, "first": 0.1},
+        "beta": {"kl_weight": 2.0},
+        "free_bits": {"nats": 1.0},
+    }
+    for key, make in OBJECTIVES.items():
+        objective = make(DREG, **settings.get(key, {}))
+        for bound in (objective.maximised, objective.for_encoder().maximised):
+            assert getattr(bound, "func", bound) in CLOSED_FORMS, key
+
+
+def test_a_weight_of_no_influence_has_a_finite_factor():
+    log_w = torch.tensor([[0.0], [-2000.0]])
+    for bound in FACTORS.values():
+        assert relative_curvature(log_w, bound).isfinite().all()
+
+
+def test_the_factor_takes_no_backward_passes():
+    """A bound from outside takes K backward passes."""
+    log_w = torch.randn(50, 4)
+    assert count(lambda: relative_curvature(log_w, bounds.iwae)).kernels <= 3
+    assert count(lambda: relative_curvature(log_w, lambda log_w: bounds.iwae(log_w))).kernels > 300
 
 
 # Every family ----------------------------------------------------------------------------------------------

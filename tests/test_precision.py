@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaebench import distributions
+from vaebench import distributions, runtime
 from vaebench.bounds import LogMeanExp
 from vaebench.config import compose, for_evaluation, identity, read
 from vaebench.errors import UserError
 from vaebench.evaluate.run import evaluate
+from vaebench.experiment import build
 from vaebench.records import RunFolder, format_line, read_per_image, read_results
 from vaebench.report import compare
+from vaebench.train.header import header
 from vaebench.train.session import train
 
 WORDS = ["device=cpu", "trainer.threads=1", "trainer.progress=false", "trainer.evaluate=false", "trainer.image_every=0"]
@@ -85,6 +87,28 @@ def test_control_likelihoods_in_bf16_are_not(runs: dict[str, Path], monkeypatch:
 
 
 # What a result says of it ---------------------------------------------------------------------------------
+
+
+def test_the_start_of_a_run_in_bf16_says_how_fast_bf16_is(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    experiment = build(read(runs["gaussian"]))
+    said = {0.1: "takes 10.0 times as long as in float32", 1.9: "is 1.9 times as fast as in float32"}
+    for gain, words in said.items():
+        monkeypatch.setattr(runtime, "bf16_gain", lambda device, gain=gain: gain)
+        assert words in header(experiment, runs["gaussian"])
+        capsys.readouterr()
+        estimated(runs["gaussian"], "bf16")
+        assert words in capsys.readouterr().out
+    estimated(runs["gaussian"], "float32")
+    assert "bf16" not in capsys.readouterr().out
+    assert "bf16" not in header(build(read(runs["iwhvi"])), runs["iwhvi"])
+
+
+def test_the_measurement_of_bf16_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    assert 0 < runtime.bf16_gain(torch.device("cpu")) < 100
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_run_trained_in_bf16_is_evaluated_in_float32_unless_asked(runs: dict[str, Path]):

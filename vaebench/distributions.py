@@ -28,7 +28,10 @@ class DiagonalNormal(Distribution):
     support = constraints.real  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     def __init__(self, mean: Tensor, scale: Tensor) -> None:
-        self.mean_parameter, self.scale = torch.broadcast_tensors(at_least_float32(mean), at_least_float32(scale))
+        mean, scale = at_least_float32(mean), at_least_float32(scale)
+        if mean.shape != scale.shape:
+            mean, scale = torch.broadcast_tensors(mean, scale)
+        self.mean_parameter, self.scale = mean, scale
         shape = self.mean_parameter.shape
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
 
@@ -42,14 +45,17 @@ class DiagonalNormal(Distribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw (*sample_shape, ..., D), differentiable in mean and scale."""
-        return self.rsample_and_log_prob(sample_shape)[0]
+        return self._draw(sample_shape)[0]
 
     def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
         """Return draws and their log density, which depends on the noise and the scale alone."""
+        draw, epsilon = self._draw(sample_shape)
+        return draw, -0.5 * epsilon.square().sum(-1) - self._log_normaliser()
+
+    def _draw(self, sample_shape: Any) -> tuple[Tensor, Tensor]:
+        """Return draws and their noise."""
         epsilon = noise.standard_normal((*sample_shape, *self.mean_parameter.shape), self.mean_parameter)
-        draw = torch.addcmul(self.mean_parameter, self.scale, epsilon)
-        log_prob = -0.5 * epsilon.square().sum(-1) - self._log_normaliser()
-        return draw, log_prob
+        return torch.addcmul(self.mean_parameter, self.scale, epsilon), epsilon
 
     def log_prob(self, value: Tensor) -> Tensor:
         standardised = (value - self.mean_parameter) / self.scale
@@ -67,10 +73,17 @@ class DiagonalNormal(Distribution):
         return DiagonalNormal(self.mean_parameter.expand(shape), self.scale.expand(shape))
 
 
+class _StandardNormal(DiagonalNormal):
+    """N(0, I), whose density needs no mean and no scale."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -0.5 * at_least_float32(value).square().sum(-1) - _HALF_LOG_2PI * value.shape[-1]
+
+
 def standard_normal(dim: int, like: Tensor | None = None) -> DiagonalNormal:
     """Return N(0, I) over ``dim`` coordinates, with the dtype and device of ``like``."""
     like = torch.zeros(()) if like is None else like
-    return DiagonalNormal(like.new_zeros(dim), like.new_ones(dim))
+    return _StandardNormal(like.new_zeros(dim), like.new_ones(dim))
 
 
 def positive(value: Tensor) -> Tensor:

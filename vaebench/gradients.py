@@ -1,14 +1,26 @@
 """Estimators of the gradient of a bound in the encoder's parameters, for any bound."""
 
+import math
+from collections.abc import Callable, Sequence
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import pairwise
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vaebench.bounds import Bound
+from vaebench.bounds import Bound, ciwae, elbo, iwae, miwae, renyi, tvo
 
-__all__ = ["GradientEstimator", "is_curved", "rescale_inner_paths", "rescale_paths"]
+__all__ = [
+    "CLOSED_FORMS",
+    "GradientEstimator",
+    "is_curved",
+    "relative_curvature",
+    "rescale_inner_paths",
+    "rescale_paths",
+]
 
 
 class GradientEstimator(Enum):
@@ -47,7 +59,7 @@ def rescale_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, beta: 
     Raises:
         ValueError: the bound selects a weight and has no second derivatives (VR-max).
     """
-    factor = 1 - beta * _relative_curvature(log_w.detach(), bound)
+    factor = 1 - beta * relative_curvature(log_w.detach(), bound)
     for path in paths:
         if path.requires_grad:
             path.register_hook(lambda gradient: gradient * factor.unsqueeze(-1).to(gradient.dtype))
@@ -77,9 +89,75 @@ def rescale_inner_paths(paths: tuple[Tensor, ...], log_w: Tensor, bound: Bound, 
         bound: as for :func:`rescale_paths`.
         beta: weight of the KL term inside ``log_w``.
     """
-    factor = 1 + beta * _relative_curvature(log_w.detach(), bound)
+    factor = 1 + beta * relative_curvature(log_w.detach(), bound)
     for path in paths:
         path.register_hook(lambda gradient: gradient * factor.unsqueeze(-1).to(gradient.dtype))
+
+
+def relative_curvature(log_w: Tensor, bound: Bound) -> Tensor:
+    """Return (d^2 B / d log w_k^2) / (dB / d log w_k), (K, B), without a graph.
+
+    The bounds in ``CLOSED_FORMS`` take one pass, any other bound K backward passes.
+
+    Raises:
+        ValueError: the bound selects a weight and has no second derivatives (VR-max).
+    """
+    settings: dict[str, Any]
+    of, settings = (bound.func, bound.keywords) if isinstance(bound, partial) and not bound.args else (bound, {})
+    form = CLOSED_FORMS.get(of) if isinstance(of, FunctionType) else None
+    return _by_autograd(log_w, bound) if form is None else form(log_w, **settings)
+
+
+# With p_k the normalised weight, dp_k / dlog w_k = p_k (1 - p_k).
+
+
+def _of_iwae(log_w: Tensor) -> Tensor:
+    return 1 - log_w.softmax(0)
+
+
+def _of_ciwae(log_w: Tensor, beta: float) -> Tensor:
+    share = (1 - beta) * log_w.softmax(0)
+    return _quotient(share * _of_iwae(log_w), beta / len(log_w) + share)
+
+
+def _of_miwae(log_w: Tensor, groups: int) -> Tensor:
+    return 1 - log_w.unflatten(0, (groups, -1)).softmax(1).flatten(0, 1)
+
+
+def _of_renyi(log_w: Tensor, alpha: float) -> Tensor:
+    if alpha == -math.inf:
+        return _by_autograd(log_w, _LARGEST)
+    return (1 - alpha) * _of_iwae((1 - alpha) * log_w)
+
+
+def _of_tvo(log_w: Tensor, betas: Sequence[float], *, upper: bool = False) -> Tensor:
+    """With p at power b and E the mean of log w under p: dE / dlog w_k = p_k a_k, a_k = 1 + b (log w_k - E)."""
+    slope = curvature = torch.zeros_like(log_w)
+    for low, high in pairwise(betas):
+        width, power = high - low, high if upper else low
+        p = (power * log_w).softmax(0)
+        a = 1 + power * (log_w - (p * log_w).sum(0))
+        slope = slope + width * p * a
+        curvature = curvature + width * power * p * (a + 1 - 2 * p * a)
+    return _quotient(curvature, slope)
+
+
+def _quotient(curvature: Tensor, slope: Tensor) -> Tensor:
+    """Return curvature / slope; 0 for a weight of no influence, whose gradient is 0."""
+    return torch.where(slope != 0, curvature / slope, 0)
+
+
+_LARGEST: Bound = partial(torch.amax, dim=0)
+
+CLOSED_FORMS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    elbo: torch.zeros_like,
+    iwae: _of_iwae,
+    ciwae: _of_ciwae,
+    miwae: _of_miwae,
+    renyi: _of_renyi,
+    tvo: _of_tvo,
+}
+"""Bound -> its :func:`relative_curvature`, with the keyword arguments of the bound."""
 
 
 @lru_cache(maxsize=64)
@@ -93,10 +171,9 @@ def _selects(bound: Bound, k: int) -> bool:
     return not torch.allclose(slope.amax(0), slope.amin(0))
 
 
-def _relative_curvature(log_w: Tensor, bound: Bound) -> Tensor:
-    """Return (d^2 B / d log w_k^2) / (dB / d log w_k), (K, B)."""
+def _by_autograd(log_w: Tensor, bound: Bound) -> Tensor:
     with torch.enable_grad():
-        log_w = log_w.requires_grad_()
+        log_w = log_w.detach().requires_grad_()
         (slope,) = torch.autograd.grad(bound(log_w).sum(), log_w, create_graph=True)
         if not slope.requires_grad:  # the bound is linear in log w, as the ELBO is
             if _selects(bound, len(log_w)):
@@ -104,5 +181,4 @@ def _relative_curvature(log_w: Tensor, bound: Bound) -> Tensor:
             return torch.zeros_like(log_w)
         # One row of the Hessian at a time; the sum over images is exact, because images do not interact.
         rows = [torch.autograd.grad(slope[k].sum(), log_w, retain_graph=True)[0][k] for k in range(len(log_w))]
-    curvature = torch.stack(rows)
-    return torch.where(slope != 0, curvature / slope, torch.zeros_like(slope)).detach()
+    return _quotient(torch.stack(rows), slope).detach()

@@ -128,11 +128,11 @@ class Objective:
         if isinstance(weight, Tensor):  # in float64: rounded once, as a float would be
             weight = weight.to(drawn.log_q.dtype)
         log_w = drawn.log_weights(weight)
+        value = target(log_w)
         if self.gradient is GradientEstimator.DREG:
             rescale_paths(drawn.paths, log_w, target, weight)
         if drawn.inner_paths:
             rescale_inner_paths(drawn.inner_paths, log_w, target, weight)
-        value = target(log_w)
         if self.free_bits:
             # If the KL is below the free nats, this removes the KL term from the value; else it adds 0.
             kl = batch_mean(drawn.log_q - drawn.log_prior)

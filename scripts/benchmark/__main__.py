@@ -124,7 +124,8 @@ def speed(bench: Bench, words: list[str]) -> dict[str, Any]:
     names = selected("case", [case.name for case in CASES], words)
     report = run([case for case in CASES if case.name in names], bench, progress)
     print(report.text())
-    print(f"medians of {bench.rounds} rounds, {report.machine['device']}, batches of {bench.batch}")
+    about = report.machine
+    print(f"{about['processor']}; {about['device']}; batches of {bench.batch}; medians of {bench.rounds} rounds")
     return report.to_dict()
 
 

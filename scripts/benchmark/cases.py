@@ -82,10 +82,13 @@ class Case:
     evaluates: bool = False
     in_pythae: bool = False
     """Whether pythae has this model too, and is timed if installed."""
+    batch: int | None = None
+    """Images in a batch; None: as in all other cases."""
 
     def prepare(self, bench: Bench, folder: Path, stack: ExitStack) -> Work:
         """Make the models and the data; ``stack`` closes the files."""
         runtime.seed_everything(0)
+        bench = replace(bench, batch=self.batch or bench.batch)
         return self._evaluation(bench) if self.evaluates else self._training(bench, folder, stack)
 
     def _experiment(self, bench: Bench, images: int, precision: str, compiled: bool = False) -> Experiment:
@@ -209,6 +212,7 @@ def counted(work: Callable[[], object]) -> float:
 INNER = 5
 CASES = [
     Case("train gaussian", "images/s", ["encoder=gaussian"], GaussianBaseline, in_pythae=True),
+    Case("train gaussian, batch 20", "images/s", ["encoder=gaussian"], GaussianBaseline, in_pythae=True, batch=20),
     Case(
         "train gaussian, iwae-16",
         "images/s",
@@ -225,6 +229,13 @@ CASES = [
         "images/s",
         ["encoder=iwhvi", f"encoder.inner_k={INNER}"],
         lambda: HierarchicalBaseline(INNER),
+    ),
+    Case(
+        "train iwhvi, batch 20",
+        "images/s",
+        ["encoder=iwhvi", f"encoder.inner_k={INNER}"],
+        lambda: HierarchicalBaseline(INNER),
+        batch=20,
     ),
     Case("train iaf", "images/s", ["encoder=iaf"], lambda: InverseAutoregressiveBaseline(4, 128, 2)),
     Case("train avb", "images/s", ["encoder=avb"], lambda: AdversarialBaseline(64, (512, 512), 3)),

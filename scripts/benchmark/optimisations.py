@@ -15,7 +15,7 @@ from benchmark.cases import EVALUATED_IMAGES, Bench, evaluation, grey_images
 from benchmark.cost import take
 from benchmark.measure import seconds_of, side_by_side
 from benchmark.report import table
-from vaebench import runtime
+from vaebench import gradients, runtime
 from vaebench.config import compose
 from vaebench.datasets import dataset
 from vaebench.distributions import Bernoulli
@@ -84,6 +84,11 @@ OPTIMISATIONS = [
         "a likelihood with its own backward pass",
         ["objective=iwae", "k=16", "trainer.precision=bf16"],
         plain=lambda: patch.object(Bernoulli, "log_prob", _log_prob_of_three_tensors),
+    ),
+    Optimisation(
+        "DReG's factor in closed form",
+        ["objective=iwae", "k=50", "objective.gradient=dreg"],
+        plain=lambda: patch.dict(gradients.CLOSED_FORMS, clear=True),
     ),
     Optimisation(
         "pixels from random bytes",

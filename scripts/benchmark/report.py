@@ -1,9 +1,11 @@
 """Run the cases and print the results as tables."""
 
+import platform
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -95,8 +97,20 @@ def run(cases: Sequence[Case], bench: Bench, tell: Callable[[str], None]) -> Rep
     rows = []
     for case in cases:
         tell(case.name)
-        rows.append(measured(case, bench))
+        with compiled_alone():
+            rows.append(measured(case, bench))
     return Report(machine(bench), rows)
+
+
+@contextmanager
+def compiled_alone() -> Iterator[None]:
+    """Let torch forget its graphs, so that a case has all of its graphs for one function; fail at torch's limit.
+
+    By default torch runs a function uncompiled at the limit, and a loop would be timed as compiled that is not.
+    """
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
 
 
 def measured(case: Case, bench: Bench) -> Row:
@@ -123,6 +137,8 @@ def matrix_rates(rows: int, device: torch.device) -> dict[str, float]:
 
 # Inputs and outputs of the most expensive layers.
 SHAPES = [(784, 300), (300, 300), (300, 784)]
+# Of products for one measurement of their rate.
+SECONDS = 0.03
 
 
 def matrix_rate(rows: int, device: torch.device, dtype: torch.dtype, tries: int = 5) -> float:
@@ -130,21 +146,35 @@ def matrix_rate(rows: int, device: torch.device, dtype: torch.dtype, tries: int 
     pairs = [(torch.randn(rows, a, device=device, dtype=dtype), torch.randn(a, b, device=device, dtype=dtype))
              for a, b in SHAPES]  # fmt: skip
     flops = 2 * rows * sum(a * b for a, b in SHAPES)
-    repeats = max(1, int(2e9 / flops))
 
-    def products() -> None:
+    def products(repeats: int = 1) -> None:
         for _ in range(repeats):
             for left, right in pairs:
                 torch.mm(left, right)
 
     products()
-    return flops * repeats / median(seconds_of(products, device) for _ in range(tries))
+    # Not a number of operations: a processor without bf16 instructions would take a minute for them.
+    repeats = max(1, round(SECONDS / seconds_of(products, device)))
+    return flops * repeats / median(seconds_of(partial(products, repeats), device) for _ in range(tries))
+
+
+def processor() -> str:
+    """Return the processor and its vector instructions, in words."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # early versions of torch know the widest vectors alone
+        return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    found = torch.cpu.get_capabilities()
+    known = {"avx2": "AVX2", "avx512_f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_bf16": "AMX bf16"}
+    names = [name for key, name in known.items() if found.get(key)]
+    if not any("bf16" in name for name in names):
+        names.append("no bf16")
+    return ", ".join([found.get("cpu_name") or platform.machine(), *names])
 
 
 def machine(bench: Bench) -> dict[str, Any]:
     """Return the machine, versions and settings that the numbers depend on."""
     return {
         "device": runtime.describe(bench.device),
+        "processor": processor(),
         "threads": bench.threads,
         "batch": bench.batch,
         "rounds": bench.rounds,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -80,9 +80,9 @@ class Named:
         choices: dict[str, Bound] = {
             "elbo": bounds.elbo,
             "iwae": bounds.iwae,
-            "miwae": lambda log_w: bounds.miwae(log_w, int(self.argument)),
-            "ciwae": lambda log_w: bounds.ciwae(log_w, self.argument),
-            "renyi": lambda log_w: bounds.renyi(log_w, self.argument),
+            "miwae": partial(bounds.miwae, groups=round(self.argument) if self.kind == "miwae" else 1),
+            "ciwae": partial(bounds.ciwae, beta=self.argument),
+            "renyi": partial(bounds.renyi, alpha=self.argument),
         }
         return choices[self.kind]
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vaebench import runtime
 from vaebench.config import for_evaluation, identity, read
 from vaebench.config.words import key_of
 from vaebench.direction import Measure
@@ -102,6 +103,8 @@ def estimate(
         print(f"{file.path} is corrupt; restarting this evaluation", flush=True)
     left = file.done[:repeats]
     todo = unfinished_tasks(left, inputs.images_per_task(job.batch, int((~left).sum())))
+    if settings.precision == "bf16" and todo:
+        print(runtime.bf16_note(experiment.device, "precision"), flush=True)
     runner = evaluator.run
     if settings.processes > 1 and len(todo) > 1:
         from vaebench.evaluate import workers

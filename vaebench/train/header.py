@@ -55,6 +55,7 @@ def header(experiment: Experiment, folder: Path) -> str:
         ("training", describe.training(config)),
         ("validation", f"{experiment.measure.named('log p(x)')} of {count} images, {words}"),
         ("device", f"{runtime.describe(experiment.device)}, {config.trainer.precision}"),
+        ("", runtime.bf16_note(experiment.device, "trainer.precision") if config.trainer.precision == "bf16" else ""),
         *(("note", line) for line in (experiment.gradient_note, *describe.schedules_past_the_end(config))),
         ("folder", str(folder)),
     ]
