@@ -11,6 +11,8 @@ from torch.utils.flop_counter import flop_registry
 
 __all__ = ["Count", "count"]
 
+_WITHOUT_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_efficientzerotensor"}
+
 
 @dataclass(frozen=True)
 class Count:
@@ -49,9 +51,11 @@ class _Traffic(TorchDispatchMode):
         self.operations += 1
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         made = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
-        places = {one.untyped_storage().data_ptr() for one in given}
-        view = bool(made) and all(one.untyped_storage().data_ptr() in places for one in made)
+        places = {one.untyped_storage()._cdata for one in given}
+        view = bool(made) and all(one.untyped_storage()._cdata in places for one in made)
         if (view and not func._schema.is_mutable) or not given + made:
+            return result
+        if func.overloadpacket.__name__ in _WITHOUT_KERNEL:
             return result
         self.kernels += 1
         if func.overloadpacket in flop_registry:
