@@ -144,7 +144,9 @@ class _Keyed:
             raise ValueError(f"keyed noise was made for {len(self.images)} images, but requested for {batch}")
         inner = torch.arange(math.prod(lead), device=device).view(*lead, 1, 1, 1) + self.first_inner
         sample = torch.arange(k, device=device).view(k, 1, 1) + self.first_sample
-        image = self.images.to(device, torch.int64).view(batch, 1)
+        # Moved once: a copy at each draw would make the host wait for the device.
+        self.images = self.images.to(device, torch.int64)
+        image = self.images.view(batch, 1)
         coordinate = torch.arange(width, device=device)
         key = _mix(coordinate + _constant(self.seed, self.stream))
         self.stream += 1
