@@ -5,6 +5,9 @@ over D in one pass, in float32 or better under any autocast.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,9 +18,33 @@ from torch.nn import functional as F
 
 from vaebench import noise
 
-__all__ = ["Bernoulli", "DiagonalNormal", "at_least_float32", "positive", "standard_normal"]
+__all__ = [
+    "Bernoulli",
+    "DiagonalNormal",
+    "at_least_float32",
+    "on_cpu",
+    "positive",
+    "standard_normal",
+    "torchs_operators",
+]
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+_TORCHS: ContextVar[bool] = ContextVar("torchs_operators", default=False)
+
+
+@contextmanager
+def torchs_operators() -> Iterator[None]:
+    """Use torch's own operators within the block: ``torch.func`` cannot map those that are written for CPUs."""
+    token = _TORCHS.set(True)
+    try:
+        yield
+    finally:
+        _TORCHS.reset(token)
+
+
+def on_cpu(value: Tensor) -> bool:
+    """Return whether operators that are written for CPUs apply to ``value``."""
+    return value.device.type == "cpu" and not _TORCHS.get()
 
 
 class DiagonalNormal(Distribution):
@@ -75,7 +102,7 @@ def standard_normal(dim: int, like: Tensor | None = None) -> DiagonalNormal:
 
 def positive(value: Tensor) -> Tensor:
     """Return log(1 + exp(value)), accurate in relative terms for any value: a scale, whose logarithm is taken."""
-    if value.device.type != "cpu":
+    if not on_cpu(value):
         return F.softplus(value)
     return _Positive.apply(value)  # pyright: ignore[reportReturnType]
 
@@ -130,6 +157,8 @@ class Bernoulli(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return sum_d x_d l_d - softplus(l_d), computed from the logits, so that it is exact for any logit."""
+        if _TORCHS.get():
+            return _fused_bernoulli_log_prob(self.logits, at_least_float32(value))
         return _BernoulliLogProb.apply(self._logits, at_least_float32(value))  # pyright: ignore[reportReturnType]
 
 

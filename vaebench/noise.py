@@ -182,7 +182,7 @@ def _unit(bits: Tensor, dtype: torch.dtype) -> Tensor:
     """Map the low 32 bits to the open interval (0, 1)."""
     # float32 rounds 1 - 2^-33 up to 1, which is outside the open interval.
     unit = (bits & 0xFFFFFFFF).to(dtype).add_(0.5).mul_(2.0**-32)
-    return unit.clamp_(max=1 - torch.finfo(dtype).eps / 2)
+    return unit.clamp_max_(1 - torch.finfo(dtype).eps / 2)
 
 
 _SOURCE: ContextVar[_Keyed | _PartOfBatch | None] = ContextVar("noise_source", default=None)
