@@ -246,6 +246,18 @@ def test_moments_are_those_of_the_draws(make: Callable[[], Sampler]):
     assert torch.allclose(z.var(0), variance, rtol=0.05)
 
 
+def test_a_process_draws_its_part_of_a_batch():
+    """Its noise is a strided part of the noise of all images."""
+    sampler = BasisSampler(MLP(3, [4], "elu"), 2, noise_dim=2, count=3, hidden=[5])
+    x, part = torch.randn(6, 3), slice(1, 4)
+    torch.manual_seed(0)
+    whole = sampler(sampler.condition(x), 4)
+    torch.manual_seed(0)
+    with noise.part_of_batch(part, 6):
+        own = sampler(sampler.condition(x[part]), 4)
+    torch.testing.assert_close(own, whole[:, part])
+
+
 @pytest.mark.usefixtures("float64")
 def test_the_moments_over_the_bank_are_exact_for_its_noise():
     """Every combination of the bank's rows, one for each basis function, is a draw; their moments are exact."""

@@ -12,7 +12,7 @@ from vaebench.cli import main
 from vaebench.cli.flags import settings
 from vaebench.config import Config, compose
 from vaebench.config.diagnosis import Diagnosis
-from vaebench.diagnose import diagnosed
+from vaebench.diagnose import _bound_updates, _one_gradient, diagnosed
 from vaebench.errors import RunFailed, UserError
 from vaebench.experiment import build
 from vaebench.records import (
@@ -254,6 +254,16 @@ def test_training_logs_cheap_diagnostics(run: Path):
     for line in validations:
         assert 0 <= line["validation/active_units"] <= 2
         assert 0.1 < line["validation/posterior_std"] < 2
+
+
+def test_a_gradient_waits_for_the_device_once(default_data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    experiment = build(config(default_data_dir, "encoder=iwhvi"))
+    bounds, x = _bound_updates(experiment), experiment.data.observe(experiment.data.test[:3])
+    waits, plain = [], torch.Tensor.__bool__
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: waits.append(tensor) or plain(tensor))
+    gradients = _one_gradient(bounds, x, StepSettings(2, 1, 1.0))
+    assert len(gradients) > 10
+    assert len(waits) == 1
 
 
 def test_one_weight_has_no_effective_number(default_data_dir: Path):

@@ -235,6 +235,24 @@ def test_bernoulli_in_blocks_is_the_same_number(
             torch.testing.assert_close(gradient, exact, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("lead", [(), (5,), (3, 5), (2, 3, 5)])
+@BOTH
+def test_the_fused_bernoulli_of_gpus_is_the_same_number(dtype: torch.dtype, tolerance: float, lead: tuple[int, ...]):
+    logits = 30 * torch.randn(3, 5, 784, dtype=dtype)
+    x = torch.bernoulli(torch.full((*lead, 784), 0.3, dtype=dtype))
+    fused = distributions._fused_bernoulli_log_prob(logits, x)
+    torch.testing.assert_close(fused, Bernoulli(logits).log_prob(x), rtol=tolerance, atol=784 * tolerance)
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cpu", 0), ("meta", 1)])
+def test_the_device_decides_which_bernoulli(device: str, fused: int, monkeypatch: pytest.MonkeyPatch):
+    calls, plain = [], F.binary_cross_entropy_with_logits
+    monkeypatch.setattr(F, "binary_cross_entropy_with_logits", lambda *a, **k: calls.append(a) or plain(*a, **k))
+    logits, x = (torch.zeros(shape, device=device) for shape in ((3, 5, 7), (5, 7)))
+    assert Bernoulli(logits.requires_grad_()).log_prob(x).shape == (3, 5)
+    assert len(calls) == fused
+
+
 def test_bernoulli_bears_certain_pixels_in_every_precision():
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         logits = torch.tensor([[1e4, -1e4, 90.0, -90.0, 0.0, 200.0, -200.0, 1e4]], dtype=dtype)

@@ -1,5 +1,6 @@
 """Importance-weighted likelihoods: how the work is cut up never shows in the result."""
 
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,12 +27,13 @@ from vaebench import bounds, noise
 from vaebench.bounds import LogMeanExp
 from vaebench.encoders.base import Encoder
 from vaebench.encoders.hierarchical import HierarchicalEncoder
-from vaebench.estimators.importance import ROWS, Chunks, PerImage, log_likelihood, log_likelihoods
+from vaebench.estimators.importance import MOST_IMAGES, ROWS, Chunks, PerImage, log_likelihood, log_likelihoods
 from vaebench.estimators.sampling import Sampling
 from vaebench.objective import evidence
 
 pytestmark = pytest.mark.usefixtures("float64")
 
+CPU = torch.device("cpu")
 K, TOLERANCE = 13, 1e-10
 
 
@@ -265,14 +267,31 @@ def test_memory_depends_on_neither_k_nor_inner_k(make: Callable[[], Hierarchical
     assert uncut.peak > 3 * peak
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("batch", [None, 1, 7, 100, 5_000])
 @pytest.mark.parametrize("inner_k", [0, 1, 100, 100_000])
-def test_automatic_chunks_keep_few_rows_in_flight(inner_k: int, batch: int | None):
-    for device, rows in ROWS.items():
-        sizes = Chunks.automatic(torch.device(device), inner_k, batch=batch)
+def test_automatic_chunks_keep_few_rows_in_flight_but_not_too_few(inner_k: int, batch: int | None, device: str):
+    rows = ROWS[device]
+    for images, k in itertools.product((1, 2, 101, 60_000), (1, 50, 300_000)):
+        sizes = Chunks.automatic(torch.device(device), Sampling(k, inner_k), images=images, batch=batch)
         assert min(sizes.batch, sizes.samples, sizes.inner) >= 1
-        in_flight = sizes.batch * sizes.samples * (1 + sizes.inner)
-        assert in_flight <= max(rows, 2 * sizes.batch)
+        assert sizes.batch <= images
+        assert batch is None or sizes.batch == min(batch, images)
+        assert sizes.rows <= max(rows, 2 * sizes.batch)
+        # Few images with many samples fill the rows, and so do few samples of many images.
+        available = min(images, batch or MOST_IMAGES[device]) * k * (1 + inner_k)
+        assert sizes.rows > min(rows, available) / 5
+
+
+def test_control_chunks_for_a_hundred_images_leave_two_with_few_rows():
+    sampling = Sampling(300_000)
+    hundred, two = (Chunks.automatic(CPU, sampling, images=images) for images in (100, 2))
+    assert (2 * hundred.samples, 2 * two.samples) == (40, 2_000)
+
+
+def test_chunks_are_even():
+    sizes = Chunks.automatic(CPU, Sampling(50), images=101)
+    assert (sizes.batch, sizes.samples) == (51, 25)
 
 
 # Input and output -----------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Inference gaps in the linear-Gaussian model, where every one of them is a known KL divergence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +25,9 @@ from toys import (
 
 from vaebench.bounds import log_mean_exp
 from vaebench.config import compose, for_evaluation
-from vaebench.encoders.base import Encoder
+from vaebench.encoders.base import Draw, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
+from vaebench.estimators import gaps
 from vaebench.estimators.gaps import (
     Optimisation,
     best_gaussian,
@@ -140,6 +142,49 @@ def test_images_do_not_influence_each_other():
     whole = elbo_of(model, best_gaussian(model, learned(), x, how, sampling.on(numbers)), x, 50)
     alone = [best_gaussian(model, learned(), x[one], how, sampling.on(numbers[one])) for one in numbers.split(3)]
     assert torch.allclose(whole, elbo_of(model, [q for part in alone for q in part], x, 50))
+
+
+@pytest.mark.parametrize("family", ["iwhvi", "realnvp", "hvae"])
+def test_all_images_at_once_are_fitted_as_each_alone(family: str, default_data_dir: Path):
+    """A flow is fitted by its path gradient, hvae by gradients of the model."""
+    run = build(compose([*TINY, f"encoder={family}", "encoder.hidden=[5]", f"data_dir={default_data_dir}"]))
+    run.modules.eval()
+    x, how = run.data.observe(run.data.test[:3]), Optimisation(steps=4, lr=0.01)
+    fit = gaps._Fit(run.model, run.encoder, Sampling(2, 1, seed=0, images=torch.tensor([7, 2, 5])))
+    together, alone = gaps._fitted_together(fit, x, how), gaps._fitted_one_by_one(fit, x, how)
+    assert together is not None
+    assert farthest(together, alone) < 1e-4
+    # Control: other noise, as images with other numbers have, leads elsewhere.
+    other = gaps._Fit(run.model, run.encoder, Sampling(2, 1, seed=0, images=torch.tensor([7, 2, 4])))
+    assert farthest(gaps._fitted_one_by_one(other, x, how), alone) > 1e-3
+
+
+def farthest(some: Sequence[Encoder], others: Sequence[Encoder]) -> float:
+    """Return the largest difference of a parameter."""
+    pairs = [
+        (p, q) for a, b in zip(some, others, strict=True) for p, q in zip(a.parameters(), b.parameters(), strict=True)
+    ]
+    return max((p - q).abs().max().item() for p, q in pairs)
+
+
+class Mixing(GaussianEncoder):
+    """An encoder whose noise torch.func cannot key by image."""
+
+    def sample(self, encoded: Any, k: int, **rest: Any) -> Draw:
+        drawn = super().sample(encoded, k, **rest)
+        return drawn._replace(z=drawn.z + torch.randn(drawn.z.shape))
+
+
+@pytest.mark.parametrize(("family", "reason"), [("iaf", "RuntimeError: vmap: "), (None, "the gradients differ by ")])
+def test_what_cannot_be_fitted_at_once_is_fitted_image_by_image(
+    family: str | None, reason: str, default_data_dir: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = build(compose([*TINY, f"encoder={family or 'gaussian'}", f"data_dir={default_data_dir}"]))
+    encoder = run.encoder if family else Mixing(run.encoder.get_submodule("posterior"))
+    gaps._refused.cache_clear()
+    x = run.data.observe(run.data.test[:2])
+    assert len(best_of_family(run.model, encoder, x, Optimisation(steps=1), Sampling(2, seed=0))) == 2
+    assert f"each image is fitted alone, which takes longer: {reason}" in capsys.readouterr().err
 
 
 @exactly

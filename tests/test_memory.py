@@ -150,31 +150,37 @@ def test_peak_bytes_of_a_known_computation():
 @pytest.mark.parametrize(("inner_k", "batch"), [(0, None), (7, None), (0, 20)])
 def test_chunks_fit_the_memory_there_is(inner_k: int, batch: int | None, monkeypatch: pytest.MonkeyPatch):
     model, encoder, x = linear_gaussian(), learned(), torch.zeros(1, 3)
-    chosen: dict[int, Chunks] = {}
+    sampling, chosen = Sampling(5000, inner_k), dict[int, Chunks]()
+    automatic = Chunks.automatic(CPU, sampling, images=500, batch=batch)
     for free in (40_000, 400_000, 2**40):
         monkeypatch.setattr(importance, "free_memory", lambda device, free=free: free)
-        chunks = chosen[free] = chunks_within(1, model, encoder, x, inner_k, batch, None)
-        assert batch is None or chunks.batch == batch
+        chunks = chosen[free] = chunks_within(1, model, encoder, x, sampling, automatic)
+        assert chunks.batch == (batch or 100)
         images = torch.zeros(chunks.batch, 3)
         used = peak_bytes(lambda: weighed(model, encoder, images, Sampling(3 * chunks.samples, inner_k), chunks))  # noqa: B023
         assert used < free or chunks.samples == 1
     for fewer, more in itertools.pairwise(chosen.values()):
         assert fewer.rows < more.rows
     # Plenty of memory is no reason to leave the caches.
-    assert chosen[2**40] == Chunks.automatic(CPU, inner_k, batch)
+    assert chosen[2**40] == automatic
     assert chosen[2**40].rows <= ROWS["cpu"]
 
 
 def test_what_the_user_chose_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importance, "free_memory", lambda device: 1)
-    chunks = chunks_within(1, linear_gaussian(), learned(), torch.zeros(1, 3), 0, 20, 30)
+    sampling = Sampling(5000, chunk=30)
+    automatic = Chunks.automatic(CPU, sampling, images=500, batch=20)
+    chunks = chunks_within(1, linear_gaussian(), learned(), torch.zeros(1, 3), sampling, automatic)
     assert (chunks.batch, chunks.samples) == (20, 30)
 
 
 def test_a_smaller_share_of_the_memory_takes_smaller_chunks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importance, "free_memory", lambda device: 400_000)
+    sampling = Sampling(5000)
+    automatic = Chunks.automatic(CPU, sampling, images=100)
     one, many = (
-        chunks_within(share, linear_gaussian(), learned(), torch.zeros(1, 3), 0, None, None) for share in (1, 1 / 8)
+        chunks_within(share, linear_gaussian(), learned(), torch.zeros(1, 3), sampling, automatic)
+        for share in (1, 1 / 8)
     )
     assert many.rows < one.rows / 4
 
@@ -182,7 +188,9 @@ def test_a_smaller_share_of_the_memory_takes_smaller_chunks(monkeypatch: pytest.
 def test_trying_leaves_the_random_state_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importance, "free_memory", lambda device: 40_000)
     state = torch.get_rng_state()
-    chunks_within(1, linear_gaussian(), learned(), torch.zeros(1, 3), 2, None, None)
+    sampling = Sampling(5000, 2)
+    automatic = Chunks.automatic(CPU, sampling, images=100)
+    chunks_within(1, linear_gaussian(), learned(), torch.zeros(1, 3), sampling, automatic)
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -2,13 +2,18 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from toys import gaussian
 
 from vaebench import noise
+from vaebench.estimators.importance import draws
+from vaebench.estimators.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -187,6 +192,33 @@ def test_a_gpu_draws_the_same_table():
 
 
 # Outside --------------------------------------------------------------------------------------------------
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies of integers from the CPU to another device: the host waits for each."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten._to_copy and not args[0].is_floating_point():
+            self.count += args[0].device.type == "cpu" != result.device.type
+        return result
+
+
+def test_the_images_numbers_move_to_a_device_once_for_all_chunks_of_all_draws():
+    encoder, x = gaussian().to("meta"), torch.zeros(5, 3, device="meta")
+    with torch.no_grad(), Copies() as copies:
+        drawn = list(draws(encoder, x, Sampling(90, seed=0, images=IMAGES[:5], chunk=10)))
+    assert len(drawn) == 9
+    assert copies.count == 1
+    # Control: each source of noise moves numbers that are still on the host.
+    with Copies() as copies:
+        for first in range(3):
+            with noise.keyed(0, IMAGES, first):
+                noise.standard_normal((1, 40, 2), x)
+                noise.standard_normal((1, 40, 2), x)
+    assert copies.count == 3
 
 
 def test_without_a_key_noise_is_torchs_own():

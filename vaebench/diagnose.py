@@ -129,8 +129,9 @@ class _Subject:
 
     def by_batch(self, label: str, compute: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
         """Yield (part, compute(part)) for all images, with a progress bar; after running out of memory, of fewer."""
-        size = Chunks.automatic(self.x.device, self.inner_k, batch=self.settings.batch).batch
-        yield from self.progress(ShrinkingBatches(size).run(0, len(self.x), compute), label, -(-len(self.x) // size))
+        sampling, count = Sampling(self.settings.draws, self.inner_k), len(self.x)
+        size = Chunks.automatic(self.x.device, sampling, images=count, batch=self.settings.batch).batch
+        yield from self.progress(ShrinkingBatches(size).run(0, count, compute), label, -(-count // size))
 
     def progress(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
         """Yield ``items`` with a progress bar on a terminal."""
@@ -416,7 +417,8 @@ def _one_gradient(bounds: list[Update], x: Tensor, settings: StepSettings) -> di
         found = torch.autograd.grad(loss.value, update.parameters, allow_unused=True)
         for parameter, gradient in zip(update.parameters, found, strict=True):
             gradients[id(parameter)] = torch.zeros_like(parameter) if gradient is None else gradient
-    if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+    # One number for all of them: each bool() waits for the device.
+    if not bool(torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).all()):
         raise RunFailed("a gradient of the training objective is not finite")
     return gradients
 

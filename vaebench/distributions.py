@@ -5,6 +5,9 @@ over D in one pass, in float32 or better under any autocast.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,9 +18,33 @@ from torch.nn import functional as F
 
 from vaebench import noise
 
-__all__ = ["Bernoulli", "DiagonalNormal", "at_least_float32", "positive", "standard_normal"]
+__all__ = [
+    "Bernoulli",
+    "DiagonalNormal",
+    "at_least_float32",
+    "on_cpu",
+    "positive",
+    "standard_normal",
+    "torchs_operators",
+]
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+_TORCHS: ContextVar[bool] = ContextVar("torchs_operators", default=False)
+
+
+@contextmanager
+def torchs_operators() -> Iterator[None]:
+    """Use torch's own operators within the block: ``torch.func`` cannot map those that are written for CPUs."""
+    token = _TORCHS.set(True)
+    try:
+        yield
+    finally:
+        _TORCHS.reset(token)
+
+
+def on_cpu(value: Tensor) -> bool:
+    """Return whether operators that are written for CPUs apply to ``value``."""
+    return value.device.type == "cpu" and not _TORCHS.get()
 
 
 class DiagonalNormal(Distribution):
@@ -88,7 +115,7 @@ def standard_normal(dim: int, like: Tensor | None = None) -> DiagonalNormal:
 
 def positive(value: Tensor) -> Tensor:
     """Return log(1 + exp(value)), accurate in relative terms for any value: a scale, whose logarithm is taken."""
-    if value.device.type != "cpu":
+    if not on_cpu(value):
         return F.softplus(value)
     return _Positive.apply(value)  # pyright: ignore[reportReturnType]
 
@@ -143,6 +170,8 @@ class Bernoulli(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return sum_d x_d l_d - softplus(l_d), computed from the logits, so that it is exact for any logit."""
+        if _TORCHS.get():
+            return _fused_bernoulli_log_prob(self.logits, at_least_float32(value))
         return _BernoulliLogProb.apply(self._logits, at_least_float32(value))  # pyright: ignore[reportReturnType]
 
 
@@ -152,7 +181,9 @@ class _BernoulliLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, logits: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(logits, value)
-        if logits.device.type != "cpu" or torch.compiler.is_compiling() or logits.numel() <= _BLOCK:
+        if logits.device.type != "cpu":
+            return _fused_bernoulli_log_prob(at_least_float32(logits), value)
+        if torch.compiler.is_compiling() or logits.numel() <= _BLOCK:
             return _bernoulli_log_prob(at_least_float32(logits), value)
         return _in_blocks(logits, value)
 
@@ -177,6 +208,12 @@ def _in_blocks(logits: Tensor, value: Tensor) -> Tensor:
     if len(value.shape) == len(logits.shape) and len(value) > 1:
         values = value.split(size)
     return torch.cat([_bernoulli_log_prob(at_least_float32(a), b) for a, b in zip(parts, values, strict=True)])
+
+
+def _fused_bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
+    """Return the same number by torch's own cross-entropy, which takes half the kernels: for GPUs."""
+    logits, value = torch.broadcast_tensors(logits, value)
+    return F.binary_cross_entropy_with_logits(logits, value, reduction="none").sum(-1).neg_()
 
 
 def _bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:

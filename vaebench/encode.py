@@ -98,7 +98,8 @@ def encoded(experiment: Experiment, settings: Encoding, images: Images) -> Encod
     """
     experiment.modules.eval()
     encoder, numbers = experiment.encoder, images.numbers
-    size = Chunks.automatic(experiment.device, 0, batch=settings.batch).batch
+    most = Sampling(max(settings.mean_draws, settings.draws))
+    size = Chunks.automatic(experiment.device, most, images=len(numbers), batch=settings.batch).batch
 
     def latents_of(part: slice) -> Encoded:
         x = observed(experiment, images.intensities[part], numbers[part], settings.seed)

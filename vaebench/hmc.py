@@ -51,7 +51,8 @@ def slope(log_density: LogDensity, position: Tensor) -> Tensor:
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         if not (differentiable and position.requires_grad):
-            position = position.detach().requires_grad_()
+            position = position.detach()
+            position.requires_grad = True  # not requires_grad_(), which torch.func refuses
         value = log_density(position).sum()
         return torch.autograd.grad(value, position, create_graph=differentiable)[0]
 
@@ -59,7 +60,8 @@ def slope(log_density: LogDensity, position: Tensor) -> Tensor:
 def evaluate(log_density: LogDensity, position: Tensor) -> State:
     """Return the state at ``position``, without a graph."""
     with torch.enable_grad():
-        position = position.detach().requires_grad_()
+        position = position.detach()
+        position.requires_grad = True  # not requires_grad_(), which torch.func refuses
         value = log_density(position)
         (gradient,) = torch.autograd.grad(value.sum(), position)
     return State(position.detach(), value.detach(), gradient)

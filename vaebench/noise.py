@@ -144,7 +144,9 @@ class _Keyed:
             raise ValueError(f"keyed noise was made for {len(self.images)} images, but requested for {batch}")
         inner = torch.arange(math.prod(lead), device=device).view(*lead, 1, 1, 1) + self.first_inner
         sample = torch.arange(k, device=device).view(k, 1, 1) + self.first_sample
-        image = self.images.to(device, torch.int64).view(batch, 1)
+        # Moved once: a copy at each draw would make the host wait for the device.
+        self.images = self.images.to(device, torch.int64)
+        image = self.images.view(batch, 1)
         coordinate = torch.arange(width, device=device)
         key = _mix(coordinate + _constant(self.seed, self.stream))
         self.stream += 1
@@ -180,7 +182,7 @@ def _unit(bits: Tensor, dtype: torch.dtype) -> Tensor:
     """Map the low 32 bits to the open interval (0, 1)."""
     # float32 rounds 1 - 2^-33 up to 1, which is outside the open interval.
     unit = (bits & 0xFFFFFFFF).to(dtype).add_(0.5).mul_(2.0**-32)
-    return unit.clamp_(max=1 - torch.finfo(dtype).eps / 2)
+    return unit.clamp_max_(1 - torch.finfo(dtype).eps / 2)
 
 
 _SOURCE: ContextVar[_Keyed | _PartOfBatch | None] = ContextVar("noise_source", default=None)

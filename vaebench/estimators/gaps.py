@@ -13,14 +13,15 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 from vaebench import bounds
 from vaebench.arguments import above, at_least
-from vaebench.distributions import DiagonalNormal
+from vaebench.distributions import DiagonalNormal, torchs_operators
 from vaebench.encoders.base import Direction, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.encoders.moments import MOMENT_DRAWS
@@ -30,7 +31,7 @@ from vaebench.gradients import GradientEstimator
 from vaebench.images import checked_images
 from vaebench.model import GenerativeModel
 from vaebench.objective import Objective, weigh
-from vaebench.runtime import derived_seed, in_float64
+from vaebench.runtime import derived_seed, in_float64, notice, out_of_memory
 
 __all__ = [
     "Optimisation",
@@ -44,6 +45,8 @@ __all__ = [
 
 VARIANCE_FLOOR = 1e-4
 """Added to the variances of draws, so that a collapsed coordinate has a density too."""
+TOLERANCE = 0.05
+"""Of gradients, relative to their norm: well above rounding in bf16, well below the effect of other noise."""
 
 PerImageEstimator = Callable[[Encoder, Tensor, Sampling], Tensor]
 """Maps an encoder, images (B, X) and how to sample them to one number per image, (B,)."""
@@ -112,7 +115,8 @@ def best_gaussian(
     with torch.no_grad(), sampling.noise(x, "start"):
         start = encoder.exact_posterior(x) or _moments(encoder.latents(x, MOMENT_DRAWS))
     free = _Free(start)
-    _raise_elbo(model, GaussianEncoder(free), x, how, sampling)
+    fit, numbers = _Fit(model, GaussianEncoder(free), sampling), sampling.numbers(x).to(x.device)
+    _raise_elbo(list(fit.fitted().values()), partial(fit.gradients, x, numbers), how)
     with torch.no_grad():
         best = free(x)
     each = zip(best.mean.split(1), best.scale.split(1), strict=True)
@@ -131,41 +135,128 @@ def best_of_family(
     """Return one copy of ``encoder`` for each image of x, (B, X), trained on this image alone.
 
     The network of a copy serves one image, so it is no longer amortised: its output is free. This works for every
-    family, with a forward and a backward pass for each image and step. The model is not trained. ``sampling`` is for
-    the ELBO at each step.
+    family. The copies of all images are fitted at once where the encoder's code allows that. The model is not trained.
+    ``sampling`` is for the ELBO at each step.
     """
     x = checked_images(model, encoder, x)
-    tuned, numbers = [], sampling.numbers(x)
+    fit = _Fit(model, encoder, sampling)
+    return _fitted_together(fit, x, how) or _fitted_one_by_one(fit, x, how)
+
+
+class _Fit(nn.Module):
+    """The negative ELBO of images, summed over them, as a function of the parameters of the encoder."""
+
+    def __init__(self, model: GenerativeModel, encoder: Encoder, sampling: Sampling) -> None:
+        super().__init__()
+        self.encoder = encoder
+        # In a tuple, so that torch does not register it as a submodule: it is not fitted.
+        self._model, self.sampling = (model,), sampling
+        # At its optimum the path gradient has no noise if the posterior is in the family.
+        path = encoder.direction is Direction.EXACT and encoder.no_path_gradient is None
+        self._objective = Objective(bounds.elbo, GradientEstimator.STL if path else GradientEstimator.REPARAM)
+
+    def forward(self, x: Tensor, numbers: Tensor, step: int) -> Tensor:
+        """Return the loss of the images x, (B, X), with these numbers, (B,), at a step."""
+        sampling = self.sampling
+        with keyed_noise(derived_seed(sampling.known_seed(), "optimise", step), numbers):
+            value, _ = self._objective(self._model[0], self.encoder, x, sampling.k, inner_k=sampling.inner_k)
+        return -value.sum()
+
+    def of(self, encoder: Encoder) -> "_Fit":
+        """Return the fit of another encoder."""
+        return _Fit(self._model[0], encoder, self.sampling)
+
+    def fitted(self) -> dict[str, nn.Parameter]:
+        """Return the parameters to fit, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def gradients(self, x: Tensor, numbers: Tensor, step: int) -> list[Tensor | None]:
+        """Return the gradient of each of ``fitted``; None for one that is not used."""
+        with torch.enable_grad():
+            loss = self(x, numbers, step)
+        return list(torch.autograd.grad(loss, list(self.fitted().values()), allow_unused=True))
+
+
+def _raise_elbo(
+    parameters: Sequence[Tensor], gradients: Callable[[int], Sequence[Tensor | None]], how: Optimisation
+) -> None:
+    """Fit ``parameters`` by the gradients of each step."""
+    optimizer = torch.optim.Adam(parameters, lr=how.lr)
+    for step in range(how.steps):
+        optimizer.param_groups[0]["lr"] = how.rate(step)
+        for parameter, found in zip(parameters, gradients(step), strict=True):
+            parameter.grad = found
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+def _fitted_one_by_one(fit: _Fit, x: Tensor, how: Optimisation) -> list[Encoder]:
+    numbers, tuned = fit.sampling.numbers(x).to(x.device), []
     for one in _singles(x):
-        own = copy.deepcopy(encoder)
-        _raise_elbo(model, own, x[one], how, sampling.on(numbers[one]))
-        tuned.append(own)
+        own = fit.of(copy.deepcopy(fit.encoder))
+        _raise_elbo(list(own.fitted().values()), partial(own.gradients, x[one], numbers[one]), how)
+        tuned.append(own.encoder)
     return tuned
+
+
+def _fitted_together(fit: _Fit, x: Tensor, how: Optimisation) -> list[Encoder] | None:
+    """Fit the copies of all images at once: each kernel runs once for all of them.
+
+    Returns None, and prints the reason, if the encoder's code cannot be mapped over images, or if the first gradients
+    differ from those of single images by more than rounding.
+    """
+    numbers, start = fit.sampling.numbers(x).to(x.device), fit.fitted()
+    stacked = {name: value.detach().expand(len(x), *value.shape).clone() for name, value in start.items()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor, number: Tensor, step: int) -> Tensor:
+        return functional_call(fit, parameters, (x.unsqueeze(0), number.unsqueeze(0), step))
+
+    each = vmap(grad(loss), in_dims=(0, 0, 0, None), randomness="different")
+
+    def gradients(step: int) -> list[Tensor]:
+        with torchs_operators():
+            found = each(stacked, x, numbers, step)
+        return [found[name] for name in stacked]
+
+    try:
+        off = max(_difference(fit, x[one], numbers[one], [g[one] for g in gradients(0)]) for one in _singles(x)[:2])
+    except Exception as error:  # of any type, for any code of an encoder
+        if out_of_memory(error):
+            raise
+        return _refused(f"{type(error).__name__}: {str(error).strip():.60}")
+    if not off <= TOLERANCE:
+        return _refused(f"the gradients differ by {off:.1e}")
+    _raise_elbo(list(stacked.values()), gradients, how)
+    return [_with(fit, {name: value[place] for name, value in stacked.items()}) for place in range(len(x))]
+
+
+def _difference(fit: _Fit, x: Tensor, number: Tensor, found: list[Tensor]) -> float:
+    """Return the error of the first gradients of one image, relative to their norm."""
+    wanted = [torch.zeros_like(g) if w is None else w for w, g in zip(fit.gradients(x, number, 0), found, strict=True)]
+    error, size = (
+        torch.stack([part.norm() for part in parts]).norm()
+        for parts in ([w - g[0] for w, g in zip(wanted, found, strict=True)], wanted)
+    )
+    return (error / size.clamp(min=1e-12)).item()
+
+
+@cache
+def _refused(reason: str) -> None:
+    notice(f"each image is fitted alone, which takes longer: {reason}")
+
+
+@torch.no_grad()
+def _with(fit: _Fit, parameters: dict[str, Tensor]) -> Encoder:
+    """Return a copy of the encoder with these parameters."""
+    own = fit.of(copy.deepcopy(fit.encoder))
+    for name, parameter in own.fitted().items():
+        parameter.copy_(parameters[name])
+    return own.encoder
 
 
 def _singles(x: Tensor) -> list[slice]:
     """Return one slice for each image."""
     return [slice(place, place + 1) for place in range(len(x))]
-
-
-def _raise_elbo(model: GenerativeModel, encoder: Encoder, x: Tensor, how: Optimisation, sampling: Sampling) -> None:
-    """Train ``encoder`` on the images x alone; the ELBO of each image has the same weight."""
-    # At its optimum the path gradient has no noise if the posterior is in the family.
-    path = encoder.direction is Direction.EXACT and encoder.no_path_gradient is None
-    gradient = GradientEstimator.STL if path else GradientEstimator.REPARAM
-    objective = Objective(bounds.elbo, gradient)
-    parameters = [p for p in encoder.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=how.lr)
-    numbers, seed = sampling.numbers(x), sampling.known_seed()
-    for step in range(how.steps):
-        optimizer.param_groups[0]["lr"] = how.rate(step)
-        with torch.enable_grad(), keyed_noise(derived_seed(seed, "optimise", step), numbers):
-            value, _ = objective(model, encoder, x, sampling.k, inner_k=sampling.inner_k)
-        gradients = torch.autograd.grad(-value.sum(), parameters, allow_unused=True)
-        for parameter, found in zip(parameters, gradients, strict=True):
-            parameter.grad = found
-        optimizer.step()
-    encoder.zero_grad(set_to_none=True)
 
 
 # log p(x) -------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ The weights are as in training (:func:`vaebench.objective.weigh`), but arrive in
 Shapes: K samples first, B images; nats.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ __all__ = ["Chunks", "PerImage", "chunks_within", "draws", "log_likelihood", "lo
 # Rows (image x sample x inner sample) in memory at once: enough to keep matrix products busy, few enough for the
 # activations of a 784-pixel decoder to stay near the caches of a CPU, or well inside a small GPU.
 ROWS = {"cpu": 4_000, "cuda": 200_000}
+# Images at once, and the most if each has so few samples that ROWS would allow more: encoders take memory for each.
+IMAGES = 100
+MOST_IMAGES = {"cpu": 400, "cuda": 4_000}
 LARGEST_ROW = 2**20
 """Bytes that exceed the size of a row of every network here, for 784 numbers from the decoder. With as much free for
 each row, nothing is measured."""
@@ -46,21 +50,31 @@ class Chunks:
     """Inner samples at a time."""
 
     @classmethod
-    def automatic(
-        cls, device: torch.device, inner_k: int = 0, batch: int | None = None, samples: int | None = None
-    ) -> "Chunks":
-        """Choose the numbers that are None, for about ``ROWS`` rows at a time."""
-        rows = ROWS["cpu" if device.type == "cpu" else "cuda"]
-        batch = batch or min(100, rows)
-        inner = max(1, min(inner_k, rows // batch - 1))
-        return cls(batch, samples or max(1, rows // (batch * (1 + inner))), inner)
+    def automatic(cls, device: torch.device, sampling: Sampling, *, images: int, batch: int | None = None) -> "Chunks":
+        """Choose chunks of about ``ROWS`` rows for a sampling of a number of images; its own chunks are kept.
+
+        Chunks have equal sizes where possible: a small last chunk takes almost as long as a whole one.
+
+        Args:
+            device: where the computation runs.
+            sampling: of each image.
+            images: images in all, of which there may be fewer than a batch.
+            batch: images at a time; chosen if None.
+        """
+        kind = "cpu" if device.type == "cpu" else "cuda"
+        rows, images = ROWS[kind], max(1, images)
+        if batch is None:
+            fitting = min(MOST_IMAGES[kind], rows // (sampling.k * (1 + sampling.inner_k)))
+            batch = _even(images, max(IMAGES, fitting))
+        batch = min(batch, images)
+        inner = sampling.inner_chunk or max(1, min(sampling.inner_k, rows // batch - 1))
+        samples = sampling.chunk or _even(sampling.k, max(1, rows // (batch * (1 + inner))))
+        return cls(batch, samples, inner)
 
     @classmethod
     def of(cls, x: Tensor, sampling: Sampling) -> "Chunks":
         """Choose chunks for the images x, (B, X), all of them at once."""
-        chunks = cls.automatic(x.device, sampling.inner_k, batch=len(x), samples=sampling.chunk)
-        chunks.inner = sampling.inner_chunk or chunks.inner
-        return chunks
+        return cls.automatic(x.device, sampling, images=len(x), batch=max(1, len(x)))
 
     @property
     def rows(self) -> int:
@@ -68,7 +82,7 @@ class Chunks:
         return self.batch * self.samples * (1 + self.inner)
 
     def fit(self, model: GenerativeModel, encoder: Encoder, x: Tensor, budget: float) -> None:
-        """Reduce samples, then images, until at most ``budget`` bytes are in use.
+        """Reduce samples until at most ``budget`` bytes are in use, if one sample fits.
 
         Args:
             model: p(x, z).
@@ -87,35 +101,30 @@ class Chunks:
         )
         each = max(1, peak // samples)
         self.samples = max(1, min(self.samples, int(budget / (each * self.batch))))
-        self.batch = max(1, min(self.batch, int(budget / (each * self.samples))))
+
+
+def _even(total: int, most: int) -> int:
+    """Return the size of the fewest equal parts of ``total`` that have at most ``most`` each."""
+    return math.ceil(total / math.ceil(total / most))
 
 
 def chunks_within(
-    share: float,
-    model: GenerativeModel,
-    encoder: Encoder,
-    x: Tensor,
-    inner_k: int,
-    batch: int | None,
-    samples: int | None,
+    share: float, model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks
 ) -> Chunks:
-    """Choose chunks that use at most half of the free memory; given numbers are kept.
+    """Return ``chunks``, or ones of fewer samples, for half of the free memory; a chunk of the sampling is kept.
 
     Args:
         share: part of the device's free memory that this process may use, from 0 to 1.
         model: p(x, z).
         encoder: q(z|x).
         x: one image, (1, X), for a measurement.
-        inner_k: inner samples per sample.
-        batch: images at a time, or None.
-        samples: samples at a time, or None.
+        sampling: of each image.
+        chunks: automatic ones.
     """
-    chunks = Chunks.automatic(x.device, inner_k, batch, samples)
-    free = free_memory(x.device)
-    if free is not None and samples is None:
+    chunks, free = replace(chunks), free_memory(x.device)
+    if free is not None and sampling.chunk is None:
         with torch.no_grad(), forked_randomness(x.device, 0):
             chunks.fit(model, encoder, x, share * free / 2)
-        chunks.batch = batch or chunks.batch
     return chunks
 
 
@@ -167,8 +176,8 @@ def log_likelihood(
 @torch.no_grad()
 def estimated(model: GenerativeModel, encoder: Encoder, x: Tensor, sampling: Sampling) -> Tensor:
     """Return :func:`log_likelihood` of a sampling."""
-    chunks, numbers = Chunks.of(x, sampling), sampling.numbers(x)
-    batches = ShrinkingBatches(max(1, len(x)))
+    chunks, numbers = Chunks.automatic(x.device, sampling, images=len(x)), sampling.numbers(x)
+    batches = ShrinkingBatches(chunks.batch)
     parts = batches.run(0, len(x), lambda part: _log_mean(model, encoder, x[part], sampling.on(numbers[part]), chunks))
     return torch.cat([values for _, values in parts])
 
@@ -197,6 +206,8 @@ def weighed(
 def draws(encoder: Encoder, x: Tensor, sampling: Sampling, chunks: Chunks | None = None) -> Iterator[Draw]:
     """Yield the draws of a sampling for the images x, (B, X), in chunks; the encoder's network runs once."""
     chunks = chunks or Chunks.of(x, sampling)
+    # Moved once for all chunks: each copy to a device makes the host wait.
+    sampling = sampling.on(sampling.numbers(x).to(x.device))
     # An encoder may draw in encode(). Those draws must depend on the seed too, but share no noise with those below.
     with sampling.noise(x, "encode"):
         context = encoder.encode(x)
@@ -251,7 +262,7 @@ def log_likelihoods(
         first: the place in ``intensities`` to start from.
     """
     seed, numbers = sampling.known_seed(), sampling.numbers(intensities).cpu()
-    chunks = Chunks.automatic(intensities.device, sampling.inner_k, batch=batch, samples=sampling.chunk)
+    chunks = Chunks.automatic(intensities.device, sampling, images=len(intensities) - first, batch=batch)
 
     def values(part: slice) -> Tensor:
         # Distributions that draw from torch's own generator are seeded too; the state outside is restored.

@@ -237,7 +237,7 @@ def sandwich(
         evidence: other bounds on log p(x), for example from annealing, to use in place of those made here.
     """
     x = checked_images(model, encoder, x)
-    sizes = Chunks.of(x, sampling)
+    sizes, sampling = Chunks.of(x, sampling), sampling.on(sampling.numbers(x).to(x.device))
     with sampling.noise(x, "sandwich", "encode"):
         context = encoder.encode(x)
     sums = _Accumulator()
@@ -347,8 +347,8 @@ def _scores(encoder: Encoder, context: Any, drawn: LogQBounds, j: int, inner_k: 
     """Return an estimate of log q(z|x_i) for the draws z of image ``j``, under all images i, (K, N)."""
     k, count, width = drawn.z.shape
     z = drawn.z[:, j : j + 1].expand(k, count, width)
-    rows = Chunks.automatic(z.device, inner_k + 1, batch=count, samples=k)
-    scores = encoder.log_q_at(context, z, samples=inner_k + 1, chunk=rows.inner)
+    sizes = Chunks.automatic(z.device, Sampling(k, inner_k + 1, chunk=k), images=count, batch=count)
+    scores = encoder.log_q_at(context, z, samples=inner_k + 1, chunk=sizes.inner)
     if scores is None:
         return None
     scores = in_float64(scores)

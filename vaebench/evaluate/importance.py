@@ -22,23 +22,26 @@ def importance_weighted(inputs: EstimatorInputs) -> EstimatorJob:
     settings, images, (encoder, shown) = inputs.settings, inputs.images, inputs.proposal()
     hierarchical = encoder.has_inner_samples
     inner_k = inputs.inner_k if hierarchical else 0
-    automatic = Chunks.automatic(inputs.device, inner_k, settings.batch, settings.chunk)
+    sampling = Sampling(settings.k, inner_k, settings.seed, chunk=settings.chunk)
+    count = len(images.numbers)
+    together = inputs.images_per_task(count, count) if settings.batch is None else count
+    automatic = Chunks.automatic(inputs.device, sampling, images=together, batch=settings.batch)
 
     @cache
     def chunks() -> Chunks:
         share = 1 / settings.processes
-        return chunks_within(share, inputs.model, encoder, inputs.blank(), inner_k, automatic.batch, settings.chunk)
+        return chunks_within(share, inputs.model, encoder, inputs.blank(), sampling, automatic)
 
     @cache
     def model() -> GenerativeModel:
         """Return p(x, z) for chunks of the usual size: the last ones of a batch, and of all images, are smaller."""
         samples = min(settings.k, chunks().samples)
-        return model_for(inputs, automatic.batch, len(images.numbers), settings.k // samples, samples)
+        return model_for(inputs, automatic.batch, count, settings.k // samples, samples)
 
     def numbers(part: slice) -> Tensor:
-        sampling = Sampling(settings.k, inner_k, settings.seed, images.numbers[part])
         with inputs.seeded(part):
-            found = weighed(model(), encoder, inputs.observed(part), sampling, chunks())
+            x, some = inputs.observed(part), sampling.on(images.numbers[part])
+            found = weighed(model(), encoder, x, some, chunks())
         return torch.stack([found.log_mean(), found.ess(), found.pareto_k()])
 
     def summarise(rows: Tensor) -> list[Estimate]:

@@ -106,13 +106,15 @@ class _Measure:
         given, (encoder, shown) = inputs.settings, bounded_encoder(inputs)
         images = Simulated.of(inputs) if given.split == "simulated" else inputs.images
         annealing = None if given.temperatures is None else Annealing.of(inputs)
+        inner_k = (given.inner_k or 0) if encoder.direction is Direction.UPPER_BOUND else 0
+        automatic = Chunks.automatic(inputs.device, Sampling(given.k, inner_k), images=len(images.numbers))
         return cls(
             inputs,
             encoder,
             shown,
             images,
-            inner_k=(given.inner_k or 0) if encoder.direction is Direction.UPPER_BOUND else 0,
-            batch=given.batch or (annealing.batch if annealing else Chunks.automatic(inputs.device).batch),
+            inner_k,
+            batch=given.batch or (annealing.batch if annealing else automatic.batch),
             # For simulated images, the information is known without a mixture.
             group_size=0 if isinstance(images, Simulated) else given.aggregate,
             annealing=annealing,

@@ -100,7 +100,8 @@ class Flow(nn.Module, ABC):
         computes no inverse.
         """
         with torch.enable_grad():
-            z = z.detach().requires_grad_()
+            z = z.detach()
+            z.requires_grad = True  # not requires_grad_(), which torch.func refuses
             conditioned = tuple(part.detach() for part in conditioned)
             transformed, log_det = self(z, conditioned)
             gradient = score - gradient_of(log_det.sum(), z)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-from vaebench.distributions import at_least_float32
+from vaebench.distributions import at_least_float32, on_cpu
 
 __all__ = ["ACTIVATIONS", "elu", "softplus", "tanh"]
 
@@ -64,7 +64,7 @@ class _Tanh(torch.autograd.Function):
 
 
 def _on_cpu(fast: type[torch.autograd.Function], plain: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    return fast.apply(value) if value.device.type == "cpu" else plain(value)  # pyright: ignore[reportReturnType]
+    return fast.apply(value) if on_cpu(value) else plain(value)  # pyright: ignore[reportReturnType]
 
 
 def softplus(value: Tensor) -> Tensor:

@@ -129,8 +129,8 @@ class BasisSampler(Sampler):
         offset, coefficients = conditioned
         batch = len(offset)
         epsilon = noise.standard_normal((k, batch, self.count * self.noise_dim), offset)
-        values = self.basis(epsilon.view(k * batch, self.count, self.noise_dim).transpose(0, 1))
-        values = values.transpose(0, 1).view(k, batch, self.count, self.dim)
+        values = self.basis(epsilon.reshape(k * batch, self.count, self.noise_dim).transpose(0, 1))
+        values = values.transpose(0, 1).reshape(k, batch, self.count, self.dim)
         return offset + (coefficients * values).sum(-2)
 
     def moments(self, conditioned: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,7 @@ class _ByRows(nn.Module, ABC):
             result = self.rows(flat)
         else:
             result = torch.cat([self.rows(part) for part in flat.split(count)])
-        return result.view(*value.shape[:-1], result.shape[-1])
+        return result.reshape(*value.shape[:-1], result.shape[-1])
 
 
 class GatedConvTrunk(_ByRows, Trunk):
@@ -172,7 +172,7 @@ class GatedConvTrunk(_ByRows, Trunk):
         self.width = sizes.features
 
     def rows(self, images: Tensor) -> Tensor:
-        maps = self.layers(images.view(-1, *self.shape))
+        maps = self.layers(images.reshape(-1, *self.shape))
         return _gated(self.summary(maps.flatten(1)))
 
 
@@ -199,7 +199,7 @@ class GatedConvDecoder(_ByRows):
         self.brush = _pixel_layer(channels, outputs * shape[0], 1)
 
     def rows(self, z: Tensor) -> Tensor:
-        maps = _gated(self.spread(z)).view(-1, *self.map)
+        maps = _gated(self.spread(z)).reshape(-1, *self.map)
         return self.brush(self.layers(maps)).flatten(1)
 
 
@@ -224,7 +224,7 @@ class ResNetTrunk(_ByRows, Trunk):
         self.width = sizes.features
 
     def rows(self, images: Tensor) -> Tensor:
-        maps = self.layers(images.view(-1, *self.shape)).flatten(1)
+        maps = self.layers(images.reshape(-1, *self.shape)).flatten(1)
         if len(self.layers):  # without stages these are the pixels
             maps = self.activation(maps)
         return self.activation(self.summary(maps))
@@ -251,7 +251,7 @@ class ResNetDecoder(_ByRows):
         self.brush = _Activated(activation, _pixel_layer(sizes.last_channels, outputs * shape[0], 3))
 
     def rows(self, z: Tensor) -> Tensor:
-        maps = self.spread(self.activation(self.dense(z))).view(-1, *self.map)
+        maps = self.spread(self.activation(self.dense(z))).reshape(-1, *self.map)
         return self.brush(self.layers(maps)).flatten(1)
 
 
