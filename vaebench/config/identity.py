@@ -7,10 +7,10 @@ from typing import Any
 
 from vaebench.config.schema import Config
 
-__all__ = ["defining", "identity", "run_folder"]
+__all__ = ["defining", "identity", "is_elbo", "is_elbo_by_k", "model_identity", "run_folder"]
 
 # These settings change the place, the output or the speed of a run, and not the model that it trains.
-NOT_DEFINING = ("device", "data_dir", "output_dir", "name", "estimator", "sweep")
+NOT_DEFINING = ("device", "data_dir", "output_dir", "name", "estimator", "sweep", "published")
 NOT_DEFINING_IN_DATASET = ("path", "shape")  # of own images: the fingerprint of their pixels says more
 NOT_DEFINING_IN_TRAINER = (
     "threads",
@@ -55,6 +55,31 @@ def identity(config: Config, *, with_seed: bool = True) -> str:
     values = defining(config)
     if not with_seed:
         del values["seed"]
+    return hashlib.sha256(canonical(values).encode()).hexdigest()[:8]
+
+
+ELBO_AT_ONE_SAMPLE = ("iwae", "miwae", "piwae", "ciwae", "vr_max", "renyi", "tvo")
+"""The bounds that are the ELBO for k=1."""
+
+
+def is_elbo_by_k(config: Config) -> bool:
+    """Whether the objective is the ELBO only because k=1."""
+    return config.objective.bound in ELBO_AT_ONE_SAMPLE and set(config.k_by_epoch.values()) == {1}
+
+
+def is_elbo(config: Config) -> bool:
+    """Whether the objective maximises the ELBO, also under another name: IWAE with k=1, or a weight of 1."""
+    bound, arguments = config.objective.bound, config.objective.arguments
+    unweighted = {"elbo": True, "beta": arguments.get("kl_weight") == 1, "free_bits": arguments.get("nats") == 0}
+    return is_elbo_by_k(config) or unweighted.get(bound, False)
+
+
+def model_identity(config: Config) -> str:
+    """Return 8 hex digits that trainings of the same model share, but for the seed, whatever the objective's name."""
+    values = defining(config)
+    del values["seed"]
+    if is_elbo(config):
+        values["objective"] = {"bound": "elbo", "gradient": config.objective.gradient}
     return hashlib.sha256(canonical(values).encode()).hexdigest()[:8]
 
 

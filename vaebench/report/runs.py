@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaebench.config import Config, describe, identity, read
-from vaebench.config.identity import defining
+from vaebench.config.identity import defining, model_identity
 from vaebench.direction import Measure
 from vaebench.errors import UserError
 from vaebench.records import (
@@ -95,6 +95,11 @@ class Run:
     def method(self) -> str:
         """The hash that runs share which differ only in the seed."""
         return identity(self.config, with_seed=False)
+
+    @cached_property
+    def model(self) -> str:
+        """The hash that trainings of the same model share, whatever their seed and the name of their objective."""
+        return model_identity(self.config)
 
     @cached_property
     def settings(self) -> dict[str, Scalar]:
