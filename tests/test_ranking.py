@@ -12,6 +12,7 @@ from made_runs import composed, made_run, record
 
 from vaebench import bounds
 from vaebench.cli import main
+from vaebench.cli.sweep.plan import common_inner_k
 from vaebench.config import compose, describe
 from vaebench.config.identity import ELBO_AT_ONE_SAMPLE, is_elbo, model_identity
 from vaebench.errors import UserError
@@ -369,3 +370,17 @@ def test_a_published_result_stands_beside_the_measured_one(tmp_path: Path, capsy
 )
 def test_a_published_result_holds_for_the_settings_of_its_experiment(words: tuple[str, ...], published: bool):
     assert (compose([PAPER, *words]).published is not None) == published
+
+
+# one number of inner samples for a sweep
+
+
+def test_a_sweep_evaluates_with_one_number_of_inner_samples():
+    def found(*sets: tuple[str, ...]) -> int | None:
+        return common_inner_k([composed(words) for words in sets])
+
+    gaussian, hvm, iwhvi = ("encoder=gaussian",), ("encoder=hvm",), ("encoder=iwhvi", "encoder.inner_k=7")
+    assert found(gaussian, hvm, iwhvi) == 7
+    assert found(gaussian, hvm) is None
+    assert found(hvm, (*iwhvi, "estimator.inner_k=9")) is None  # the user's number stays
+    assert found(hvm, (*iwhvi, "estimator=diwhvi")) is None

@@ -140,9 +140,7 @@ def _repetition(run: Run, other: Run) -> str:
     if run.method == other.method:
         return f"it repeats {other.folder.path}: same configuration and seed"
     names = " and ".join(f"objective={one.config.objective.name}" for one in (run, other))
-    return (
-        f"it repeats {other.folder.path}: {names} with k={run.config.k} train the same model, and the seed is the same"
-    )
+    return f"it repeats {other.folder.path}: {names} with k={run.config.k} are the same model, with the same seed"
 
 
 def _updated(run: Run) -> str:

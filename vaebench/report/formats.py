@@ -12,7 +12,7 @@ from vaebench.records.text import table as text_table
 from vaebench.report.comparison import Comparison
 from vaebench.report.conditions import encoder_details
 from vaebench.report.differences import common_values, differing_settings, distinguishing_settings, label
-from vaebench.report.intervals import LEVEL, Interval
+from vaebench.report.intervals import LEVEL, Difference, Interval
 from vaebench.report.pairs import Pair
 from vaebench.report.runs import Scalar
 from vaebench.report.tables import FACTS, Row, Table
@@ -77,10 +77,21 @@ def headings(table: Table, columns: Sequence[str]) -> list[str]:
     return ["#", *columns, *(column.title for column in _number_columns(table))]
 
 
-def cells(table: Table, row: Row, columns: Sequence[str], signs: Mapping[Direction, str] = SIGNS) -> list[str]:
-    """Return one row as text."""
-    settings = (row.settings.get(column, FACTS[column](row) if column in FACTS else None) for column in columns)
-    return [rank_text(row), *map(_shown, settings), *(column.text(row, signs) for column in _number_columns(table))]
+def cells(table: Table, columns: Sequence[str], signs: Mapping[Direction, str] = SIGNS) -> list[list[str]]:
+    """Return the rows as text."""
+    numbers = _number_columns(table)
+
+    def setting(row: Row, name: str) -> object:
+        return row.settings.get(name, FACTS[name](row) if name in FACTS else None)
+
+    return [
+        [
+            rank_text(row),
+            *(_shown(setting(row, name)) for name in columns),
+            *(column.text(row, signs) for column in numbers),
+        ]
+        for row in table.rows
+    ]
 
 
 def rank_text(row: Row) -> str:
@@ -178,9 +189,9 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def interval_chart(table: Table, row: Row, width: int = 25) -> str:
-    """Return the interval of a difference on the scale of the table: ``|`` at zero, ``o`` at the mean."""
-    found = [one.difference for one in table.rows if one.difference is not None]
+def interval_charts(table: Table, width: int = 25) -> list[str]:
+    """Return the interval of each row's difference on a common scale: ``|`` at zero, ``o`` at the mean."""
+    found = [row.difference for row in table.rows if row.difference is not None]
     ends = [0.0, *(one.mean for one in found)]
     ends += [end for one in found if one.interval for end in (one.interval.low, one.interval.high)]
     low, high = min(ends), max(ends)
@@ -188,16 +199,17 @@ def interval_chart(table: Table, row: Row, width: int = 25) -> str:
     def place(value: float) -> int:
         return round((width - 1) * (value - low) / (high - low or 1.0))
 
-    letters = [" "] * width
-    if row.difference is not None:
-        if interval := row.difference.interval:
-            span = range(place(interval.low), place(interval.high) + 1)
+    def chart(difference: Difference | None) -> str:
+        letters = [" "] * width
+        if difference is not None and difference.interval is not None:
+            span = range(place(difference.interval.low), place(difference.interval.high) + 1)
             letters[span.start : span.stop] = "-" * len(span)
         letters[place(0.0)] = "|"
-        letters[place(row.difference.mean)] = "o"
-    else:
-        letters[place(0.0)] = "|"
-    return "".join(letters)
+        if difference is not None:
+            letters[place(difference.mean)] = "o"
+        return "".join(letters)
+
+    return [chart(row.difference) for row in table.rows]
 
 
 def _bits(row: Row, signs: Mapping[Direction, str]) -> str:
@@ -240,18 +252,15 @@ def _terminal(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
 
 
 def _text_table(table: Table, columns: Sequence[str]) -> str:
-    head, rows = headings(table, columns), [cells(table, row, columns) for row in table.rows]
+    head, rows = headings(table, columns), cells(table, columns)
     bold = {(i, head.index(_quantity(table))) for i, row in enumerate(table.rows) if row.best}
     # Settings that differ between rows stay: without them, two rows could look the same.
     settings = [head[i] for i in range(1, 1 + len(columns)) if len({row[i] for row in rows}) > 1]
     kept = [column.title for column in _number_columns(table) if column.keep]
     if any(row.difference for row in table.rows):
         place = head.index("told apart")
-        charts = [interval_chart(table, row) for row in table.rows]
-        head, rows = (
-            _inserted(head, place, "0 is |"),
-            [_inserted(r, place, c) for r, c in zip(rows, charts, strict=True)],
-        )
+        head = _inserted(head, place, "0 is |")
+        rows = [_inserted(row, place, chart) for row, chart in zip(rows, interval_charts(table), strict=True)]
         bold = {(i, column + 1) for i, column in bold}
         kept.append("0 is |")
     return text_table(head, rows, keep=(*settings, *kept), hint="--format csv", bold=bold)
@@ -336,7 +345,7 @@ def _markdown(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
     for table in comparison.tables:
         columns = choice.columns_of(table)
         head = headings(table, columns)
-        lines = [_markdown_line(cells(table, row, columns, TYPOGRAPHIC)) for row in table.rows]
+        lines = [_markdown_line(line) for line in cells(table, columns, TYPOGRAPHIC)]
         for i, row in enumerate(table.rows):
             value = _markdown_text(value_text(row, TYPOGRAPHIC))
             lines[i] = lines[i].replace(f"| {value} |", f"| **{value}** |", 1) if row.best else lines[i]
@@ -455,9 +464,9 @@ def _latex_table(table: Table, columns: Sequence[str]) -> str:
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{' '.join(_caption(table))}}}"]
     lines += [rf"\begin{{tabular}}{{{'l' * len(columns)}{'r' * len(shown)}}}", r"\toprule"]
     lines += [" & ".join(head) + r" \\", r"\midrule"]
-    for row in table.rows:
-        settings = cells(table, row, columns)[1 : 1 + len(columns)]
-        lines.append(" & ".join([*map(_latex_text, settings), *(text(row) for _, text in shown)]) + r" \\")
+    for row, texts in zip(table.rows, cells(table, columns), strict=True):
+        settings = map(_latex_text, texts[1 : 1 + len(columns)])
+        lines.append(" & ".join([*settings, *(text(row) for _, text in shown)]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", *(_latex_comment(f"note: {n}") for n in notes(table))]
     return "\n".join(lines)
 

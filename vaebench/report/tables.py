@@ -276,7 +276,7 @@ class Table:
                 f"{counted(len(found), 'comparison')} together (Bonferroni's correction); told apart: by Holm's test"
             )
             if single := sum(one.over_seeds is None for one in found):
-                yield f"(yes), (no): {counted(single, 'difference')} over one common seed, of trained models, not of methods"
+                yield f"(yes), (no): {counted(single, 'difference')} over one common seed: of models, not of methods"
 
     def _code(self) -> Iterator[str]:
         states = [run.manifest.get("git") for run in self.runs]
