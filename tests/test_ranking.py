@@ -8,13 +8,15 @@ from typing import Any
 import numpy
 import pytest
 import torch
+import yaml
 from made_runs import composed, made_run, record
 
 from vaebench import bounds
 from vaebench.cli import main
 from vaebench.cli.sweep.plan import common_inner_k
-from vaebench.config import compose, describe
+from vaebench.config import compose, describe, to_yaml
 from vaebench.config.identity import ELBO_AT_ONE_SAMPLE, is_elbo, model_identity
+from vaebench.config.run import _of_blocks
 from vaebench.errors import UserError
 from vaebench.records import PerImageFile, append_result
 from vaebench.registry import OBJECTIVES
@@ -384,3 +386,27 @@ def test_a_sweep_evaluates_with_one_number_of_inner_samples():
     assert found(gaussian, hvm) is None
     assert found(hvm, (*iwhvi, "estimator.inner_k=9")) is None  # the user's number stays
     assert found(hvm, (*iwhvi, "estimator=diwhvi")) is None
+
+
+# speed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: {b: 1,\nc: 2}\nd: 3",
+        "a:\n- 1\n- 2\nb: 1",
+        "a: 1\na: 2\nb: 3\n",
+        "a: |\n  t\n\n  u\nb: 1",
+        "# c\na: 1\n# d\nb: {c: [1, 2]}\n",
+        "a: 1\n---\nb: 2\n",
+        "a: &x [1]\nb: *x\n",
+        "a: 'x\ny'\nb: 1\n",
+        "? b\n: 2\n",
+    ],
+)
+def test_a_config_read_by_its_entries_is_the_whole(text: str):
+    """Entries that runs share are parsed once; a text that does not allow it is parsed as a whole."""
+    found = _of_blocks(text)
+    assert found is None or found == yaml.safe_load(text)
+    assert _of_blocks(to_yaml(composed(()))) == yaml.safe_load(to_yaml(composed(())))  # control

@@ -1,13 +1,14 @@
 """Differences of all methods of a table from a baseline."""
 
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from vaebench.direction import Direction
 from vaebench.report.filters import all_hold, check_known, parse
 from vaebench.report.intervals import LEVEL, Difference, holm, p_of_pair, t_interval
-from vaebench.report.pairs import ImageReader, by_image, by_seed, other_settings
+from vaebench.report.pairs import ImageReader, agreeing, by_image, by_seed
 from vaebench.report.tables import Row
 
 __all__ = ["with_differences"]
@@ -31,9 +32,12 @@ def with_differences(rows: Sequence[Row], baseline: str, reader: ImageReader) ->
     check_known((condition.key for condition in conditions), {key for row in rows for key in row.settings})
     chosen = {id(row): row for row in rows if all_hold(conditions, row.settings)}
     named = {condition.key for condition in conditions}
+    by_others: dict[object, list[Row]] = defaultdict(list)
+    for row in chosen.values():
+        by_others[agreeing(row, named)].append(row)
     compared: list[tuple[Row, Row]] = []
     for row in rows:
-        alike = [one for one in chosen.values() if len(chosen) == 1 or not other_settings(one, row, named)]
+        alike = list(chosen.values()) if len(chosen) == 1 else by_others[agreeing(row, named)]
         if id(row) not in chosen and len(alike) == 1 and by_seed(alike[0], row):
             compared.append((alike[0], row))
     found = {id(row): one for (_, row), one in zip(compared, _differences(compared, reader), strict=True)}

@@ -1,6 +1,7 @@
 """Paired differences between two methods, over common seeds and over common images, with confidence intervals."""
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from vaebench.report.tables import Row, Table
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["ImageReader", "NoPair", "Pair", "by_image", "by_seed", "other_settings", "pairs"]
+__all__ = ["ImageReader", "NoPair", "Pair", "agreeing", "by_image", "by_seed", "other_settings", "pairs"]
 
 
 class NoPair(UserError):
@@ -73,9 +74,10 @@ def pairs(table: Table, first: str, second: str) -> list[Pair]:
     left = [row for row in table.rows if all_hold(one, row.settings)]
     right = [row for row in table.rows if all_hold(other, row.settings)]
     named = {condition.key for condition in [*one, *other]}
-    found = [
-        pair for a in left for b in right if a is not b and not other_settings(a, b, named) for pair in _pair(a, b)
-    ]
+    alike: dict[object, list[Row]] = defaultdict(list)
+    for row in right:
+        alike[agreeing(row, named)].append(row)
+    found = [pair for a in left for b in alike[agreeing(a, named)] if a is not b for pair in _pair(a, b)]
     if not found:
         raise NoPair(_why_none(left, right, one, other, named))
     return found
@@ -152,6 +154,15 @@ def _pair(first: Row, second: Row) -> Iterator[Pair]:
             t_interval(list(differences.values())) if len(differences) > 1 else None,
             None if images is None else t_interval(images.tolist()),
         )
+
+
+def agreeing(row: Row, named: set[str]) -> frozenset[tuple[str, object]]:
+    """Return the settings in which two rows of a pair agree: those that `other_settings` looks at; null is missing."""
+    return frozenset(
+        (key, value)
+        for key, value in row.settings.items()
+        if value is not None and key not in named and key.partition(".")[0] not in named
+    )
 
 
 def other_settings(first: Row, second: Row, named: set[str]) -> list[str]:
