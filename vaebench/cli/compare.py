@@ -17,14 +17,16 @@ HELP = """usage: vaebench compare [RUN ...] [FLAGS]
 
 Compare results, best first. Runs that differ only in the seed share a row. RUN is a run folder or a folder of runs
 (default: outputs). A table holds results with the same protocol, split, estimator, k, number of images and
-trainer.epochs. The signs: >= lower bound, <= upper bound, ~ estimate that is not a bound and has no rank. The marks:
-* some runs did not finish, ^ some runs stopped early.
+trainer.epochs. Methods that paired differences cannot tell apart share a rank. The signs: >= lower bound, <= upper
+bound, ~ estimate that is not a bound and has no rank. The marks: * some runs did not finish, ^ some runs stopped early,
+! looser bound than others, (#) rank of a single seed.
 
 flags:
   --format FORMAT      table, md, csv, json or latex
   --columns A,B,...    settings (optimizer.lr) and facts (parameters) to show before the numbers
   --diff               show every setting that differs between the methods
   --filter CONDITION   encoder=iwhvi, encoder=gaussian,hvm or 'k>=5'; repeat it to require several conditions
+  --baseline CONDITION the difference of every method from one method, with intervals, before the numbers
   --pair A B           differences between two methods over common seeds, with a confidence interval
   --quantity NAME      compare results of another quantity than log p(x)
   --unfinished         include runs that did not finish but have a result, marked *
@@ -33,6 +35,7 @@ examples:
   vaebench compare
   vaebench compare outputs/mnist --format latex --columns encoder,k,parameters
   vaebench compare --filter encoder=gaussian,iwhvi --filter 'k>=5'
+  vaebench compare --baseline encoder=gaussian
   vaebench compare --pair encoder=gaussian encoder=iwhvi
   vaebench compare --pair encoder=gaussian,k=1 encoder=hvm,k=16
 """

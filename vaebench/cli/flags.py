@@ -70,7 +70,7 @@ ENCODE = flags("-o --output=", "--projector")
 SELFTEST = flags("--only=", "--list", "-o --output=")
 PICTURE = flags("-o --output=")
 # --filter and --pair may be repeated: `take` removes them before `parse`.
-COMPARE = flags("--format=", "--columns=", "--diff", "--quantity=", "--unfinished")
+COMPARE = flags("--format=", "--columns=", "--diff", "--baseline=", "--quantity=", "--unfinished")
 REPORT = flags("-o --output=", "--title=", "--quantity=", "--unfinished")
 BOARD = flags("--port=", "--host=", "--open")
 TUNE = flags("--trials=", "--prune", "--seed=")

@@ -37,6 +37,7 @@ def comparison_options(chosen: Selection) -> dict[str, Any]:
         "filters": chosen.filters,
         "quantity": chosen.flags.get("--quantity", "log p(x)"),
         "unfinished": "--unfinished" in chosen.flags,
+        "baseline": chosen.flags.get("--baseline"),
     }
 
 

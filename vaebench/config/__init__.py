@@ -5,10 +5,11 @@ from vaebench.config.compose import compose, for_evaluation, from_hydra
 from vaebench.config.evaluations import evaluations
 from vaebench.config.identity import identity, run_folder
 from vaebench.config.run import changed, from_yaml, read, to_yaml
-from vaebench.config.schema import Config
+from vaebench.config.schema import Config, PublishedResult
 
 __all__ = [
     "Config",
+    "PublishedResult",
     "changed",
     "compose",
     "config_dir",

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from vaebench.config.catalog import config_dir, config_folders, described, own_k
 from vaebench.config.check import build, convert, same_type, unknown_key
 from vaebench.config.combinations import check_combinations, hierarchical_encoder_needed
 from vaebench.config.explain import explained
+from vaebench.config.identity import identity
 from vaebench.config.run import changed
 from vaebench.config.schema import Choice, Compile, Config, EstimatorSettings, Precision, Processes
 from vaebench.config.words import for_hydra, key_of
@@ -91,7 +92,37 @@ def checked(cfg: DictConfig, chosen: Chosen) -> Config:
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if isinstance(values.get(key), str)}
     config = build(Config, values)
     check_combinations(config, objective_inner_k)
+    config = _without_foreign_result(config, chosen)
     return _with_own_images(config) if config.dataset.name == OWN else config
+
+
+def _without_foreign_result(config: Config, chosen: Chosen) -> Config:
+    """Return the config without the published result if other settings than the experiment's define its model.
+
+    Another length of training is allowed: tables name it.
+    """
+    name = chosen.choices.get("experiment")
+    if config.published is None or not isinstance(name, str):
+        return config
+    others = tuple(str(folder) for folder in chosen.folders if folder.is_dir() and folder not in config_folders())
+    own = _of_experiment(name, others, tuple(config_folders()))
+    same = replace(own, seed=config.seed, trainer=replace(own.trainer, epochs=config.trainer.epochs))
+    return config if identity(config) == identity(same) else replace(config, published=None)
+
+
+@cache
+def _of_experiment(name: str, others: tuple[str, ...], folders: tuple[Path, ...]) -> Config:
+    """Return the configuration of an experiment without overrides. Cached, because it takes 0.1 s.
+
+    Args:
+        name: of the experiment.
+        others: further folders of yaml files, from hydra.searchpath or ``--config-dir``.
+        folders: the folders of `config_folders`, on which the composition depends.
+    """
+    del folders
+    words = [f"experiment={name}", "published=null"]
+    words += [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in others)}]"] if others else []
+    return compose(words)
 
 
 def _with_own_images(config: Config) -> Config:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from vaebench.config.identity import is_elbo_by_k
 from vaebench.config.schema import Config
 
 __all__ = ["by_epoch", "decoder", "network", "objective", "schedules_past_the_end", "training"]
@@ -29,7 +30,8 @@ def likelihood(config: Config) -> str:
 
 def objective(config: Config) -> str:
     """Return the objective, its number of samples and its gradient estimator."""
-    return f"{config.objective.name}, {by_epoch('k', config.k_by_epoch)}, gradient {config.objective.gradient}"
+    same = f" ({config.objective.bound} with k=1 is the ELBO)" if is_elbo_by_k(config) else ""
+    return f"{config.objective.name}, {by_epoch('k', config.k_by_epoch)}{same}, gradient {config.objective.gradient}"
 
 
 def training(config: Config) -> str:

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vaebench.config.schema import Config
 
-__all__ = ["defining", "identity", "run_folder"]
+__all__ = ["defining", "digest", "identity", "is_elbo", "is_elbo_by_k", "model_identity", "run_folder"]
 
 # These settings change the place, the output or the speed of a run, and not the model that it trains.
-NOT_DEFINING = ("device", "data_dir", "output_dir", "name", "estimator", "sweep")
+NOT_DEFINING = ("device", "data_dir", "output_dir", "name", "estimator", "sweep", "published")
 NOT_DEFINING_IN_DATASET = ("path", "shape")  # of own images: the fingerprint of their pixels says more
 NOT_DEFINING_IN_TRAINER = (
     "threads",
@@ -53,10 +54,35 @@ def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
 
 def identity(config: Config, *, with_seed: bool = True) -> str:
     """Return 8 hex digits that identify the trained model; with ``with_seed=False``, the model without its seed."""
-    values = defining(config)
-    if not with_seed:
-        del values["seed"]
-    return hashlib.sha256(canonical(values).encode()).hexdigest()[:8]
+    return digest(defining(config), with_seed=with_seed)
+
+
+def digest(values: Mapping[str, Any], *, with_seed: bool) -> str:
+    """Return the identity of a configuration whose `defining` part is ``values``."""
+    kept = {key: value for key, value in values.items() if with_seed or key != "seed"}
+    return hashlib.sha256(canonical(kept).encode()).hexdigest()[:8]
+
+
+ELBO_AT_ONE_SAMPLE = ("iwae", "miwae", "piwae", "ciwae", "vr_max", "renyi", "tvo")
+"""The bounds that are the ELBO for k=1."""
+
+
+def is_elbo_by_k(config: Config) -> bool:
+    """Whether the objective is the ELBO only because k=1."""
+    return config.objective.bound in ELBO_AT_ONE_SAMPLE and set(config.k_by_epoch.values()) == {1}
+
+
+def is_elbo(config: Config) -> bool:
+    """Whether the objective maximises the ELBO, also under another name: IWAE with k=1, or a weight of 1."""
+    bound, arguments = config.objective.bound, config.objective.arguments
+    unweighted = {"elbo": True, "beta": arguments.get("kl_weight") == 1, "free_bits": arguments.get("nats") == 0}
+    return is_elbo_by_k(config) or unweighted.get(bound, False)
+
+
+def model_identity(config: Config) -> str:
+    """Return 8 hex digits that trainings of the same model share, but for the seed, whatever the objective's name."""
+    elbo = {"bound": "elbo", "gradient": config.objective.gradient}
+    return digest(defining(config) | ({"objective": elbo} if is_elbo(config) else {}), with_seed=False)
 
 
 def canonical(values: dict[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """config.yaml in a run folder: written with all values resolved, read with the safe yaml loader."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,18 +39,45 @@ def from_yaml(text: str, place: str = "config.yaml") -> Config:
         UserError: the text is not yaml, or a setting is invalid.
     """
     try:
-        values = yaml.load(text, Loader=_LOADER)
+        values = _of_blocks(text) or yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # an integer of 5,000 digits, nested lists
         raise UserError(f"{place} is corrupt (not yaml): {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise UserError(f"{place} is corrupt: it contains no settings")
     estimator = values.get("estimator")
     if isinstance(estimator, dict) and "binarise" in estimator:  # as spelt in older runs
-        estimator["binarize"] = estimator.pop("binarise")
+        renamed = {"binarize" if key == "binarise" else key: value for key, value in estimator.items()}
+        values = values | {"estimator": renamed}
     try:
         return build(Config, values)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
+
+
+def _of_blocks(text: str) -> dict[str, Any] | None:
+    """Return the mapping in ``text`` from its top-level entries, of which thousands of runs share most.
+
+    None if an entry is no mapping by itself, or might refer to another one: the whole text is then parsed.
+    """
+    if any(mark in text for mark in "&*!%"):
+        return None
+    values: dict[str, Any] = {}
+    for block in re.split(r"(?<=\n)(?=[^\s#])", text):
+        found = _block(block)
+        if found is None:
+            return None
+        values |= found
+    return values
+
+
+@lru_cache(maxsize=4096)
+def _block(text: str) -> dict[str, Any] | None:
+    """Return one entry; None if it is not one by itself. Its value must not be changed."""
+    try:
+        found = yaml.load(text, Loader=_LOADER)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and len(found) == 1 else None
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:

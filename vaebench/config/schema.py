@@ -25,6 +25,7 @@ __all__ = [
     "ObjectiveSettings",
     "OptimizerSettings",
     "PriorSettings",
+    "PublishedResult",
     "SweepSettings",
     "TrainerSettings",
 ]
@@ -223,6 +224,20 @@ class SweepSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedResult:
+    """The log p(x) of test images that a paper reports for an experiment, nats per image. It does not define a run."""
+
+    value: float
+    source: Word
+    """The paper, and the place in it."""
+    checked: Word
+    """How far the number was checked, for example ``read in the paper``."""
+    protocol: Word
+    """Data, binarization and estimator of the paper."""
+    error: NonNegative | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of one run, checked and resolved."""
 
@@ -243,6 +258,7 @@ class Config:
     estimator: EstimatorSettings
     sweep: SweepSettings = SweepSettings()
     likelihood: LikelihoodSettings = LikelihoodSettings(name="bernoulli")
+    published: PublishedResult | None = None
 
     @property
     def k_by_epoch(self) -> dict[int, int]:

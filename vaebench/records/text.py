@@ -79,6 +79,7 @@ def table(
     styles: Mapping[str, str] | None = None,
     titles: bool = True,
     hint: str = "",
+    bold: Collection[tuple[int, int]] = (),
     width: int | None = None,
 ) -> str:
     """Return a table that fits ``width``, by default the width of the terminal, or 80 without a terminal.
@@ -94,6 +95,7 @@ def table(
         styles: the style of every cell with a given text, for example ``{"failed": "red"}``; names are rich's.
         titles: whether to print ``head``.
         hint: how else to see all columns, for the line that names those left out.
+        bold: the row and the column of each cell that is bold, in a table without rows across.
         width: in characters.
     """
     from rich.cells import cell_len  # most East Asian letters take two columns of a terminal
@@ -113,7 +115,8 @@ def table(
             lines += [wrapped(str(row), first=" " * 4, rest=" " * 4, width=width) for row in group]
         else:
             some = [[row[c].replace("\n", " ") for c in shown] for row in group]
-            lines += _aligned(some, sizes, right, styles or {}, titles=titles and not lines)
+            places = {(row, shown.index(c)) for row, c in bold if c in shown}
+            lines += _aligned(some, sizes, right, styles or {}, places, titles=titles and not lines)
     if missing := [name for column, name in enumerate(head) if column not in shown]:
         needed = sum(natural) + _GAP * (len(head) - 1)
         ways = " or ".join(way for way in (f"COLUMNS={needed}", hint) if way)
@@ -160,9 +163,14 @@ def _sizes(natural: list[int], wraps: list[bool], width: int) -> list[int]:
 
 
 def _aligned(
-    rows: Sequence[Sequence[str]], sizes: Sequence[int], right: Sequence[bool], styles: Mapping[str, str], titles: bool
+    rows: Sequence[Sequence[str]],
+    sizes: Sequence[int],
+    right: Sequence[bool],
+    styles: Mapping[str, str],
+    bold: Collection[tuple[int, int]],
+    titles: bool,
 ) -> list[str]:
-    """Return the lines of some rows; with ``titles`` the first row is the head."""
+    """Return the lines of some rows; with ``titles`` the first row is the head, which ``bold`` does not count."""
     from rich.console import Console  # here, because a command without a table must not wait for it
     from rich.table import Table
     from rich.text import Text
@@ -172,7 +180,9 @@ def _aligned(
         grid.add_column(width=size, justify="right" if end else "left", overflow="fold")
     for index, row in enumerate(rows):
         head = titles and index == 0
-        grid.add_row(*(Text(cell, style="bold" if head else styles.get(cell.strip(), "")) for cell in row))
+        strong = [head or (index - titles, column) in bold for column in range(len(row))]
+        texts = zip(row, strong, strict=True)
+        grid.add_row(*(Text(cell, style="bold" if mark else styles.get(cell.strip(), "")) for cell, mark in texts))
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     system = "standard" if coloured else None
     width = sum(sizes) + _GAP * len(sizes)
@@ -184,7 +194,7 @@ def _aligned(
 
 def _is_number(cell: str) -> bool:
     """Whether a cell holds a number, with or without a sign before it and a unit or mark behind it."""
-    first = cell.lstrip(">=<~ ").rstrip("*^").split(" ")[0]
+    first = cell.lstrip(">=<~ ").rstrip("*^!%").strip("()").split(" ")[0]
     try:
         float(first.replace(",", ""))
     except ValueError:

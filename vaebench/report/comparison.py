@@ -7,10 +7,13 @@ from pathlib import Path
 
 from vaebench.errors import UserError, did_you_mean
 from vaebench.records import ResultRecord
+from vaebench.report.baseline import with_differences
 from vaebench.report.conditions import FOLLOWS_ENCODER, LOG_LIKELIHOOD, SIMULATED, Conditions, Result, comparable
 from vaebench.report.filters import matching_runs
+from vaebench.report.pairs import ImageReader
+from vaebench.report.ranking import ranked
 from vaebench.report.runs import LeftOut, Run, outdated_results, read_runs
-from vaebench.report.tables import FACTS, Row, Table
+from vaebench.report.tables import FACTS, Row, Table, with_looser_marked
 
 __all__ = ["Comparison", "check_columns", "compare"]
 
@@ -40,6 +43,7 @@ def compare(
     quantity: str = LOG_LIKELIHOOD,
     unfinished: bool = False,
     curves: bool = False,
+    baseline: str | None = None,
 ) -> Comparison:
     """Compare the runs at or below ``paths``.
 
@@ -49,17 +53,23 @@ def compare(
         quantity: the quantity whose results are compared.
         unfinished: whether to include runs that did not finish but have a result; they are marked.
         curves: leave out a run with a corrupt line in its metrics.
+        baseline: conditions on one method, as in ``encoder=gaussian``; the others get their difference from it.
 
     Raises:
-        UserError: there is no run below a path, or a filter names a setting that no run has.
+        UserError: there is no run below a path, a filter names a setting that no run has, no method meets the baseline,
+            or a file of results per image that the baseline needs is corrupt.
     """
     runs, damaged = read_runs(paths, curves=curves)
     kept = matching_runs(runs, filters)
     results, without = _results(kept, quantity, unfinished=unfinished)
     results, repeated = _without_repeats(results)
-    tables = sorted(_tables(results), key=lambda table: -len(table.runs))
+    reader = ImageReader()
+    tables = sorted(_tables(results, baseline, reader), key=lambda table: -len(table.runs))
+    if tables and baseline is not None and not any(table.baselines for table in tables):
+        raise UserError(f"no method meets --baseline {baseline}: give a condition that a row of a table meets")
     left_out = [*damaged, *without, *repeated]
     notes = [*_table_differences(tables), *outdated_results(kept)]
+    notes += [f"no rank is due to the images of this result: {fault}" for fault in reader.faults]
     return Comparison(tables, left_out, len(runs) - len(kept), notes, kept)
 
 
@@ -111,52 +121,53 @@ def _latest(run: Run, quantity: str) -> list[ResultRecord]:
 
 
 def _without_repeats(results: Sequence[Result]) -> tuple[list[Result], list[LeftOut]]:
-    """Leave out runs that repeat the configuration and seed of another run; keep the latest."""
-    latest: dict[tuple[str, int], Run] = {}
+    """Leave out runs that train the same model with the same seed as another run.
+
+    Of such runs, those with objective=elbo go first, and then the latest.
+    """
+    kept: dict[tuple[str, int], Run] = {}
     # Stable: of two runs with the same time the first is kept.
-    for run, _ in sorted(results, key=lambda result: _updated(result.run), reverse=True):
-        latest.setdefault((run.method, run.seed), run)
-    kept = [result for result in results if latest[result.run.method, result.run.seed] is result.run]
-    repeated = {run.folder.path: latest[run.method, run.seed] for run, _ in results}
-    return kept, [
-        LeftOut(path, f"it repeats {other.folder.path}: same configuration and seed")
-        for path, other in repeated.items()
-        if path != other.folder.path
+    by_time = sorted(results, key=lambda result: _updated(result.run), reverse=True)
+    for run, _ in sorted(by_time, key=lambda result: result.run.config.objective.name != "elbo"):
+        kept.setdefault((run.model, run.seed), run)
+    repeated = {run.folder.path: (run, kept[run.model, run.seed]) for run, _ in results}
+    return [result for result in results if kept[result.run.model, result.run.seed] is result.run], [
+        LeftOut(path, _repetition(run, other)) for path, (run, other) in repeated.items() if run is not other
     ]
+
+
+def _repetition(run: Run, other: Run) -> str:
+    if run.method == other.method:
+        return f"it repeats {other.folder.path}: same configuration and seed"
+    names = " and ".join(f"objective={one.config.objective.name}" for one in (run, other))
+    return f"it repeats {other.folder.path}: {names} with k={run.config.k} are the same model, with the same seed"
 
 
 def _updated(run: Run) -> str:
     return run.status.updated if run.status else ""
 
 
-def _tables(results: Iterable[Result]) -> Iterator[Table]:
+def _tables(results: Iterable[Result], baseline: str | None, reader: ImageReader) -> Iterator[Table]:
     """Yield one table for each set of conditions."""
     for conditions, alike in comparable(results).items():
-        yield Table(conditions, _ranked(_rows(alike)))
+        rows = with_looser_marked(ranked(_rows(alike), reader))
+        yield Table(conditions, rows if baseline is None else with_differences(rows, baseline, reader))
 
 
 def _rows(results: Iterable[Result]) -> list[Row]:
     methods: dict[tuple[object, ...], list[Result]] = defaultdict(list)
     for result in results:
         follows = tuple(result.record.settings.get(name) for name in FOLLOWS_ENCODER)
-        methods[result.run.method, result.record.estimator, result.record.direction, *follows].append(result)
+        methods[result.run.model, result.record.estimator, result.record.direction, *follows].append(result)
     return [
-        Row(results[0].run.settings, sorted(results, key=lambda result: result.run.seed))
+        Row(_named_first(results).run.settings, sorted(results, key=lambda result: result.run.seed))
         for results in methods.values()
     ]
 
 
-def _ranked(rows: Iterable[Row]) -> list[Row]:
-    """Sort the rows, highest first, and rank those that can be ranked."""
-    highest_first = sorted(rows, key=lambda row: -row.mean)
-    others = [row for row in highest_first if not _can_be_ranked(row.record)]
-    ranked = [row for row in highest_first if _can_be_ranked(row.record)]
-    return [replace(row, rank=rank) for rank, row in enumerate(ranked, start=1)] + others
-
-
-def _can_be_ranked(record: ResultRecord) -> bool:
-    """Whether a higher number is better: of lower bounds on log p(x) it is, of gaps or upper bounds it is not."""
-    return record.quantity == LOG_LIKELIHOOD and record.direction in ("lower_bound", "exact")
+def _named_first(results: Sequence[Result]) -> Result:
+    """Return a result of objective=elbo if the model has other names too, else the first."""
+    return next((result for result in results if result.run.config.objective.name == "elbo"), results[0])
 
 
 def _table_differences(tables: Sequence[Table]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaebench.direction import Direction
 from vaebench.records.text import SIGNS, counted, encodable, number, wrapped
@@ -12,14 +12,30 @@ from vaebench.records.text import table as text_table
 from vaebench.report.comparison import Comparison
 from vaebench.report.conditions import encoder_details
 from vaebench.report.differences import common_values, differing_settings, distinguishing_settings, label
-from vaebench.report.pairs import LEVEL, Interval, Pair
+from vaebench.report.intervals import LEVEL, Difference, Interval
+from vaebench.report.pairs import Pair
+from vaebench.report.runs import Scalar
 from vaebench.report.tables import FACTS, Row, Table
 from vaebench.typed import printable
 
-__all__ = ["FORMATS", "TYPOGRAPHIC", "ColumnChoice", "cells", "duration", "headings"]
+__all__ = [
+    "FORMATS",
+    "TYPOGRAPHIC",
+    "ColumnChoice",
+    "cells",
+    "difference_text",
+    "duration",
+    "headings",
+    "method_name",
+    "notes",
+    "rank_text",
+    "value_text",
+]
 
 TYPOGRAPHIC: dict[Direction, str] = dict(zip(Direction, ("=", "≥", "≤", "~"), strict=True))
 _LATEX_SIGNS: dict[Direction, str] = dict(zip(Direction, ("=", r"\geq", r"\leq", r"\sim"), strict=True))
+_LATEX_MARKS = {"*": r"{*}", "^": r"\dagger", "!": r"\ddagger"}
+_MARKS = {"*": "runs that did not finish", "^": "runs that stopped early", "!": "a looser bound than others"}
 _LOG_Q: dict[Direction | None, str] = {
     None: "",
     Direction.EXACT: "exact log q",
@@ -40,7 +56,7 @@ class ColumnChoice:
     """Whether to show all settings that differ, also those that follow from a choice."""
 
     def columns_of(self, table: Table) -> list[str]:
-        methods = [row.settings for row in table.rows]
+        methods = _settings(table)
         if self.columns is not None:
             return list(self.columns)
         chosen = differing_settings(methods) if self.every_difference else distinguishing_settings(methods)
@@ -58,32 +74,142 @@ def duration(seconds: float | None) -> str:
 
 def headings(table: Table, columns: Sequence[str]) -> list[str]:
     """Return the titles of the columns of `cells`."""
-    quantity = table.conditions.measure.named(table.conditions.quantity)
-    bits = ["bits per dim"] if _has_bits(table) else []
-    errors = ["sd over seeds", "error over images"]
-    return ["#", *columns, quantity, "n", *errors, *bits, "estimator", "best epoch", "time"]
+    return ["#", *columns, *(column.title for column in _number_columns(table))]
 
 
-def _has_bits(table: Table) -> bool:
-    return any(row.bits_per_dimension is not None for row in table.rows)
+def cells(table: Table, columns: Sequence[str], signs: Mapping[Direction, str] = SIGNS) -> list[list[str]]:
+    """Return the rows as text."""
+    numbers = _number_columns(table)
 
+    def setting(row: Row, name: str) -> object:
+        return row.settings.get(name, FACTS[name](row) if name in FACTS else None)
 
-def cells(table: Table, row: Row, columns: Sequence[str], signs: Mapping[Direction, str] = SIGNS) -> list[str]:
-    """Return one row as text."""
-    facts = row.facts()
-    mean = f"{signs[row.record.direction]} {number(row.mean, row.sd, row.stderr)}"
     return [
-        "-" if row.rank is None else str(row.rank),
-        *(_shown(row.settings.get(column, facts.get(column))) for column in columns),
-        mean + row.marks,
-        str(row.n),
-        number(row.sd, row.sd),
-        number(row.stderr, row.stderr),
-        *([_bits(row, signs)] if _has_bits(table) else []),
-        _estimator(row),
-        str(facts["epoch"]),
-        duration(row.wall_seconds),
+        [
+            rank_text(row),
+            *(_shown(setting(row, name)) for name in columns),
+            *(column.text(row, signs) for column in numbers),
+        ]
+        for row in table.rows
     ]
+
+
+def rank_text(row: Row) -> str:
+    """Return the rank, in parentheses for a method with one seed, or ``-``."""
+    return "-" if row.rank is None else f"({row.rank})" if row.n == 1 else str(row.rank)
+
+
+def notes(table: Table) -> Iterator[str]:
+    """Yield the notes below the table; the first one names the baseline."""
+    if any(row.difference for row in table.rows):
+        yield f"difference: from {baseline_name(table)}"
+    yield from table.notes()
+
+
+def value_text(row: Row, signs: Mapping[Direction, str] = SIGNS) -> str:
+    """Return the mean over seeds with its sign and marks."""
+    return f"{signs[row.record.direction]} {number(row.mean, row.sd, row.stderr)}{row.marks}"
+
+
+class _Column(NamedTuple):
+    """A column behind the settings."""
+
+    title: str
+    text: Callable[[Row, Mapping[Direction, str]], str]
+    keep: bool = False
+    """Whether it goes last if a terminal is narrow."""
+
+
+def _number_columns(table: Table) -> list[_Column]:
+    """Return the columns behind the settings that some row of the table needs."""
+    rows = table.rows
+    weights, limits = table.conditions.k, sorted({row.k_hat_limit for row in rows if row.k_hat_limit})
+    compared, hidden = any(row.difference for row in rows), _ranks_hide_pairs(rows)
+    columns = [
+        (compared, _Column("difference", difference_text, keep=True)),
+        (compared, _Column("told apart", _told_apart, keep=True)),
+        (True, _Column(table.conditions.measure.named(table.conditions.quantity), value_text, keep=True)),
+        (any(row.published for row in rows), _Column("published", _published, keep=True)),
+        (True, _Column("n", lambda row, _: str(row.n), keep=True)),
+        (True, _Column("sd over seeds", lambda row, _: number(row.sd, row.sd), keep=not compared)),
+        (True, _Column("error over images", lambda row, _: number(row.stderr, row.stderr), keep=not compared)),
+        (hidden, _Column("better than", lambda row, _: _shown(row.better_than))),
+        (any(row.ess is not None for row in rows), _Column(f"ESS of {weights}", lambda row, _: _three(row.ess))),
+        (bool(limits), _Column(f"k-hat > {' or '.join(limits)}", lambda row, _: _percent(row.k_hat_share))),
+        (any(row.bits_per_dimension is not None for row in rows), _Column("bits per dim", _bits)),
+        (True, _Column("estimator", lambda row, _: _estimator(row))),
+        (True, _Column("best epoch", lambda row, _: str(FACTS["epoch"](row)))),
+        (True, _Column("time", lambda row, _: duration(row.wall_seconds))),
+    ]
+    return [column for needed, column in columns if needed]
+
+
+def _ranks_hide_pairs(rows: Sequence[Row]) -> bool:
+    """Whether two methods of one rank are told apart, because there is another one between them."""
+    placed = [row for row in rows if row.rank is not None]
+    behind = [sum(other.rank > row.rank for other in placed if other.rank and row.rank) for row in placed]
+    return any(row.better_than != count for row, count in zip(placed, behind, strict=True))
+
+
+def difference_text(row: Row, signs: Mapping[Direction, str] = SIGNS) -> str:
+    """Return the difference from the baseline and its interval, for example ``+0.74 [+0.13, +1.35]``."""
+    del signs
+    found = row.difference
+    if found is None:
+        return "baseline" if row.is_baseline else "-"
+    interval = found.interval
+    mark = "" if found.of_bounds else "~ "
+    if interval is None:
+        return f"{mark}{_signed(found.mean, None)} (no interval)"
+    low, high = (_signed(end, interval.half) for end in (interval.low, interval.high))
+    return f"{mark}{_signed(found.mean, interval.half)} [{low}, {high}]"
+
+
+def _told_apart(row: Row, signs: Mapping[Direction, str]) -> str:
+    del signs
+    if row.difference is None:
+        return ""
+    verdict = "yes" if row.difference.told_apart else "no"
+    return verdict if row.difference.over_seeds else f"({verdict})"
+
+
+def _published(row: Row, signs: Mapping[Direction, str]) -> str:
+    del signs
+    found = row.published
+    if found is None:
+        return "-"
+    return f"{found.value:g}" if found.error is None else f"{found.value:g} +- {found.error:g}"
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def interval_charts(table: Table, width: int = 25) -> list[str]:
+    """Return the interval of each row's difference on a common scale: ``|`` at zero, ``o`` at the mean."""
+    found = [row.difference for row in table.rows if row.difference is not None]
+    ends = [0.0, *(one.mean for one in found)]
+    ends += [end for one in found if one.interval for end in (one.interval.low, one.interval.high)]
+    low, high = min(ends), max(ends)
+
+    def place(value: float) -> int:
+        return round((width - 1) * (value - low) / (high - low or 1.0))
+
+    def chart(difference: Difference | None) -> str:
+        letters = [" "] * width
+        if difference is not None and difference.interval is not None:
+            span = range(place(difference.interval.low), place(difference.interval.high) + 1)
+            letters[span.start : span.stop] = "-" * len(span)
+        letters[place(0.0)] = "|"
+        if difference is not None:
+            letters[place(difference.mean)] = "o"
+        return "".join(letters)
+
+    return [chart(row.difference) for row in table.rows]
 
 
 def _bits(row: Row, signs: Mapping[Direction, str]) -> str:
@@ -112,7 +238,7 @@ def _terminal(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
             [
                 wrapped(table.conditions.heading()),
                 _text_table(table, choice.columns_of(table)),
-                *(wrapped(f"note: {note}") for note in table.notes()),
+                *(wrapped(f"note: {note}") for note in notes(table)),
             ]
         )
         for table in comparison.tables
@@ -126,20 +252,35 @@ def _terminal(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
 
 
 def _text_table(table: Table, columns: Sequence[str]) -> str:
-    head = headings(table, columns)
-    quantity, *errors = head[1 + len(columns) : 5 + len(columns)]
-    rows = [cells(table, row, columns) for row in table.rows]
+    head, rows = headings(table, columns), cells(table, columns)
+    bold = {(i, head.index(_quantity(table))) for i, row in enumerate(table.rows) if row.best}
     # Settings that differ between rows stay: without them, two rows could look the same.
     settings = [head[i] for i in range(1, 1 + len(columns)) if len({row[i] for row in rows}) > 1]
-    return text_table(head, rows, keep=(*settings, quantity, *errors), hint="--format csv")
+    kept = [column.title for column in _number_columns(table) if column.keep]
+    if any(row.difference for row in table.rows):
+        place = head.index("told apart")
+        head = _inserted(head, place, "0 is |")
+        rows = [_inserted(row, place, chart) for row, chart in zip(rows, interval_charts(table), strict=True)]
+        bold = {(i, column + 1) for i, column in bold}
+        kept.append("0 is |")
+    return text_table(head, rows, keep=(*settings, *kept), hint="--format csv", bold=bold)
+
+
+def _inserted(texts: Sequence[str], place: int, text: str) -> list[str]:
+    return [*texts[:place], text, *texts[place:]]
+
+
+def _quantity(table: Table) -> str:
+    return table.conditions.measure.named(table.conditions.quantity)
 
 
 def _pair_lines(table: Table, found: Sequence[Pair], choice: ColumnChoice) -> Iterator[str]:
     inner = any(row.record.inner_k is not None for pair in found for row in (pair.first, pair.second))
     conditions = table.conditions if inner else replace(table.conditions, inner_k=None)
+    keys = choice.columns_of(table)
     yield f"paired differences, second minus first, {conditions.heading()}"
     for pair in found:
-        first, second = _pair_labels(pair, table, choice)
+        first, second = (method_name(table, row, keys) for row in (pair.first, pair.second))
         mark = "" if pair.of_bounds else "~ "
         yield f"  {second}  -  {first}: {mark}{_signed(pair.difference, pair.narrowest)} {_pair_spread(pair)}"
     if any(not pair.of_bounds for pair in found):
@@ -147,15 +288,22 @@ def _pair_lines(table: Table, found: Sequence[Pair], choice: ColumnChoice) -> It
     yield "note: differences of bounds equal those of log-likelihoods only if both bounds are equally tight"
 
 
-def _pair_labels(pair: Pair, table: Table, choice: ColumnChoice) -> tuple[str, str]:
-    keys, methods = choice.columns_of(table), [row.settings for row in table.rows]
-    common = common_values(methods, keys)
+def method_name(table: Table, row: Row, keys: Sequence[str]) -> str:
+    """Return a short name of a row from the settings ``keys``, with the details of its estimator."""
+    details = encoder_details(row.record)
+    return label(row.settings, keys, common_values(_settings(table), keys)) + (f" ({details})" if details else "")
 
-    def name(row: Row) -> str:
-        details = encoder_details(row.record)
-        return label(row.settings, keys, common) + (f" ({details})" if details else "")
 
-    return name(pair.first), name(pair.second)
+def baseline_name(table: Table) -> str:
+    """Return the name of the method from which the others differ, or ``the baseline`` if there are several."""
+    found = table.baselines
+    return (
+        method_name(table, found[0], distinguishing_settings(_settings(table))) if len(found) == 1 else "the baseline"
+    )
+
+
+def _settings(table: Table) -> list[Mapping[str, Scalar]]:
+    return [row.settings for row in table.rows]
 
 
 def _pair_spread(pair: Pair) -> str:
@@ -197,11 +345,14 @@ def _markdown(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
     for table in comparison.tables:
         columns = choice.columns_of(table)
         head = headings(table, columns)
-        lines = [cells(table, row, columns, TYPOGRAPHIC) for row in table.rows]
-        body = [_markdown_line(line) for line in [head, ["---"] * len(head), *lines]]
+        lines = [_markdown_line(line) for line in cells(table, columns, TYPOGRAPHIC)]
+        for i, row in enumerate(table.rows):
+            value = _markdown_text(value_text(row, TYPOGRAPHIC))
+            lines[i] = lines[i].replace(f"| {value} |", f"| **{value}** |", 1) if row.best else lines[i]
+        body = [_markdown_line(head), _markdown_line(["---"] * len(head)), *lines]
         title, heading = _markdown_text(table.conditions.title()), _markdown_text(table.conditions.heading())
-        notes = (f"\n{_markdown_text(note)}" for note in table.notes())
-        sections.append("\n".join([heading.replace(title, f"**{title}**", 1), "", *body, *notes]))
+        below = (f"\n{_markdown_text(note)}" for note in notes(table))
+        sections.append("\n".join([heading.replace(title, f"**{title}**", 1), "", *body, *below]))
     lists = [*(_pair_lines(table, found, choice) for table, found in pairs), _remarks(comparison)]
     sections += ["\n".join(f"- {_markdown_text(line.strip())}" for line in lines) for lines in lists]
     return "\n\n".join(filter(None, sections)) + "\n"
@@ -267,6 +418,9 @@ def _table_json(table: Table) -> dict[str, Any]:
         {
             "settings": dict(row.settings),
             **row.facts(),
+            "is_baseline": row.is_baseline,
+            "interval_over_seeds": _ends(row.difference and row.difference.over_seeds),
+            "interval_over_images": _ends(row.difference and row.difference.over_images),
             "runs": [
                 {"folder": str(run.folder.path), "seed": run.seed, "mean": record.mean, "stderr": record.stderr}
                 for run, record in row.results
@@ -274,7 +428,7 @@ def _table_json(table: Table) -> dict[str, Any]:
         }
         for row in table.rows
     ]
-    return {"conditions": table.conditions.facts(), "rows": rows, "notes": list(table.notes())}
+    return {"conditions": table.conditions.facts(), "rows": rows, "notes": list(notes(table))}
 
 
 def _pair_json(table: Table, pair: Pair, comparison: Comparison) -> dict[str, Any]:
@@ -304,18 +458,82 @@ def _latex(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
 
 
 def _latex_table(table: Table, columns: Sequence[str]) -> str:
-    head = [_latex_text(text) for text in headings(table, columns)]
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex_text(table.conditions.heading())}}}"]
-    lines += [rf"\begin{{tabular}}{{{'l' * (1 + len(columns))}rrrrlrr}}", r"\toprule"]
+    """Return a table with value and error in one column, the best in bold, and sentences as its caption."""
+    shown = [(name, text) for needed, name, text in _latex_columns(table) if needed]
+    head = [*map(_latex_text, columns), *(name for name, _ in shown)]
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{' '.join(_caption(table))}}}"]
+    lines += [rf"\begin{{tabular}}{{{'l' * len(columns)}{'r' * len(shown)}}}", r"\toprule"]
     lines += [" & ".join(head) + r" \\", r"\midrule"]
-    for row in table.rows:
-        texts = [_latex_text(text) for text in cells(table, row, columns)]
-        value = number(row.mean, row.sd, row.stderr)
-        marks = f"^{{{row.marks.replace('^', chr(92) + 'dagger')}}}" if row.marks else ""
-        texts[1 + len(columns)] = f"${_LATEX_SIGNS[row.record.direction]} {value}{marks}$"
-        lines.append(" & ".join(texts) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", *(_latex_comment(f"note: {n}") for n in table.notes())]
+    for row, texts in zip(table.rows, cells(table, columns), strict=True):
+        settings = map(_latex_text, texts[1 : 1 + len(columns)])
+        lines.append(" & ".join([*settings, *(text(row) for _, text in shown)]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", *(_latex_comment(f"note: {n}") for n in notes(table))]
     return "\n".join(lines)
+
+
+def _latex_columns(table: Table) -> list[tuple[bool, str, Callable[[Row], str]]]:
+    """Return the columns behind the settings: whether some row needs it, its title, and the text of a row."""
+    rows, quantity = table.rows, _latex_text(_quantity(table)).replace("log p(x)", r"$\log p(x)$")
+    return [
+        (True, quantity, _latex_value),
+        (any(row.difference for row in rows), "difference", lambda row: _latex_minus(difference_text(row))),
+        (any(row.published for row in rows), "published", lambda row: _latex_minus(_published(row, SIGNS))),
+        (len({row.n for row in rows}) > 1, "seeds", lambda row: str(row.n)),
+    ]
+
+
+def _latex_value(row: Row) -> str:
+    error = row.stderr if row.sd is None else row.sd
+    value, spread = number(row.mean, error), number(error, error)
+    marks = "".join(_LATEX_MARKS[mark] for mark in row.marks)
+    value = rf"\mathbf{{{value}}}" if row.best else value
+    value = f"{value}^{{{marks}}}" if marks else value
+    return rf"${_LATEX_SIGNS[row.record.direction]} {value} \pm {spread}$"
+
+
+def _latex_minus(text: str) -> str:
+    """Return a text of numbers with the minus signs and errors of LaTeX."""
+    letters = _latex_text(text).replace("+-", r"\pm").replace(r"\textasciitilde{}", r"\sim")
+    return f"${letters}$" if any(letter.isdigit() for letter in text) else letters
+
+
+def _caption(table: Table) -> Iterator[str]:
+    """Yield the sentences of the caption."""
+    conditions, rows = table.conditions, table.rows
+    images, *words = conditions.words()
+    quantity = _latex_text(_quantity(table)).replace("log p(x)", r"$\log p(x)$")
+    better = "; higher is better" if any(row.rank for row in rows) else ""
+    yield (
+        f"The numbers are {conditions.split} {quantity} in nats per image on {images} of "
+        f"{_latex_text(conditions.protocol)} ({_latex_text(', '.join(words))}){better}."
+    )
+    counts = sorted({row.n for row in rows if row.n > 1})
+    seeds = f"{counts[0]} seeds" if len(counts) == 1 else "seeds"
+    single = "standard errors over images"
+    if not counts:
+        yield f"Errors are {single} of one training."
+    elif any(row.n == 1 for row in rows):
+        yield f"Errors are standard deviations over {seeds}; for one seed they are {single}."
+    else:
+        yield f"Errors are standard deviations over {seeds}."
+    if any(row.best for row in rows):
+        yield (
+            r"Bold numbers cannot be told apart from the highest bound (paired $t$-tests over common seeds and images "
+            rf"with Holm's correction, {LEVEL * 100:.0f}\,\%)."
+        )
+    elif any(row.rank for row in rows):
+        yield (
+            r"No two methods can be told apart (paired $t$-tests over common seeds and images with Holm's correction, "
+            rf"{LEVEL * 100:.0f}\,\%)."
+        )
+    if found := [row for row in rows if row.difference]:
+        together = f" for {len(found)} comparisons together" if len(found) > 1 else ""
+        name, level = _latex_text(baseline_name(table)), rf"{LEVEL * 100:.0f}\,\%"
+        yield f"Differences are from {name}, with {level} intervals{together}."
+    used = {mark for row in rows for mark in row.marks}
+    yield from (f"${_LATEX_MARKS[mark]}$ marks {meaning}." for mark, meaning in _MARKS.items() if mark in used)
+    if any(row.record.direction is Direction.ESTIMATE for row in rows):
+        yield r"$\sim$ marks an estimate that is not a bound."
 
 
 def _latex_comment(text: str) -> str:

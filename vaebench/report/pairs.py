@@ -1,42 +1,28 @@
 """Paired differences between two methods, over common seeds and over common images, with confidence intervals."""
 
-import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from vaebench.direction import Direction
 from vaebench.errors import UserError
 from vaebench.records import ResultRecord
+from vaebench.report.conditions import Result
 from vaebench.report.differences import differing_settings
 from vaebench.report.filters import Condition, all_hold, check_known, parse
+from vaebench.report.intervals import Interval, t_interval
 from vaebench.report.tables import Row, Table
 
-__all__ = ["LEVEL", "Interval", "NoPair", "Pair", "pairs", "t_interval"]
+if TYPE_CHECKING:
+    import numpy
 
-LEVEL = 0.95
+__all__ = ["ImageReader", "NoPair", "Pair", "agreeing", "by_image", "by_seed", "other_settings", "pairs"]
 
 
 class NoPair(UserError):
     """A table without two rows as asked; another table may have them."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean of differences and its t-interval of level ``LEVEL``, nats per image."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def half(self) -> float:
-        """Half of its width, nats."""
-        return self.high - self.mean
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +53,7 @@ class Pair:
     @property
     def of_bounds(self) -> bool:
         """Whether both numbers are bounds (or exact), and neither is an estimate."""
-        return "estimate" not in (self.first.record.direction, self.second.record.direction)
+        return Direction.ESTIMATE not in (self.first.record.direction, self.second.record.direction)
 
 
 def pairs(table: Table, first: str, second: str) -> list[Pair]:
@@ -88,56 +74,98 @@ def pairs(table: Table, first: str, second: str) -> list[Pair]:
     left = [row for row in table.rows if all_hold(one, row.settings)]
     right = [row for row in table.rows if all_hold(other, row.settings)]
     named = {condition.key for condition in [*one, *other]}
-    found = [pair for a in left for b in right if a is not b and not _others(a, b, named) for pair in _pair(a, b)]
+    alike: dict[object, list[Row]] = defaultdict(list)
+    for row in right:
+        alike[agreeing(row, named)].append(row)
+    found = [pair for a in left for b in alike[agreeing(a, named)] if a is not b for pair in _pair(a, b)]
     if not found:
         raise NoPair(_why_none(left, right, one, other, named))
     return found
 
 
-def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return the mean of ``values`` with Student's interval for it. ValueError for fewer than two values."""
-    if len(values) < 2:
-        raise ValueError("an interval needs at least two values")
-    from scipy.special import stdtrit  # here, because a table without pairs does not need it
+class ImageReader:
+    """Reads the results of each image, each file once, and keeps the averages over seeds."""
 
-    mean, n = statistics.fmean(values), len(values)
-    half = float(stdtrit(n - 1, 0.5 + level / 2)) * statistics.stdev(values) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
+    def __init__(self) -> None:
+        self._averages: dict[object, tuple[numpy.ndarray, numpy.ndarray] | None] = {}
+        self.faults: dict[str, None] = {}
+        """The messages about corrupt files, each once."""
+
+    def average(self, row: Row, seeds: Sequence[int]) -> "tuple[numpy.ndarray, numpy.ndarray] | None":
+        """Return the images of ``row``, (N,), and their results averaged over ``seeds``, (N,).
+
+        None if a seed has no results per image, or seeds have other images. UserError if a file is corrupt.
+        """
+        chosen = [result for result in row.results if result.run.seed in seeds]
+        key = tuple((result.run.folder.path, result.record.per_image) for result in chosen)
+        if key not in self._averages:
+            self._averages[key] = _average(chosen)
+        return self._averages[key]
+
+
+def _average(results: Sequence[Result]) -> "tuple[numpy.ndarray, numpy.ndarray] | None":
+    import numpy  # here, because a table of one method does not need it
+
+    from vaebench.records import read_per_image
+
+    if any(record.per_image is None for _, record in results):
+        return None
+    found = [read_per_image(run.folder, record) for run, record in results]
+    images = found[0].images
+    if not all(numpy.array_equal(numbers.images, images) for numbers in found):
+        return None
+    return images, numpy.mean([numbers.values for numbers in found], axis=0)
+
+
+def by_seed(first: Row, second: Row) -> dict[int, float]:
+    """Return ``second`` minus ``first`` for each common seed, in nats per image."""
+    means = [{result.run.seed: result.record.mean for result in row.results} for row in (first, second)]
+    return {seed: means[1][seed] - means[0][seed] for seed in sorted(means[0].keys() & means[1].keys())}
+
+
+def by_image(first: Row, second: Row, reader: ImageReader) -> "numpy.ndarray | None":
+    """Return ``second`` minus ``first`` for each image, (N,), averaged over the common seeds, in nats.
+
+    The results of two methods on one image are correlated, so these differences vary far less than the results.
+    None without a common seed, without results per image, and for other images or fewer than two.
+
+    Raises:
+        UserError: a file of results per image is corrupt.
+    """
+    import numpy
+
+    seeds = list(by_seed(first, second))
+    one, other = (reader.average(row, seeds) for row in (first, second)) if seeds else (None, None)
+    if one is None or other is None or len(one[0]) < 2 or not numpy.array_equal(one[0], other[0]):
+        return None
+    return other[1] - one[1]
 
 
 def _pair(first: Row, second: Row) -> Iterator[Pair]:
     """Yield the pair, if the two have a seed in common."""
-    means = [{result.run.seed: result.record.mean for result in row.results} for row in (first, second)]
-    seeds = sorted(means[0].keys() & means[1].keys())
-    if seeds:
-        differences = [means[1][seed] - means[0][seed] for seed in seeds]
-        interval = t_interval(differences) if len(seeds) > 1 else None
-        yield Pair(first, second, seeds, statistics.fmean(differences), interval, _over_images(first, second, seeds))
+    differences = by_seed(first, second)
+    if differences:
+        images = by_image(first, second, ImageReader())
+        yield Pair(
+            first,
+            second,
+            list(differences),
+            statistics.fmean(differences.values()),
+            t_interval(list(differences.values())) if len(differences) > 1 else None,
+            None if images is None else t_interval(images.tolist()),
+        )
 
 
-def _over_images(first: Row, second: Row, seeds: Sequence[int]) -> Interval | None:
-    """Return the interval over images of the difference averaged over seeds; None without results per image.
-
-    The results of two methods on one image are correlated, so this interval is far narrower than the two errors over
-    images suggest.
-    """
-    import numpy  # here, because a table without pairs does not need it
-
-    from vaebench.records import read_per_image
-
-    signed = [(sign, result) for row, sign in ((second, 1.0), (first, -1.0)) for result in row.results]
-    signed = [(sign, result) for sign, result in signed if result.run.seed in seeds]
-    if any(result.record.per_image is None for _, result in signed):
-        return None
-    found = [(sign, read_per_image(result.run.folder, result.record)) for sign, result in signed]
-    images = found[0][1].images
-    if len(images) < 2 or not all(numpy.array_equal(numbers.images, images) for _, numbers in found):
-        return None
-    differences = numpy.sum([sign * numbers.values for sign, numbers in found], axis=0) / len(seeds)
-    return t_interval(differences.tolist())
+def agreeing(row: Row, named: set[str]) -> frozenset[tuple[str, object]]:
+    """Return the settings in which two rows of a pair agree: those that `other_settings` looks at; null is missing."""
+    return frozenset(
+        (key, value)
+        for key, value in row.settings.items()
+        if value is not None and key not in named and key.partition(".")[0] not in named
+    )
 
 
-def _others(first: Row, second: Row, named: set[str]) -> list[str]:
+def other_settings(first: Row, second: Row, named: set[str]) -> list[str]:
     """Return the settings in which two rows differ, without the named settings and the settings of a named choice."""
     return [
         key
@@ -153,9 +181,9 @@ def _why_none(
         if not rows:
             return f"no row of the table has {', '.join(map(str, conditions))}, so there is no pair"
     candidates = [(a, b) for a in left for b in right if a is not b]
-    if any(not _others(a, b, named) for a, b in candidates):
+    if any(not other_settings(a, b, named) for a, b in candidates):
         return "the two methods have no seed in common: train both with the same seeds"
     if not candidates:
         return "both conditions select the same row: give conditions on two different rows"
-    closest = min((_others(a, b, named) for a, b in candidates), key=len)
+    closest = min((other_settings(a, b, named) for a, b in candidates), key=len)
     return f"no two rows agree in all other settings: they also differ in {', '.join(closest)}; name these settings too"

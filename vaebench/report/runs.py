@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaebench.config import Config, describe, identity, read
-from vaebench.config.identity import defining
+from vaebench.config.identity import defining, digest, is_elbo, model_identity
 from vaebench.direction import Measure
 from vaebench.errors import UserError
 from vaebench.records import (
@@ -68,8 +68,9 @@ class Run:
         folder.refuse_links()
         status = folder.read_status() if folder.status.exists() else None
         config = read(folder.path)
-        manifest = read_manifest(folder, identity(config))
-        results, outdated = split_results(folder, identity(config), manifest)
+        own = identity(config)
+        manifest = read_manifest(folder, own)
+        results, outdated = split_results(folder, own, manifest)
         return cls(folder, config, status, results, manifest, outdated)
 
     @cached_property
@@ -94,12 +95,21 @@ class Run:
     @cached_property
     def method(self) -> str:
         """The hash that runs share which differ only in the seed."""
-        return identity(self.config, with_seed=False)
+        return digest(self._defining, with_seed=False)
+
+    @cached_property
+    def model(self) -> str:
+        """The hash that trainings of the same model share, whatever their seed and the name of their objective."""
+        return model_identity(self.config) if is_elbo(self.config) else self.method
 
     @cached_property
     def settings(self) -> dict[str, Scalar]:
         """The settings that define the trained model, flat, without the seed."""
-        return settings_of({key: value for key, value in defining(self.config).items() if key != "seed"})
+        return settings_of({key: value for key, value in self._defining.items() if key != "seed"})
+
+    @cached_property
+    def _defining(self) -> dict[str, Any]:
+        return defining(self.config)
 
     @property
     def state(self) -> str:

@@ -10,7 +10,7 @@ from vaebench.records.text import number, with_error
 from vaebench.report.charts import BarChart, Chart, Point, Series, axes_of, percent, ticks, typographic
 from vaebench.report.conditions import encoder_details
 from vaebench.report.curves import TRAINING, VALIDATION, Curve
-from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings
+from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings, rank_text
 from vaebench.report.groups import RunGroup, mean_curve
 from vaebench.report.pictures import Picture, outdated_pictures, pictures, unreadable_pictures
 from vaebench.report.runs import Run
@@ -75,10 +75,10 @@ def results(table: Table, groups: Mapping[str, RunGroup], keys: Sequence[str]) -
     low, high = _range(table.rows)
     head = headings(table, keys)
     # All columns are numbers but the settings and the estimator.
-    numeric = [i == 0 or (i > len(keys) and name != "estimator") for i, name in enumerate(head)]
+    numeric = [i == 0 or (i > len(keys) and name not in ("estimator", "told apart")) for i, name in enumerate(head)]
     lines = [
         [(typographic(text) if end else text, end) for text, end in zip(texts, numeric, strict=True)]
-        for texts in (cells(table, row, keys, TYPOGRAPHIC) for row in table.rows)
+        for texts in cells(table, keys, TYPOGRAPHIC)
     ]
     return Results(
         table,
@@ -107,7 +107,7 @@ def _result_row(row: Row, group: RunGroup, low: float, high: float) -> ResultRow
     return ResultRow(
         group=group,
         title=group_title(group, row),
-        rank="" if row.rank is None else str(row.rank),
+        rank="" if row.rank is None else rank_text(row),
         value=f"{TYPOGRAPHIC[direction]} {typographic(mean)}{row.marks}",
         errors=f"± {stderr}, {spread}",
         words=f"{direction.replace('_', ' ')} {mean}, error over images {stderr}",

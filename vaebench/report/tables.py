@@ -1,21 +1,27 @@
 """Tables of results: a row for each method, averaged over seeds, and notes for the reader."""
 
-import itertools
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vaebench.config import describe
+from vaebench.config import PublishedResult, describe
 from vaebench.direction import Direction
 from vaebench.records import ResultRecord
 from vaebench.records.text import counted
 from vaebench.report.conditions import FOLLOWS_ENCODER, LOG_LIKELIHOOD, Conditions, Result
+from vaebench.report.intervals import LEVEL, Difference
 from vaebench.report.runs import Run, Scalar
 
-__all__ = ["FACTS", "Row", "Table"]
+__all__ = ["FACTS", "MOST_RANKED", "Row", "Table", "with_looser_marked"]
+
+MOST_RANKED = 200
+"""Rows of a table with ranks: with more rows, there are so many pairs that almost none could be told apart."""
+MOST_UNRELIABLE = 0.1
+"""The share of images with a k-hat above its limit, from which the bound of a row counts as looser."""
+_K_HAT = "pareto_k_over_"
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,16 @@ class Row:
     results: Sequence[Result]
     """Sorted by seed."""
     rank: int | None = None
-    """1 for the best lower bound on log p(x); None for results that cannot be ranked."""
+    """1 for the highest lower bounds on log p(x), shared by methods that cannot be told apart; None without a rank."""
+    best: bool = False
+    """Whether it is not told apart from the highest number of a table in which some methods are told apart."""
+    better_than: int | None = None
+    """The number of methods that are told to have a lower number; None without a rank."""
+    looser: bool = False
+    """Whether its bound is looser than others of the table; see `bounds_marked`."""
+    difference: Difference | None = None
+    """From the baseline; None for the baseline, and for a method without one."""
+    is_baseline: bool = False
 
     @property
     def method(self) -> str:
@@ -80,8 +95,8 @@ class Row:
 
     @property
     def marks(self) -> str:
-        """``*`` for runs that did not finish, ``^`` for runs that stopped early."""
-        return "*" * bool(self.unfinished) + "^" * bool(self.stopped_early)
+        """``*`` for runs that did not finish, ``^`` for runs that stopped early, ``!`` for a looser bound."""
+        return "*" * bool(self.unfinished) + "^" * bool(self.stopped_early) + "!" * self.looser
 
     @property
     def wall_seconds(self) -> float | None:
@@ -93,22 +108,69 @@ class Row:
     @property
     def bits_per_dimension(self) -> float | None:
         """Mean over seeds of the bits per pixel and channel; None if images are not 8-bit ones."""
-        bits = [result.record.extra.get("bits_per_dimension") for result in self.results]
-        known = [value for value in bits if value is not None]
-        return statistics.fmean(known) if known and len(known) == len(bits) else None
+        return self._mean_of("bits_per_dimension")
+
+    @property
+    def ess(self) -> float | None:
+        """Mean over images and seeds of the effective sample size of the k weights; None without weights."""
+        return self._mean_of("ess")
+
+    @property
+    def k_hat_limit(self) -> str | None:
+        """The largest reliable k-hat of k weights, for example ``0.7``; None if the estimator has no k-hat."""
+        return next((key.removeprefix(_K_HAT) for key in self.record.extra if key.startswith(_K_HAT)), None)
+
+    @property
+    def k_hat_share(self) -> float | None:
+        """Mean over seeds of the share of images with a k-hat above the limit, from 0 to 1."""
+        return self._mean_of(f"{_K_HAT}{self.k_hat_limit}")
+
+    @property
+    def published(self) -> PublishedResult | None:
+        """The published value of the experiment that all its runs have; None for other quantities and splits."""
+        found = {run.config.published for run, _ in self.results}
+        shown = self.record.quantity == LOG_LIKELIHOOD and self.record.split == "test" and len(found) == 1
+        return found.pop() if shown else None
+
+    def _mean_of(self, name: str) -> float | None:
+        """Return the mean over seeds of a number in ``extra``; None where a record lacks it."""
+        values = [result.record.extra.get(name) for result in self.results]
+        known = [float(value) for value in values if isinstance(value, int | float)]
+        return statistics.fmean(known) if len(known) == len(values) else None
 
     def facts(self) -> dict[str, Any]:
         """Return the value of every name in ``FACTS``."""
         return {name: fact(self) for name, fact in FACTS.items()}
 
 
+def _difference(row: Row, name: str) -> Any:
+    """Return the mean, or an end of the wider interval, of the difference from the baseline."""
+    found = row.difference if row.difference is None or name == "mean" else row.difference.interval
+    return None if found is None else getattr(found, name)
+
+
 FACTS: dict[str, Callable[[Row], Any]] = {
     "rank": lambda row: row.rank,
+    "better_than": lambda row: row.better_than,
+    "best": lambda row: row.best,
+    "difference": lambda row: _difference(row, "mean"),
+    "difference_low": lambda row: _difference(row, "low"),
+    "difference_high": lambda row: _difference(row, "high"),
+    "told_apart": lambda row: row.difference and row.difference.told_apart,
     "direction": lambda row: row.record.direction,
     "mean": lambda row: row.mean,
     "sd": lambda row: row.sd,
     "n": lambda row: row.n,
     "stderr": lambda row: row.stderr,
+    "ess": lambda row: row.ess,
+    "k_hat_limit": lambda row: row.k_hat_limit and float(row.k_hat_limit),
+    "k_hat_share": lambda row: row.k_hat_share,
+    "looser": lambda row: row.looser,
+    "published": lambda row: row.published and row.published.value,
+    "published_error": lambda row: row.published and row.published.error,
+    "published_source": lambda row: row.published and row.published.source,
+    "published_checked": lambda row: row.published and row.published.checked,
+    "published_protocol": lambda row: row.published and row.published.protocol,
     "seeds": lambda row: " ".join(map(str, row.seeds)),
     "estimator": lambda row: row.record.estimator,
     "log_q": lambda row: row.log_q,
@@ -147,9 +209,14 @@ class Table:
 
     def repeated_details(self) -> list[str]:
         """Return the details of the estimator in which rows of one method differ: without them, rows look the same."""
-        rows = itertools.combinations(self.rows, 2)
-        pairs = [(a.facts(), b.facts()) for a, b in rows if a.method == b.method]
-        return [name for name in FOLLOWS_ENCODER if any(a[name] != b[name] for a, b in pairs)]
+        of_method: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            of_method[row.method].append(row)
+
+        def differs(name: str) -> bool:
+            return any(len({str(FACTS[name](row)) for row in rows}) > 1 for rows in of_method.values())
+
+        return [name for name in FOLLOWS_ENCODER if differs(name)]
 
     def notes(self) -> Iterator[str]:
         """Yield the facts that limit what the order of the rows means."""
@@ -158,6 +225,12 @@ class Table:
         if single:
             which = "each method" if single == len(self.rows) else f"{single} of {len(self.rows)} methods"
             yield f"n=1 for {which}: the spread over seeds is unknown, so a difference may be due to the seed"
+        yield from self._about_ranks()
+        if self.looser:
+            yield (
+                "! marks a looser bound: log q(z|x) of its weights is an upper bound, or more than "
+                f"{MOST_UNRELIABLE:.0%} of its images have a k-hat above the limit. A difference may be due to that"
+            )
         if any(row.record.direction == "estimate" for row in self.rows):
             yield "~ marks an estimate that is not a bound: it has no rank"
         if self.conditions.quantity != LOG_LIKELIHOOD:
@@ -170,7 +243,40 @@ class Table:
             yield f"{counted(len(early), 'run')} (marked ^) stopped early: {_span(early)} of {planned} epochs"
         schedules = Counter(note for run in self.runs for note in describe.schedules_past_the_end(run.config))
         yield from (f"{counted(count, 'run')}: {note}" for note, count in schedules.items())
+        for told in dict.fromkeys(row.published for row in self.rows if row.published):
+            yield f"published {told.value:g}: {told.source}; {told.protocol}; checked: {told.checked}"
         yield from self._code()
+
+    @property
+    def looser(self) -> bool:
+        return any(row.looser for row in self.rows)
+
+    @property
+    def baselines(self) -> list[Row]:
+        """The methods from which the others differ; none without a baseline."""
+        return [row for row in self.rows if row.is_baseline]
+
+    def _about_ranks(self) -> Iterator[str]:
+        """Yield what the ranks and the differences mean."""
+        placed = [row for row in self.rows if row.rank is not None]
+        if placed:
+            pairs, apart = len(placed) * (len(placed) - 1) // 2, sum(row.better_than or 0 for row in placed)
+            yield (
+                f"#: methods share a rank if paired differences cannot tell them apart, or another method between them "
+                f"(t-tests over common seeds and images, Holm's correction for {counted(pairs, 'pair')}, {LEVEL:.0%}); "
+                f"{counted(apart, 'pair')} told apart"
+            )
+            if any(row.n == 1 for row in placed):
+                yield "(#) marks a method with one seed: its rank is of one trained model, and never the first alone"
+        elif len(self.rows) > MOST_RANKED:
+            yield f"no ranks for {len(self.rows)} methods, only for at most {MOST_RANKED}: choose some with --filter"
+        if found := [row.difference for row in self.rows if row.difference is not None]:
+            yield (
+                f"intervals of differences: the wider one of those over common seeds and images, {LEVEL:.0%} for "
+                f"{counted(len(found), 'comparison')} together (Bonferroni's correction); told apart: by Holm's test"
+            )
+            if single := sum(one.over_seeds is None for one in found):
+                yield f"(yes), (no): {counted(single, 'difference')} over one common seed: of models, not of methods"
 
     def _code(self) -> Iterator[str]:
         states = [run.manifest.get("git") for run in self.runs]
@@ -182,3 +288,23 @@ class Table:
 def _span(epochs: Sequence[float]) -> str:
     low, high = f"{min(epochs):.0f}", f"{max(epochs):.0f}"
     return low if low == high else f"{low} to {high}"
+
+
+def with_looser_marked(rows: Sequence[Row]) -> list[Row]:
+    """Mark the looser bounds, if bounds of unequal tightness stand in one table.
+
+    A bound is looser if log q(z|x) of its weights is an upper bound, or if k-hat is too high for many images. Only
+    lower bounds from weights are marked.
+    """
+    looser = [_is_looser(row) for row in rows if _is_weighted_bound(row)]
+    if all(looser) or not any(looser):
+        return list(rows)
+    return [replace(row, looser=_is_weighted_bound(row) and _is_looser(row)) for row in rows]
+
+
+def _is_weighted_bound(row: Row) -> bool:
+    return row.record.direction is Direction.LOWER_BOUND and row.log_q is not None
+
+
+def _is_looser(row: Row) -> bool:
+    return row.log_q is Direction.UPPER_BOUND or (row.k_hat_share or 0.0) > MOST_UNRELIABLE

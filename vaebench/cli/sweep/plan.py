@@ -1,7 +1,7 @@
 """Plan the jobs of a sweep before the first one starts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -67,8 +67,12 @@ def plan(hydra_context: Any, config: DictConfig, jobs: Sequence[list[str]]) -> t
         dynamic_ncols=True,
     ) as bar:
         found = [config_or_error(compositions, overrides) for overrides in bar]
+    common = common_inner_k([made for made in found if isinstance(made, Config)])
     planned: dict[str, PlannedJob] = {}
     for overrides, made in zip(jobs, found, strict=True):
+        if common is not None and isinstance(made, Config) and follows_training(made):
+            made = replace(made, estimator=replace(made.estimator, inner_k=common))
+            overrides = [*overrides, f"estimator.inner_k={common}"]
         if isinstance(made, Exception):
             report_failure(made, overrides)
             failed = JobRecord("failed", error=message(made))
@@ -77,6 +81,20 @@ def plan(hydra_context: Any, config: DictConfig, jobs: Sequence[list[str]]) -> t
             job = PlannedJob(overrides, JobRecord("waiting"), made)
             planned.setdefault(job.key, job)
     return list(planned.values()), len(jobs) - len(planned)
+
+
+def follows_training(config: Config) -> bool:
+    """Whether the evaluation takes the number of inner samples from the training."""
+    return config.estimator.name == "iwae" and config.estimator.inner_k is None
+
+
+def common_inner_k(configs: Sequence[Config]) -> int | None:
+    """Return the number of inner samples with which all jobs of a sweep are evaluated, so that they share a table.
+
+    It is the largest of those in training. None if all jobs have the same number, so that nothing changes.
+    """
+    found = {list(config.inner_k_by_epoch.values())[-1] for config in configs if follows_training(config)}
+    return max(found) if len(found) > 1 else None
 
 
 def config_or_error(compositions: Compositions, overrides: Sequence[str]) -> Config | Exception:
