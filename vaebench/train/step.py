@@ -46,12 +46,14 @@ class MetricMeans:
         Nothing on the host changes, except that a name is added at its first use.
         """
         torch.minimum(self._bad, torch.where(loss.value.isfinite(), self._NEVER, self.number), out=self._bad)
-        names = [f"{prefix}/{key}" for key in loss.metrics]
-        for name, value in zip(names, loss.metrics.values(), strict=True):
+        values = {f"{prefix}/{key}": value for key, value in loss.metrics.items()}
+        for name, value in values.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros_like(value)
-            self._sums[name].add_(value)
-        return names
+        if values:
+            sums = [self._sums[name] for name in values]
+            torch._foreach_add_(sums, [*values.values()])  # pyright: ignore[reportPrivateImportUsage]
+        return [*values]
 
     def count(self, names: list[str]) -> None:
         """Note on the host that the numbers of these names were added."""

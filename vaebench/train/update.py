@@ -96,9 +96,14 @@ class Update:
 
     def _backward(self, x: Tensor, settings: StepSettings) -> Loss:
         """Add the gradient of the mean loss over ``x`` to the parameters' gradients; return the loss, detached."""
+        divided, size = self.replicas.count > 1, self.microbatch or len(x)
+        if not divided and size >= len(x):
+            # The sums below with one part, in fewer kernels: they take 3 % of a step of 20 images.
+            loss = self.loss(x, settings)
+            loss.value.backward()
+            return Loss(loss.value.detach(), {key: number.detach() for key, number in loss.metrics.items()})
         value, metrics = x.new_zeros(()), {}
-        divided = self.replicas.count > 1
-        for part in x.split(self.microbatch or len(x)):
+        for part in x.split(size):
             with self.replicas.share(part) if divided else nullcontext((part, 1.0)) as (own, weight):
                 share, loss = weight * len(part) / len(x), self.loss(own, settings)
                 (loss.value * share).backward()
