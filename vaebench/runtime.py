@@ -328,9 +328,8 @@ def set_arithmetic(device: torch.device) -> None:
         return
     # cuBLAS reads it before its first product. This is the size that torch takes on recent GPUs.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_deterministic_debug_mode(
-        "warn"
-    )  # torch.use_deterministic_algorithms takes seconds: it imports a compiler
+    # Not torch.use_deterministic_algorithms, which takes seconds: it imports a compiler.
+    torch.set_deterministic_debug_mode("warn")
     # Otherwise torch would fill each new tensor, a launch each.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (unknown to its type)
 

@@ -205,8 +205,17 @@ def other_device() -> Iterator[Seen]:
         "synchronize": lambda device=None: seen.note("wait", "synchronize"),
         "empty_cache": lambda: seen.note("wait", "empty_cache"),
     }
+    accelerator = {
+        "is_available": lambda: True,
+        "current_accelerator": lambda: torch.device("cuda"),
+        "device_count": lambda: 1,
+        "current_device_index": first,
+        "set_device_index": nothing,
+    }
     with ExitStack() as stack:
+        stack.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
         stack.enter_context(patch.multiple(torch.cuda, **cuda))
+        stack.enter_context(patch.multiple(torch.accelerator, **accelerator))
         for name in ("tensor", "as_tensor"):
             stack.enter_context(patch.object(torch, name, _made_here_first(getattr(torch, name))))
         # C++ calls the device of these tensors "meta", which has no kernels for lists of tensors.
