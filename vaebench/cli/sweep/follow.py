@@ -18,13 +18,13 @@ from vaebench.cli.sweep.job import SweepJob, SweepTask
 from vaebench.cli.sweep.plan import PlannedJob
 from vaebench.cli.sweep.queues import Queue, QueueState
 from vaebench.cli.sweep.records import FINAL, JobRecord, Records, SubmittedJob, skip_reason, sweeps_beside
-from vaebench.cli.sweep.table import JobRow, clock, distinct
+from vaebench.cli.sweep.table import JobRow, distinct
 from vaebench.config.schema import SweepSettings
 from vaebench.errors import RunFailed, UserError
 from vaebench.files import regular
 from vaebench.records import RunFolder
 from vaebench.records.stored import read_json
-from vaebench.records.text import counted
+from vaebench.records.text import clock, counted
 from vaebench.typed import printable
 
 __all__ = ["Follower", "collapsed"]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vaebench.cli.sweep.records import JobRecord
-from vaebench.records.text import counted
+from vaebench.records.text import clock, counted
 from vaebench.records.text import table as text_table
 
-__all__ = ["JobRow", "clock", "distinct", "summary", "table"]
+__all__ = ["JobRow", "distinct", "summary", "table"]
 
 LINE = re.compile(r"(?P<quantity>.*) (?P<number>(=|>=|<=|~) \S+ \+- \S+) \((?P<method>.*)\)")
 STYLES = {
@@ -94,11 +94,3 @@ def _short(line: str, kinds: dict[str, str]) -> str:
     """Return the number of a result with its direction, its error and the mark of its kind."""
     match = LINE.fullmatch(line)
     return f"{match['number'] if match else '?'}{kinds[_kind(line)]}"
-
-
-def clock(seconds: float | None) -> str:
-    """Return seconds as ``1:02:03``; "" for None."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
