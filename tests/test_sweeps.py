@@ -27,7 +27,8 @@ from vaebench.cli.sweep import launchers, settings
 from vaebench.cli.sweep import run as sweep
 from vaebench.cli.sweep.job import SweepJob
 from vaebench.cli.sweep.lines import prefixed_output
-from vaebench.cli.sweep.live import shown, view_of
+from vaebench.cli.sweep.live import TrainingProgress, live_rows, shown, view_of
+from vaebench.cli.sweep.plan import PlannedJob
 from vaebench.cli.sweep.records import JobRecord, Records
 from vaebench.cli.sweep.settings import check_hydra
 from vaebench.cli.sweep.table import JobRow, summary, table
@@ -40,6 +41,7 @@ from vaebench.errors import RunFailed
 from vaebench.isolation import isolated
 from vaebench.records import ResultRecord, RunFolder, append_result, read_results
 from vaebench.records.checkpoint import Checkpoints
+from vaebench.records.current import VALIDATION
 from vaebench.records.folder import State
 from vaebench.train.display import Display
 from vaebench.train.session import train
@@ -564,6 +566,25 @@ def test_a_sweep_without_a_terminal_prints_lines(core: FakeCore, capfd: pytest.C
     assert not list(Path("outputs/.sweeps").glob("*/jobs/*.log"))
 
 
+def test_the_live_view_shows_the_time_left_and_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = [PlannedJob([f"seed={n}"], JobRecord("waiting"), compose([f"seed={n}", "trainer.epochs=4"])) for n in (1, 2)]
+    jobs.append(PlannedJob(["seed=3"], JobRecord("finished", 100.0)))
+    records, progress = Records(tmp_path / "sweep"), TrainingProgress()
+    records.write(jobs[0].key, JobRecord("running"))
+    jobs[0].run.path.mkdir(parents=True)
+    with open(jobs[0].run.metrics, "w", encoding="utf-8") as metrics:
+        for epoch, value in ((1, "-95.2"), (2, "-96")):
+            metrics.write(f'{{"step": 9, "epoch": {epoch}, "wall": {20.0 * epoch}, "{VALIDATION}": {value}}}\n')
+            metrics.flush()
+            lines = view_of(live_rows(jobs, records, progress), 24).splitlines()
+            assert f"epoch {epoch}/4, 0:0{'1:00' if epoch == 1 else '0:40'} left, validation >= -95.20" in lines[2]
+        metrics.write('{"step": 10, "epo')  # a line that is not complete
+        metrics.flush()
+        rows = live_rows(jobs, records, progress)
+    assert view_of(rows, 24).splitlines()[0] == "3 jobs: 1 running, 1 waiting, 1 finished; about 0:02:20 left"
+
+
 def test_the_live_view_fits_the_terminal_and_shows_running_jobs_first():
     records = [JobRecord("finished")] * 30 + [JobRecord("running"), JobRecord("failed", error="no")]
     rows = [JobRow(n, [f"seed={n}"], record) for n, record in enumerate(records, start=1)]
@@ -677,9 +698,11 @@ def test_words_that_would_shrink_a_sweep_are_refused(
 
 def test_pairs_need_a_sweep(folder: Path, capfd: pytest.CaptureFixture[str]):
     assert main(["train", "zip(objective,k)=(elbo,1)"]) == main(["tune", "zip(objective,k)=(elbo,1)"]) == 2
-    one, other = capfd.readouterr().err.splitlines()
+    assert main(["tune", "k=range(0)"]) == 2
+    one, other, empty = capfd.readouterr().err.splitlines()
     assert "add -m" in one
     assert "use it with vaebench train -m" in other
+    assert "'k=range(0)' has no value: give at least one" in empty
 
 
 def test_a_pattern_finds_choices_in_subfolders(core: FakeCore):

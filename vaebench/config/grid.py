@@ -152,8 +152,6 @@ def _each_value(override: Override) -> list[str]:
         return [f"{key}={override.get_value_element_as_str()}"]
     pattern = override.value()
     values = _matching(override, pattern) if isinstance(pattern, Glob) else values_of(override)
-    if not values:
-        raise UserError(f"'{clipped(str(override.input_line))}' has no value: give at least one")
     return [f"{key}={value}" for value in values]
 
 

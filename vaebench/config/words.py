@@ -121,7 +121,7 @@ def values_of(parsed: "Override") -> Sequence[str]:
     """Return the values that a setting lists, for example the 1 and 16 of ``k=1,16``.
 
     Raises:
-        UserError: the setting gives an interval or a pattern, or more than `MOST_VALUES` values.
+        UserError: the setting gives an interval, a pattern, no value, or more than `MOST_VALUES` values.
     """
     word = str(parsed.input_line)
     if not parsed.is_discrete_sweep() or "glob(" in word:
@@ -130,4 +130,6 @@ def values_of(parsed: "Override") -> Sequence[str]:
         values = list(itertools.islice(parsed.sweep_string_iterator(), MOST_VALUES + 1))
     if len(values) > MOST_VALUES:
         raise UserError(f"'{clipped(word)}' has more than {MOST_VALUES} values: give fewer")
+    if not values:
+        raise UserError(f"'{clipped(word)}' has no value: give at least one")
     return values

@@ -141,22 +141,25 @@ class Follower:
             finally:
                 self.queue.close()
 
-    def rows(self, progress: Callable[[PlannedJob], str] = lambda job: "") -> list[JobRow]:
-        """Return the rows of the table as known now; ``progress`` returns how far a running job is."""
+    def rows(self, progress: Callable[[PlannedJob], tuple[str, float | None]] = lambda job: ("", None)) -> list[JobRow]:
+        """Return the rows of the table as known now.
+
+        ``progress`` returns how far a running job is, in words, and the seconds that it has left.
+        """
         in_queue = {entry.number: entry.sent for entry in self.entries if entry.sent is not None}
         rows: list[JobRow] = []
         running = 0
         for number, job in enumerate(self.jobs, start=1):
-            sent, record, detail = in_queue.get(number), job.record, ""
+            sent, record, detail, left = in_queue.get(number), job.record, "", None
             if sent is not None and record.status == "running":
                 running += 1
                 seconds = None if sent.since is None else time.time() - sent.since
                 record = replace(record, seconds=seconds)
-                far = progress(job) if running <= _MOST_SHOWN else ""
+                far, left = progress(job) if running <= _MOST_SHOWN else ("", None)
                 detail = ", ".join(filter(None, [far, record.host, _left(sent.state)]))
             elif sent is not None:
                 detail = " ".join(filter(None, [sent.id, _words(sent.state) if sent.state is not None else ""]))
-            rows.append(JobRow(number, job.typed, record, detail))
+            rows.append(JobRow(number, job.typed, record, detail, left))
         return rows
 
     # One round --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from vaebench.cli.failure import message
 from vaebench.cli.sweep.follow import Follower
 from vaebench.cli.sweep.job import SweepJob
 from vaebench.cli.sweep.launchers import MachineShare, has_queue, open_queue, require_launcher
-from vaebench.cli.sweep.live import live_rows, progress, shown, shows_live
+from vaebench.cli.sweep.live import TrainingProgress, live_rows, shown, shows_live
 from vaebench.cli.sweep.plan import PlannedJob, plan
 from vaebench.cli.sweep.records import JobRecord, Records, skip_reason
 from vaebench.cli.sweep.settings import JOBLIB
@@ -136,10 +136,10 @@ class _Sweep:
     def _live_view(self) -> contextlib.AbstractContextManager[None]:
         if not self.live:
             return contextlib.nullcontext()
-        follower = self.follower
+        follower, progress = self.follower, TrainingProgress()
         if follower is not None:
             return shown(lambda: follower.rows(progress))
-        return shown(lambda: live_rows(self.jobs, self.records))
+        return shown(lambda: live_rows(self.jobs, self.records, progress))
 
     def _skip_jobs(self) -> None:
         """Record the jobs that must not start."""

@@ -30,6 +30,8 @@ class JobRow(NamedTuple):
     record: JobRecord
     progress: str = ""
     """Shown in place of a result, for example ``epoch 3/50``."""
+    left: float | None = None
+    """Seconds that a running job needs to the end of its training, if known."""
 
 
 def table(jobs: Sequence[JobRow]) -> str:
@@ -39,7 +41,7 @@ def table(jobs: Sequence[JobRow]) -> str:
     """
     common, kinds = _common([job.overrides for job in jobs]), _kinds([job.record for job in jobs])
     rows: list[list[str] | str] = []
-    for (number, _, record, progress), own in zip(jobs, distinct([job.overrides for job in jobs]), strict=True):
+    for (number, _, record, progress, _), own in zip(jobs, distinct([job.overrides for job in jobs]), strict=True):
         result = ", ".join(_short(line, kinds) for line in record.results) or progress
         rows.append([str(number), record.status, clock(record.seconds), result, " ".join(own)])
         # Only of a job in a queue: otherwise the reason is the signal that stopped the sweep.
