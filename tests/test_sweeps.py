@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from vaebench import runtime
@@ -26,18 +27,23 @@ from vaebench.cli.sweep import launchers, settings
 from vaebench.cli.sweep import run as sweep
 from vaebench.cli.sweep.job import SweepJob
 from vaebench.cli.sweep.lines import prefixed_output
-from vaebench.cli.sweep.live import shown, view_of
+from vaebench.cli.sweep.live import TrainingProgress, live_rows, shown, view_of
+from vaebench.cli.sweep.plan import PlannedJob
 from vaebench.cli.sweep.records import JobRecord, Records
 from vaebench.cli.sweep.settings import check_hydra
 from vaebench.cli.sweep.table import JobRow, summary, table
 from vaebench.config import Config, compose, from_yaml, identity, run_folder, to_yaml
 from vaebench.config.catalog import config_dir, described
+from vaebench.config.grid import jobs_of
+from vaebench.config.words import all_as_typed, all_for_hydra
 from vaebench.direction import Direction
 from vaebench.errors import RunFailed
 from vaebench.isolation import isolated
 from vaebench.records import ResultRecord, RunFolder, append_result, read_results
 from vaebench.records.checkpoint import Checkpoints
+from vaebench.records.current import VALIDATION
 from vaebench.records.folder import State
+from vaebench.train.display import Display
 from vaebench.train.session import train
 
 TINY = [
@@ -559,6 +565,25 @@ def test_a_sweep_without_a_terminal_prints_lines(core: FakeCore, capfd: pytest.C
     assert not list(Path("outputs/.sweeps").glob("*/jobs/*.log"))
 
 
+def test_the_live_view_shows_the_time_left_and_the_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = [PlannedJob([f"seed={n}"], JobRecord("waiting"), compose([f"seed={n}", "trainer.epochs=4"])) for n in (1, 2)]
+    jobs.append(PlannedJob(["seed=3"], JobRecord("finished", 100.0)))
+    records, progress = Records(tmp_path / "sweep"), TrainingProgress()
+    records.write(jobs[0].key, JobRecord("running"))
+    jobs[0].run.path.mkdir(parents=True)
+    with open(jobs[0].run.metrics, "w", encoding="utf-8") as metrics:
+        for epoch, value in ((1, "-95.2"), (2, "-96")):
+            metrics.write(f'{{"step": 9, "epoch": {epoch}, "wall": {20.0 * epoch}, "{VALIDATION}": {value}}}\n')
+            metrics.flush()
+            lines = view_of(live_rows(jobs, records, progress), 24).splitlines()
+            assert f"epoch {epoch}/4, 0:0{'1:00' if epoch == 1 else '0:40'} left, validation >= -95.20" in lines[2]
+        metrics.write('{"step": 10, "epo')  # a line that is not complete
+        metrics.flush()
+        rows = live_rows(jobs, records, progress)
+    assert view_of(rows, 24).splitlines()[0] == "3 jobs: 1 running, 1 waiting, 1 finished; about 0:02:20 left"
+
+
 def test_the_live_view_fits_the_terminal_and_shows_running_jobs_first():
     records = [JobRecord("finished")] * 30 + [JobRecord("running"), JobRecord("failed", error="no")]
     rows = [JobRow(n, [f"seed={n}"], record) for n, record in enumerate(records, start=1)]
@@ -600,3 +625,179 @@ def test_a_real_terminal_shows_the_running_job_and_not_its_output(folder: Path):
     assert b"output of the job\r\n" not in seen
     (log,) = (folder / "outputs/.sweeps").glob("*/jobs/0-*.log")
     assert log.read_text().splitlines()[-1] == "output of the job"
+
+
+# Words of a sweep.
+
+
+def grid(*words: str, defaults: Sequence[str] = ()) -> list[str]:
+    """Return the overrides of each job, joined by a space."""
+    return [" ".join(job) for job in jobs_of(OverridesParser.create(), defaults, words)]
+
+
+def test_pairs_are_one_factor_of_the_product():
+    pairs = "zip(objective,k)=(elbo,1), (iwae,choice(2,3))"
+    rows = ["objective=elbo k=1", "objective=iwae k=2", "objective=iwae k=3"]
+    assert grid("seed=range(2)", pairs) == [f"seed={seed} {row}" for seed in range(2) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("word", "jobs"),
+    [
+        ("zip(decoder.hidden,k)=([8,8],1),([9],2)", ["decoder.hidden=[8,8] k=1", "decoder.hidden=[9] k=2"]),
+        ("zip(trainer.k_schedule,k)=({0:1,5:2},1)", ["trainer.k_schedule={0:1,5:2} k=1"]),
+        ("zip(name,k)=('a, (b',1),(it's,2)", ["name='a, (b' k=1", "name='it\\'s' k=2"]),
+        ("zip(name,k)=(2026_11,1),(null,2)", ["name='2026_11' k=1", "name=null k=2"]),
+        ("zip(name,k)=(${encoder.name},1)", ["name='${encoder.name}' k=1"]),
+        ("zip(+sweep.wait,k)=(true,1)", ["+sweep.wait=True k=1"]),
+    ],
+)
+def test_values_of_pairs_keep_their_syntax(word: str, jobs: list[str]):
+    assert grid(word) == jobs
+    assert all_as_typed(all_for_hydra(["-m", "seed=1", word])) == ["-m", "seed=1", word]
+
+
+def test_words_of_the_command_replace_those_of_a_yaml():
+    defaults = ["k=1,2", "zip(objective,latent_dim)=(elbo,2),(iwae,3)"]
+    assert grid("k=5", "seed=1", "seed=2", defaults=defaults) == [
+        "objective=elbo latent_dim=2 k=5 seed=2",
+        "objective=iwae latent_dim=3 k=5 seed=2",
+    ]
+    assert grid("zip(k,objective,latent_dim)=(5,elbo,2)", defaults=defaults) == ["k=5 objective=elbo latent_dim=2"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("encoder=glob(zzz*)", "'encoder=glob(zzz*)' matches no choice of encoder; choices: adgm, avb"),
+        ("k=glob(*)", "k is not a group"),
+        ("seed=range(0)", "'seed=range(0)' has no value"),
+        ("zip(objective,k)=(elbo,1),(iwae,range(0))", "'k=range(0)' has no value"),
+        ("zip(objective,k)=(elbo,1),(iwae)", "zip(objective,k) needs 2 values in each (...), got 1 in '(iwae)'"),
+        ("zip(objective,k)=elbo,1", "zip(objective,k): 'elbo' is not in parentheses"),
+        ("zip(objective,k)=(elbo,1", "cannot read 'zip(objective,k)=(elbo,1': ) is missing"),
+        ("zip(objective,k)=(elbo,1))", "')' closes no bracket"),
+        ("zip(objective)=(elbo)", "it needs two or more keys"),
+        ("zip(k,k)=(1,2)", "zip(k,k) names a key twice"),
+        ("zip(objective,latent_dim)=(elbo,2)", "both set latent_dim: remove one"),
+        ("latent_dim=3", "both set latent_dim: remove one"),
+        ("zip(hydra/launcher,k)=(joblib,1)", "the settings of hydra are those of the whole sweep"),
+        ("zip(objective,kk)=(elbo,1)", "unknown key kk (did you mean 'k'?)"),
+        ("zip(seed,k)=(range(200),range(100))", "this sweep has 40,000 jobs, at most are 10,000"),
+        ("+hydra.sweeper.params={optimizer:{lr:1}}", "hydra.sweeper.params.optimizer is a map: write optimizer.lr"),
+    ],
+)
+def test_words_that_would_shrink_a_sweep_are_refused(
+    word: str, message: str, folder: Path, capfd: pytest.CaptureFixture[str]
+):
+    assert run("latent_dim=1,2", word) == 2
+    assert message in capfd.readouterr().err
+    assert not Path("outputs").exists()
+
+
+def test_pairs_need_a_sweep(folder: Path, capfd: pytest.CaptureFixture[str]):
+    assert main(["train", "zip(objective,k)=(elbo,1)"]) == main(["tune", "zip(objective,k)=(elbo,1)"]) == 2
+    assert main(["tune", "k=range(0)"]) == 2
+    one, other, empty = capfd.readouterr().err.splitlines()
+    assert "add -m" in one
+    assert "use it with vaebench train -m" in other
+    assert "'k=range(0)' has no value: give at least one" in empty
+
+
+def test_a_pattern_finds_choices_in_subfolders(core: FakeCore):
+    assert run("experiment=glob(iwhvi_paper/*_hvm)", "dataset=mnist5k") == 0
+    assert [job["overrides"][0] for job in written()["jobs"]] == ["experiment=iwhvi_paper/mnist_hvm"]
+
+
+def test_recorded_commands_of_pairs_run_again(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    assert run("seed=0,1", "zip(objective,k,name)=(elbo,1,it's),(iwae,2,'a, b')") == 0
+    command = written()["command"]
+    assert [command[2:], len(written()["jobs"])] == [
+        ["--multirun", "seed=0,1", "zip(objective,k,name)=(elbo,1,it's),(iwae,2,'a, b')"],
+        4,
+    ]
+    assert main(command[1:]) == 0
+    assert statuses() == ["skipped"] * 4
+    assert written()["command"] == command
+
+
+def test_a_yaml_of_one_job_does_not_change_the_sweep(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    own = Path("own/experiment")
+    own.mkdir(parents=True)
+    (own / "grid.yaml").write_text(
+        '# @package _global_\nhydra: {sweeper: {params: {"zip(objective,k)": "(elbo,1),(iwae,2)"}}}\n'
+    )
+    assert run("--config-dir", "own", "experiment=grid") == 0
+    assert [job["overrides"][:2] for job in written()["jobs"]] == [["objective=elbo", "k=1"], ["objective=iwae", "k=2"]]
+    assert run("--config-dir", "own", "experiment=grid,null") == 2
+    assert "experiment=grid sets hydra.sweeper, which holds for a whole sweep" in capfd.readouterr().err
+
+
+def test_a_dry_run_lists_the_jobs_and_writes_nothing(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    words = ["zip(objective,k)=(elbo,1),(iwae,2)", "--dry-run"]
+    assert run("seed=0,0", *words) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [["1", "train", "unknown"], ["2", "train", "unknown"]]
+    assert "4 combinations: 2 distinct models, 2 apart from the seed; 2 repeated" in lines
+    assert any(line.startswith("expected time: unknown") for line in lines)
+    assert not Path("outputs").exists()
+
+    assert run("seed=0") == 0
+    (finished,) = Path("outputs").glob("mnist5k/*/0-*")
+    (finished / "manifest.json").write_text('{"wall_seconds": 90.0, "device": "cpu (2 threads)"}')
+    before = {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*")}
+    capfd.readouterr()
+    assert run("seed=0,1,2", *words) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[1:3] for line in lines[1:5]] == [
+        ["finished", "objective=elbo"],
+        ["train", "0:01:30"],
+        ["train", "0:01:30"],
+        ["train", "unknown"],
+    ]
+    total = "expected time: about 0:03:00 one job after another; unknown for 3 jobs"
+    assert f"{total} (from 1 earlier run of the same settings, on cpu (2 threads))" in lines
+    assert {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*")} == before
+    assert run("k=-1", "--dry-run") == main(["train", "--dry-run"]) == 2
+
+
+def test_an_interrupted_run_tells_the_time_that_is_left(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    core.acts[0] = lambda: raise_(ValueError("no"))
+    run("seed=0", "trainer.epochs=4")
+    (begun,) = Path("outputs").glob("mnist5k/*/0-*")
+    (begun / "checkpoints/last.pt").write_bytes(b"")
+    (begun / "metrics.jsonl").write_text('{"step": 9, "epoch": 1.0, "wall": 20.0}\n')
+    capfd.readouterr()
+    assert run("seed=0,1", "trainer.epochs=4", "--dry-run") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[1:3] for line in lines[1:3]] == [["resume", "0:01:00"], ["train", "0:01:20"]]
+
+
+# Lines of a log.
+
+
+def test_a_log_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    clock = 0.0
+    monkeypatch.setattr("vaebench.train.display.time.monotonic", lambda: clock)
+    display = Display()
+    with display.training(epochs=4, epoch_steps=100, done=100):
+        for step in range(110, 401, 10):  # a step a second
+            clock += 10
+            display.step(step, {"train/bound": -90.0})
+            if step % 100 == 0:
+                display.validated(step // 100, 4, -95.0, 2)
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1.6/4  bound -90.00  1 steps/s  0:04:00 left",
+        "epoch 2.2/4  bound -90.00  validation >= -95.00 (best: epoch 2)  1 steps/s  0:03:00 left",
+        "epoch 2.8/4  bound -90.00  validation >= -95.00 (best: epoch 2)  1 steps/s  0:02:00 left",
+        "epoch 3.4/4  bound -90.00  validation >= -95.00 (best: epoch 2)  1 steps/s  0:01:00 left",
+        "epoch 4/4  bound -90.00  validation >= -95.00 (best: epoch 2)  1 steps/s",
+    ]
+
+
+def test_lines_of_jobs_in_turn_name_their_job(core: FakeCore, capfd: pytest.CaptureFixture[str]):
+    core.acts = {0: lambda: print("epoch 1/5"), 1: lambda: print("epoch 2/5")}
+    assert run("seed=0,1") == 0
+    out = capfd.readouterr().out
+    assert "[job 1/2] epoch 1/5" in out
+    assert "[job 2/2] epoch 2/5" in out

@@ -69,7 +69,7 @@ def answer(line: list[str], words: Sequence[str], commands: Sequence[str]) -> in
     if command not in HYDRA:
         return 0
     # Only the settings: hydra's parser stops at a flag or a run folder.
-    settings = [word for word in line[1:-1] if "=" in word and not word.startswith("-")]
+    settings = [word for word in line[1:-1] if "=" in word and not word.lstrip("'\"").startswith(("-", "zip("))]
     os.environ["COMP_LINE"] = " ".join(["vaebench", *settings, current])
     return ask_hydra(command, words)
 

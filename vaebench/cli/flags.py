@@ -60,6 +60,7 @@ TRAIN = flags(
     "--hydra-help",
     "--resume=",
     "--fresh",
+    "--dry-run",
 )
 EVALUATE = flags("-m --multirun")
 DATA = flags("--no-download", "--rebuild")

@@ -12,7 +12,7 @@ import vaebench
 from vaebench.cli.argv import command_line
 from vaebench.config import config_dir
 from vaebench.config.explain import explain
-from vaebench.config.words import for_hydra
+from vaebench.config.words import all_for_hydra
 from vaebench.errors import RunFailed, UserError
 
 __all__ = ["start"]
@@ -37,7 +37,7 @@ def start(job: Callable[[DictConfig], Any], config_name: str, words: Sequence[st
     register(plugins)
     register_folders()
     app = hydra.main(version_base=HYDRA_VERSION, config_path=str(config_dir()), config_name=config_name)(job)
-    words = [word if word.startswith("-") else for_hydra(word) for word in words]
+    words = all_for_hydra(words)
     # By default hydra prints its errors and exits.
     with command_line(["vaebench", *words]), env_override({"HYDRA_FULL_ERROR": "1"}), _checked(config_name):
         try:
@@ -53,7 +53,8 @@ def _raised_by_us(error: Exception) -> bool:
     own = Path(vaebench.__file__).parent
     places = [Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)]
     last = [place for place in places if place.is_relative_to(own)][-1]
-    composing = last in (Path(__file__), own / "cli/sweep/hydra_plugin.py", own / "cli/sweep/plan.py")
+    composers = ("cli/sweep/hydra_plugin.py", "cli/sweep/plan.py", "config/grid.py")
+    composing = last in (Path(__file__), *(own / file for file in composers))
     return isinstance(error, UserError | RunFailed) or not composing or places[-1] == last
 
 

@@ -9,7 +9,7 @@ from vaebench import plugins
 from vaebench.cli.flags import TRAIN, Parsed, parse
 from vaebench.cli.sweep.launchers import require_launcher
 from vaebench.config.catalog import config_folders, default_choices, described, groups
-from vaebench.config.words import key_value
+from vaebench.config.words import is_zip, key_value
 from vaebench.errors import UserError
 from vaebench.typed import clipped
 
@@ -28,7 +28,8 @@ keys: k, seed, latent_dim, device (auto|cpu|cuda|mps|xpu), data_dir, output_dir,
       and the keys of the groups, for example optimizer.lr=3e-4 (--cfg job shows all keys)
 
 flags:
-  -m, --multirun       one run for each combination of comma-separated values
+  -m, --multirun       one run for each combination of comma-separated values; zip(A,B)=(a,b),(c,d) pairs values
+  --dry-run            with -m: list the jobs and the expected time, and exit
   --cfg job            print the settings and exit (--resolve: with references replaced by values)
   --resume RUN         resume the run in folder RUN, with its own settings; trainer.epochs=N continues it to epoch N in
                        a new folder; device=... and data_dir=... may change
@@ -41,6 +42,7 @@ examples:
   vaebench train encoder=hvm objective=iwae k=16
   vaebench train encoder=iwhvi encoder.inner_k=10 dataset=mnist data_dir=~/data
   vaebench train -m encoder=gaussian,hvm objective=elbo,iwae k=1,16 'seed=range(3)'
+  vaebench train -m 'zip(objective,k)=(elbo,1),(iwae,16)' 'seed=range(3)' --dry-run
   vaebench train experiment=iwhvi_paper/mnist_iwhvi trainer.epochs=100
 """
 
@@ -59,6 +61,8 @@ def run(words: list[str]) -> int:
             raise UserError(f"--config-dir: there is no folder {folder}")
     if "--fresh" in parsed.flags and (other := {"--resume", "--multirun"} & parsed.flags.keys()):
         raise UserError(f"--fresh trains one run from the start: use it without {other.pop()}")
+    if "--dry-run" in parsed.flags and "--multirun" not in parsed.flags:
+        raise UserError("--dry-run lists the jobs of a sweep: add -m")
     if "--resume" in parsed.flags:
         return resume_run(parsed)
     return through_hydra(parsed)
@@ -101,8 +105,12 @@ def through_hydra(parsed: Parsed) -> int:
     require_launcher(parsed.rest)
     if "--multirun" in parsed.flags and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("torchrun starts several processes for one run, but -m starts several runs: use one of them")
+    for word in parsed.rest:
+        if is_zip(word) and "--multirun" not in parsed.flags:
+            raise UserError(f"'{clipped(word)}' gives several values: add -m to run each")
     refused: list[Exception] = []
 
+    dry_run = ["hydra.sweeper.dry_run=true"] if parsed.flags.pop("--dry-run", None) is not None else []
     fresh = parsed.flags.pop("--fresh", None) is not None
 
     def job(cfg: DictConfig) -> None:
@@ -111,7 +119,7 @@ def through_hydra(parsed: Parsed) -> int:
         except Exception as error:  # otherwise hydra prints its own message
             refused.append(error)
 
-    start(job, "train", parsed.as_words())
+    start(job, "train", [*parsed.as_words(), *dry_run])
     if refused:
         raise refused[0]
     return 0

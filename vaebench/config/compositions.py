@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vaebench.config.compose import Chosen, checked
 from vaebench.config.schema import Config
+from vaebench.errors import UserError
 
 __all__ = ["Compositions"]
 
@@ -76,9 +77,23 @@ class Compositions:
     def _by_hydra(self, *words: str) -> tuple[DictConfig, Chosen]:
         whole = self._loader.load_sweep_config(self._config, list(words))
         chosen = Chosen.of(whole.hydra)
+        self._check_part_of_hydra(whole)
         with open_dict(whole):
             del whole["hydra"]
         return whole, chosen
+
+    def _check_part_of_hydra(self, job: DictConfig) -> None:
+        """Refuse a yaml of one job that changes the sweep: hydra would leave out its values without a word."""
+        for part in ("sweeper", "launcher"):
+            own, whole = (OmegaConf.to_container(cfg.hydra[part], resolve=False) for cfg in (job, self._config))
+            if own != whole:
+                choices = self._config.hydra.runtime.choices
+                own_choices = job.hydra.runtime.choices.items()
+                changed = " ".join(f"{key}={name}" for key, name in own_choices if choices.get(key) != name)
+                raise UserError(
+                    f"{changed} sets hydra.{part}, which holds for a whole sweep and not for one of its jobs: "
+                    f"run it by itself, vaebench train -m {changed}"
+                )
 
     def _pickled_by_hydra(self, *words: str) -> tuple[bytes, Chosen]:
         # To copy an object of omegaconf through pickle takes a fifth of the time of copy.deepcopy.

@@ -72,6 +72,8 @@ def _not_yaml(error: MarkedYAMLError) -> UserError:
 
 def _unreadable(override: str | None) -> UserError:
     word = clipped(override or "")
+    if word.startswith("zip("):
+        return UserError(f"'{word}' gives several values: use it with vaebench train -m")
     if "=" not in word:
         return UserError(f"'{word}' is not a setting: write KEY=VALUE, for example k=16 or encoder=hvm")
     return UserError(f"cannot read '{word}': write, for example, k=16 or 'decoder.hidden=[200,200]'")

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vaebench.config.explain import explained
@@ -12,10 +12,25 @@ from vaebench.typed import clipped
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-__all__ = ["MOST_VALUES", "as_typed", "for_hydra", "is_text", "key_of", "key_value", "override", "values_of"]
+__all__ = [
+    "MOST_VALUES",
+    "all_as_typed",
+    "all_for_hydra",
+    "as_typed",
+    "for_hydra",
+    "is_text",
+    "is_zip",
+    "key_of",
+    "key_value",
+    "override",
+    "values_of",
+]
 
 TEXTS = ("data_dir", "output_dir", "name", "dataset.path")
 """Settings whose value is a path or a name: hydra's syntax does not apply to it."""
+
+_ZIPS = "hydra.sweeper.zips"
+"""The list with the words ``zip(A,B)=(a,b),...``, which hydra's grammar cannot read."""
 
 MOST_VALUES = 10_000
 """The most values of a setting, and the most jobs of a sweep: each job is composed before the first one starts."""
@@ -52,6 +67,34 @@ def for_hydra(word: str) -> str:
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
+def is_zip(word: str) -> bool:
+    """Whether a word gives values to several keys of a sweep: ``zip(objective,k)=(elbo,1),(iwae,16)``."""
+    return word.startswith("zip(")
+
+
+def all_for_hydra(words: Iterable[str]) -> list[str]:
+    """Return the words of a command as `for_hydra` does; flags stay as they are, ``zip(...)`` becomes a list."""
+    words = list(words)
+    zips = [word for word in words if is_zip(word)]
+    others = [word if word.startswith("-") else for_hydra(word) for word in words if not is_zip(word)]
+    if not zips:
+        return others
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return [*others, f"{_ZIPS}=[{','.join(QuotedString(each, Quote.single).with_quotes() for each in zips)}]"]
+
+
+def all_as_typed(words: Iterable[str]) -> list[str]:
+    """Return the words that `all_for_hydra` changed as they were typed; ``zip(...)`` comes last."""
+    words = list(words)
+    zips: list[str] = []
+    for word in words:
+        if key_value(word)[0] == _ZIPS:
+            value = override(word, "train").value()
+            zips += map(str, value) if isinstance(value, list) else []
+    return [*(as_typed(word) for word in words if key_value(word)[0] != _ZIPS), *zips]
+
+
 def as_typed(word: str) -> str:
     """Return the setting that `for_hydra` quoted; other settings are returned as they are."""
     key, value = key_value(word)
@@ -78,7 +121,7 @@ def values_of(parsed: "Override") -> Sequence[str]:
     """Return the values that a setting lists, for example the 1 and 16 of ``k=1,16``.
 
     Raises:
-        UserError: the setting gives an interval or a pattern, or more than `MOST_VALUES` values.
+        UserError: the setting gives an interval, a pattern, no value, or more than `MOST_VALUES` values.
     """
     word = str(parsed.input_line)
     if not parsed.is_discrete_sweep() or "glob(" in word:
@@ -87,4 +130,6 @@ def values_of(parsed: "Override") -> Sequence[str]:
         values = list(itertools.islice(parsed.sweep_string_iterator(), MOST_VALUES + 1))
     if len(values) > MOST_VALUES:
         raise UserError(f"'{clipped(word)}' has more than {MOST_VALUES} values: give fewer")
+    if not values:
+        raise UserError(f"'{clipped(word)}' has no value: give at least one")
     return values

@@ -1,6 +1,8 @@
 """Read metrics.jsonl. Does not import TensorBoard, which takes long."""
 
 import hashlib
+import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
@@ -13,6 +15,7 @@ from vaebench.typed import Rule, clipped, shown
 
 __all__ = [
     "Line",
+    "MetricsTail",
     "Natural",
     "Written",
     "are_altered",
@@ -88,6 +91,41 @@ def last_metrics(folder: RunFolder) -> dict[str, Any] | None:
         raise UserError(f"cannot read {folder.metrics}: {error.strerror}.") from error
     whole = [line for line in lines[:-1] if line]
     return _restored(_parsed(whole[-1], f"the last line of {folder.metrics}")) if whole else None
+
+
+class MetricsTail:
+    """The last line of a run's metrics and the best value of one of them, while the run writes.
+
+    Args:
+        folder: the run folder.
+        quantity: the name of the metric.
+    """
+
+    def __init__(self, folder: RunFolder, quantity: str) -> None:
+        self.last: dict[str, Any] | None = None
+        self.best: float | None = None
+        self._folder, self._quantity, self._offset = folder, quantity, 0
+
+    def read(self) -> None:
+        """Read the lines that are new since the last call. UserError if one is corrupt or the file is not readable."""
+        try:
+            with open(self._folder.metrics, "rb", opener=regular) as file:
+                if file.seek(0, os.SEEK_END) < self._offset:  # the run starts again
+                    self._offset, self.last, self.best = 0, None, None
+                file.seek(self._offset)
+                text = file.read()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"cannot read {self._folder.metrics}: {error.strerror}.") from error
+        *lines, begun = text.split(b"\n")
+        self._offset += len(text) - len(begun)
+        tag, place = json.dumps(self._quantity).encode(), f"a line of {self._folder.metrics}"
+        values = [_restored(_parsed(line, place)).get(self._quantity) for line in lines if tag in line]
+        finite = [value for value in values if value is not None and math.isfinite(value)]
+        self.best = max([*finite, *([] if self.best is None else [self.best])], default=None)
+        if lines:
+            self.last = _restored(_parsed(lines[-1], place))
 
 
 def chained(chain: str, line: bytes) -> str:

@@ -145,7 +145,7 @@ class Trainer:
             GivenUp: ``callbacks.watch`` ended the run; the state is saved.
         """
         progress = self.progress
-        with self.display.training(self.course.epochs * self._steps, progress.step):
+        with self.display.training(self.course.epochs, self._steps, progress.step):
             while progress.epoch < self.course.epochs and not progress.stopped:
                 self.epoch()
         if not math.isfinite(progress.best):

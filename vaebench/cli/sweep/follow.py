@@ -18,13 +18,13 @@ from vaebench.cli.sweep.job import SweepJob, SweepTask
 from vaebench.cli.sweep.plan import PlannedJob
 from vaebench.cli.sweep.queues import Queue, QueueState
 from vaebench.cli.sweep.records import FINAL, JobRecord, Records, SubmittedJob, skip_reason, sweeps_beside
-from vaebench.cli.sweep.table import JobRow, clock, distinct
+from vaebench.cli.sweep.table import JobRow, distinct
 from vaebench.config.schema import SweepSettings
 from vaebench.errors import RunFailed, UserError
 from vaebench.files import regular
 from vaebench.records import RunFolder
 from vaebench.records.stored import read_json
-from vaebench.records.text import counted
+from vaebench.records.text import clock, counted
 from vaebench.typed import printable
 
 __all__ = ["Follower", "collapsed"]
@@ -141,22 +141,25 @@ class Follower:
             finally:
                 self.queue.close()
 
-    def rows(self, progress: Callable[[PlannedJob], str] = lambda job: "") -> list[JobRow]:
-        """Return the rows of the table as known now; ``progress`` returns how far a running job is."""
+    def rows(self, progress: Callable[[PlannedJob], tuple[str, float | None]] = lambda job: ("", None)) -> list[JobRow]:
+        """Return the rows of the table as known now.
+
+        ``progress`` returns how far a running job is, in words, and the seconds that it has left.
+        """
         in_queue = {entry.number: entry.sent for entry in self.entries if entry.sent is not None}
         rows: list[JobRow] = []
         running = 0
         for number, job in enumerate(self.jobs, start=1):
-            sent, record, detail = in_queue.get(number), job.record, ""
+            sent, record, detail, left = in_queue.get(number), job.record, "", None
             if sent is not None and record.status == "running":
                 running += 1
                 seconds = None if sent.since is None else time.time() - sent.since
                 record = replace(record, seconds=seconds)
-                far = progress(job) if running <= _MOST_SHOWN else ""
+                far, left = progress(job) if running <= _MOST_SHOWN else ("", None)
                 detail = ", ".join(filter(None, [far, record.host, _left(sent.state)]))
             elif sent is not None:
                 detail = " ".join(filter(None, [sent.id, _words(sent.state) if sent.state is not None else ""]))
-            rows.append(JobRow(number, job.typed, record, detail))
+            rows.append(JobRow(number, job.typed, record, detail, left))
         return rows
 
     # One round --------------------------------------------------------------------------------------------------

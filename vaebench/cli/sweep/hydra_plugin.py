@@ -1,7 +1,6 @@
 """The sweeper that hydra calls for -m. `vaebench.cli.sweep.run` does the work."""
 
 import importlib
-import math
 import sys
 from types import ModuleType
 from typing import Any
@@ -9,14 +8,12 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
 from hydra.core.plugins import Plugins
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vaebench.cli.sweep.launchers import has_queue
 from vaebench.config.catalog import config_dir, described
-from vaebench.config.words import MOST_VALUES, values_of
-from vaebench.errors import UserError
+from vaebench.config.grid import jobs_of, words_of_map
 
 __all__ = ["VaebenchSweeper", "register"]
 
@@ -24,7 +21,25 @@ ALIAS = "vaebench"
 
 
 class VaebenchSweeper(BasicSweeper):
-    """Combines values as hydra's own sweeper does; the sweep can be interrupted and resumed."""
+    """Combines values as hydra's own sweeper does, and pairs them by ``zip``; the sweep can be resumed.
+
+    Args:
+        max_batch_size: jobs that the launcher gets at a time; None: all.
+        params: further values, of a yaml file.
+        zips: words such as ``zip(objective,k)=(elbo,1),(iwae,16)``.
+        dry_run: list the jobs, and run none.
+    """
+
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: dict[str, str] | None = None,
+        zips: list[str] | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.dry_run = dry_run
+        del zips  # `sweep` takes them from the configuration, in which references are not resolved
 
     def setup(self, *, config: DictConfig, hydra_context: Any, task_function: Any) -> None:
         """Keep the configuration. Our queues are no plugins of hydra: `vaebench.cli.sweep.run` opens them."""
@@ -35,18 +50,19 @@ class VaebenchSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run every combination of the values in ``arguments``."""
+        from vaebench.cli.sweep.forecast import forecast
         from vaebench.cli.sweep.run import sweep
 
         assert self.hydra_context is not None
         assert self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        several = [override for override in overrides if override.is_discrete_sweep()]
-        count = math.prod(len(values_of(override)) for override in several if not isinstance(override.value(), Glob))
-        if count > MOST_VALUES:
-            raise UserError(f"this sweep has {count:,} jobs, at most are {MOST_VALUES:,}: give fewer values")
-        (jobs,) = self.split_arguments(overrides, None)
-        sweep(self.hydra_context, self.config, jobs, self.max_batch_size)
+        settings: Any = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
+        params = words_of_map(settings["params"] or {})
+        jobs = jobs_of(parser, params, [*settings["zips"], *arguments])
+        if self.dry_run:
+            forecast(self.hydra_context, self.config, jobs)
+        else:
+            sweep(self.hydra_context, self.config, jobs, self.max_batch_size)
 
 
 def register(plugins: Plugins) -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -147,9 +148,10 @@ class SweepJob:
 
     @contextlib.contextmanager
     def _output(self, key: str, records: Records) -> Iterator[None]:
-        """Redirect stdout and stderr to a file, if ``log`` is set; else mark the lines of jobs that share them."""
+        """Redirect stdout and stderr to a file, if ``log`` is set; else mark each line with the number of its job."""
         if not self.log:
-            shares = _worker_of_joblib() and len(self.numbers) > 1
+            # A terminal names the job once, before its bar.
+            shares = len(self.numbers) > 1 and (_worker_of_joblib() or not sys.stderr.isatty())
             with prefixed_output(f"[{self._number(key, '/')}] ") if shares else contextlib.nullcontext():
                 yield
             return

@@ -1,4 +1,4 @@
-"""The live view of a sweep on a terminal: a table of its jobs that is redrawn every second."""
+"""The live view of a sweep on a terminal: its jobs, the time left and the best so far, redrawn every second."""
 
 import contextlib
 import os
@@ -7,20 +7,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from vaebench.cli.sweep.plan import PlannedJob
 from vaebench.cli.sweep.records import JobRecord, Records
 from vaebench.cli.sweep.table import JobRow, summary, table
+from vaebench.direction import Direction
 from vaebench.errors import UserError
-from vaebench.records.metrics import last_metrics
+from vaebench.records.current import VALIDATION
+from vaebench.records.metrics import MetricsTail
+from vaebench.records.text import clock, with_sign
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
 
-__all__ = ["live_rows", "progress", "shown", "shows_live"]
+__all__ = ["TrainingProgress", "live_rows", "shown", "shows_live"]
 
 # Jobs that changed last are the ones to see if not all fit the terminal.
 ORDER = (
@@ -65,31 +69,64 @@ def view_of(rows: Sequence[JobRow], height: int) -> str:
     most = max(1, height // 2)
     chosen = sorted(rows, key=lambda row: ORDER.index(row.record.status))[:most]
     more = f"\n({len(rows) - most} more jobs)" if len(rows) > most else ""
-    return f"{summary([row.record for row in rows])}\n{table(sorted(chosen))}{more}"
+    head = "; ".join(filter(None, [summary([row.record for row in rows]), time_left(rows)]))
+    return f"{head}\n{table(sorted(chosen))}{more}"
 
 
-def live_rows(jobs: Sequence[PlannedJob], records: Records) -> list[JobRow]:
+class TrainingProgress:
+    """How far running jobs are, from the metrics of their runs; of each run, only new lines are read."""
+
+    def __init__(self) -> None:
+        self._tails: dict[str, MetricsTail] = {}
+
+    def __call__(self, job: PlannedJob) -> tuple[str, float | None]:
+        """Return, for example, ``epoch 3/50, 0:12:31 left, validation >= -95.20``, and the seconds left.
+
+        The validation is the best so far, in nats. ("", None) if the run has recorded nothing.
+        """
+        assert job.config is not None
+        tail = self._tails.setdefault(job.key, MetricsTail(job.run, VALIDATION))
+        with contextlib.suppress(UserError):
+            tail.read()
+        if tail.last is None:
+            return "", None
+        epoch, epochs = tail.last["epoch"], job.config.trainer.epochs
+        left = tail.last["wall"] * (epochs - epoch) / epoch if epoch else None
+        words = [f"epoch {int(epoch)}/{epochs}"]
+        words += [f"{clock(left)} left"] if left is not None and epoch < epochs else []
+        words += [] if tail.best is None else [f"validation {with_sign(Direction.LOWER_BOUND, f'{tail.best:.2f}')}"]
+        return ", ".join(words), left
+
+
+def live_rows(jobs: Sequence[PlannedJob], records: Records, progress: TrainingProgress) -> list[JobRow]:
     """Return a row for each job, with the records that other processes have written since."""
-    return [JobRow(number, job.typed, *_now(job, records)) for number, job in enumerate(jobs, start=1)]
+    return [JobRow(number, job.typed, *_now(job, records, progress)) for number, job in enumerate(jobs, start=1)]
 
 
-def _now(job: PlannedJob, records: Records) -> tuple[JobRecord, str]:
-    """Return the record of a job and its progress."""
+def _now(job: PlannedJob, records: Records, progress: TrainingProgress) -> tuple[JobRecord, str, float | None]:
+    """Return the record of a job, its progress and the seconds left."""
     record = (records.read(job.key) if job.open else None) or job.record
     if record.status != "running":
-        return record, ""
+        return record, "", None
     try:
         seconds = time.time() - records.path(job.key).stat().st_mtime
     except FileNotFoundError:
         seconds = None
-    return replace(record, seconds=seconds), progress(job)
+    return replace(record, seconds=seconds), *progress(job)
 
 
-def progress(job: PlannedJob) -> str:
-    """Return how far a running job is, for example ``epoch 3/50``; "" if it has recorded nothing."""
-    assert job.config is not None
-    try:
-        line = last_metrics(job.run)
-    except UserError:
+def time_left(rows: Sequence[JobRow]) -> str:
+    """Return about how long the sweep still takes, "" if that is unknown.
+
+    Each job that waits is taken to need the mean time of the jobs that trained from the start, or else that of the
+    running ones; as many jobs as now run at once.
+    """
+    running = [row for row in rows if row.record.status == "running"]
+    known = [(row.record.seconds, row.left) for row in running]
+    if not running or any(seconds is None or left is None for seconds, left in known):
         return ""
-    return f"epoch {int(line['epoch'])}/{job.config.trainer.epochs}" if line else ""
+    left = sum(left or 0.0 for _, left in known)
+    waiting = sum(row.record.status in ("waiting", "queued") for row in rows)
+    whole = [row.record.seconds for row in rows if row.record.status == "finished" and row.record.seconds is not None]
+    mean = fmean(whole or [(seconds or 0.0) + (left or 0.0) for seconds, left in known])
+    return f"about {clock((left + waiting * mean) / len(running))} left"

@@ -19,19 +19,19 @@ from vaebench.cli.failure import message
 from vaebench.cli.sweep.follow import Follower
 from vaebench.cli.sweep.job import SweepJob
 from vaebench.cli.sweep.launchers import MachineShare, has_queue, open_queue, require_launcher
-from vaebench.cli.sweep.live import live_rows, progress, shown, shows_live
+from vaebench.cli.sweep.live import TrainingProgress, live_rows, shown, shows_live
 from vaebench.cli.sweep.plan import PlannedJob, plan
 from vaebench.cli.sweep.records import JobRecord, Records, skip_reason
 from vaebench.cli.sweep.settings import JOBLIB
 from vaebench.cli.sweep.table import JobRow, summary, table
 from vaebench.config.schema import SweepSettings
-from vaebench.config.words import as_typed
+from vaebench.config.words import all_as_typed
 from vaebench.errors import RunFailed, UserError
 from vaebench.records import write_json
 from vaebench.records.folder import now
 from vaebench.signals import stopping_signals
 
-__all__ = ["sweep"]
+__all__ = ["raise_failures", "sweep"]
 
 WAIT = 5.0  # seconds between two checks of jobs that another process runs
 WRITE = 5.0  # seconds between two writes of sweep.json while jobs are in a queue
@@ -56,7 +56,7 @@ def sweep(hydra_context: Any, config: DictConfig, jobs: Sequence[list[str]], bat
     made.run()
     if repeated:
         print(f"left out {repeated} of {len(jobs)} combinations, which train the same models as others")
-    _raise_failures(planned, leaves=made.settings.submit_only)
+    raise_failures(planned, leaves=made.settings.submit_only)
 
 
 class _Sweep:
@@ -136,10 +136,10 @@ class _Sweep:
     def _live_view(self) -> contextlib.AbstractContextManager[None]:
         if not self.live:
             return contextlib.nullcontext()
-        follower = self.follower
+        follower, progress = self.follower, TrainingProgress()
         if follower is not None:
             return shown(lambda: follower.rows(progress))
-        return shown(lambda: live_rows(self.jobs, self.records))
+        return shown(lambda: live_rows(self.jobs, self.records, progress))
 
     def _skip_jobs(self) -> None:
         """Record the jobs that must not start."""
@@ -238,7 +238,7 @@ class _Sweep:
             {"overrides": e.overrides, "folder": str(e.run.path) if e.config else None, **asdict(e.record)}
             for e in self.jobs
         ]
-        command = ["vaebench", "train", *plugins.flags(), *map(as_typed, sys.argv[1:])]
+        command = ["vaebench", "train", *plugins.flags(), *all_as_typed(sys.argv[1:])]
         facts = {"command": command, "host": socket.gethostname(), "pid": os.getpid(), "started": self.started}
         times = {"updated": now(), "ended": now() if ended else None}
         write_json(self.folder / "sweep.json", {**facts, **times, "settings": asdict(self.settings), "jobs": jobs})
@@ -278,7 +278,7 @@ def _progress(jobs: Sequence[PlannedJob]) -> tuple[int, int]:
     return sum(job.open for job in jobs), sum(job.deaths for job in jobs)
 
 
-def _raise_failures(jobs: Sequence[PlannedJob], *, leaves: bool) -> None:
+def raise_failures(jobs: Sequence[PlannedJob], *, leaves: bool) -> None:
     """Raise RunFailed if a job failed, or UserError if all jobs are invalid.
 
     A job that is still at work counts as failed too, unless the sweep was told to leave it (``leaves``).

@@ -23,6 +23,8 @@ One = Annotated[int, Rule("1 (one process trains a run)", lambda value: value ==
 SETTINGS: dict[str, Any] = {
     "sweeper.max_batch_size": Count,
     "sweeper.params": dict[str, Any],
+    "sweeper.zips": list[str],
+    "sweeper.dry_run": bool,
     "launcher.n_jobs": Annotated[int, Rule(">= 1 or < 0 (-1: one job for each core)", lambda value: value != 0)],
     "launcher.submitit_folder": Word,
     "launcher.name": Text,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vaebench.cli.sweep.records import JobRecord
-from vaebench.records.text import counted
+from vaebench.records.text import clock, counted
 from vaebench.records.text import table as text_table
 
-__all__ = ["JobRow", "clock", "distinct", "summary", "table"]
+__all__ = ["JobRow", "distinct", "summary", "table"]
 
 LINE = re.compile(r"(?P<quantity>.*) (?P<number>(=|>=|<=|~) \S+ \+- \S+) \((?P<method>.*)\)")
 STYLES = {
@@ -30,6 +30,8 @@ class JobRow(NamedTuple):
     record: JobRecord
     progress: str = ""
     """Shown in place of a result, for example ``epoch 3/50``."""
+    left: float | None = None
+    """Seconds that a running job needs to the end of its training, if known."""
 
 
 def table(jobs: Sequence[JobRow]) -> str:
@@ -39,7 +41,7 @@ def table(jobs: Sequence[JobRow]) -> str:
     """
     common, kinds = _common([job.overrides for job in jobs]), _kinds([job.record for job in jobs])
     rows: list[list[str] | str] = []
-    for (number, _, record, progress), own in zip(jobs, distinct([job.overrides for job in jobs]), strict=True):
+    for (number, _, record, progress, _), own in zip(jobs, distinct([job.overrides for job in jobs]), strict=True):
         result = ", ".join(_short(line, kinds) for line in record.results) or progress
         rows.append([str(number), record.status, clock(record.seconds), result, " ".join(own)])
         # Only of a job in a queue: otherwise the reason is the signal that stopped the sweep.
@@ -94,11 +96,3 @@ def _short(line: str, kinds: dict[str, str]) -> str:
     """Return the number of a result with its direction, its error and the mark of its kind."""
     match = LINE.fullmatch(line)
     return f"{match['number'] if match else '?'}{kinds[_kind(line)]}"
-
-
-def clock(seconds: float | None) -> str:
-    """Return seconds as ``1:02:03``; "" for None."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
