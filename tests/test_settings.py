@@ -12,7 +12,7 @@ from jinja2 import Template
 from omegaconf import OmegaConf
 
 from vaebench.cli import main
-from vaebench.cli.explain import HYDRA_GROUPS, every_setting
+from vaebench.cli.explain import HYDRA_GROUPS, every_setting, of_commands
 from vaebench.cli.listing import hydra_types
 from vaebench.config import Config, compose, config_dir
 from vaebench.config.catalog import described, groups, own_keys
@@ -90,6 +90,10 @@ def test_control_a_key_without_a_comment_is_found(tmp_path: Path):
 
 
 def test_commands_have_meanings():
+    others = {(command, s.key): s.meaning for command, settings in of_commands().items() for s in settings}
+    assert [key for key, meaning in others.items() if len(meaning) < 5] == []
+    assert others["data", "path"].startswith("the file or folder")
+    assert others["diagnose", "k"].startswith("importance weights for the effective sample size")
     assert [
         setting.key for command in ("train", "evaluate") for setting in of_command(command) if not setting.meaning
     ] == []

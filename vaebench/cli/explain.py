@@ -1,20 +1,21 @@
 """`vaebench explain`: the meaning, values and default of settings. The help of other commands prints them too."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from vaebench.cli.flags import HELP as HELP_FLAGS
 from vaebench.cli.flags import parse
 from vaebench.cli.listing import choice_text, choices_of, hydra_types
 from vaebench.config.catalog import config_folders, described, groups
-from vaebench.config.meanings import COMMANDS, Setting, of_command, of_group
+from vaebench.config.meanings import COMMANDS, Setting, of_choice, of_class, of_command, of_group
 from vaebench.config.usual_words import settings_for
 from vaebench.config.words import key_value
 from vaebench.errors import UserError, did_you_mean
 from vaebench.records.text import encodable, wrapped
 from vaebench.typed import clipped
 
-__all__ = ["HYDRA_GROUPS", "every_setting", "explanation", "help_of", "run"]
+__all__ = ["HYDRA_GROUPS", "every_setting", "explanation", "help_of", "of_commands", "run"]
 
 HELP = """usage: vaebench explain KEY|GROUP=CHOICE ... [--plugin FILE.py|MODULE]
 
@@ -70,19 +71,56 @@ def known_groups(folders: Sequence[Path]) -> list[str]:
 
 
 def settings_of(key: str, folders: Sequence[Path]) -> list[Setting]:
-    """Return the settings with this key, or else those whose last part it is."""
+    """Return the settings with this key, and those whose last part it is."""
     group = max((g for g in known_groups(folders) if key.startswith(f"{g.replace('/', '.')}.")), key=len, default="")
     if group:
         return [setting for setting in of_group(group, folders, hydra_types()) if setting.key == key]
-    every = every_setting(folders)
+    every = [*every_setting(folders), *(setting for part in of_commands().values() for setting in part)]
     exact = [setting for setting in every if setting.key == key]
-    return exact or [setting for setting in every if setting.key.rpartition(".")[2] == key]
+    return merged([*exact, *(setting for setting in every if setting.key.endswith(f".{key}"))])
 
 
 def every_setting(folders: Sequence[Path]) -> list[Setting]:
     """Return the settings of all commands and groups."""
     of_groups = (of_group(group, folders, hydra_types()) for group in known_groups(folders))
     return [setting for part in (*map(of_command, COMMANDS), *of_groups) for setting in part]
+
+
+@cache
+def of_commands() -> dict[str, list[Setting]]:
+    """Return the settings of the other commands; a key that `vaebench evaluate` has too means the same there."""
+    from vaebench.cli.data import DataSettings
+    from vaebench.cli.selftest import SelftestSettings
+    from vaebench.config.diagnosis import Diagnosis
+    from vaebench.config.encoding import Encoding
+    from vaebench.config.pictures import Interpolate, Reconstruct, Sample, Traverse
+
+    shared = [*of_choice("estimator", "iwae", config_folders()), *of_command("evaluate")]
+    of_data = of_choice("dataset", "own", config_folders())
+    classes = {"diagnose": Diagnosis, "encode": Encoding, "sample": Sample, "reconstruct": Reconstruct}
+    classes |= {"interpolate": Interpolate, "traverse": Traverse, "selftest": SelftestSettings, "data": DataSettings}
+    return {
+        command: [
+            setting._replace(defaults={default: [command] for default in setting.defaults})
+            for setting in of_class(schema, by_name(of_data if command == "data" else shared))
+        ]
+        for command, schema in classes.items()
+    }
+
+
+def by_name(settings: Iterable[Setting]) -> dict[str, Setting]:
+    """Return the settings by the last part of their keys."""
+    return {setting.key.rpartition(".")[2]: setting for setting in settings}
+
+
+def merged(settings: Iterable[Setting]) -> list[Setting]:
+    """Return the settings with those of one key, meaning and range as one."""
+    found: dict[tuple[str, str, str], Setting] = {}
+    for setting in settings:
+        same = found.setdefault(setting[:3], setting._replace(defaults={}))
+        for default, names in setting.defaults.items():
+            same.defaults[default] = [*same.defaults.get(default, []), *names]
+    return list(found.values())
 
 
 def block(setting: Setting) -> str:
@@ -98,7 +136,10 @@ def block(setting: Setting) -> str:
 def defaults_text(setting: Setting) -> str:
     """Return the defaults of a setting; the choices that have each, unless the group has one choice."""
     group = setting.key.rpartition(".")[0].replace(".", "/")
-    if group in ("", "sweep", "trainer"):
+    if not group:
+        pairs = [(default, ", ".join(names)) for default, names in setting.defaults.items()]
+        return "; ".join(f"{default} (vaebench {names})" for default, names in pairs)
+    if group in ("sweep", "trainer"):
         return ", ".join(setting.defaults)
     return "; ".join(f"{default} ({group}={'|'.join(names)})" for default, names in setting.defaults.items())
 

@@ -4,6 +4,10 @@ The comment of a key in a yaml file is the only source of its meaning. A range i
 ``(>= 1)``, completes the type where no annotation does. Imports neither torch nor hydra.
 """
 
+import ast
+import dataclasses
+import inspect
+import itertools
 import re
 import types
 import typing
@@ -17,9 +21,9 @@ import yaml
 from vaebench.config.catalog import config_dir, default_choices, described, yaml_file
 from vaebench.config.schema import MOST, Choice, Config, EstimatorSettings, TrainerSettings
 from vaebench.errors import UserError
-from vaebench.typed import KINDS
+from vaebench.typed import KINDS, shown
 
-__all__ = ["COMMANDS", "Setting", "of_choice", "of_command", "of_group", "type_words"]
+__all__ = ["COMMANDS", "Setting", "of_choice", "of_class", "of_command", "of_group", "type_words"]
 
 COMMANDS = ("train", "evaluate")
 """The commands whose own keys, outside the groups, are in a yaml file."""
@@ -98,7 +102,36 @@ def of_group(group: str, folders: Sequence[Path], declared: Mapping[str, Any] | 
 def of_command(command: str) -> list[Setting]:
     """Return the keys of ``vaebench train`` or ``vaebench evaluate`` that are in no group."""
     entries = _of_file(config_dir() / f"{command}.yaml")[0]
-    return [_setting(name, entry, {}) for name, entry in entries.items()]
+    return [_setting(name, entry, {}, [command]) for name, entry in entries.items()]
+
+
+def of_class(schema: type, shared: Mapping[str, Setting]) -> list[Setting]:
+    """Return the settings of a command whose keys are the fields of a dataclass, with the texts below the fields.
+
+    Args:
+        schema: the dataclass.
+        shared: last part of a key -> setting, for fields without a text, or with a text on None alone.
+    """
+    texts: dict[str, str] = {}
+    for base in reversed(schema.__mro__[:-1]):
+        body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(base)).body[0]).body
+        for node, after in itertools.pairwise(body):
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                texts[ast.unparse(node.target)] = " ".join(str(after.value.value).split()).rstrip(".")
+    found = []
+    for field in dataclasses.fields(schema):
+        text = texts.get(field.name, "None").replace("None", "null").replace("``", "`")
+        same = shared.get(field.name) if text.startswith("null") else None
+        meaning = "" if text.startswith("null") else text[0].lower() + text[1:]
+        default = field.default if isinstance(field.default, str) else shown(field.default)
+        hint = _hints(schema)[field.name]
+        values = same.values if same and hint == hint_of(field.name) else type_words(hint)
+        found.append(Setting(field.name, same.meaning if same else meaning, values, {default: []}))
+    return found
 
 
 def _setting(key: str, entry: _Entry, declared: Mapping[str, Any], choices: Sequence[str] = ()) -> Setting:
