@@ -16,7 +16,7 @@ from vaebench.cli.explain import HYDRA_GROUPS, every_setting, of_commands
 from vaebench.cli.listing import hydra_types
 from vaebench.config import Config, compose, config_dir
 from vaebench.config.catalog import described, groups, own_keys
-from vaebench.config.meanings import Setting, hint_of, of_choice, of_command, of_group
+from vaebench.config.meanings import Setting, hint_of, of_choice, of_command, of_group, type_words
 from vaebench.config.run import changed
 from vaebench.config.usual_words import CHOICES, KEYS
 from vaebench.errors import UserError
@@ -96,6 +96,21 @@ def test_commands_have_meanings():
     assert others["diagnose", "k"].startswith("importance weights for the effective sample size")
     assert [
         setting.key for command in ("train", "evaluate") for setting in of_command(command) if not setting.meaning
+    ] == []
+
+
+def test_a_list_of_values_in_a_comment_is_the_declared_one():
+    """A shorter list would hide a value; only a choice of an open group may take fewer."""
+    declared = [
+        *of_command("train"),
+        *of_command("evaluate"),
+        *of_group("optimizer", FOLDERS),
+        *of_group("trainer", FOLDERS),
+    ]
+    assert [
+        s.key
+        for s in declared
+        if s.values.removesuffix(", or null") != type_words(hint_of(s.key)).removesuffix(", or null")
     ] == []
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from vaebench.config.schema import MOST, Choice
-from vaebench.config.usual_words import key_for
 from vaebench.errors import UserError, did_you_mean
 from vaebench.typed import KINDS, Checker, clipped, printable, scalar, shown
 
@@ -85,6 +84,8 @@ def printable_text(value: T, key: str) -> T:
 
 def unknown_key(prefix: str, key: str, known: typing.Iterable[str]) -> UserError:
     """Return the error for a key that does not exist."""
+    from vaebench.config.usual_words import key_for  # only a mistake needs the table
+
     key = clipped(key)
     if usual := key_for(prefix + key):
         return UserError(f"unknown key {prefix}{key}: write {usual}")

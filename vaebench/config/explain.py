@@ -10,7 +10,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from vaebench.config.catalog import Listed, config_folders, described, groups, own_keys
-from vaebench.config.usual_words import choice_for, key_for, settings_for
 from vaebench.errors import RunFailed, UserError, did_you_mean
 from vaebench.typed import clipped
 
@@ -85,6 +84,8 @@ def _unreadable(override: str | None) -> UserError:
 
 def _example(word: str) -> str:
     """Return the settings that a word without a key may mean, or else an example."""
+    from vaebench.config.usual_words import settings_for
+
     folders = config_folders()
     named = [group for group in groups(folders) if any(listed.choice == word for listed in described(group, folders))]
     return " or ".join(f"{group}={word}" for group in named) or settings_for(word) or "k=16 or encoder=hvm"
@@ -100,6 +101,8 @@ def _no_such_choice(path: str) -> UserError:
 
 def no_such_choice(group: str, choice: str, folders: Sequence[Path]) -> UserError:
     """Return the error for a choice that the group does not have."""
+    from vaebench.config.usual_words import choice_for
+
     choice = clipped(choice)
     choices = [listed.choice for listed in described(group, folders)]
     choices = sorted([*choices, "basic"]) if group == "hydra/launcher" else choices
@@ -115,6 +118,8 @@ def _no_such_plugin(path: str) -> UserError:
 
 
 def _no_such_key(key: str, name: str, overrides: Sequence[str]) -> UserError:
+    from vaebench.config.usual_words import key_for
+
     group, _, word = key.partition(".")
     value = next((each.partition("=")[2] for each in overrides if each.partition("=")[0] == key), None)
     usual = clipped(key_for(key, value))

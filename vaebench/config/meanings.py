@@ -195,7 +195,7 @@ def type_words(hint: Any) -> str:
         return f"a list{count}: each {type_words(arguments[0])}"
     if origin is list:
         return f"a list: each {type_words(arguments[0])}"
-    if origin is not None:
+    if origin is not None or dataclasses.is_dataclass(hint):
         return "a map"
     return "true | false" if hint is bool else KINDS.get(hint, _ANY)
 
