@@ -116,6 +116,19 @@ REFUSED = {
     "++foo=1": "unknown key foo",
     "+trainer.foo=1": "unknown key trainer.foo",
     "+encoder.foo=1": "unknown key encoder.foo",
+    "learning_rate=0.1": "unknown key learning_rate: write optimizer.lr=0.1",
+    "optimizer.learning_rate=0.1": "unknown key optimizer.learning_rate: write optimizer.lr=0.1",
+    "+learning_rate=0.1": "unknown key learning_rate: write optimizer.lr=...",
+    "batch_size=9": "unknown key batch_size (did you mean 'trainer.batch_size'?)",
+    "encoder=vae": "there is no encoder=vae: write encoder=gaussian objective=elbo",
+    "encoder=NF": "there is no encoder=NF: write encoder=realnvp",
+    "encoder=iwae": "there is no encoder=iwae: write encoder=gaussian objective=iwae k=16",
+    "objective=dreg": "there is no objective=dreg: write objective=iwae objective.gradient=dreg k=16",
+    "dataset=MNIST": "there is no dataset=MNIST: write dataset=mnist",
+    "+encoder=hvm": "encoder has a choice already: write encoder=hvm without the +",
+    "objective.beta=2": "objective=ciwae, not of the chosen objective; or write objective=beta objective.kl_weight=2",
+    "trainer.ema=none": "trainer.ema must be a number, got 'none': write trainer.ema=null",
+    "vae": "'vae' is not a setting: write KEY=VALUE, for example encoder=gaussian objective=elbo",
     "lr=1": "unknown key lr (did you mean 'optimizer.lr'?)",
     "epochs=1": "unknown key epochs (did you mean 'trainer.epochs'?)",
     "trainer.epoch=1": "unknown key trainer.epoch (did you mean 'trainer.epochs'?)",
@@ -605,6 +618,7 @@ COMPLETIONS = {
     "vaebench train --resume o": set(),
     "vaebench evaluate outputs/run estimator.inn": {"estimator.inner_k="},
     "vaebench list enc": {"encoder"},
+    "vaebench explain trainer.ep": {"trainer.epochs"},
     "vaebench data mnist5": {"mnist5k"},
     "vaebench diagnose outputs/run ima": {"images="},
     "vaebench diagnose outp": set(),
@@ -637,11 +651,12 @@ def test_completion_refuses(words: list[str], capfd: pytest.CaptureFixture[str])
 NO_TORCH = """
 import sys
 from vaebench.cli import main
-commands = (["--help"], ["--version"], ["train", "--help"], ["train", "--cfg", "job"], ["list"])
+commands = (["--help"], ["--version"], ["train", "--help"], ["train", "--cfg", "job"], ["list"],
+            ["list", "encoder", "iwhvi"], ["explain", "optimizer.schedule"], ["train", "encoder=iwhvi", "--help"])
 codes = [main(words) for words in commands]
 import vaebench.config
 vaebench.config.compose(["encoder=hvm", "objective=iwae", "k=16"])
-assert codes == [0] * 5, codes
+assert codes == [0] * 8, codes
 assert "torch" not in sys.modules and "numpy" not in sys.modules
 main(["-sc", "query=bash"])
 assert "torch" not in sys.modules

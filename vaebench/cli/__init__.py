@@ -23,6 +23,7 @@ COMMANDS = {
     "report": ("report", "write one HTML page: tables, curves, pictures, commands"),
     "board": ("board", "start TensorBoard on runs"),
     "show": ("show", "show one run: settings, command, machine, learning curve, results"),
+    "explain": ("explain", "print what a setting means, its values and its default"),
     "list": ("listing", "list the choices of the config groups, or the runs in a folder"),
     "data": ("data", "list, download, verify and prepare datasets"),
     "sample": ("pictures:sample", "draw samples from the prior of finished runs as a PNG"),

@@ -11,6 +11,7 @@ from typing import Any
 from vaebench import plugins
 from vaebench.cli.check import KINDS
 from vaebench.cli.data import DataSettings
+from vaebench.cli.explain import every_setting
 from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, NEW, REPORT, SHOW, TRAIN, TUNE
 from vaebench.cli.selftest import SelftestSettings
 from vaebench.config.catalog import config_folders, described, groups
@@ -123,6 +124,7 @@ FLAGS = {
 }
 LISTS: dict[str, Callable[[], list[str]]] = {
     "list": lambda: [*groups(config_folders()), "runs"],
+    "explain": lambda: [*groups(config_folders()), *(setting.key for setting in every_setting(config_folders()))],
     "data": lambda: [*dataset_choices(), *keys_of(DataSettings), "--no-download", "--rebuild"],
     "diagnose": lambda: keys_of(Diagnosis),
     "check": lambda: [choice for kind in KINDS for choice in choices_of(kind)],

@@ -37,6 +37,7 @@ class DataSettings:
     """The settings of the command. None: the dataset's default."""
 
     data_dir: Word | None = None
+    """Folder of the data sets; None: $VAEBENCH_DATA_DIR, or data."""
     binarization: Word | None = None
     split: Word = "default"
     seed: Seed = 0

@@ -5,7 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from vaebench.cli.each_run import RunJob, each_run, run_words
+from vaebench.cli.explain import help_of
 from vaebench.cli.flags import EVALUATE
+from vaebench.config.catalog import config_folders
 from vaebench.errors import UserError
 
 __all__ = ["run"]
@@ -32,6 +34,9 @@ examples:
 
 def run(words: list[str]) -> int:
     """Carry out ``vaebench evaluate <words>`` and return the exit code."""
+    if {"-h", "--help"} & set(words) and (text := help_of(words, config_folders())):
+        print(text)
+        return 0
     given = run_words(words, EVALUATE, HELP)
     jobs = [job for folder in given.folders for job in evaluations_of(folder, given.settings)]
     return each_run(jobs, "evaluations", headings=True)

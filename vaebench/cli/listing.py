@@ -1,22 +1,28 @@
 """`vaebench list`: the choices of the config groups; `vaebench list runs`: the runs in a folder."""
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from vaebench import plugins
 from vaebench.cli.flags import HELP as HELP_FLAGS
 from vaebench.cli.flags import TRAIN, parse
 from vaebench.cli.selection import selection
 from vaebench.config.catalog import config_dir, config_folders, default_choices, described, groups
+from vaebench.config.explain import no_such_choice
+from vaebench.config.meanings import of_choice
 from vaebench.errors import UserError, did_you_mean
-from vaebench.records.text import table
+from vaebench.records.text import encodable, table, wrapped
 
-__all__ = ["run"]
+__all__ = ["choice_text", "choices_of", "hydra_types", "run"]
 
-HELP = """usage: vaebench list [GROUP] [--config-dir DIR] [--plugin FILE.py|MODULE]
+HELP = """usage: vaebench list [GROUP [CHOICE ...]] [--config-dir DIR] [--plugin FILE.py|MODULE]
        vaebench list runs [FOLDER ...] [--filter CONDITION]
 
 List the choices of all config groups, or of one group, with a short description; * marks the default, and [...] the
 package and version, file or folder of a choice that is not part of vaebench.
+With a choice, print its settings: default, type, range and meaning.
 `vaebench list runs` lists the runs in a folder (default: outputs) with state, progress and result. All results shown
 have the same conditions, named above the table; `vaebench compare` shows the others. `early` in the epoch column marks
 a run that stopped early.
@@ -26,7 +32,7 @@ examples:
   vaebench list runs outputs/mnist --filter state=failed
   vaebench list
   vaebench list encoder
-  vaebench train encoder=iwhvi --cfg job    # the settings of a choice
+  vaebench list encoder iwhvi     # the settings of a choice, with their meaning
 """
 
 
@@ -41,15 +47,32 @@ def run(words: list[str]) -> int:
         raise UserError(f"--config-dir: there is no folder {own[0]}")
     folders = [*own, *config_folders()]
     known = groups(folders)
-    for group in parsed.rest:
-        if group not in known:
-            hint = did_you_mean(group, known)
-            raise UserError(f"there is no group '{group}'{hint}; groups: {', '.join(known)}")
-    print("\n\n".join(choices_of(group, folders) for group in parsed.rest or known))
+    print("\n\n".join(texts(parsed.rest or known, known, folders)))
     return 0
 
 
-def choices_of(group: str, folders: list[Path]) -> str:
+def texts(words: Sequence[str], known: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Return the text for each group in ``words``, or for each choice that follows its group.
+
+    Raises:
+        UserError: a word is neither a group nor a choice of the group before it.
+    """
+    found: list[str] = []
+    group = ""
+    for index, word in enumerate(words):
+        if word in known:
+            group = word
+            if index + 1 == len(words) or words[index + 1] in known:
+                found.append(choices_of(group, folders))
+        elif group:
+            found.append(choice_text(group, word, folders))
+        else:
+            hint = did_you_mean(word, known)
+            raise UserError(f"there is no group '{word}'{hint}; groups: {', '.join(known)}")
+    return found
+
+
+def choices_of(group: str, folders: Sequence[Path]) -> str:
     """Return the choices of one group with their descriptions."""
     default = default_choices().get(group)
     origins = {folder: origin(word) for folder, word in plugins.config_folders().items()}
@@ -60,6 +83,33 @@ def choices_of(group: str, folders: list[Path]) -> str:
         rows.append((f"  {'*' if c.choice == default else ' '} {c.choice}", summary))
     choices = table(("choice", "summary"), rows, wrap="summary", keep=("summary",), titles=False)
     return f"{group}\n{choices}"
+
+
+def choice_text(group: str, choice: str, folders: Sequence[Path]) -> str:
+    """Return a choice with its settings.
+
+    Raises:
+        UserError: the group has no such choice.
+    """
+    listed = next((c for c in described(group, folders) if c.choice == choice), None)
+    if listed is None:
+        raise no_such_choice(group, choice, folders)
+    lines = [f"{group}={choice}", wrapped(listed.summary, first="  "), f"  {listed.command}"]
+    for setting in of_choice(group, choice, folders, hydra_types()):
+        (default,) = setting.defaults
+        lines += [
+            wrapped(f"  {setting.key}={default}   {setting.values}", rest=" " * 6),
+            wrapped(setting.meaning, first=" " * 6, rest=" " * 6),
+        ]
+    return encodable("\n".join(filter(None, lines)))
+
+
+@cache
+def hydra_types() -> dict[str, Any]:
+    """Return the type of each setting of a launcher and of the sweeper."""
+    from vaebench.cli.sweep.settings import SETTINGS
+
+    return {f"hydra.{key}": kind for key, kind in SETTINGS.items()}
 
 
 def origin(word: str) -> str:

@@ -42,6 +42,7 @@ class SelftestSettings:
     device: Device = "auto"
     threads: Count | None = None
     seed: Seed = 0
+    """Seed of the samples of the checks."""
 
 
 def run(words: list[str]) -> int:

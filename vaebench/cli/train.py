@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vaebench import plugins
+from vaebench.cli.explain import help_of
 from vaebench.cli.flags import TRAIN, Parsed, parse
 from vaebench.cli.sweep.launchers import require_launcher
 from vaebench.config.catalog import config_folders, default_choices, described, groups
@@ -26,6 +27,7 @@ groups (* default):
 {groups}
 keys: k, seed, latent_dim, device (auto|cpu|cuda|mps|xpu), data_dir, output_dir, name,
       and the keys of the groups, for example optimizer.lr=3e-4 (--cfg job shows all keys)
+      `vaebench explain KEY` prints the meaning of a key; `vaebench train encoder=iwhvi --help` those of a choice
 
 flags:
   -m, --multirun       one run for each combination of comma-separated values; zip(A,B)=(a,b),(c,d) pairs values
@@ -54,7 +56,9 @@ def run(words: list[str]) -> int:
         parsed.flags["--config-dir"] = os.path.abspath(os.path.expanduser(parsed.flags["--config-dir"]))
     folders = [Path(parsed.flags["--config-dir"])] if "--config-dir" in parsed.flags else []
     if "--help" in parsed.flags:
-        print(HELP.format(groups="\n".join(group_lines([*folders, *config_folders()]))), end="")
+        searched = [*folders, *config_folders()]
+        text = help_of(parsed.rest, searched)
+        print(text or HELP.format(groups="\n".join(group_lines(searched))), end="\n" if text else "")
         return 0
     for folder in folders:
         if not folder.is_dir():

@@ -33,6 +33,15 @@ class _SettingsChecker(Checker):
             raise unknown_key(prefix, str(next(iter(extra))), known)
         return {}
 
+    def convert(self, value: Any, hint: Any, key: str) -> Any:
+        """Convert as `Checker` does; a word for "no value" that has another type leads to null."""
+        try:
+            return super().convert(value, hint, key)
+        except UserError as error:
+            if isinstance(value, str) and value.lower() in _NOTHING and type(None) in typing.get_args(hint):
+                raise UserError(f"{error}: write {key}=null") from error
+            raise
+
     def text(self, value: str, key: str) -> str:
         return printable_text(value, key)
 
@@ -40,6 +49,7 @@ class _SettingsChecker(Checker):
         return dict(sorted(super().dictionary(value, items, key).items()))
 
 
+_NOTHING = ("none", "no", "off", "nil", "never")
 _CHECKER = _SettingsChecker()
 
 
@@ -74,7 +84,11 @@ def printable_text(value: T, key: str) -> T:
 
 def unknown_key(prefix: str, key: str, known: typing.Iterable[str]) -> UserError:
     """Return the error for a key that does not exist."""
+    from vaebench.config.usual_words import key_for  # only a mistake needs the table
+
     key = clipped(key)
+    if usual := key_for(prefix + key):
+        return UserError(f"unknown key {prefix}{key}: write {usual}")
     full = [prefix + word for word in sorted(known)]
     hint = did_you_mean(prefix + key, full)
     return UserError(f"unknown key {prefix}{key}{hint}; `vaebench train --cfg job` shows every key")

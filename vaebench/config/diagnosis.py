@@ -26,6 +26,7 @@ class Diagnosis:
     inner_k: Natural | None = None
     """None: as in training."""
     gradients: Gradients = 100
+    """Gradients of one batch, from which the noise of the gradient is estimated; 0: none."""
     seed: Seed = 0
     batch: Count | None = None
     """Images at a time; changes time and memory, not the results."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -12,7 +13,7 @@ from vaebench.config.catalog import Listed, config_folders, described, groups, o
 from vaebench.errors import RunFailed, UserError, did_you_mean
 from vaebench.typed import clipped
 
-__all__ = ["OPEN_SETTINGS", "explain", "explained", "unknown_hydra_key"]
+__all__ = ["OPEN_SETTINGS", "explain", "explained", "no_such_choice", "unknown_hydra_key"]
 
 OPEN_SETTINGS = ("hydra.launcher.additional_parameters.", "hydra.launcher.ray.init.", "hydra.launcher.ray.remote.")
 """Further keys are allowed under these, with ``+``: sbatch and ray check them."""
@@ -56,6 +57,10 @@ def explain(error: Exception, name: str, overrides: Sequence[str]) -> UserError:
         )
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
         return UserError(f"{clipped(match[1])} exists already: write {clipped(match[1])}=... without the +")
+    if match := re.search(r"Multiple values for (\S+?)\. ", text):
+        key = match[1]
+        value = next((word.partition("=")[2] for word in overrides if word.lstrip("+").startswith(f"{key}=")), "...")
+        return UserError(f"{clipped(key)} has a choice already: write {clipped(f'{key}={value}')} without the +")
     if "Config group override must be" in text:
         return UserError("null is not a choice of a group: remove this setting to use the default choice")
     first = clipped((text.strip().splitlines() or [type(error).__name__])[0].strip())
@@ -75,8 +80,17 @@ def _unreadable(override: str | None) -> UserError:
     if word.startswith("zip("):
         return UserError(f"'{word}' gives several values: use it with vaebench train -m")
     if "=" not in word:
-        return UserError(f"'{word}' is not a setting: write KEY=VALUE, for example k=16 or encoder=hvm")
+        return UserError(f"'{word}' is not a setting: write KEY=VALUE, for example {_example(word)}")
     return UserError(f"cannot read '{word}': write, for example, k=16 or 'decoder.hidden=[200,200]'")
+
+
+def _example(word: str) -> str:
+    """Return the settings that a word without a key may mean, or else an example."""
+    from vaebench.config.usual_words import settings_for
+
+    folders = config_folders()
+    named = [group for group in groups(folders) if any(listed.choice == word for listed in described(group, folders))]
+    return " or ".join(f"{group}={word}" for group in named) or settings_for(word) or "k=16 or encoder=hvm"
 
 
 def _no_such_choice(path: str) -> UserError:
@@ -84,9 +98,19 @@ def _no_such_choice(path: str) -> UserError:
     group = next((g for g in _all_groups() if path.startswith(g + "/")), "")
     if not group:
         return _no_such_plugin(path)
-    choice = clipped(path.removeprefix(group + "/"))
-    choices = [listed.choice for listed in described(group, config_folders())]
+    return no_such_choice(group, path.removeprefix(group + "/"), config_folders())
+
+
+def no_such_choice(group: str, choice: str, folders: Sequence[Path]) -> UserError:
+    """Return the error for a choice that the group does not have."""
+    from vaebench.config.usual_words import choice_for
+
+    choice = clipped(choice)
+    choices = [listed.choice for listed in described(group, folders)]
     choices = sorted([*choices, "basic"]) if group == "hydra/launcher" else choices
+    usual = choice_for(group, choice) or (f"{group}={choice.lower()}" if choice.lower() in choices else "")
+    if usual:
+        return UserError(f"there is no {group}={choice}: write {usual}")
     return UserError(f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}")
 
 
@@ -96,9 +120,16 @@ def _no_such_plugin(path: str) -> UserError:
 
 
 def _no_such_key(key: str, name: str, overrides: Sequence[str]) -> UserError:
+    from vaebench.config.usual_words import key_for
+
     group, _, word = key.partition(".")
+    value = next((each.partition("=")[2] for each in overrides if each.partition("=")[0] == key), None)
+    usual = clipped(key_for(key, value))
     if owners := [choice.choice for choice in _choices_with(group, word)]:
-        return UserError(f"{key} is a setting of {group}={'|'.join(owners)}, not of the chosen {group}")
+        other = f"; or write {usual}" if usual else ""
+        return UserError(f"{key} is a setting of {group}={'|'.join(owners)}, not of the chosen {group}{other}")
+    if usual:
+        return UserError(f"unknown key {clipped(key)}: write {usual}")
     known, key = _known_keys(name, overrides, hydra_too=key.startswith("hydra.")), clipped(key)
     if key.startswith("hydra."):
         chosen = [word.partition("=")[2] for word in overrides if word.startswith("hydra/launcher=")]

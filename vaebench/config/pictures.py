@@ -34,7 +34,9 @@ class Sample(PictureSettings):
     """Samples from the prior."""
 
     n: Many = 64
+    """Number of samples."""
     columns: Count = 8
+    """Samples in each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +44,14 @@ class Reconstruct(PictureSettings):
     """Images beside their reconstructions."""
 
     n: Many = 32
-    """Images."""
+    """Number of images."""
     columns: Count = 4
     """Images in each row, each with its reconstructions."""
     draws: Many = 1
     """Reconstructions of each image."""
     split: Split = "test"
     images: Numbers | None = None
-    """Their indices in the split, from 0; None: the first ``n``."""
+    """Indices of the images in the split, from 0; None: the first ``n``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +59,11 @@ class Interpolate(PictureSettings):
     """Paths from one image to another through latent space."""
 
     n: Many = 8
-    """Pairs."""
+    """Number of pairs."""
     steps: Steps = 8
+    """Images of each path, both ends included."""
     path: Literal["linear", "spherical"] = "linear"
+    """The form of the paths."""
     split: Split = "test"
     images: Numbers | None = None
     """Indices in the split, two for each pair; None: the first 2 ``n``."""
@@ -70,12 +74,13 @@ class Traverse(PictureSettings):
     """One latent coordinate changed at a time."""
 
     n: Many = 10
-    """Coordinates: those with the largest standard deviation over images."""
+    """Number of coordinates: those with the largest standard deviation over images."""
     steps: Steps = 9
+    """Images of each coordinate."""
     reach: Positive = 2.5
     """The range to either side, in standard deviations of the coordinate over images."""
     split: Split = "test"
     image: Natural = 0
     """The index of the image to start from."""
     coordinates: Numbers | None = None
-    """Their indices, from 0; None: the ``n`` most active."""
+    """Indices of the coordinates, from 0; None: the ``n`` most active."""

@@ -2,6 +2,7 @@
 
 Groups of families (encoder, objective, ...) are open. A choice of such a group has the fields here and the further keys
 of its yaml file. These keys are stored in ``arguments`` and can be read as attributes (``config.encoder.psi_dim``).
+The comments of the yaml files are the source of what each key means; see `meanings.py`.
 A new family declares its settings in its yaml file; this module does not change. `check.py` checks the types of these
 settings, and the class that uses a setting checks its range.
 """
@@ -133,16 +134,8 @@ class ObjectiveSettings(Choice):
 class EstimatorSettings(Choice):
     """The estimator of log p(x) after training.
 
-    ``proposal`` chooses the importance distribution: ``own`` is the encoder; ``valid`` is the encoder too, except for
-    encoders whose log q is an estimate, where it is a distribution with a known density.
-    ``tau`` and ``share_psi`` choose the source of a hierarchical encoder's inner samples. For these two settings and
-    for ``inner_k``, None means the same as in training. The ``simulated`` split holds images drawn from the model; some
-    estimators support it.
-
-    The result is the average of ``repeats`` independent estimates; with ``binarize=fresh`` each repeat also draws new
-    pixels. ``image_seed`` chooses the random subset of images; None means ``seed``. ``processes`` divide the images.
-    ``precision`` applies to the networks and is independent of the training's. ``compile=auto`` compiles p(x, z) if
-    the whole evaluation becomes faster.
+    ``proposal="valid"`` is the encoder, except for encoders whose log q is an estimate: there it is a distribution with
+    a known density.
     """
 
     k: Count = 5000
