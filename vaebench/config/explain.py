@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from vaebench import plugins
 from vaebench.config.catalog import Listed, config_folders, described, groups, own_keys
 from vaebench.errors import RunFailed, UserError, did_you_mean
 from vaebench.typed import clipped
@@ -85,7 +86,10 @@ def _no_such_choice(path: str) -> UserError:
     choice = clipped(path.removeprefix(group + "/"))
     choices = [listed.choice for listed in described(group, config_folders())]
     choices = sorted([*choices, "basic"]) if group == "hydra/launcher" else choices
-    return UserError(f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}")
+    more = "; a name of a plug-in needs its package, or --plugin FILE" if group in plugins.KINDS else ""
+    return UserError(
+        f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}{more}"
+    )
 
 
 def _no_such_plugin(path: str) -> UserError:
