@@ -31,7 +31,7 @@ from vaebench.nets.dense import MLP, BernoulliLikelihood
 from vaebench.nets.networks import network_of
 from vaebench.objective import Objective
 from vaebench.priors import StandardNormalPrior
-from vaebench.registry import ENCODERS, LIKELIHOODS, OBJECTIVES, PRIORS
+from vaebench.registry import ENCODERS, ESTIMATORS, LIKELIHOODS, OBJECTIVES, PRIORS
 from vaebench.testing import (
     Contract,
     check_dataset,
@@ -94,6 +94,13 @@ def test_objectives_keep_it(name: str):
 
 def test_an_estimator_keeps_it():
     assert found(estimator_contract(importance_weighted, {"k": 500})) == ""
+
+
+@pytest.mark.parametrize("name", ["ais", "bdmc"])
+def test_chains_and_simulated_images_keep_it(name: str):
+    """Numbers of parts agree to rounding, which needs float64; the number of simulated images is given."""
+    short = {"temperatures": 10, "chains": 2, "leapfrog": 2, "schedule": "sigmoid", "initial": "prior"}
+    assert found(estimator_contract(ESTIMATORS[name], short), "numbers") == ""
 
 
 @pytest.mark.parametrize("name", ["mlp", "gated", "gated_conv", "resnet"])

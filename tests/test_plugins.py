@@ -199,8 +199,9 @@ def test_a_result_of_another_version_of_its_estimator_is_left_out(
     """A command that reads runs compares the source without an import; without the package the last version counts."""
     plugin = plugins.find("estimator", "odd_estimator")
     assert plugin is not None
-    assert plugin.source == installed / "stranger" / "parts.py"
-    now = source_digest((), files=[plugin.source])
+    source = installed / "stranger" / "parts.py"
+    assert plugin.source == source
+    now = source_digest((), files=[source])
 
     def result(k: int, code: str | None, name: str | None) -> ResultRecord:
         return record(-100.0, k=k, provenance=made_by(run=identity, estimator_code=code, estimator_plugin=name))
