@@ -137,6 +137,7 @@ REFUSED = {
     "encoder.inner_k=3": "encoder.inner_k is a setting of encoder=adgm|hvm|iwhvi|sivi|uivi, not of",
     "+encoder.inner_k=3": "unknown key encoder.inner_k",
     "encoder=hmv": "there is no encoder=hmv (did you mean 'hvm'?); choices: adgm, avb",
+    "prior=mine": "vamp; a name of a plug-in needs its package, or --plugin FILE",
     "dataset=mnst": "there is no dataset=mnst (did you mean 'mnist'?)",
     "dataset=mnist dataset.binarization=dynamc": "did you mean 'dynamic'?",
     "experiment=iwhvi_paper/mnist_hmv": "did you mean 'iwhvi_paper/mnist_hvm'?",

@@ -26,10 +26,12 @@ from vaebench.encoders.two_layers import TwoLayerEncoder
 from vaebench.evaluate.importance import importance_weighted
 from vaebench.evaluate.job import EstimatorInputs, EstimatorJob
 from vaebench.gradients import GradientEstimator
+from vaebench.nets.convolutional import ResNetTrunk
 from vaebench.nets.dense import MLP, BernoulliLikelihood
+from vaebench.nets.networks import network_of
 from vaebench.objective import Objective
 from vaebench.priors import StandardNormalPrior
-from vaebench.registry import ENCODERS, LIKELIHOODS, OBJECTIVES, PRIORS
+from vaebench.registry import ENCODERS, ESTIMATORS, LIKELIHOODS, OBJECTIVES, PRIORS
 from vaebench.testing import (
     Contract,
     check_dataset,
@@ -94,8 +96,23 @@ def test_an_estimator_keeps_it():
     assert found(estimator_contract(importance_weighted, {"k": 500})) == ""
 
 
-def test_decoders_keep_it():
-    assert found(decoder_contract(MLP)) == ""
+@pytest.mark.parametrize("name", ["ais", "bdmc"])
+def test_chains_and_simulated_images_keep_it(name: str):
+    """Numbers of parts agree to rounding, which needs float64; the number of simulated images is given."""
+    short = {"temperatures": 10, "chains": 2, "leapfrog": 2, "schedule": "sigmoid", "initial": "prior"}
+    assert found(estimator_contract(ESTIMATORS[name], short), "numbers") == ""
+
+
+@pytest.mark.parametrize("name", ["mlp", "gated", "gated_conv", "resnet"])
+def test_decoders_keep_it(name: str):
+    assert found(decoder_contract(network_of(name))) == ""
+
+
+def test_control_a_decoder_of_images_without_its_shape_is_found():
+    class Narrow(ResNetTrunk):
+        decoder = staticmethod(lambda inputs, shape, outputs, hidden, activation: MLP(inputs, [7], activation))
+
+    assert "numbers of the pixels of (2, 7, 5) are (2, 7, 7), not (2, 7, 384)" in found(decoder_contract(Narrow))
 
 
 def test_control_a_decoder_that_mixes_rows_is_found():
@@ -316,6 +333,7 @@ def test_the_line_of_a_failure_has_all_numbers():
 
 def test_check_prints_rows_and_an_exit_code(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     assert main(["check", "likelihood=bernoulli"]) == 0
+    assert main(["check", "gated_conv", "decoder.hidden=[4,8]"]) == 0
     assert "4 checks" in capsys.readouterr().out
     monkeypatch.setitem(PRIORS, "standard", WidePrior.build)
     assert main(["check", "prior=standard"]) == 1

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.base_plugin import TBContext
@@ -24,11 +26,12 @@ from werkzeug.wrappers import Response
 
 from vaebench import cli, experiment
 from vaebench.config.encoding import Encoding
-from vaebench.datasets.checksum import md5
+from vaebench.datasets.checksum import git_blob_id, md5
 from vaebench.datasets.dataset import load
-from vaebench.datasets.labels import _cifar, _idx, labels_of
+from vaebench.datasets.labels import _chardata, _cifar, _idx, _in_place_of_images, labels_of
 from vaebench.datasets.protocol import protocol_for
 from vaebench.datasets.published_files import PUBLISHED_FILES
+from vaebench.datasets.splits import SPLITTERS
 from vaebench.encode import encode, encoded, observed
 from vaebench.errors import UserError
 from vaebench.evaluate.job import Images
@@ -190,6 +193,23 @@ def test_files_of_labels(tmp_path: Path):
         batch = pickle.dumps({"batch_label": "b", "labels": labels, "data": b"x" * 3072, "n": [1, 2]}, protocol)
         (tmp_path / "batch").write_bytes(batch)
         assert _cifar(tmp_path / "batch", md5(batch))["labels"].tolist() == labels
+
+
+def test_labels_of_chardata_follow_their_images(tmp_path: Path):
+    """chardata.mat has a column of zeros and a one for each alphabet, and the number of the character in it."""
+    numbers = {"": np.arange(30), "test": np.arange(8)}
+    buffer = io.BytesIO()
+    targets = {f"{part}target": np.eye(50)[:, n % 50] for part, n in numbers.items()}
+    savemat(buffer, targets | {f"{part}targetchar": n[None] + 1 for part, n in numbers.items()})
+    (tmp_path / "chardata.mat").write_bytes(buffer.getvalue())
+    arrays = _chardata(tmp_path / "chardata.mat", git_blob_id(buffer.getvalue()))
+    protocol = protocol_for("omniglot")
+    protocol = replace(protocol, info=replace(protocol.info, splits={"default": (25, 5, 8)}))
+    images = SPLITTERS["omniglot"]([{"data": numbers[""], "testdata": numbers["test"]}], protocol)
+    labels = SPLITTERS["omniglot"]([_in_place_of_images(arrays, "labels")], protocol)
+    for rows, named in zip(images, labels, strict=True):
+        assert named.tolist() == [f"alphabet{n + 1:02d}/character{n + 1:02d}" for n in rows]
+    assert arrays["alphabets"].tolist()[:2] == ["alphabet01", "alphabet02"]
 
 
 def test_missing_labels_are_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from made_runs import composed, made_by, made_run, record
 
 import vaebench
-from vaebench import plugins
+from vaebench import config, plugins
 from vaebench.cli import main
 from vaebench.config.catalog import config_folders
 from vaebench.errors import UserError
-from vaebench.records import RunFolder, read_manifest, read_results
+from vaebench.records import ResultRecord, RunFolder, read_manifest, read_results
+from vaebench.records.current import split_results
+from vaebench.records.source import source_digest
 
 STRANGER = '''
 """A package of a stranger: one of each kind."""
@@ -178,14 +181,45 @@ def test_every_kind_of_an_installed_package_works(installed: Path, where: list[s
         ("vaebench-stranger", "1.2", None)
     }
     assert read_manifest(run)["dataset"]["protocol"].startswith("odd_dataset-")
-    (record,) = read_results(run)
-    assert record.provenance is not None
-    assert record.provenance.estimator_code == remembered[0]["digest"]
+    (result,) = read_results(run)
+    assert result.provenance is not None
+    assert result.provenance.estimator_code == remembered[0]["digest"]
+    assert result.provenance.estimator_plugin == "odd_estimator"
+    assert split_results(run, config.identity(config.read(run.path)))[0] == [result]
     assert main(["evaluate", str(run.path), "estimator=iwae", "estimator.k=3", "progress=false"]) == 0
     assert {record.estimator for record in read_results(run)} == {"IWAE"}
     assert main(["train", "--resume", str(run.path)]) == 0
     experiment = vaebench.load(run.path)
     assert type(experiment.encoder).__module__ == "stranger.parts"
+
+
+def test_a_result_of_another_version_of_its_estimator_is_left_out(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A command that reads runs compares the source without an import; without the package the last version counts."""
+    plugin = plugins.find("estimator", "odd_estimator")
+    assert plugin is not None
+    source = installed / "stranger" / "parts.py"
+    assert plugin.source == source
+    now = source_digest((), files=[source])
+
+    def result(k: int, code: str | None, name: str | None) -> ResultRecord:
+        return record(-100.0, k=k, provenance=made_by(run=identity, estimator_code=code, estimator_plugin=name))
+
+    identity = config.identity(composed(()))
+    versions = [result(1, now, "odd_estimator"), result(2, "0" * 16, "odd_estimator")]
+    others = [result(3, None, None), result(4, "0" * 16, None)]  # of ours, and of an early version
+    run = made_run(tmp_path, results=[*versions, *others])
+
+    def left_out() -> dict[int | None, str]:
+        return {record.k: fault for record, fault in split_results(run, identity)[1]}
+
+    assert left_out() == {2: "another version of the estimator"}
+    assert "stranger" not in sys.modules
+    (installed / "stranger" / "amount.py").write_text("AMOUNT = 2\n")  # a file that the estimator's module imports
+    assert set(left_out()) == {1, 2}
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(installed)])
+    assert set(left_out()) == {1}
 
 
 def test_processes_of_an_evaluation_find_the_file(

@@ -52,6 +52,17 @@ class Plugin:
         """The package and its version, or the file."""
         return f"{self.distribution} {self.version}" if self.file is None else self.file
 
+    @property
+    def source(self) -> Path | None:
+        """The Python file of its module, found without an import; None if there is none."""
+        loaded = getattr(sys.modules.get(self.module), "__file__", None)
+        if loaded is not None:
+            return Path(loaded)
+        top, *parts = self.module.split(".")
+        places = [Path(root).joinpath(*parts) for root in _package_roots(top, tuple(sys.path))]
+        files = [file for place in places for file in (place.with_name(f"{place.name}.py"), place / "__init__.py")]
+        return next((file for file in files if file.is_file()), None)
+
     def load(self) -> Any:
         """Import the plug-in and return its function. UserError if it cannot be imported."""
         with _importing(f"{self.kind} '{self.name}' of {self.origin}"):
@@ -171,15 +182,21 @@ def _of_packages(path: tuple[str, ...]) -> list[Plugin]:
 @cache
 def _package_folder(package: str, path: tuple[str, ...]) -> Path | None:
     """Return the folder ``configs`` of a top-level package, without importing it; None if there is none."""
+    folders = [root / "configs" for root in _package_roots(package, path)]
+    return next((folder.resolve() for folder in folders if folder.is_dir()), None)
+
+
+@cache
+def _package_roots(package: str, path: tuple[str, ...]) -> list[Path]:
+    """Return the folders of a top-level package, without importing it; of a module, its path without the suffix."""
     del path
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
-        return None
-    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        if (folder := Path(place) / "configs").is_dir():
-            return folder.resolve()
-    return None
+        return []
+    if spec is None:
+        return []
+    return [Path(root) for root in spec.submodule_search_locations or [(spec.origin or "").removesuffix(".py")]]
 
 
 # Files and modules of the command line

@@ -1,4 +1,4 @@
-"""`vaebench check`: run the contract of an encoder, prior, likelihood, objective, estimator or data set."""
+"""`vaebench check`: run the contract of an encoder, prior, decoder, likelihood, objective, estimator or data set."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,16 @@ from vaebench.typed import clipped
 
 __all__ = ["KINDS", "run"]
 
-KINDS = ("encoder", "prior", "likelihood", "objective", "estimator", "dataset")
+KINDS = ("encoder", "prior", "decoder", "likelihood", "objective", "estimator", "dataset")
 
 HELP = """usage: vaebench check KIND=NAME|NAME [KEY=VALUE ...]
 
-Check that an encoder, prior, likelihood, objective, estimator or dataset keeps its contract, on small models with known
-answers. Takes less than a minute on a CPU. Exit code 0: all rows passed; 1: the last line names the checks that failed.
+Check that an encoder, prior, decoder, likelihood, objective, estimator or dataset keeps its contract, on small models
+with known answers. Takes less than a minute on a CPU. Exit code 0: all rows passed; 1: the last line names the checks
+that failed.
 
 A row passes if `got` differs from `expected` by at most `tolerance` (`>=`, `<=`: on the wrong side). Networks are
-small. KEY=VALUE are settings of the part, such as encoder.width=0.5.
+small; those of a decoder have its widths. KEY=VALUE are settings of the part, such as encoder.width=0.5.
 
 examples:
   vaebench check encoder=laplace encoder.width=0.5
@@ -97,6 +98,7 @@ def companions(kind: str, name: str) -> list[str]:
 def contract_of(kind: str, config: Any) -> Mapping[str, Any]:
     """Return the checks of the part that the configuration chooses."""
     from vaebench import registry, testing
+    from vaebench.nets.networks import TRUNKS, network_of
 
     chosen = getattr(config, kind)
     if kind == "dataset":
@@ -115,6 +117,9 @@ def contract_of(kind: str, config: Any) -> Mapping[str, Any]:
     if kind == "objective":
         build = registry.registered(kind, registry.OBJECTIVES, chosen.bound)
         return testing.objective_contract(build, chosen.arguments)
+    if kind == "decoder":
+        build = network_of(chosen.name) if chosen.name in TRUNKS else registry.registered(kind, TRUNKS, chosen.name)
+        return testing.decoder_contract(build, chosen.hidden, chosen.activation)
     if kind == "prior":
         return testing.prior_contract(registry.registered(kind, registry.PRIORS, chosen.name), chosen.arguments)
     build = registry.registered(kind, registry.LIKELIHOODS, chosen.name)

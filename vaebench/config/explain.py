@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from vaebench import plugins
 from vaebench.config.catalog import Listed, config_folders, described, groups, own_keys
 from vaebench.errors import RunFailed, UserError, did_you_mean
 from vaebench.typed import clipped
@@ -111,7 +112,10 @@ def no_such_choice(group: str, choice: str, folders: Sequence[Path]) -> UserErro
     usual = choice_for(group, choice) or (f"{group}={choice.lower()}" if choice.lower() in choices else "")
     if usual:
         return UserError(f"there is no {group}={choice}: write {usual}")
-    return UserError(f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}")
+    more = "; a name of a plug-in needs its package, or --plugin FILE" if group in plugins.KINDS else ""
+    return UserError(
+        f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}{more}"
+    )
 
 
 def _no_such_plugin(path: str) -> UserError:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vaebench.datasets.checksum import CorruptFile, md5, read_bytes, require_digest, sha256
+from vaebench.datasets.checksum import CorruptFile, git_blob_id, md5, read_bytes, require_digest, sha256
 from vaebench.datasets.download import find_or_download
 from vaebench.datasets.protocol import OWN, Protocol
 from vaebench.datasets.published_files import PUBLISHED_FILES, FileArrays, PublishedFile
@@ -24,7 +24,7 @@ from vaebench.errors import UserError
 __all__ = ["Labels", "labels_of"]
 
 Labels = dict[str, dict[str, np.ndarray]]
-"""By name and split, (N,) each: ``labels``, and ``alphabets`` of Omniglot."""
+"""By name and split, (N,) each: ``labels``, and ``alphabets`` of both Omniglots."""
 
 _LABELS_MAGIC = b"\0\0\x08\x01"  # unsigned bytes, one dimension
 _INTEGERS = ("BININT", "BININT1", "BININT2", "INT", "LONG1")
@@ -133,6 +133,26 @@ def _omniglot(path: Path, expected: str, progress: bool = False) -> FileArrays:
     return {**arrays, "labels": np.array(characters), "alphabets": np.array(alphabets)}
 
 
+def _chardata(path: Path, expected: str, progress: bool = False) -> FileArrays:
+    """Return ``labels``, for example "alphabet07/character12", and ``alphabets`` from the IWAE paper's chardata.mat.
+
+    The file has numbers in place of names: a column of 50 zeros and a one for the alphabet, and the character in it.
+    ``labels`` and ``alphabets`` are of its training images; ``labels_data`` and ``labels_testdata`` are as its images.
+    """
+    del progress
+    content = read_bytes(path)
+    require_digest(path, git_blob_id(content), expected)
+    found = mat_arrays(path, content, ("target", "targetchar", "testtarget", "testtargetchar"))
+    named: FileArrays = {}
+    for images, prefix in (("data", ""), ("testdata", "test")):
+        alphabets = [f"alphabet{number:02d}" for number in 1 + found[f"{prefix}target"].argmax(0)]
+        characters = found[f"{prefix}targetchar"].ravel().astype(np.int64)
+        pairs = zip(alphabets, characters, strict=True)
+        named[f"labels_{images}"] = np.array([f"{alphabet}/character{number:02d}" for alphabet, number in pairs])
+        named[f"alphabets_{images}"] = np.array(alphabets)
+    return {**named, "labels": named["labels_data"], "alphabets": named["alphabets_data"]}
+
+
 def _svhn(path: Path, expected: str, progress: bool = False) -> FileArrays:
     """Return ``labels`` (N,), the digits, from SVHN, which has 10 for a zero."""
     del progress
@@ -183,6 +203,7 @@ _FILES: dict[str, tuple[PublishedFile, ...]] = {
         "kmnist", ("e144d726b3acfaa3e44228e80efcd344", "7320c461ea6c1c855c0b718fb2a4b134"), packed=True
     ),
     **{name: _labelled(name, ("", "")) for name in ("emnist", "emnist_digits", "emnist_letters")},
+    "omniglot": _inside("omniglot", _chardata),
     "omniglot_original": _inside("omniglot_original", _omniglot),
     "caltech101_silhouettes": _inside("caltech101_silhouettes", _caltech),
     "cifar10": _inside("cifar10", _cifar),

@@ -94,7 +94,8 @@ def estimate(
         RunFailed: an estimate is not finite, or must not be reported.
         UserError: the settings of the estimator are invalid for this run.
     """
-    made_by = replace(made_by, estimator_code=experiment.estimator_code)
+    code = experiment.estimator_code
+    made_by = replace(made_by, estimator_code=code, estimator_plugin=experiment.config.estimator.name if code else None)
     inputs = EstimatorInputs.of(experiment)
     settings, evaluator = inputs.settings, Evaluator(inputs)
     job, repeats = evaluator.job(0), settings.repeats

@@ -147,35 +147,6 @@ class _ByRows(nn.Module, ABC):
         return result.reshape(*value.shape[:-1], result.shape[-1])
 
 
-class GatedConvTrunk(_ByRows, Trunk):
-    """Images to features by gated 5 x 5 convolutions: two per stage, one more, then one over the whole feature map.
-
-    With ``hidden = [32, 64, 256]`` and 28 x 28 pixels this is the encoder of the Sylvester paper.
-
-    Source: van den Berg et al. 2018, https://arxiv.org/abs/1803.05649
-    """
-
-    def __init__(self, shape: Shape, hidden: Sequence[int], activation: str) -> None:
-        super().__init__()
-        del activation  # the gates are the nonlinearity
-        sizes = _Sizes.of(shape, hidden)
-        layers: list[nn.Module] = []
-        for before, after in sizes.way_down:
-            layers.append(GatedConv(_convolution(before, 2 * after, 5, gain=_GATED)))
-            layers.append(GatedConv(_convolution(after, 2 * after, 5, 2, gain=_GATED)))
-        if layers:
-            layers.append(GatedConv(_convolution(sizes.channels[-1], 2 * sizes.channels[-1], 5, gain=_GATED)))
-        self.layers = nn.Sequential(*layers)
-        # A convolution with a kernel of the size of the feature map is a dense layer.
-        self.summary = _dense(math.prod(sizes.smallest), 2 * sizes.features, _GATED)
-        self.shape = shape
-        self.width = sizes.features
-
-    def rows(self, images: Tensor) -> Tensor:
-        maps = self.layers(images.reshape(-1, *self.shape))
-        return _gated(self.summary(maps.flatten(1)))
-
-
 class GatedConvDecoder(_ByRows):
     """Latents to pixels by gated transposed convolutions: the stages of :class:`GatedConvTrunk` in reverse order.
 
@@ -203,31 +174,35 @@ class GatedConvDecoder(_ByRows):
         return self.brush(self.layers(maps)).flatten(1)
 
 
-class ResNetTrunk(_ByRows, Trunk):
-    """Images to features: a residual block and a halving convolution per stage, then a dense layer.
+class GatedConvTrunk(_ByRows, Trunk):
+    """Images to features by gated 5 x 5 convolutions: two per stage, one more, then one over the whole feature map.
 
-    Source: He et al. 2016, https://arxiv.org/abs/1603.05027
+    With ``hidden = [32, 64, 256]`` and 28 x 28 pixels this is the encoder of the Sylvester paper.
+
+    Source: van den Berg et al. 2018, https://arxiv.org/abs/1803.05649
     """
+
+    decoder = GatedConvDecoder
 
     def __init__(self, shape: Shape, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
+        del activation  # the gates are the nonlinearity
         sizes = _Sizes.of(shape, hidden)
         layers: list[nn.Module] = []
         for before, after in sizes.way_down:
-            shrink = _convolution(before, after, 3, 2)
-            layers.append(_Activated(activation, shrink) if layers else shrink)
-            layers.append(ResidualBlock(after, activation))
+            layers.append(GatedConv(_convolution(before, 2 * after, 5, gain=_GATED)))
+            layers.append(GatedConv(_convolution(after, 2 * after, 5, 2, gain=_GATED)))
+        if layers:
+            layers.append(GatedConv(_convolution(sizes.channels[-1], 2 * sizes.channels[-1], 5, gain=_GATED)))
         self.layers = nn.Sequential(*layers)
-        self.summary = _dense(math.prod(sizes.smallest), sizes.features)
-        self.activation = ACTIVATIONS[activation]
+        # A convolution with a kernel of the size of the feature map is a dense layer.
+        self.summary = _dense(math.prod(sizes.smallest), 2 * sizes.features, _GATED)
         self.shape = shape
         self.width = sizes.features
 
     def rows(self, images: Tensor) -> Tensor:
-        maps = self.layers(images.reshape(-1, *self.shape)).flatten(1)
-        if len(self.layers):  # without stages these are the pixels
-            maps = self.activation(maps)
-        return self.activation(self.summary(maps))
+        maps = self.layers(images.reshape(-1, *self.shape))
+        return _gated(self.summary(maps.flatten(1)))
 
 
 class ResNetDecoder(_ByRows):
@@ -253,6 +228,35 @@ class ResNetDecoder(_ByRows):
     def rows(self, z: Tensor) -> Tensor:
         maps = self.spread(self.activation(self.dense(z))).reshape(-1, *self.map)
         return self.brush(self.layers(maps)).flatten(1)
+
+
+class ResNetTrunk(_ByRows, Trunk):
+    """Images to features: a residual block and a halving convolution per stage, then a dense layer.
+
+    Source: He et al. 2016, https://arxiv.org/abs/1603.05027
+    """
+
+    decoder = ResNetDecoder
+
+    def __init__(self, shape: Shape, hidden: Sequence[int], activation: str) -> None:
+        super().__init__()
+        sizes = _Sizes.of(shape, hidden)
+        layers: list[nn.Module] = []
+        for before, after in sizes.way_down:
+            shrink = _convolution(before, after, 3, 2)
+            layers.append(_Activated(activation, shrink) if layers else shrink)
+            layers.append(ResidualBlock(after, activation))
+        self.layers = nn.Sequential(*layers)
+        self.summary = _dense(math.prod(sizes.smallest), sizes.features)
+        self.activation = ACTIVATIONS[activation]
+        self.shape = shape
+        self.width = sizes.features
+
+    def rows(self, images: Tensor) -> Tensor:
+        maps = self.layers(images.reshape(-1, *self.shape)).flatten(1)
+        if len(self.layers):  # without stages these are the pixels
+            maps = self.activation(maps)
+        return self.activation(self.summary(maps))
 
 
 def _gated(value: Tensor) -> Tensor:

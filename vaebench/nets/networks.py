@@ -20,7 +20,7 @@ from vaebench.nets.dense import (
     TrunkGaussian,
 )
 
-__all__ = ["DECODERS", "TRUNKS", "Networks"]
+__all__ = ["TRUNKS", "Networks", "network_of"]
 
 TRUNKS = {
     "mlp": "dense:MLP",
@@ -34,12 +34,13 @@ TRUNKS = {
 A file is imported when a run uses its network. Dense trunks take any input, so that they serve as networks over z too.
 """
 
-DECODERS = {"gated_conv": "convolutional:GatedConvDecoder", "resnet": "convolutional:ResNetDecoder"}
-"""(inputs, shape, outputs, hidden, activation) -> a network over z, if it differs from the network over x."""
 
+def network_of(trunk: str) -> Any:
+    """Return what makes the network over x of a key of ``TRUNKS``.
 
-def _network(place: str) -> Any:
-    return resolve_name(f"vaebench.nets.{place}")
+    If it has an attribute ``decoder``, that makes the network over z, of (inputs, shape, outputs, hidden, activation).
+    """
+    return resolve_name(f"vaebench.nets.{TRUNKS[trunk]}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Networks:
         activation: a key of ``ACTIVATIONS``.
         image_shape: channels, height and width of the images, (C, H, W). None: square images of one channel.
         network: what makes the network in place of an entry of ``TRUNKS``, for a ``trunk`` that is not there. If it has
-            an attribute ``decoder``, that is used as an entry of ``DECODERS``.
+            an attribute ``decoder``, that makes the network over z, as `network_of` has it.
 
     Raises:
         ValueError: ``trunk`` is unknown.
@@ -71,9 +72,12 @@ class Networks:
     @property
     def _painter(self) -> Any:
         """What makes the network over z from the shape of the images; None for a dense network over any input."""
-        if self.network is not None:
-            return getattr(self.network, "decoder", None)
-        return _network(DECODERS[self.trunk]) if self.trunk in DECODERS else None
+        return getattr(self._reader, "decoder", None)
+
+    @property
+    def _reader(self) -> Any:
+        """What makes the network over x."""
+        return self.network or network_of(self.trunk)
 
     @property
     def scale(self) -> str:
@@ -83,7 +87,7 @@ class Networks:
     def reader(self, inputs: int) -> Trunk:
         """Make x, (B, inputs) -> features."""
         size = self._shape(inputs) if self._painter is not None else inputs
-        return (self.network or _network(TRUNKS[self.trunk]))(size, self.hidden, self.activation)
+        return self._reader(size, self.hidden, self.activation)
 
     def gaussian(self, inputs: int, dim: int) -> TrunkGaussian:
         """Make x, (B, inputs) -> DiagonalNormal over (B, dim)."""

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from vaebench import plugins
 from vaebench.records.folder import RunFolder
 from vaebench.records.manifest import read_manifest, trained_code
 from vaebench.records.metrics import read_metrics
 from vaebench.records.provenance import Provenance, seal_of
 from vaebench.records.results import ResultRecord, read_results
+from vaebench.records.source import source_digest
 from vaebench.records.text import counted
 
 __all__ = ["VALIDATION", "Current", "left_out", "split_results"]
 
 CODE = "other code"
+OTHER_ESTIMATOR = "another version of the estimator"
 VALIDATION = "validation/log_likelihood"
 
 
@@ -76,8 +79,25 @@ def split_results(
         manifest: the content of its manifest; None to read it.
     """
     current = Current.of(folder, run, read_manifest(folder) if manifest is None else manifest)
-    found = [(record, current.fault(record.provenance, record.epoch)) for record in read_results(folder)]
+    records = read_results(folder)
+    codes = _estimator_codes([record.provenance for record in records if record.provenance])
+    found = []
+    for record in records:
+        made_by, fault = record.provenance, current.fault(record.provenance, record.epoch)
+        if fault is None and made_by is not None and made_by.estimator_plugin is not None:
+            fault = OTHER_ESTIMATOR if made_by.estimator_code != codes[made_by.estimator_plugin] else None
+        found.append((record, fault))
     return [record for record, fault in found if fault is None], [(record, fault) for record, fault in found if fault]
+
+
+def _estimator_codes(numbers: Iterable[Provenance]) -> dict[str, str | None]:
+    """Return the code of each plug-in's estimator: of that which is there, or else of its last number; import none."""
+    codes = {made_by.estimator_plugin: made_by.estimator_code for made_by in numbers if made_by.estimator_plugin}
+    for name in codes:
+        plugin = plugins.find("estimator", name)
+        if plugin is not None and plugin.source is not None:
+            codes[name] = source_digest((), files=[plugin.source])
+    return codes
 
 
 def left_out(found: Iterable[tuple[RunFolder, str]], noun: str = "result", command: str = "evaluate") -> Iterator[str]:

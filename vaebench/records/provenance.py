@@ -50,6 +50,8 @@ class Provenance:
     """Of the networks: float32 or bf16."""
     estimator_code: str | None = None
     """A digest of the source of a plug-in's estimator; None for other numbers."""
+    estimator_plugin: str | None = None
+    """The name of that estimator; None for other numbers, and in records of early versions."""
 
     @property
     def progress(self) -> str:

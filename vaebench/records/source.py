@@ -18,14 +18,14 @@ __all__ = ["source_digest"]
 _OTHERS = {*sys.stdlib_module_names, "torch"} - {"__main__"}
 
 
-def source_digest(classes: Iterable[type], modules: Iterable[str] = ()) -> str:
-    """Return 16 hex digits of the source of ``classes`` and of the loaded ``modules``.
+def source_digest(classes: Iterable[type], modules: Iterable[str] = (), files: Iterable[Path] = ()) -> str:
+    """Return 16 hex digits of the source of ``classes``, of the loaded ``modules``, and of ``files``.
 
     A class without a source file, typed into an interpreter, counts by its name alone.
     """
     bases = {base for each in classes for base in each.__mro__}
     homes = {base.__module__ for base in bases} | set(modules)
-    files = _with_imports({path for home in homes if (path := _file(home)) is not None})
+    files = _with_imports({path for home in homes if (path := _file(home)) is not None} | set(files))
     names = {base.__qualname__ for base in bases if not _is_other(base.__module__) and _file(base.__module__) is None}
     parts = sorted({*(_digest(path, path.stat().st_mtime_ns) for path in files), *names})
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
