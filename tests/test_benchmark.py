@@ -83,19 +83,19 @@ def test_the_command_prints_the_table_and_writes_it(
 def test_a_compiled_loop_is_compiled_in_every_case(monkeypatch: pytest.MonkeyPatch):
     """The loops share one function, for which torch makes a limited number of graphs."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     x = torch.zeros(2, 784)
 
     def step(baseline: Baseline) -> None:
         HandWritten(baseline, grey_images(2), 1, 2, compiled=True).step(x)
 
-    with compiled_alone():
-        step(GaussianBaseline())
-    with compiled_alone():
-        step(HierarchicalBaseline(1))
-        # A control: without a reset the limit is reached, which fails instead of timing an uncompiled loop.
-        with pytest.raises(FailOnRecompileLimitHit):
+    with torch._dynamo.config.patch(recompile_limit=1):  # pyright: ignore[reportPrivateUsage]
+        with compiled_alone():
             step(GaussianBaseline())
+        with compiled_alone():
+            step(HierarchicalBaseline(1))
+            # A control: without a reset the limit is reached, which fails instead of timing an uncompiled loop.
+            with pytest.raises(FailOnRecompileLimitHit):
+                step(GaussianBaseline())
 
 
 def test_the_machine_is_named_with_its_vector_instructions(monkeypatch: pytest.MonkeyPatch):
