@@ -378,8 +378,8 @@ def test_sweep_goes_on_after_a_failure(core: FakeCore, capfd: pytest.CaptureFixt
     assert main(["train", "-m", "seed=range(4)"]) == 1
     assert [config.seed for config in core.trained] == [1, 3]
     lines = capfd.readouterr().err.splitlines()
-    assert "vaebench: failed: seed=0: the loss is not finite" in lines
-    assert "vaebench: failed: seed=2: ZeroDivisionError: a defect" in lines
+    assert "[job 1/4] vaebench: failed: seed=0: the loss is not finite" in lines
+    assert "[job 3/4] vaebench: failed: seed=2: ZeroDivisionError: a defect" in lines
     assert lines[-1] == "vaebench: 2 of 4 jobs failed: see the table above"
 
 
@@ -555,6 +555,15 @@ EXAMPLES = [example for command in COMMANDS for example in examples_of(command)]
 
 def test_all_commands_have_examples():
     assert {shlex.split(example)[1] for example in EXAMPLES} == set(COMMANDS)
+
+
+def test_a_job_knows_the_published_result_of_its_experiment(core: FakeCore):
+    words = ["train", "experiment=iwhvi_paper/mnist_iwhvi"]
+    assert main(words) == 0
+    assert main([*words, "latent_dim=3"]) == 0
+    assert main([*words, "-m", "latent_dim=32,3"]) == 0
+    values = [config.published and config.published.value for config in core.trained]
+    assert values == [-83.9, None, -83.9, None]
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
@@ -33,7 +34,12 @@ def register() -> None:
 
 @contextmanager
 def initialized() -> Iterator[None]:
-    """Let `hydra.compose` in the block use our yaml files and those of plug-ins."""
+    """Let `hydra.compose` in the block use our yaml files and those of plug-ins, also in a job of hydra."""
     register()
-    with hydra.initialize_config_dir(str(config_dir()), version_base=HYDRA_VERSION):
-        yield
+    # hydra's state is global and refuses a second initialisation.
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with hydra.initialize_config_dir(str(config_dir()), version_base=HYDRA_VERSION):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
