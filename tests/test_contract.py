@@ -75,6 +75,12 @@ def yaml_settings(kind: str, name: str) -> dict[str, Any]:
     return values
 
 
+def test_an_encoder_with_wide_networks_keeps_it():
+    """A learning rate that makes it worse is followed by a smaller one."""
+    contract = encoder_contract(ENCODERS["realnvp"], yaml_settings("encoder", "realnvp"))
+    assert found(contract, "training", "weights") == ""
+
+
 def test_priors_keep_it():
     assert found(prior_contract(PRIORS["standard"])) == ""
     assert found(prior_contract(PRIORS["mixture"], {"components": 3})) == ""

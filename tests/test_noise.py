@@ -221,6 +221,17 @@ def test_the_images_numbers_move_to_a_device_once_for_all_chunks_of_all_draws():
     assert copies.count == 3
 
 
+def test_noise_of_a_part_of_a_batch_can_be_viewed_in_another_shape():
+    """An encoder views noise of several samples as rows, with one process and with several."""
+    like = torch.zeros(())
+    torch.manual_seed(0)
+    whole = noise.standard_normal((3, 6, 4), like)
+    torch.manual_seed(0)
+    with noise.part_of_batch(slice(2, 5), 6):
+        part = noise.standard_normal((3, 3, 4), like).view(9, 4)
+    assert torch.equal(part.view(3, 3, 4), whole[:, 2:5])
+
+
 def test_without_a_key_noise_is_torchs_own():
     torch.manual_seed(5)
     ours = noise.standard_normal((3, 4), LIKE), noise.uniform((3, 4), LIKE)

@@ -110,7 +110,8 @@ class _PartOfBatch:
         own = self.images.stop - self.images.start
         if batch != own:
             raise ValueError(f"this process has {own} images, but noise was requested for {batch}")
-        return draw((*lead, self.total, width), dtype=like.dtype, device=like.device)[..., self.images, :]
+        whole = draw((*lead, self.total, width), dtype=like.dtype, device=like.device)
+        return whole[..., self.images, :].contiguous()  # so that it can be viewed in other shapes, as all other noise
 
 
 class _Keyed:

@@ -18,8 +18,8 @@ KINDS = ("encoder", "prior", "decoder", "likelihood", "objective", "estimator", 
 HELP = """usage: vaebench check KIND=NAME|NAME [KEY=VALUE ...]
 
 Check that an encoder, prior, decoder, likelihood, objective, estimator or dataset keeps its contract, on small models
-with known answers. Takes less than a minute on a CPU. Exit code 0: all rows passed; 1: the last line names the checks
-that failed.
+with known answers. Most parts take less than a minute on a CPU. Exit code 0: all rows passed; 1: the last line names
+the checks that failed.
 
 A row passes if `got` differs from `expected` by at most `tolerance` (`>=`, `<=`: on the wrong side). Networks are
 small; those of a decoder have its widths. KEY=VALUE are settings of the part, such as encoder.width=0.5.
