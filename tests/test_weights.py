@@ -163,7 +163,8 @@ def test_the_estimate_is_the_plain_one_and_good_proposals_look_good():
     chunks = Chunks(IMAGES, 64, 3)
     found = weighed(model, learned(), x, Sampling(400, 2, seed=3), chunks)
     plain = log_likelihood(model, learned(), x, 400, 2, 64, inner_chunk=3, seed=3)
-    assert torch.equal(found.log_mean(), plain)
+    # A batch of another size can round another way: log_likelihood takes 100 images at a time.
+    torch.testing.assert_close(found.log_mean(), plain, rtol=0, atol=1e-12)
     assert (found.pareto_k() < RELIABLE).double().mean() > 0.95
     exact = weighed(model, exact_gaussian(), x, Sampling(400, seed=3), chunks)
     assert exact.ess().min().item() == pytest.approx(400)
