@@ -16,8 +16,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# The folder above: this one is a package.
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if not __package__:
+    # Run by its folder, which python then searches first. The folder above holds this package.
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from dry_run.cells import Step, choices, every_cell, step_of, tiny
 from dry_run.device import other_device

@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-# The folder above: this one is a package.
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if not __package__:
+    # Run by its folder, which python then searches first. The folder above holds this package.
+    sys.path[0] = str(Path(__file__).parents[1])
 
 LIMITS = {
     "steps": 130,

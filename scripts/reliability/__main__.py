@@ -27,8 +27,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-# The folder above: this one is a package.
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if not __package__:
+    # Run by its folder, which python then searches first. The folder above holds this package.
+    sys.path[0] = str(Path(__file__).parents[1])
 
 import torch
 
