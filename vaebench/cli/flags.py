@@ -72,7 +72,7 @@ SELFTEST = flags("--only=", "--list", "-o --output=")
 PICTURE = flags("-o --output=")
 # --filter and --pair may be repeated: `take` removes them before `parse`.
 COMPARE = flags("--format=", "--columns=", "--diff", "--baseline=", "--quantity=", "--unfinished")
-REPORT = flags("-o --output=", "--title=", "--quantity=", "--unfinished")
+REPORT = flags("-o --output=", "--title=", "--baseline=", "--methods=", "--charts=", "--quantity=", "--unfinished")
 BOARD = flags("--port=", "--host=", "--open")
 TUNE = flags("--trials=", "--prune", "--seed=")
 SHOW = flags("--settings")

@@ -11,7 +11,7 @@ from vaebench.report.intervals import LEVEL, Difference, holm, p_of_pair, t_inte
 from vaebench.report.pairs import ImageReader, agreeing, by_image, by_seed
 from vaebench.report.tables import Row
 
-__all__ = ["with_differences"]
+__all__ = ["with_differences", "with_differences_from_first"]
 
 
 def with_differences(rows: Sequence[Row], baseline: str, reader: ImageReader) -> list[Row]:
@@ -44,13 +44,44 @@ def with_differences(rows: Sequence[Row], baseline: str, reader: ImageReader) ->
     return [replace(row, difference=found.get(id(row)), is_baseline=id(row) in chosen) for row in rows]
 
 
-def _differences(compared: Sequence[tuple[Row, Row]], reader: ImageReader) -> list[Difference]:
-    """Return second minus first of each pair, with intervals of a common level and Holm's verdict."""
+def with_differences_from_first(rows: Sequence[Row], reader: ImageReader) -> list[Row]:
+    """Return ranked rows with their differences from the first row; the others as they are.
+
+    The numbers choose the first row. So the intervals hold for all pairs of ranked rows together, and the verdicts are
+    those of the ranks.
+
+    Args:
+        rows: of one table, as `vaebench.report.ranking.ranked` returns them.
+        reader: of the results per image.
+
+    Raises:
+        UserError: a file of results per image is corrupt.
+    """
+    placed = [row for row in rows if row.rank is not None]
+    if len(placed) < 2:
+        return list(rows)
+    first, apart = placed[0], any(row.best for row in placed)
+    compared = [(first, row) for row in placed[1:] if by_seed(first, row)]
+    differences = _differences(compared, reader, comparisons=len(placed) * (len(placed) - 1) // 2)
+    found = {
+        id(row): replace(one, told_apart=apart and not row.best)
+        for (_, row), one in zip(compared, differences, strict=True)
+    }
+    return [replace(row, difference=found.get(id(row))) for row in rows]
+
+
+def _differences(
+    compared: Sequence[tuple[Row, Row]], reader: ImageReader, *, comparisons: int | None = None
+) -> list[Difference]:
+    """Return second minus first of each pair, with intervals of a common level and Holm's verdict.
+
+    The level holds for ``comparisons`` intervals together, by default for those of the pairs.
+    """
     if not compared:
         return []
     import numpy
 
-    level = 1 - (1 - LEVEL) / len(compared)
+    level = 1 - (1 - LEVEL) / (comparisons or len(compared))
     seeds = [list(by_seed(*pair).values()) for pair in compared]
     images = [by_image(*pair, reader) for pair in compared]
     p = [p_of_pair(*both) for both in zip(seeds, images, strict=True)]

@@ -5,7 +5,7 @@ value as a title, which browsers show under the pointer and screen readers read.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ __all__ = [
     "FRAME",
     "BarChart",
     "Chart",
+    "EndLabel",
     "Point",
     "Series",
     "axes_of",
@@ -34,14 +35,16 @@ class _Frame(NamedTuple):
     """The size of a chart, and the place of its axes in it."""
 
     width: int = 400
-    height: int = 285
-    left: int = 54
-    right: int = 386
-    top: int = 28
-    bottom: int = 241
+    height: int = 232
+    left: int = 46
+    right: int = 296
+    top: int = 24
+    bottom: int = 192
 
 
 FRAME = _Frame()
+_LABEL = 11.5  # between the lines of two labels
+_LETTERS = 16  # of a label: as many as there is room for
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Point:
     error: float
     direction: Direction
     title: str
-    main: bool = True
-    """Whether it is the mean over seeds; a single seed has a small mark."""
+    seed: int | None = None
+    """The seed of a small mark; None for the mean over seeds."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,50 @@ class Series:
     group: RunGroup
     title: str
     main: Line = ((), ())
-    seeds: Sequence[Line] = ()
-    """The lines of single seeds, behind the main line."""
+    seeds: Sequence[tuple[int, Line]] = ()
+    """The seeds and the lines of single runs, behind the main line."""
     points: Sequence[Point] = ()
+
+    @property
+    def end(self) -> tuple[float, float]:
+        """The place of its label: the end of the main line, or the mean point."""
+        return (self.main[0][-1], self.main[1][-1]) if self.main[0] else (self.points[-1].x, self.points[-1].y)
+
+    def rows(self) -> Iterator[tuple[object, ...]]:
+        """Yield method, seed ("mean" for the mean), x, y and the error of what is drawn."""
+        for seed, line in (("mean", self.main), *self.seeds):
+            yield from ((self.group.title, seed, x, y, None) for x, y in zip(*line, strict=True))
+        for point in self.points:
+            yield self.group.title, "mean" if point.seed is None else point.seed, point.x, point.y, point.error
+
+
+class EndLabel(NamedTuple):
+    """The name at the end of a series, with the place of the end and the height of the text."""
+
+    classes: str
+    text: str
+    x: float
+    y: float
+    down: float
 
 
 class BarChart(NamedTuple):
-    """A figure with a bar for each latent coordinate, in nats, the largest first."""
+    """A figure with a bar for each latent coordinate, in nats, the largest first; its name is unique in the page."""
 
+    name: str
     group: RunGroup
-    caption: str
     title: str
-    values: Sequence[float]
+    n: int
+    """The number of seeds."""
+    bars: Sequence[tuple[float, float]]
+    """The mean over seeds of each bar, and their standard deviation (0 for one seed)."""
+    highest: float
+    """The end of the scale, which all methods share."""
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """Return what is drawn, under titles."""
+        found = [(self.group.title, place, *bar) for place, bar in enumerate(self.bars, start=1)]
+        return [("method", "coordinate by size", "mean in nats", "sd over seeds"), *found]
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -121,6 +156,7 @@ class _Axes:
 
     def across(self, x: float) -> float:
         low, high = self.x
+        x = max(x, 0.9 * low) if self.logarithmic else x
         part = math.log(x / low) / math.log(high / low) if self.logarithmic else (x - low) / (high - low)
         return FRAME.left + part * (FRAME.right - FRAME.left)
 
@@ -142,23 +178,72 @@ class Chart(NamedTuple):
     series: Sequence[Series]
     """The first one is drawn on top."""
 
+    def labels(self) -> list[EndLabel]:
+        """Return the names at the ends of the series, none over another one. An arrow marks an end out of the frame."""
+        ends = [(one, *one.end) for one in self.series]
+        places = sorted(
+            ((self.axes.down(y), self.axes.across(x), one) for one, x, y in ends), key=lambda place: place[0]
+        )
+        heights = _apart([min(max(down, FRAME.top), FRAME.bottom) for down, *_ in places])
+        return [
+            EndLabel(
+                one.group.classes,
+                ("\N{DOWNWARDS ARROW} " if down > FRAME.bottom + 4 else "") + _clipped(one.group.short),
+                across,
+                min(max(down, FRAME.top), FRAME.bottom),
+                height,
+            )
+            for height, (down, across, one) in zip(heights, places, strict=True)
+        ]
 
-def axes_of(series: Sequence[Series], *, spread: bool = False) -> _Axes:
-    """Return axes that fit the series; with ``spread`` x is logarithmic if it spans more than a factor of 20."""
-    xs = [x for one in series for line in (one.main, *one.seeds) for x in line[0]]
-    xs += [point.x for one in series for point in one.points]
-    ys = [y for one in series for line in (one.main, *one.seeds) for y in line[1]]
+    def rows(self) -> list[tuple[object, ...]]:
+        """Return what is drawn, under titles."""
+        titles = ("method", "seed", self.x_label, "nats per image", "error over images")
+        return [titles, *(row for one in self.series for row in one.rows())]
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Return sorted heights of labels so that no two overlap, near to the given ones."""
+    found: list[float] = []
+    for height in heights:
+        found.append(max(height, found[-1] + _LABEL) if found else height)
+    limit = FRAME.height - 6.0
+    for place in reversed(range(len(found))):
+        found[place] = min(found[place], limit)
+        limit = found[place] - _LABEL
+    return found
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…"
+
+
+def axes_of(series: Sequence[Series], *, logarithmic: bool = False, zoom: bool = False) -> _Axes:
+    """Return axes that fit the series.
+
+    Args:
+        series: at least one, with a line or a point.
+        logarithmic: whether x is logarithmic; zeros and negative numbers are then left out of the frame.
+        zoom: fit y to the second half of x, where the curves are near to their ends.
+    """
+    lines = [line for one in series for line in (one.main, *(line for _, line in one.seeds))]
+    places = [place for line in lines for place in zip(*line, strict=True)]
+    xs = [x for x, _ in places] + [point.x for one in series for point in one.points]
+    middle = 0.5 * max(xs) if zoom else min(xs)
+    ys = [y for x, y in places if x >= middle]
     tips = [point.y + sign * point.error for one in series for point in one.points for sign in (-1, 1)]
     low, high = shown_range(ys) if ys else (min(tips), max(tips))
     room = 0.04 * (high - low) or 0.5
-    logarithmic = spread and min(xs) > 0 and max(xs) / min(xs) > 20
-    return _Axes(_x_range(xs, logarithmic=logarithmic, points=not ys), (low - room, high + room), logarithmic)
+    positive = [x for x in xs if x > 0]
+    logarithmic = logarithmic and bool(positive) and max(positive) > min(positive)
+    x_range = _x_range(positive if logarithmic else xs, logarithmic=logarithmic, points=not places)
+    return _Axes(x_range, (low - room, high + room), logarithmic)
 
 
 def _x_range(xs: Sequence[float], *, logarithmic: bool, points: bool) -> tuple[float, float]:
     low, high = min(xs), max(xs)
     if logarithmic:
-        return low / 1.15, high * 1.15
+        return (low / 1.15, high * 1.15) if points else (low, high)
     if points:
         return 0.0, 1.1 * high or 1.0
     return (min(0.0, low), high) if high > min(0.0, low) else (0.0, 1.0)

@@ -2,13 +2,24 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+from vaebench.records import read_metrics
 from vaebench.records.current import VALIDATION
 from vaebench.report.runs import Run
 
-__all__ = ["TRAINING", "VALIDATION", "Curve", "curve", "meaning", "shown_range", "text_plot", "thinned"]
+__all__ = [
+    "TRAINING",
+    "VALIDATION",
+    "Curve",
+    "curve",
+    "meaning",
+    "read_curves",
+    "shown_range",
+    "text_plot",
+    "thinned",
+]
 
 TRAINING = "train/bound"
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille letter, by row and column
@@ -36,7 +47,21 @@ class Curve(NamedTuple):
 
 def curve(run: Run, tag: str) -> Curve:
     """Return the curve of ``tag``; its lists are empty if the run has none."""
-    lines = [line for line in run.metrics if tag in line and math.isfinite(line[tag])]
+    return _curve(run.metrics, tag)
+
+
+def read_curves(run: Run, tags: Iterable[str], most: int) -> dict[str, Curve]:
+    """Return the curves of a run that are not empty, thinned; the file is read once and its lines are not kept.
+
+    UserError if a line is corrupt.
+    """
+    lines = read_metrics(run.folder)
+    found = {tag: thinned(_curve(lines, tag), most) for tag in tags}
+    return {tag: one for tag, one in found.items() if one.values}
+
+
+def _curve(lines: Sequence[Mapping[str, Any]], tag: str) -> Curve:
+    lines = [line for line in lines if tag in line and math.isfinite(line[tag])]
     return Curve(
         tag,
         [float(line["epoch"]) for line in lines],

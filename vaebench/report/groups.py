@@ -1,19 +1,52 @@
 """Groups of runs that differ only in the seed, as a page shows them."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
-from vaebench.report.curves import Curve, curve, thinned
+from vaebench.errors import UserError
+from vaebench.report.curves import TRAINING, VALIDATION, Curve, read_curves
 from vaebench.report.runs import Run, Scalar
 
-__all__ = ["STYLES", "RunGroup", "mean_curve"]
+__all__ = ["RECONSTRUCTION", "STYLES", "TERM_KL", "GroupCurves", "MeanCurve", "RunGroup"]
 
+RECONSTRUCTION, TERM_KL = "train/reconstruction", "train/kl"
 _COLOURS, _DASHES = 8, 3
 STYLES = _COLOURS * _DASHES
 """The number of different looks of a group: every colour with every kind of dashes."""
 
 _POINTS = 160  # of a curve: enough for a chart on a page
+_SEEDS = 5  # single curves of a group: with more of them, a chart shows a band of one colour
+
+
+class GroupCurves(NamedTuple):
+    """The curves of one tag."""
+
+    mean: Curve
+    """Over all seeds."""
+    seeds: Sequence[tuple[int, Curve]]
+    """The seed and the curve of the first few runs; empty for one seed."""
+
+
+class MeanCurve:
+    """The mean over seeds of values and times, at the epochs that all curves have; it keeps sums, not curves."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: dict[float, tuple[int, float, float]] = {}
+
+    def add(self, curve: Curve) -> None:
+        self._count += 1
+        for epoch, seconds, value in zip(curve.epochs, curve.seconds, curve.values, strict=True):
+            n, all_seconds, all_values = self._sums.get(epoch, (0, 0.0, 0.0))
+            self._sums[epoch] = (n + 1, all_seconds + seconds, all_values + value)
+
+    def curve(self, tag: str) -> Curve:
+        """Return the mean so far."""
+        n = self._count
+        kept = sorted((epoch, sums) for epoch, sums in self._sums.items() if sums[0] == n)
+        return Curve(tag, [e for e, _ in kept], [s / n for _, (_, s, _) in kept], [v / n for _, (*_, v) in kept])
 
 
 @dataclass(frozen=True)
@@ -23,6 +56,8 @@ class RunGroup:
     number: int
     """Selects the colour and dashes in charts."""
     title: str
+    short: str
+    """The part of the title that differs between the groups, for the ends of curves."""
     settings: Mapping[str, Scalar]
     runs: Sequence[Run]
     """Sorted by seed."""
@@ -48,19 +83,31 @@ class RunGroup:
         unfinished = sum(run.state != "finished" for run in self.runs)
         return f"{self.title} ({unfinished} of {len(self.runs)} unfinished)" if unfinished else self.title
 
-    def curves(self, tag: str) -> list[Curve]:
-        """Return the curve of ``tag`` of each run that has one, thinned."""
-        found = [thinned(curve(run, tag), _POINTS) for run in self.runs]
-        return [one for one in found if one.values]
+    @property
+    def curves(self) -> Mapping[str, GroupCurves]:
+        """The curves by tag; a tag without a value is missing."""
+        return self._read[0]
 
+    @property
+    def faults(self) -> Sequence[str]:
+        """A line about each run whose metrics are corrupt: the curves are without it."""
+        return self._read[1]
 
-def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Return the mean over seeds of values and times, at the epochs that all curves have."""
-    at = [dict(zip(c.epochs, zip(c.seconds, c.values, strict=True), strict=True)) for c in curves]
-    epochs = [epoch for epoch in curves[0].epochs if all(epoch in one for one in at)]
-    return Curve(
-        curves[0].tag,
-        epochs,
-        [statistics.fmean(one[epoch][0] for one in at) for epoch in epochs],
-        [statistics.fmean(one[epoch][1] for one in at) for epoch in epochs],
-    )
+    @cached_property
+    def _read(self) -> tuple[dict[str, GroupCurves], list[str]]:
+        """Read the metrics of one run after another, each once."""
+        means: dict[str, MeanCurve] = {}
+        seeds: dict[str, list[tuple[int, Curve]]] = {}
+        faults = []
+        for run in self.runs:
+            try:
+                found = read_curves(run, (VALIDATION, TRAINING, RECONSTRUCTION, TERM_KL), _POINTS)
+            except UserError as error:
+                faults.append(f"{error} The curves are without this run")
+                continue
+            for tag, one in found.items():
+                means.setdefault(tag, MeanCurve()).add(one)
+                seeds.setdefault(tag, [])
+                if len(self.runs) > 1 and len(seeds[tag]) < _SEEDS:
+                    seeds[tag].append((run.seed, one))
+        return {tag: GroupCurves(mean.curve(tag), seeds[tag]) for tag, mean in means.items()}, faults

@@ -1,12 +1,13 @@
 """An HTML page about many runs: tables, curves, pictures and commands, in one file without scripts.
 
 The templates are in templates/. The style sheet defines all colours, for light and dark. Check boxes that show and hide
-methods need only CSS. A content security policy in the page forbids every download.
+methods need only CSS. A content security policy in the page forbids every download from elsewhere.
 """
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,42 +18,68 @@ from vaebench.direction import Measure
 from vaebench.records import format_line
 from vaebench.records.text import counted
 from vaebench.report import sections
+from vaebench.report.chart_files import ChartFiles
 from vaebench.report.charts import FRAME, Chart, tick_text, triangle
 from vaebench.report.comparison import Comparison
-from vaebench.report.differences import common_values, distinguishing_settings, label
+from vaebench.report.differences import common_values, differing_settings, distinguishing_settings, label
 from vaebench.report.formats import duration
 from vaebench.report.groups import STYLES, RunGroup
+from vaebench.report.learning_curves import about_curves, curves, shown_value
 from vaebench.report.run_summary import command_of, facts_of
 from vaebench.report.runs import Run
+from vaebench.report.set_up import set_up
 from vaebench.report.tables import Table
 from vaebench.typed import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["page"]
+__all__ = ["MOST_METHODS", "Page", "page"]
+
+MOST_METHODS = 20
+"""The methods of a section with charts, diagnostics and pictures, unless the caller chooses another number."""
+_CHECKED = 8  # methods with curves before the reader checks more boxes: as many as there are colours
+_MOST_DETAILED = 200  # runs with all facts; the others have one line
 
 
-def page(runs: Sequence[Run], comparison: Comparison, *, title: str | None = None) -> str:
+class Page(NamedTuple):
+    """A page and the charts in it."""
+
+    text: str
+    charts: Mapping[str, str]
+    """The contents of the pictures (SVG) and tables (CSV) of the charts, by file name."""
+
+
+def page(
+    runs: Sequence[Run], comparison: Comparison, *, title: str | None = None, methods: int = MOST_METHODS
+) -> Page:
     """Return the page as HTML.
 
     Args:
         runs: the runs whose curves and facts are shown.
         comparison: a comparison of the same runs.
         title: the title of the page; by default the number of methods and runs.
+        methods: the number of methods of each section with charts and pictures, the best first. Tables have all.
     """
-    found = _by_data(runs, comparison)
-    comparison = replace(comparison, notes=[*comparison.notes, *sections.outdated(runs)])
-    methods = sum(len(section.groups) for section in found)
+    found = _by_data(runs, comparison, methods)
+    shown = [group for section in found for group in section.shown]
+    comparison = replace(comparison, notes=[*comparison.notes, *sections.outdated(shown)])
+    count = sum(len(section.groups) for section in found)
+    files = ChartFiles()
     template = _environment().get_template("page.html.jinja")
+    every = [(group, run) for section in found for group in section.groups for run in group.runs]
+    detailed = {run.folder.path for run in [run for group in shown for run in group.runs][:_MOST_DETAILED]}
     text = template.render(
-        title=title or f"{counted(methods, 'method')}, {counted(len(runs), 'run')}",
+        title=title or f"{counted(count, 'method')}, {counted(len(runs), 'run')}",
         time=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         sections=found,
+        detailed=detailed,
+        more=[(group, run) for group, run in every if run.folder.path not in detailed],
         comparison=comparison,
+        links=files.links,
         version=__version__,
     )
-    return printable(text)  # a page that holds half a letter, as in a folder's name, could not be written
+    return Page(printable(text), files.texts)  # a page that holds half a letter could not be written
 
 
 def _environment() -> "Environment":
@@ -72,8 +99,8 @@ def _environment() -> "Environment":
         duration=duration,
         facts_of=facts_of,
         format_line=format_line,
+        shown_value=shown_value,
         frame=FRAME,
-        most_pictured=sections.MOST_PICTURED,
         tick_text=tick_text,
         triangle=triangle,
     )
@@ -92,44 +119,74 @@ class _Section(NamedTuple):
     place: str
     """The anchor of the section."""
     groups: Sequence[RunGroup]
+    shown: Sequence[RunGroup]
+    """The groups with charts, diagnostics and pictures."""
+    checked: int
+    """The number of groups, from the first, whose box is checked."""
+    set_up: Sequence[tuple[str, str]]
     results: Sequence[sections.Results]
     curves: Sequence[Chart]
     about_curves: str
     diagnostics: sections.DiagnosticsTable | None
     pictures: Sequence[sections.PicturesOfKind]
 
+    @property
+    def has_seeds(self) -> bool:
+        """Whether a chart has lines of single seeds."""
+        return any(one.seeds for chart in self.curves for one in chart.series)
 
-def _by_data(runs: Sequence[Run], comparison: Comparison) -> list[_Section]:
+
+def _by_data(runs: Sequence[Run], comparison: Comparison, methods: int) -> list[_Section]:
     """Return a section for each protocol and measure of p(x); the section of the largest table is first."""
     of_method: dict[str, dict[Path, Run]] = defaultdict(dict)
-    for run in [*(run for table in comparison.tables for run in table.runs), *runs]:  # in the order of the tables
+    for run in [*_in_order(comparison.tables), *runs]:
         of_method[run.method].setdefault(run.folder.path, run)
     by_data: dict[str, list[Sequence[Run]]] = defaultdict(list)
     for found in of_method.values():
         group = list(found.values())
         by_data[_data_of(group[0])].append(group)
+    tables: dict[str, list[Table]] = defaultdict(list)
+    for table in comparison.tables:
+        tables[_data_of(table.rows[0].results[0].run)].append(table)
     count, parts = 0, []
-    for number, (name, grouped) in enumerate(by_data.items()):
+    for name, grouped in by_data.items():
         groups = _groups(grouped, first=count)
         # The groups of each section start with the first colour.
         count += math.ceil(len(groups) / STYLES) * STYLES
-        tables = [table for table in comparison.tables if _data_of(table.runs[0]) == name]
-        parts.append(_section(name, f"data{number}", groups, tables))
+        parts.append(_section(name, _place(name, {part.place for part in parts}), groups, tables[name], methods))
     return parts
 
 
-def _section(name: str, place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> _Section:
-    keys = distinguishing_settings([group.settings for group in groups])
-    named = {group.name: group for group in groups}
+def _place(name: str, used: Collection[str]) -> str:
+    """Return an anchor, also the start of file names: letters, digits and hyphens."""
+    place = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "data"
+    return place if place not in used else f"{place}-{len(used)}"
+
+
+def _in_order(tables: Sequence[Table]) -> Iterator[Run]:
+    """Yield the runs of the tables, those of a baseline first, then the best."""
+    for table in tables:
+        yield from (result.run for row in table.baselines for result in row.results)
+        yield from table.runs
+
+
+def _section(
+    name: str, place: str, groups: Sequence[RunGroup], tables: Sequence[Table], methods: int
+) -> _Section:
+    shown = groups[:methods]
+    named, names = {group.name: group for group in groups}, {group.name for group in shown}
     return _Section(
         name,
         place,
         groups,
-        results=[sections.results(table, named, keys) for table in tables],
-        curves=sections.curves(place, groups, tables),
-        about_curves=sections.about_curves([run for group in groups for run in group.runs]),
-        diagnostics=sections.diagnostics(groups),
-        pictures=sections.pictures_by_kind(groups),
+        shown,
+        _CHECKED if len(shown) > _CHECKED else len(shown),
+        set_up(groups),
+        results=[sections.results(table, named, names) for table in tables],
+        curves=curves(place, shown, tables),
+        about_curves=about_curves([run for group in shown for run in group.runs]),
+        diagnostics=sections.diagnostics(place, shown),
+        pictures=sections.pictures_by_kind(shown),
     )
 
 
@@ -138,8 +195,16 @@ def _groups(grouped: Sequence[Sequence[Run]], first: int) -> list[RunGroup]:
     every = [runs[0].settings for runs in grouped]
     keys = distinguishing_settings(every)
     common = common_values(every, keys)
+    differing = set(differing_settings(every))
+    short = [key for key in keys if key in differing] or keys
     return [
-        RunGroup(number, label(settings, keys, common), settings, sorted(runs, key=lambda run: run.seed))
+        RunGroup(
+            number,
+            label(settings, keys, common),
+            label(settings, short, common) or "usual",
+            settings,
+            sorted(runs, key=lambda run: run.seed),
+        )
         for number, (settings, runs) in enumerate(zip(every, grouped, strict=True), start=first)
     ]
 

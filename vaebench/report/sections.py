@@ -1,260 +1,304 @@
-"""The content of the sections of a page: results, learning curves, diagnostics and pictures, for the templates."""
+"""The content of the sections of a page: results, diagnostics and pictures, for the templates."""
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from vaebench.direction import Direction
-from vaebench.records import Diagnostic, Diagnostics, ResultRecord
+from vaebench.records import Diagnostic
 from vaebench.records.current import left_out
-from vaebench.records.text import number, with_error
-from vaebench.report.charts import BarChart, Chart, Point, Series, axes_of, percent, ticks, typographic
-from vaebench.report.conditions import encoder_details
-from vaebench.report.curves import TRAINING, VALIDATION, Curve
-from vaebench.report.formats import TYPOGRAPHIC, cells, duration, headings, rank_text
-from vaebench.report.groups import RunGroup, mean_curve
+from vaebench.records.text import counted, number, with_error
+from vaebench.report.baseline import with_differences_from_first
+from vaebench.report.charts import BarChart, percent, ticks, typographic
+from vaebench.report.formats import TYPOGRAPHIC, cells, difference_text, headings, notes, rank_text
+from vaebench.report.groups import RunGroup
+from vaebench.report.intervals import LEVEL
+from vaebench.report.learning_curves import MOST_SEEDS, group_title, shown_value
+from vaebench.report.pairs import ImageReader
 from vaebench.report.pictures import Picture, outdated_pictures, pictures, unreadable_pictures
 from vaebench.report.runs import Run
 from vaebench.report.tables import Row, Table
 
 __all__ = [
-    "MOST_PICTURED",
     "DiagnosticsTable",
     "PicturesOfKind",
     "Results",
-    "about_curves",
-    "curves",
     "diagnostics",
+    "outdated",
     "pictures_by_kind",
     "results",
 ]
 
-MOST_PICTURED = 24  # groups
 _SMALL = 300  # pixels
 
 
 # Results --------------------------------------------------------------------------------------------------
 
 
-def group_title(group: RunGroup, row: Row) -> str:
-    """Return the title of a row: that of its group, with the proposal if it is not the trained encoder."""
-    details = encoder_details(row.record)
-    return f"{group.title} ({details})" if details else group.title
+class Strip(NamedTuple):
+    """A row of a chart on a common scale; places are in percent of the scale."""
+
+    x: str
+    direction: Direction
+    words: str
+    """The value in words, for screen readers."""
+    text: str
+    """The value beside the picture."""
+    bars: Sequence[tuple[tuple[str, str], str]]
+    """The ends of each error bar, and its class."""
+    seeds: Sequence[tuple[str, str]]
+    """The place of each of the first seeds, and its value in words."""
 
 
 class ResultRow(NamedTuple):
-    """A row of results on a common scale; places are in percent of the scale."""
+    """A method in a table of results."""
 
     group: RunGroup
     title: str
     rank: str
-    value: str
-    errors: str
-    words: str
-    """The value in words, for screen readers."""
-    direction: Direction
-    x: str
-    bars: list[tuple[tuple[str, str], str]]
-    """The ends of each error bar, and its class."""
-    seeds: list[tuple[str, str]]
-    """The place of each seed, and its value in words."""
+    best: bool
+    strip: Strip | None
+    """None for the baseline, and for a method whose charts the page does not show."""
+    cells: Sequence[str]
 
 
 class Results(NamedTuple):
-    """A table of results, drawn on a common scale and as numbers."""
+    """A table of results, with a chart on a common scale."""
 
     table: Table
-    rows: list[ResultRow]
-    ticks: list[tuple[str, str]]
-    head: list[tuple[str, bool]]
-    """The title of each column, and whether it holds numbers."""
-    lines: list[list[tuple[str, bool]]]
+    columns: Sequence[tuple[str, bool]]
+    """The title of each column behind the name, and whether it holds numbers."""
+    place: int
+    """The number of columns before the chart."""
+    value: int
+    """The column of the quantity."""
+    rows: Sequence[ResultRow]
+    """The methods with charts."""
+    more: Sequence[ResultRow]
+    """The other methods."""
+    ticks: Sequence[tuple[str, str]]
+    zero: str | None
+    """The place of zero on the scale of differences; None on a scale of results."""
+    notes: Sequence[str]
+
+    @property
+    def title(self) -> str:
+        conditions = self.table.conditions
+        words = f"{conditions.split} {conditions.quantity} ({', '.join(conditions.words())}), nats per image"
+        return words if self.zero is None else f"difference from the baseline, {words}"
+
+    @property
+    def drawn(self) -> list[ResultRow]:
+        return [row for row in self.rows if row.strip is not None]
+
+    def lines(self) -> list[tuple[object, ...]]:
+        """Return the whole table, all digits, under titles."""
+        names = ("rank", "direction", "mean", "sd", "n", "stderr", "difference", "difference_low", "difference_high")
+        lines = [
+            (shown.title, *(facts[name] for name in (*names, "told_apart")))
+            for shown, facts in zip([*self.rows, *self.more], (row.facts() for row in self._sorted()), strict=True)
+        ]
+        return [("method", *names, "told_apart"), *lines]
+
+    def _sorted(self) -> Iterator[Row]:
+        shown = {row.group.name for row in self.rows}
+        yield from (row for row in self.table.rows if row.method in shown)
+        yield from (row for row in self.table.rows if row.method not in shown)
 
 
-def results(table: Table, groups: Mapping[str, RunGroup], keys: Sequence[str]) -> Results:
-    """Return the results of one table; ``keys`` are the settings to show as columns."""
-    low, high = _range(table.rows)
-    head = headings(table, keys)
-    # All columns are numbers but the settings and the estimator.
-    numeric = [i == 0 or (i > len(keys) and name not in ("estimator", "told apart")) for i, name in enumerate(head)]
-    lines = [
-        [(typographic(text) if end else text, end) for text, end in zip(texts, numeric, strict=True)]
-        for texts in cells(table, keys, TYPOGRAPHIC)
+def results(table: Table, groups: Mapping[str, RunGroup], shown: set[str]) -> Results:
+    """Return the results of one table.
+
+    Without a baseline, its columns have differences from the first row.
+
+    Args:
+        table: the table.
+        groups: the groups by name.
+        shown: the names of the groups with charts.
+    """
+    compared = any(row.difference for row in table.rows)
+    told = list(notes(table))
+    full = table if compared else replace(table, rows=with_differences_from_first(table.rows, ImageReader()))
+    heads, texts = headings(full, [])[1:], [line[1:] for line in cells(full, [], TYPOGRAPHIC)]
+    quantity = table.conditions.measure.named(table.conditions.quantity)
+    if not compared and any(row.difference for row in full.rows):
+        first = next(row for row in full.rows if row.rank is not None)
+        heads = [f"difference from {groups[first.method].short}" if head == "difference" else head for head in heads]
+        told.append(_about_first(full.rows, groups[first.method].title))
+        # The number itself is first, then the two columns of differences.
+        heads, texts = _value_first(heads), [_value_first(line) for line in texts]
+    estimator = heads.index("estimator")
+    if len({line[estimator] for line in texts}) == 1 and len(texts) > 1:
+        told.insert(0, f"estimator of all rows: {texts[0][estimator]}")
+        heads, texts = _without(heads, estimator), [_without(line, estimator) for line in texts]
+    words = ("estimator", "told apart")
+    texts = [[typographic(text) if head not in words else text for head, text in zip(heads, line, strict=True)] for line in texts]
+    low, high = _range([row for row in table.rows if row.method in shown] or table.rows, compared=compared)
+    rows = [
+        ResultRow(
+            groups[row.method],
+            group_title(groups[row.method], row),
+            "" if row.rank is None else rank_text(row),
+            row.best,
+            _strip(row, low, high, compared=compared) if row.method in shown else None,
+            line,
+        )
+        for row, line in zip(full.rows, texts, strict=True)
     ]
     return Results(
-        table,
-        rows=[_result_row(row, groups[row.method], low, high) for row in table.rows],
-        ticks=[(percent(low, high, value), typographic(f"{value:g}")) for value in ticks(low, high)],
-        head=list(zip(head, numeric, strict=True)),
-        lines=lines,
+        full,
+        [(head, head not in words) for head in heads],
+        heads.index("told apart") + 1 if compared else 1,
+        heads.index(quantity),
+        [row for row in rows if row.group.name in shown],
+        [row for row in rows if row.group.name not in shown],
+        [(percent(low, high, value), typographic(f"{value:g}")) for value in ticks(low, high, most=4)],
+        percent(low, high, 0.0) if compared else None,
+        told,
     )
 
 
-def _range(rows: Sequence[Row]) -> tuple[float, float]:
-    tips = [row.mean + sign * max(row.stderr, row.sd or 0.0) for row in rows for sign in (-1, 1)]
-    tips += [result.record.mean for row in rows for result in row.results]
+def _value_first(line: Sequence[str]) -> list[str]:
+    """Move the third column, the quantity, before the two columns of differences."""
+    return [line[2], *line[:2], *line[3:]]
+
+
+def _without(line: Sequence[str], place: int) -> list[str]:
+    return [*line[:place], *line[place + 1 :]]
+
+
+def _about_first(rows: Sequence[Row], name: str) -> str:
+    placed = sum(row.rank is not None for row in rows)
+    return (
+        f"differences are from {name}, the highest; intervals: the wider one of those over common seeds and images, "
+        f"{LEVEL:.0%} for all {counted(placed * (placed - 1) // 2, 'pair')} together (Bonferroni's correction); "
+        "told apart: as in the ranks"
+    )
+
+
+def _range(rows: Sequence[Row], *, compared: bool) -> tuple[float, float]:
+    if compared:
+        found = [row.difference for row in rows if row.difference]
+        tips = [0.0, *(one.mean for one in found)]
+        tips += [end for one in found if one.interval for end in (one.interval.low, one.interval.high)]
+    else:
+        tips = [row.mean + sign * max(row.stderr, row.sd or 0.0) for row in rows for sign in (-1, 1)]
+        tips += [result.record.mean for row in rows for result in row.results[:MOST_SEEDS]]
     room = 0.05 * (max(tips) - min(tips)) or 0.5
     return min(tips) - room, max(tips) + room
 
 
-def _result_row(row: Row, group: RunGroup, low: float, high: float) -> ResultRow:
-    def ends(half: float) -> tuple[str, str]:
-        return percent(low, high, row.mean - half), percent(low, high, row.mean + half)
+def _strip(row: Row, low: float, high: float, *, compared: bool) -> Strip | None:
+    def ends(first: float, last: float) -> tuple[str, str]:
+        return percent(low, high, first), percent(low, high, last)
 
+    if compared:
+        found = row.difference
+        if found is None:
+            return None
+        text, interval = typographic(difference_text(row)), found.interval
+        bars = [(ends(interval.low, interval.high), "error")] if interval else []
+        direction = Direction.EXACT if found.of_bounds else Direction.ESTIMATE
+        return Strip(percent(low, high, found.mean), direction, f"difference {text}", text, bars, [])
     errors = (row.sd, row.stderr)
-    spread = f"sd {number(row.sd, *errors)} (n={row.n})" if row.sd is not None else "n=1"
     direction, mean, stderr = row.record.direction, number(row.mean, *errors), number(row.stderr, *errors)
-    seeds = row.results if row.n > 1 else []
-    return ResultRow(
-        group=group,
-        title=group_title(group, row),
-        rank="" if row.rank is None else rank_text(row),
-        value=f"{TYPOGRAPHIC[direction]} {typographic(mean)}{row.marks}",
-        errors=f"± {stderr}, {spread}",
-        words=f"{direction.replace('_', ' ')} {mean}, error over images {stderr}",
-        direction=direction,
-        x=percent(low, high, row.mean),
-        bars=[(ends(half), name) for half, name in ((row.sd, "spread"), (row.stderr, "error")) if half is not None],
-        seeds=[(percent(low, high, record.mean), f"seed {run.seed}: {_value(record)}") for run, record in seeds],
+    halves = [(half, name) for half, name in ((row.sd, "spread"), (row.stderr, "error")) if half is not None]
+    seeds = row.results[:MOST_SEEDS] if row.n > 1 else []
+    return Strip(
+        percent(low, high, row.mean),
+        direction,
+        f"{direction.replace('_', ' ')} {mean}, error over images {stderr}",
+        f"{TYPOGRAPHIC[direction]} {typographic(mean)}{row.marks} ± {stderr}",
+        [(ends(row.mean - half, row.mean + half), name) for half, name in halves],
+        [
+            (percent(low, high, one.mean), f"seed {run.seed}: {shown_value(one.direction, one.mean, one.stderr)}")
+            for run, one in seeds
+        ],
     )
-
-
-def _value(record: ResultRecord) -> str:
-    """Return the number of one seed, with its direction and its error over images."""
-    return f"{TYPOGRAPHIC[record.direction]} {typographic(with_error(record.mean, record.stderr, sign='±'))}"
-
-
-# Curves ---------------------------------------------------------------------------------------------------
-
-_TAGS = {
-    "train/bound": "Bound on log p(x) in training, lower bound",
-    "train/reconstruction": "Reconstruction term in training",
-    "train/kl": "KL term in training",
-}
-_CurvesOfGroup = tuple[RunGroup, Sequence[Curve]]
-
-
-def curves(place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> list[Chart]:
-    """Return charts of the validation by epoch and by time, of the parts of the bound, and of results by time."""
-    meanings = dict.fromkeys(group.runs[0].validation for group in groups)
-    # All runs of a section have the same measure.
-    title = f"Validation {groups[0].runs[0].measure.named('log p(x)')}, {' or '.join(meanings)}"
-    validation = [(group, group.curves(VALIDATION)) for group in groups]
-    figures = [
-        _curves(f"{place}-epochs", f"{title}, by epoch", "epoch", validation, by_time=False),
-        _curves(f"{place}-time", f"{title}, by time", "seconds of training", validation, by_time=True),
-    ]
-    for tag, title in _TAGS.items():
-        found = [(group, group.curves(tag)) for group in groups]
-        figures.append(_curves(f"{place}-{tag.split('/')[1]}", title, "epoch", found, by_time=False))
-    named = {group.name: group for group in groups}
-    figures += [_compute(f"{place}-{i}", table, named) for i, table in enumerate(tables)]
-    return [figure for figure in figures if figure is not None]
-
-
-def about_curves(runs: Sequence[Run]) -> str:
-    """Return the text under the charts."""
-    devices = sorted({str(run.manifest["device"]) for run in runs if run.manifest.get("device")})
-    text = (
-        "Curves have no error. Validation is importance-weighted, with the weights at that time. An encoder with a "
-        "learned log q has no curve of the bound and the KL term. Time is training time without evaluation"
-    )
-    if devices:
-        text += f", on {devices[0]}" if len(devices) == 1 else f"; on several devices: {', '.join(devices)}"
-    return f"{text}. Against compute: small marks are single seeds, vertical lines the standard error over images."
-
-
-def _curves(name: str, title: str, x_label: str, found: Sequence[_CurvesOfGroup], *, by_time: bool) -> Chart | None:
-    """Return one chart; None where no run has such a curve."""
-
-    def line(curve: Curve) -> tuple[Sequence[float], Sequence[float]]:
-        return (curve.seconds if by_time else curve.epochs), curve.values
-
-    series = []
-    for group, own in found:
-        if own:
-            mean = mean_curve(own)
-            sign = f"{TYPOGRAPHIC[Direction.LOWER_BOUND]} " if mean.tag in (VALIDATION, TRAINING) else ""
-            ends = [f": {sign}{typographic(f'{value:.2f}')}" for value in mean.values[-1:]]
-            last = "".join(f"{end} at epoch {mean.epochs[-1]:g}" for end in ends)
-            seeds = [line(curve) for curve in own] if len(own) > 1 else []
-            series.append(Series(group, group.title + last, line(mean), seeds))
-    return Chart(name, title, x_label, axes_of(series), series) if series else None
-
-
-def _compute(name: str, table: Table, groups: Mapping[str, RunGroup]) -> Chart | None:
-    """Return results against seconds of training; None where no run recorded its time."""
-    found = [(groups[row.method], _points(row, groups[row.method])) for row in table.rows]
-    series = [Series(group, group.title, points=points) for group, points in found if points]
-    conditions = table.conditions
-    title = f"{conditions.split} {conditions.quantity} against compute ({', '.join(conditions.words())})"
-    if not series:
-        return None
-    axes = axes_of(series, spread=True)
-    return Chart(f"compute-{name}", title, "seconds of training", axes, series)
-
-
-def _points(row: Row, group: RunGroup) -> list[Point]:
-    """Return a point for the mean over seeds, and a point for each seed if there are several."""
-    timed = [(run, record, float(run.last_metrics["wall"])) for run, record in row.results if run.last_metrics]
-    if not timed:
-        return []
-    title, direction = group_title(group, row), row.record.direction
-    seeds = []
-    for run, record, seconds in timed if len(timed) > 1 else []:
-        words = f"{title}, seed {run.seed}: {_value(record)}, {duration(seconds)}"
-        seeds.append(Point(seconds, record.mean, 0.0, direction, words, main=False))
-    x = sum(seconds for *_, seconds in timed) / len(timed)
-    mean = f"{TYPOGRAPHIC[direction]} {typographic(with_error(row.mean, row.stderr, sign='±'))}"
-    return [*seeds, Point(x, row.mean, row.stderr, direction, f"{title}: {mean}, {duration(x)}")]
 
 
 # Diagnostics ----------------------------------------------------------------------------------------------
 
 
 class DiagnosticsTable(NamedTuple):
-    """The diagnostics of all diagnosed runs."""
+    """The diagnostics of all diagnosed methods, averaged over seeds."""
 
-    titles: list[str]
-    rows: list[tuple[RunGroup, Run, list[str]]]
-    definitions: list[tuple[str, str]]
-    figures: list[BarChart]
+    titles: Sequence[str]
+    rows: Sequence[tuple[RunGroup, int, Sequence[str]]]
+    """The method, its number of diagnosed seeds, and its measures."""
+    definitions: Sequence[tuple[str, str]]
+    kl_title: str
+    figures: Sequence[BarChart]
     """The KL by latent coordinate."""
 
 
-_KL_NAMES = {"kl": "KL, nats", "kl_gaussian_approximation": "KL of the moment-matched Gaussian, nats"}
+_KL_NAMES = {"kl": "KL", "kl_gaussian_approximation": "KL of the moment-matched Gaussian"}
 
 
-def diagnostics(groups: Sequence[RunGroup]) -> DiagnosticsTable | None:
+def diagnostics(place: str, groups: Sequence[RunGroup]) -> DiagnosticsTable | None:
     """Return what the runs' diagnostics.json hold; None where no run has one."""
-    found = [(group, run, values) for group in groups for run in group.runs if (values := run.diagnostics.current)]
-    if not found:
+    by_group = [
+        (group, [values for run in group.runs if (values := run.diagnostics.current) is not None]) for group in groups
+    ]
+    by_group = [(group, found) for group, found in by_group if found]
+    every = [values for _, found in by_group for values in found]
+    if not every:
         return None
-    titles = {name: measure.title for *_, values in reversed(found) for name, measure in values.measures.items()}
-    names = list(dict.fromkeys(name for *_, values in found for name in values.measures))
+    titles = {name: measure.title for values in reversed(every) for name, measure in values.measures.items()}
+    names = list(dict.fromkeys(name for values in every for name in values.measures))
     # A definition may depend on the encoder.
-    definitions = dict.fromkeys((m.title, m.definition) for *_, values in found for m in values.measures.values())
+    definitions = dict.fromkeys((m.title, m.definition) for values in every for m in values.measures.values())
+    coordinates = [
+        (group, name, [one.coordinates[name] for one in found if one.coordinates.get(name)])
+        for group, found in by_group
+        for name in [next((name for name in _KL_NAMES if any(one.coordinates.get(name) for one in found)), "")]
+        if name
+    ]
     return DiagnosticsTable(
         [titles[name] for name in names],
-        [(group, run, [_measure(values.measures.get(name)) for name in names]) for group, run, values in found],
+        [
+            (group, len(found), [_measure([values.measures.get(name) for values in found]) for name in names])
+            for group, found in by_group
+        ],
         list(definitions),
-        [figure for group, run, values in found for figure in _kl_figures(group, run, values)],
+        " or ".join(dict.fromkeys(_KL_NAMES[name] for _, name, _ in coordinates)),
+        _kl_figures(place, coordinates),
     )
 
 
-def _kl_figures(group: RunGroup, run: Run, values: Diagnostics) -> Iterator[BarChart]:
-    for name, title in _KL_NAMES.items():
-        if numbers := values.coordinates.get(name):
-            caption = f"{group.title}, seed {run.seed}: {title}"
-            yield BarChart(group, caption, f"{title}, {group.title}", numbers)
+def _kl_figures(place: str, coordinates: Sequence[tuple[RunGroup, str, Sequence[Sequence[float]]]]) -> list[BarChart]:
+    """Return a chart for each method, all on one scale."""
+    bars = [
+        [
+            (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+            for values in zip(*(sorted(one, reverse=True) for one in found), strict=False)
+        ]
+        for *_, found in coordinates
+    ]
+    highest = max((mean + sd for found in bars for mean, sd in found), default=0.0) or 1e-9
+    return [
+        BarChart(
+            f"{place}-kl-{group.number}", group, f"{group.title}: {_KL_NAMES[name]}, nats", len(found), own, highest
+        )
+        for (group, name, found), own in zip(coordinates, bars, strict=True)
+    ]
 
 
-def _measure(measure: Diagnostic | None) -> str:
-    if measure is None or measure.value is None:
+def _measure(measures: Sequence[Diagnostic | None]) -> str:
+    """Return the mean over seeds with the standard deviation; for one seed the value with its error over images."""
+    found = [(one, one.value) for one in measures if one is not None and one.value is not None]
+    if not found:
         return "-"
-    sign = "" if measure.direction is Direction.EXACT else f"{TYPOGRAPHIC[measure.direction]} "
-    plain = f"{measure.value:.4g}"
-    value = plain if measure.stderr is None else with_error(measure.value, measure.stderr, sign="±")
-    return f"{sign}{typographic(value)} {measure.unit}".strip()
+    first, values = found[0][0], [value for _, value in found]
+    sign = "" if first.direction is Direction.EXACT else f"{TYPOGRAPHIC[first.direction]} "
+    mean = statistics.fmean(values)
+    if len(values) > 1:
+        sd = statistics.stdev(values)
+        text = f"{mean:.4g} (sd {sd:.2g})"
+    else:
+        text = f"{mean:.4g}" if first.stderr is None else with_error(mean, first.stderr, sign="±")
+    return f"{sign}{typographic(text)} {first.unit}".strip()
 
 
 # Pictures -------------------------------------------------------------------------------------------------
@@ -272,10 +316,10 @@ class PicturesOfKind(NamedTuple):
 def pictures_by_kind(groups: Sequence[RunGroup]) -> list[PicturesOfKind]:
     """Return the pictures of each group's first run that has pictures, sorted by kind."""
     kinds: dict[tuple[str, bool], list[tuple[Picture, RunGroup, str]]] = {}
-    for group in groups[:MOST_PICTURED]:
+    for group in groups:
         run, found = next(((run, own) for run in group.runs if (own := pictures(run))), (group.runs[0], []))
         for picture in found:
-            caption = f"{group.title}, seed {run.seed}, {picture.detail}"
+            caption = f"{group.short}, seed {run.seed}, {picture.detail}"
             kinds.setdefault((picture.title, picture.size[0] > _SMALL), []).append((picture, group, caption))
     return [PicturesOfKind(title[:1].upper() + title[1:], large, found) for (title, large), found in kinds.items()]
 
@@ -283,8 +327,10 @@ def pictures_by_kind(groups: Sequence[RunGroup]) -> list[PicturesOfKind]:
 # Left out -------------------------------------------------------------------------------------------------
 
 
-def outdated(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield lines about changed metrics, and about diagnostics and pictures that the page leaves out."""
+def outdated(groups: Sequence[RunGroup]) -> Iterator[str]:
+    """Yield lines about changed and corrupt metrics, and about diagnostics and pictures that the page leaves out."""
+    runs = [run for group in groups for run in group.runs]
+    yield from (fault for group in groups for fault in group.faults)
     yield from (run.metrics_fault for run in runs if run.metrics_fault)
     yield from (run.diagnostics.unreadable for run in runs if run.diagnostics.unreadable)
     diagnosed = [(run.folder, run.diagnostics.fault) for run in runs if run.diagnostics.fault]

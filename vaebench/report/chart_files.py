@@ -1,0 +1,118 @@
+"""The charts of a page as files: SVG pictures that need no style sheet, and CSV tables of what is drawn."""
+
+import base64
+import csv
+import io
+import re
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from vaebench.typed import printable
+
+__all__ = ["ChartFiles", "Link"]
+
+_TITLE = 26  # pixels above a chart, for its title
+_HEAD = re.compile(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>')
+_FORMULAS = ("=", "+", "-", "@")
+
+
+class Link(NamedTuple):
+    """A file inside the page."""
+
+    name: str
+    uri: str
+
+
+class ChartFiles:
+    """Collects the files of the charts while a page is made."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        """The contents by file name."""
+
+    def links(self, name: str, title: str, svg: str, rows: Sequence[Sequence[object]]) -> list[Link]:
+        """Add the picture and the table of a chart, and return links to both.
+
+        Args:
+            name: of the files, without the end.
+            title: the line above the picture.
+            svg: the chart as in the page.
+            rows: the table, with a line of titles.
+        """
+        files = {f"{name}.svg": ("svg+xml", standalone(svg, title)), f"{name}.csv": ("csv", _csv(rows))}
+        self.texts |= {file: text for file, (_, text) in files.items()}
+        return [Link(file, _uri("image" if kind != "csv" else "text", kind, text)) for file, (kind, text) in files.items()]
+
+
+def _uri(group: str, kind: str, text: str) -> str:
+    return f"data:{group}/{kind};base64,{base64.b64encode(printable(text).encode()).decode('ascii')}"
+
+
+def standalone(svg: str, title: str) -> str:
+    """Return a chart of the page as a picture with its title, the light colours, and no reference to a style sheet."""
+    head = _HEAD.search(svg)
+    if head is None:
+        raise ValueError("the chart must be an svg element with a viewBox that starts at 0 0")
+    width, height = (float(size) for size in head.groups())
+    drawn = re.sub(r'<title>[^<]*</title>|<path [^>]*class="seed"/>', "", svg[head.end() :])
+    whole = height + _TITLE
+    squeezed = f' textLength="{width - 8:g}" lengthAdjust="spacingAndGlyphs"' if 6.4 * len(title) > width else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {-_TITLE} {width:g} {whole:g}" '
+        f'width="{width:g}" height="{whole:g}">\n<style>\n{_style(svg)}</style>\n'
+        f'<rect x="0" y="{-_TITLE}" width="{width:g}" height="{whole:g}" fill="#ffffff"/>\n'
+        f'<text x="4" y="-9" class="heading"{squeezed}>{escape(title, quote=False)}</text>\n'
+        f"{drawn.strip()}\n"
+    )
+
+
+def _style(svg: str) -> str:
+    """Return the rules for the classes of a chart without variables, which many programs cannot read."""
+    used = {name for names in re.findall(r'class="([^"]*)"', svg) for name in names.split()}
+    colours, rules = _light()
+    lines = []
+    for selector, body in rules:
+        needed = set(re.findall(r"\.([a-z]\w*)", selector))
+        if not needed <= used | {"heading"}:
+            continue
+        plain = body.replace("var(--dash, none)", "none")
+        if "var(--c)" in plain:
+            names = sorted(name for name in used if re.fullmatch(r"c\d", name))
+            parts = [f"{name} {one.strip()}" for one in selector.split(",") for name in (".{}",)]
+            lines += [
+                ", ".join(part.format(name) for part in parts) + f" {{{plain.replace('var(--c)', colours[name])}}}"
+                for name in names
+            ]
+            lines += [
+                ", ".join(part.format(name) for part in parts) + f" {{ stroke-dasharray: {dash}; }}"
+                for name, dash in (("d1", "7 4"), ("d2", "2 4"))
+                if name in used and "var(--dash" in body
+            ]
+        else:
+            lines.append(f"{selector} {{{re.sub(r'var[(]--([a-z]+)[)]', lambda found: colours[found[1]], plain)}}}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+@cache
+def _light() -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return the light colours by name, and the rules of chart.css as (selector, body)."""
+    folder = Path(__file__).with_name("templates")
+    page = (folder / "page.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", page.split("@media")[0]))
+    return colours, re.findall(r"([^{}]+?)\s*{([^{}]*)}\s*", (folder / "chart.css").read_text(encoding="utf-8"))
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+    return file.getvalue()
+
+
+def _cell(value: object) -> object:
+    """Return a value with seven digits; a text that a spreadsheet would take for a formula gets an apostrophe."""
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value

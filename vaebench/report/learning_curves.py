@@ -1,0 +1,118 @@
+"""The charts of a page about training: validation, the parts of the bound, and results against compute."""
+
+from collections.abc import Mapping, Sequence
+
+from vaebench.direction import Direction
+from vaebench.records.text import with_error
+from vaebench.report.charts import Chart, Line, Point, Series, axes_of, typographic
+from vaebench.report.conditions import encoder_details
+from vaebench.report.curves import TRAINING, VALIDATION, Curve
+from vaebench.report.formats import TYPOGRAPHIC, duration
+from vaebench.report.groups import RECONSTRUCTION, TERM_KL, RunGroup
+from vaebench.report.runs import Run
+from vaebench.report.tables import Row, Table
+
+__all__ = ["MOST_SEEDS", "about_curves", "curves", "group_title", "shown_value"]
+
+MOST_SEEDS = 20
+"""The marks of single seeds that a chart shows for each method."""
+_PARTS = {
+    TRAINING: "Bound on log p(x) in training, lower bound",
+    RECONSTRUCTION: "Reconstruction term in training",
+    TERM_KL: "KL term in training",
+}
+
+
+def curves(place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> list[Chart]:
+    """Return charts of the validation by epoch and by time, of results by time, and of the parts of the bound.
+
+    Args:
+        place: the start of the names of the charts.
+        groups: the methods to draw, of one measure.
+        tables: of the same data, the largest first; the first one is drawn.
+    """
+    meanings = dict.fromkeys(group.runs[0].validation for group in groups)
+    title = f"Validation {groups[0].runs[0].measure.named('log p(x)')}, {' or '.join(meanings)}"
+    figures = [
+        _curves(f"{place}-validation-by-epoch", f"{title}: the last nats", groups, VALIDATION, zoom=True),
+        _curves(f"{place}-validation-by-time", f"{title}, by time", groups, VALIDATION, by_time=True),
+        _compute(f"{place}-compute", tables[0], {group.name: group for group in groups}) if tables else None,
+    ]
+    for tag, name in _PARTS.items():
+        figures.append(_curves(f"{place}-{tag.split('/')[1]}", name, groups, tag, zoom=True))
+    return [figure for figure in figures if figure is not None]
+
+
+def about_curves(runs: Sequence[Run]) -> str:
+    """Return the text under the charts."""
+    devices = sorted({str(run.manifest["device"]) for run in runs if run.manifest.get("device")})
+    text = (
+        "Lines are means over seeds, without an error; the box above shows single seeds (at most five). Charts by epoch "
+        "fit the second half of training: earlier values may be outside. Validation is importance-weighted, with the "
+        "weights at that time. An encoder with a learned log q has no curve of the bound and the KL term. Time is "
+        "training time without evaluation"
+    )
+    if devices:
+        text += f", on {devices[0]}" if len(devices) == 1 else f"; on several devices: {', '.join(devices)}"
+    return f"{text}. Against compute: small marks are single seeds, vertical lines the standard error over images."
+
+
+def _curves(
+    name: str, title: str, groups: Sequence[RunGroup], tag: str, *, by_time: bool = False, zoom: bool = False
+) -> Chart | None:
+    """Return one chart; None where no run has such a curve."""
+
+    def line(curve: Curve) -> Line:
+        return (curve.seconds if by_time else curve.epochs), curve.values
+
+    series = []
+    for group in groups:
+        found = group.curves.get(tag)
+        if found is not None and found.mean.values:
+            mean = found.mean
+            sign = f"{TYPOGRAPHIC[Direction.LOWER_BOUND]} " if tag in (VALIDATION, TRAINING) else ""
+            end = f"{group.title}: {sign}{typographic(f'{mean.values[-1]:.2f}')} at epoch {mean.epochs[-1]:g}"
+            series.append(Series(group, end, line(mean), [(seed, line(curve)) for seed, curve in found.seeds]))
+    if not series:
+        return None
+    axes = axes_of(series, logarithmic=by_time, zoom=zoom)
+    return Chart(name, title, "seconds of training" if by_time else "epoch", axes, series)
+
+
+def _compute(name: str, table: Table, groups: Mapping[str, RunGroup]) -> Chart | None:
+    """Return results against seconds of training; None where no run recorded its time."""
+    found = [(groups[row.method], _points(row, groups[row.method])) for row in table.rows if row.method in groups]
+    series = [Series(group, group.title, points=points) for group, points in found if points]
+    conditions = table.conditions
+    title = f"{conditions.split} {conditions.quantity} against compute ({', '.join(conditions.words())})"
+    if not series:
+        return None
+    xs = [point.x for one in series for point in one.points]
+    axes = axes_of(series, logarithmic=min(xs) > 0 and max(xs) / min(xs) > 5)
+    return Chart(name, title, "seconds of training", axes, series)
+
+
+def _points(row: Row, group: RunGroup) -> list[Point]:
+    """Return a point for each of the first seeds if there are several, and one for the mean over all seeds."""
+    timed = [(run, record, float(run.last_metrics["wall"])) for run, record in row.results if run.last_metrics]
+    if not timed:
+        return []
+    title, direction = group_title(group, row), row.record.direction
+    seeds = []
+    for run, record, seconds in timed[:MOST_SEEDS] if len(timed) > 1 else []:
+        words = f"{title}, seed {run.seed}: {shown_value(direction, record.mean, record.stderr)}, {duration(seconds)}"
+        seeds.append(Point(seconds, record.mean, record.stderr, direction, words, run.seed))
+    x = sum(seconds for *_, seconds in timed) / len(timed)
+    mean = f"{title}: {shown_value(direction, row.mean, row.stderr)}, {duration(x)}"
+    return [*seeds, Point(x, row.mean, row.stderr, direction, mean)]
+
+
+def group_title(group: RunGroup, row: Row) -> str:
+    """Return the title of a row: that of its group, with the proposal if it is not the trained encoder."""
+    details = encoder_details(row.record)
+    return f"{group.title} ({details})" if details else group.title
+
+
+def shown_value(direction: Direction, mean: float, error: float) -> str:
+    """Return a number with its direction and its error over images."""
+    return f"{TYPOGRAPHIC[direction]} {typographic(with_error(mean, error, sign='±'))}"
