@@ -16,6 +16,7 @@ __all__ = ["ChartFiles", "Link"]
 
 _TITLE = 26  # pixels above a chart, for its title
 _HEAD = re.compile(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>')
+_DASHES = (("d1", "7 4"), ("d2", "2 4"))  # as in page.css
 _FORMULAS = ("=", "+", "-", "@")
 
 
@@ -75,24 +76,16 @@ def _style(svg: str) -> str:
     colours, rules = _light()
     lines = []
     for selector, body in rules:
-        needed = set(re.findall(r"\.([a-z]\w*)", selector))
-        if not needed <= used | {"heading"}:
+        if not set(re.findall(r"\.(\w+)", selector)) <= used | {"heading"}:
             continue
-        plain = body.replace("var(--dash, none)", "none")
-        if "var(--c)" in plain:
-            names = sorted(name for name in used if re.fullmatch(r"c\d", name))
-            parts = [f"{name} {one.strip()}" for one in selector.split(",") for name in (".{}",)]
-            lines += [
-                ", ".join(part.format(name) for part in parts) + f" {{{plain.replace('var(--c)', colours[name])}}}"
-                for name in names
-            ]
-            lines += [
-                ", ".join(part.format(name) for part in parts) + f" {{ stroke-dasharray: {dash}; }}"
-                for name, dash in (("d1", "7 4"), ("d2", "2 4"))
-                if name in used and "var(--dash" in body
-            ]
-        else:
-            lines.append(f"{selector} {{{re.sub(r'var[(]--([a-z]+)[)]', lambda found: colours[found[1]], plain)}}}")
+        plain = re.sub(r"var\(--(\w{2,})\)", lambda found: colours[found[1]], body.replace("var(--dash, none)", "none"))
+        if "var(--c)" not in plain:
+            lines.append(f"{selector} {{{plain}}}")
+            continue
+        for name in sorted(used & colours.keys()):
+            lines.append(f".{name} {selector} {{{plain.replace('var(--c)', colours[name])}}}")
+        if "var(--dash" in body:
+            lines += [f".{name} {selector} {{ stroke-dasharray: {dash}; }}" for name, dash in _DASHES if name in used]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -43,6 +43,7 @@ class _Frame(NamedTuple):
 
 
 FRAME = _Frame()
+_MOST_DECADES = 6  # ticks of a logarithmic axis
 _LABEL = 11.5  # between the lines of two labels
 _LETTERS = 16  # of a label: as many as there is room for
 
@@ -122,10 +123,13 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Return 1, 2, 5 times powers of ten in a range, or only the powers if the range is wide."""
+    """Return 1, 2, 5 times powers of ten in a range, or fewer of them if the range is wide."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if len(powers) <= 3 else (1,)
-    return [f * 10.0**p for p in powers for f in factors if low * (1 - 1e-9) <= f * 10.0**p <= high * (1 + 1e-9)]
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [f * 10.0**p for p in powers for f in factors if low * (1 - 1e-9) <= f * 10.0**p <= high * (1 + 1e-9)]
+        if len(ticks) <= _MOST_DECADES:
+            break
+    return ticks
 
 
 def tick_text(value: float) -> str:
@@ -189,7 +193,7 @@ class Chart(NamedTuple):
             EndLabel(
                 one.group.classes,
                 ("\N{DOWNWARDS ARROW} " if down > FRAME.bottom + 4 else "") + _clipped(one.group.short),
-                across,
+                FRAME.right if down > FRAME.bottom + 4 else min(across, FRAME.right),
                 min(max(down, FRAME.top), FRAME.bottom),
                 height,
             )
@@ -203,15 +207,15 @@ class Chart(NamedTuple):
 
 
 def _apart(heights: Sequence[float]) -> list[float]:
-    """Return sorted heights of labels so that no two overlap, near to the given ones."""
-    found: list[float] = []
+    """Return sorted heights of labels so that no two overlap and each group of neighbours is around its true place."""
+    blocks: list[tuple[float, int]] = []  # the height of the first label, and the number of labels
     for height in heights:
-        found.append(max(height, found[-1] + _LABEL) if found else height)
-    limit = FRAME.height - 6.0
-    for place in reversed(range(len(found))):
-        found[place] = min(found[place], limit)
-        limit = found[place] - _LABEL
-    return found
+        top, n = height, 1
+        while blocks and blocks[-1][0] + blocks[-1][1] * _LABEL > top:
+            above, m = blocks.pop()
+            top, n = (above * m + (top - m * _LABEL) * n) / (m + n), m + n
+        blocks.append((min(max(top, FRAME.top - 10.0), FRAME.height - 6.0 - (n - 1) * _LABEL), n))
+    return [top + place * _LABEL for top, n in blocks for place in range(n)]
 
 
 def _clipped(text: str) -> str:
