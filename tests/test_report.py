@@ -1,24 +1,30 @@
 """`vaebench report`: one page that needs nothing else, shown in a real browser where there is one."""
 
+import base64
+import cProfile
+import csv
 import math
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy
 import pytest
+import scipy.stats
 from browser import Browser, available, browser
 from made_runs import made_run, record
 
 from vaebench.cli import main
 from vaebench.direction import Direction
-from vaebench.records import Diagnostic, Diagnostics, Recorder, RunFolder, write_diagnostics
+from vaebench.records import Diagnostic, Diagnostics, Recorder, RunFolder, read_metrics, write_diagnostics
 from vaebench.report.charts import ticks
 from vaebench.report.curves import Curve
-from vaebench.report.groups import mean_curve
+from vaebench.report.groups import MeanCurve
 
 METHODS = [("gaussian", "elbo", 1), ("gaussian", "iwae", 5), ("hvm", "iwae", 5), ("avb", "elbo", 1)]
 
@@ -145,7 +151,7 @@ def test_a_run_that_stopped_early_is_marked_in_the_page(tmp_path: Path):
     made_run(tmp_path, "encoder=gaussian", results=[record(-1.0)], stopped_early={"epoch": 12, "of": 50})
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "≥ \N{MINUS SIGN}1.00^" in text
+    assert ">≥ \N{MINUS SIGN}1.00^<" in text
     assert "1 run (marked ^) stopped early: 12 of 50 epochs" in text
 
 
@@ -158,7 +164,7 @@ def test_dots_and_curves_carry_a_direction(page: Path):
         "gaussian elbo k=1: ≥ \N{MINUS SIGN}100.34 at epoch 5",  # the end of a curve
     ):
         assert f"<title>{title}</title>" in text
-    assert "Validation log p(x), lower bound by IWAE, k=50, by epoch" in text
+    assert "Validation log p(x), lower bound by IWAE, k=50: the last nats" in text
     assert "test log p(x) against compute (500 images, IWAE/DIWHVI, k=64, inner_k=0, trainer.epochs=50)" in text
 
 
@@ -166,16 +172,18 @@ def test_links_within_the_page_arrive(page: Path):
     tags = read(page).tags
     places = {attributes["id"] for _, attributes in tags if "id" in attributes}
     assert len(places) == sum("id" in attributes for _, attributes in tags)  # none twice
-    assert {attributes["href"] for tag, attributes in tags if tag == "a"} <= {f"#{place}" for place in places}
+    inner = {attributes["href"] for tag, attributes in tags if tag == "a" and "download" not in attributes}
+    assert inner <= {f"#{place}" for place in places}
 
 
 def test_what_the_page_says(page: Path):
     text = page.read_text(encoding="utf-8")
     for expected in (
         "a &lt;b&gt;title&lt;/b&gt;",
-        "≥ \N{MINUS SIGN}93.67 ",  # hvm: -94 and a third of 0, 1, 2
-        "~ \N{MINUS SIGN}90.67 ",
-        "± 0.80, sd 0.33 (n=3)",
+        "≥ \N{MINUS SIGN}93.67<",  # hvm: -94 and a third of 0, 1, 2
+        "~ \N{MINUS SIGN}90.67<",
+        "lower bound \N{MINUS SIGN}93.67, error over images 0.80".replace("\N{MINUS SIGN}", "-"),
+        "<strong>optimiser</strong> adam, lr",
         "vaebench train encoder=gaussian objective=elbo k=1",
         "interrupted at epoch 5 of 50",
         "failed at epoch 0 of 50",
@@ -183,7 +191,7 @@ def test_what_the_page_says(page: Path):
         "those that &lt;vary&gt;",
         "~ 3 of 4",
         "≤ 6.23 ± 0.02 nats",
-        "KL per latent coordinate",
+        "KL per latent coordinate, largest first, nats, on one scale",
         "realnvp elbo k=1 (1 of 1 unfinished)",
     ):
         assert expected in text
@@ -213,13 +221,108 @@ def test_a_run_without_its_manifest_keeps_its_table(tmp_path: Path):
     assert main(["report", str(tmp_path), "-o", str(path)]) == 0
     text = path.read_text()
     assert text.count('<section class="data">') == 1
-    assert text.count('<div class="forest">') == 2  # without the fingerprint of its data, the run has another table
+    assert text.count('<table class="results">') == 2  # without the fingerprint of its data, the run has another table
 
 
 def test_runs_without_a_result_or_a_curve_make_a_page(tmp_path: Path):
     made_run(tmp_path, "encoder=gaussian", state="failed").manifest.unlink()
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 0
     assert "failed at epoch 0 of 50" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_differences_stand_beside_the_results(tmp_path: Path):
+    """Without a baseline from the first row, corrected for all pairs; with one they are the first column."""
+    for encoder, levels in (("gaussian", (-90.0, -90.1, -90.2)), ("hvm", (-95.0, -95.2, -95.1)), ("planar", (-99.0,))):
+        for seed, level in enumerate(levels):
+            made_run(tmp_path, f"encoder={encoder}", seed=seed, results=[record(level, stderr=0.8)])
+    output, folder = tmp_path / "r.html", tmp_path / "charts"
+    assert main(["report", str(tmp_path), "-o", str(output), "--charts", str(folder)]) == 0
+    text = output.read_text(encoding="utf-8")
+    assert "difference from gaussian</th>" in text
+    level = 1 - 0.05 / 3  # three pairs of methods, two of them with the first row
+    half = scipy.stats.t.ppf(0.5 + level / 2, 2) * numpy.std([-5.0, -5.1, -4.9], ddof=1) / math.sqrt(3)
+    assert f"{-5:.2f} [{-5 - half:.2f}, {-5 + half:.2f}]".replace("-", "\N{MINUS SIGN}") in text
+    rows = list(csv.DictReader((folder / "mnist5k-dynamic-v1-results.csv").read_text().splitlines()))
+    assert [row["told_apart"] for row in rows] == ["", "True", "False"]  # planar has one seed
+    assert float(rows[1]["difference_low"]) == pytest.approx(-5 - half)
+    assert main(["report", str(tmp_path), "-o", str(output), "--baseline", "encoder=hvm"]) == 0
+    text = output.read_text(encoding="utf-8")
+    assert '<th>method</th><th class="number">difference</th>' in text
+    assert "+5.00 [" in text
+    assert "difference: from hvm elbo k=1" in text
+
+
+def test_charts_of_few_methods_and_a_table_of_all(tmp_path: Path):
+    """The style sheet has no :has(), which takes time for every pair of a rule and an element."""
+    for number in range(6):
+        results = [record(-90.0 - number, epoch=5)]
+        with_curves(made_run(tmp_path, "encoder=gaussian", f"latent_dim={2 + number}", results=results), -90.0 - number)
+    output = tmp_path / "r.html"
+    assert main(["report", str(tmp_path), "-o", str(output), "--methods", "2", "--charts", str(tmp_path / "c")]) == 0
+    text = output.read_text(encoding="utf-8")
+    style = text[: text.index("</style>")]
+    assert style.count(":has") == 0
+    assert style.count(":not(:checked) ~ .body .s") == 3  # two methods, and the single seeds
+    assert text.count('type="checkbox"') == 2
+    assert text.count('<th scope="row">') == 6
+    assert text.count("<img ") == 2
+    curves = (tmp_path / "c" / "mnist5k-dynamic-v1-validation-by-epoch.csv").read_text()
+    assert {line.split(",")[0] for line in curves.splitlines()[1:]} == {
+        "gaussian elbo k=1 latent_dim=2",
+        "gaussian elbo k=1 latent_dim=3",
+    }
+
+
+def test_work_grows_with_the_runs_and_no_metrics_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each file of metrics is read once, and twice the seeds take at most twice the calls of functions."""
+    from vaebench.report import compare, curves
+    from vaebench.report.page import page
+
+    read: list[Path] = []
+
+    def counted_read(folder: RunFolder) -> list[dict[str, Any]]:
+        read.append(folder.path)
+        return read_metrics(folder)
+
+    monkeypatch.setattr(curves, "read_metrics", counted_read)
+    line = {"step": 1, "epoch": 5.0, "wall": 2.0, "validation/log_likelihood": -90.0, "train/kl": 1.0}
+    calls = []
+    for seeds in (range(12), range(12, 24)):
+        for seed in seeds:
+            made_run(tmp_path, "encoder=gaussian", seed=seed, results=[record(-90.0 - seed, epoch=5)], metrics=[line])
+        comparison = compare([tmp_path])
+        with cProfile.Profile() as profile:
+            page(comparison.selected, comparison)
+        calls.append(sum(entry.callcount for entry in profile.getstats()))
+    assert len(read) == len(set(read)) + 12 == 36
+    assert not any("metrics" in run.__dict__ for run in comparison.selected)
+    assert calls[1] < 2 * calls[0]
+
+
+def test_a_corrupt_line_of_metrics_costs_a_curve_not_a_result(tmp_path: Path):
+    line = {"step": 1, "epoch": 5.0, "wall": 2.0, "validation/log_likelihood": -90.0}
+    results = [record(-90.0, epoch=5)]
+    for seed in range(2):
+        folder = made_run(tmp_path, "encoder=gaussian", seed=seed, results=results, metrics=[line, line])
+    folder.metrics.write_text("[]\n" + folder.metrics.read_text())
+    output = tmp_path / "r.html"
+    assert main(["report", str(tmp_path), "-o", str(output)]) == 0
+    text = output.read_text(encoding="utf-8")
+    assert "The curves are without this run" in text
+    assert "(n=2)" in text or '<td class="number">2</td>' in text
+
+
+def test_pictures_of_charts_need_no_style_sheet(page: Path, tmp_path: Path, runs: Path):
+    assert main(["report", str(runs), "-o", str(tmp_path / "r.html"), "--charts", str(tmp_path / "c")]) == 0
+    pictures = sorted((tmp_path / "c").glob("*.svg"))
+    assert len(pictures) >= 7
+    for path in pictures:
+        root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in path.read_text(encoding="utf-8")
+        assert path.with_suffix(".csv").stat().st_size > 50
+    colours = re.findall(r"\.c0 \.mean \{[^}]*stroke: (#\w+)", "".join(path.read_text() for path in pictures))
+    assert set(colours) == {"#0b62a8"}
 
 
 # the parts
@@ -240,7 +343,10 @@ def test_ticks_are_round_numbers_in_the_range(low: float, high: float, expected:
 def test_the_mean_of_seeds_is_taken_where_all_have_values():
     a = Curve("t", [1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [-100.0, -90.0, -80.0])
     b = Curve("t", [1.0, 2.0], [20.0, 40.0], [-110.0, -100.0])
-    assert mean_curve([a, b]) == Curve("t", [1.0, 2.0], [15.0, 30.0], [-105.0, -95.0])
+    mean = MeanCurve()
+    mean.add(a)
+    mean.add(b)
+    assert mean.curve("t") == Curve("t", [1.0, 2.0], [15.0, 30.0], [-105.0, -95.0])
 
 
 # in a browser
@@ -300,6 +406,37 @@ def test_a_method_is_hidden_by_its_box_with_the_keyboard(chromium: Browser, page
     chromium.run("document.getElementById('show0').focus()")
     chromium.press(" ")
     assert chromium.run(shown) == 0
+
+
+def test_single_seeds_appear_with_their_box(chromium: Browser, page: Path):
+    chromium.open(page.as_uri(), width=1280, dark=False)
+    hidden = "return [...document.querySelectorAll('.seed')].every(e => getComputedStyle(e).display == 'none')"
+    assert chromium.run(hidden)
+    chromium.run("document.querySelector('.seeds + label').click()")
+    assert not chromium.run(hidden)
+
+
+def test_the_data_of_a_chart_can_be_saved(chromium: Browser, page: Path, tmp_path: Path):
+    chromium.chrome("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    chromium.open(page.as_uri(), width=1280, dark=False)
+    name = "mnist5k-dynamic-v1-compute.csv"
+    link = f"document.querySelector('a[download=\"{name}\"]')"
+    chromium.run(f"{link}.closest('details').open = true; {link}.click()")
+    end = time.monotonic() + 20
+    while not (tmp_path / name).exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    uri = chromium.run(f"return {link}.href")
+    assert (tmp_path / name).read_bytes() == base64.b64decode(uri.partition(",")[2])
+    assert (tmp_path / name).read_text().startswith("method,seed,seconds of training,nats per image,error")
+
+
+def test_on_a_phone_the_result_is_beside_the_name(chromium: Browser, page: Path):
+    chromium.open(page.as_uri(), width=390, dark=False)
+    script = (
+        "return document.querySelector('.results tbody tr').children[1].getBoundingClientRect().right <= innerWidth"
+    )
+    assert chromium.run(script)
+    assert "93.67" in chromium.run("return document.querySelectorAll('.results tbody tr')[0].children[1].innerText")
 
 
 def test_every_run_opens_to_its_command(chromium: Browser, page: Path):

@@ -45,7 +45,9 @@ class ChartFiles:
         """
         files = {f"{name}.svg": ("svg+xml", standalone(svg, title)), f"{name}.csv": ("csv", _csv(rows))}
         self.texts |= {file: text for file, (_, text) in files.items()}
-        return [Link(file, _uri("image" if kind != "csv" else "text", kind, text)) for file, (kind, text) in files.items()]
+        return [
+            Link(file, _uri("image" if kind != "csv" else "text", kind, text)) for file, (kind, text) in files.items()
+        ]
 
 
 def _uri(group: str, kind: str, text: str) -> str:

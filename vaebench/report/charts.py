@@ -36,7 +36,7 @@ class _Frame(NamedTuple):
 
     width: int = 400
     height: int = 232
-    left: int = 46
+    left: int = 50
     right: int = 296
     top: int = 24
     bottom: int = 192

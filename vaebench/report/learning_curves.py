@@ -12,7 +12,7 @@ from vaebench.report.groups import RECONSTRUCTION, TERM_KL, RunGroup
 from vaebench.report.runs import Run
 from vaebench.report.tables import Row, Table
 
-__all__ = ["MOST_SEEDS", "about_curves", "curves", "group_title", "shown_value"]
+__all__ = ["MOST_SEEDS", "about_curves", "curves", "group_title", "parts_of_bound", "shown_value"]
 
 MOST_SEEDS = 20
 """The marks of single seeds that a chart shows for each method."""
@@ -24,7 +24,7 @@ _PARTS = {
 
 
 def curves(place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> list[Chart]:
-    """Return charts of the validation by epoch and by time, of results by time, and of the parts of the bound.
+    """Return charts of the validation by epoch and by time, and of results by time.
 
     Args:
         place: the start of the names of the charts.
@@ -38,8 +38,12 @@ def curves(place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> l
         _curves(f"{place}-validation-by-time", f"{title}, by time", groups, VALIDATION, by_time=True),
         _compute(f"{place}-compute", tables[0], {group.name: group for group in groups}) if tables else None,
     ]
-    for tag, name in _PARTS.items():
-        figures.append(_curves(f"{place}-{tag.split('/')[1]}", name, groups, tag, zoom=True))
+    return [figure for figure in figures if figure is not None]
+
+
+def parts_of_bound(place: str, groups: Sequence[RunGroup]) -> list[Chart]:
+    """Return charts of the bound, the reconstruction term and the KL term in training."""
+    figures = [_curves(f"{place}-{tag.split('/')[1]}", name, groups, tag, zoom=True) for tag, name in _PARTS.items()]
     return [figure for figure in figures if figure is not None]
 
 
@@ -47,9 +51,9 @@ def about_curves(runs: Sequence[Run]) -> str:
     """Return the text under the charts."""
     devices = sorted({str(run.manifest["device"]) for run in runs if run.manifest.get("device")})
     text = (
-        "Lines are means over seeds, without an error; the box above shows single seeds (at most five). Charts by epoch "
-        "fit the second half of training: earlier values may be outside. Validation is importance-weighted, with the "
-        "weights at that time. An encoder with a learned log q has no curve of the bound and the KL term. Time is "
+        "Lines are means over seeds, without an error; the box above shows single seeds (at most five). Charts by "
+        "epoch fit the second half of training: earlier values may be outside. Validation is importance-weighted, with "
+        "the weights at that time. An encoder with a learned log q has no curve of the bound and the KL term. Time is "
         "training time without evaluation"
     )
     if devices:

@@ -24,7 +24,7 @@ from vaebench.report.comparison import Comparison
 from vaebench.report.differences import common_values, differing_settings, distinguishing_settings, label
 from vaebench.report.formats import duration
 from vaebench.report.groups import STYLES, RunGroup
-from vaebench.report.learning_curves import about_curves, curves, shown_value
+from vaebench.report.learning_curves import about_curves, curves, parts_of_bound, shown_value
 from vaebench.report.run_summary import command_of, facts_of
 from vaebench.report.runs import Run
 from vaebench.report.set_up import set_up
@@ -50,9 +50,7 @@ class Page(NamedTuple):
     """The contents of the pictures (SVG) and tables (CSV) of the charts, by file name."""
 
 
-def page(
-    runs: Sequence[Run], comparison: Comparison, *, title: str | None = None, methods: int = MOST_METHODS
-) -> Page:
+def page(runs: Sequence[Run], comparison: Comparison, *, title: str | None = None, methods: int = MOST_METHODS) -> Page:
     """Return the page as HTML.
 
     Args:
@@ -126,6 +124,8 @@ class _Section(NamedTuple):
     set_up: Sequence[tuple[str, str]]
     results: Sequence[sections.Results]
     curves: Sequence[Chart]
+    parts: Sequence[Chart]
+    """The charts of the parts of the bound."""
     about_curves: str
     diagnostics: sections.DiagnosticsTable | None
     pictures: Sequence[sections.PicturesOfKind]
@@ -133,7 +133,7 @@ class _Section(NamedTuple):
     @property
     def has_seeds(self) -> bool:
         """Whether a chart has lines of single seeds."""
-        return any(one.seeds for chart in self.curves for one in chart.series)
+        return any(one.seeds for chart in [*self.curves, *self.parts] for one in chart.series)
 
 
 def _by_data(runs: Sequence[Run], comparison: Comparison, methods: int) -> list[_Section]:
@@ -170,9 +170,7 @@ def _in_order(tables: Sequence[Table]) -> Iterator[Run]:
         yield from table.runs
 
 
-def _section(
-    name: str, place: str, groups: Sequence[RunGroup], tables: Sequence[Table], methods: int
-) -> _Section:
+def _section(name: str, place: str, groups: Sequence[RunGroup], tables: Sequence[Table], methods: int) -> _Section:
     shown = groups[:methods]
     named, names = {group.name: group for group in groups}, {group.name for group in shown}
     return _Section(
@@ -180,10 +178,11 @@ def _section(
         place,
         groups,
         shown,
-        _CHECKED if len(shown) > _CHECKED else len(shown),
+        _CHECKED,
         set_up(groups),
         results=[sections.results(table, named, names) for table in tables],
         curves=curves(place, shown, tables),
+        parts=parts_of_bound(place, shown),
         about_curves=about_curves([run for group in shown for run in group.runs]),
         diagnostics=sections.diagnostics(place, shown),
         pictures=sections.pictures_by_kind(shown),

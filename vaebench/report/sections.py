@@ -17,7 +17,6 @@ from vaebench.report.intervals import LEVEL
 from vaebench.report.learning_curves import MOST_SEEDS, group_title, shown_value
 from vaebench.report.pairs import ImageReader
 from vaebench.report.pictures import Picture, outdated_pictures, pictures, unreadable_pictures
-from vaebench.report.runs import Run
 from vaebench.report.tables import Row, Table
 
 __all__ = [
@@ -133,7 +132,10 @@ def results(table: Table, groups: Mapping[str, RunGroup], shown: set[str]) -> Re
         told.insert(0, f"estimator of all rows: {texts[0][estimator]}")
         heads, texts = _without(heads, estimator), [_without(line, estimator) for line in texts]
     words = ("estimator", "told apart")
-    texts = [[typographic(text) if head not in words else text for head, text in zip(heads, line, strict=True)] for line in texts]
+    texts = [
+        [typographic(text) if head not in words else text for head, text in zip(heads, line, strict=True)]
+        for line in texts
+    ]
     low, high = _range([row for row in table.rows if row.method in shown] or table.rows, compared=compared)
     rows = [
         ResultRow(
@@ -172,7 +174,7 @@ def _about_first(rows: Sequence[Row], name: str) -> str:
     placed = sum(row.rank is not None for row in rows)
     return (
         f"differences are from {name}, the highest; intervals: the wider one of those over common seeds and images, "
-        f"{LEVEL:.0%} for all {counted(placed * (placed - 1) // 2, 'pair')} together (Bonferroni's correction); "
+        f"{LEVEL:.0%} for {counted(placed * (placed - 1) // 2, 'pair')} together (Bonferroni's correction); "
         "told apart: as in the ranks"
     )
 
