@@ -209,11 +209,10 @@ def test_names_are_unique_and_stay_when_runs_are_added(tmp_path: Path):
     made_run(tmp_path / "b", "encoder=hvm")
     shown, names = Shown([tmp_path], []), SettingsNames()
     assert names_of(shown, names) == ["encoder=hvm seed=0", "name=a_b_ best encoder=hvm seed=0"]
-    made_run(tmp_path / "c", "encoder=hvm")
+    folder = made_run(tmp_path / "c", "encoder=hvm")
+    assert names_of(shown, names) == [f"encoder=hvm seed=0 {identity(read(folder.path))}"]
     made_run(tmp_path / "c", "encoder=hvm", "k=4", "encoder.hidden=[7]", "decoder.hidden=[8]")
-    new = names_of(shown, names)
-    assert new[0].startswith("encoder=hvm seed=0 ")
-    assert new[1] == "encoder=hvm k=4 decoder.hidden=[8] encoder.hidden=[7] seed=0"
+    assert names_of(shown, names) == ["encoder=hvm k=4 decoder.hidden=[8] encoder.hidden=[7] seed=0"]
     assert names_of(shown, names) == []
 
 
