@@ -54,7 +54,7 @@ def made_by(**changes: Any) -> Provenance:
         "commit": None,
         "dirty": None,
         "torch": "2.7.1",
-        "device": "cpu (1 threads)",
+        "device": "cpu (1 thread)",
         "precision": "float32",
     }
     return Provenance(**(values | changes))

@@ -18,11 +18,13 @@ from typing import Any
 
 import pytest
 from browser import available, browser
-from made_runs import made_run
+from made_runs import made_run, record
 
 from vaebench.cli import main
-from vaebench.cli.board import chosen_folders, logdir
+from vaebench.cli.board import FolderNames, Links, Names, SettingsNames, Shown
+from vaebench.config import describe, identity, read
 from vaebench.records import Recorder, RunFolder
+from vaebench.records.result_events import show_results
 from vaebench.train.session import CHARTS
 
 SECONDS = 60
@@ -30,17 +32,19 @@ TGKILL = {"x86_64": 234, "aarch64": 131}.get(platform.machine())
 """The number of Linux's system call that sends a signal to one thread."""
 
 
-def trained(root: Path, encoder: str, seed: int) -> RunFolder:
+def trained(root: Path, encoder: str, seed: int, *words: str) -> RunFolder:
     """Make a run with the events of a short training."""
-    folder = made_run(root, f"encoder={encoder}", seed=seed)
-    with Recorder(folder, hparams={"encoder": {"name": encoder}}, group=encoder) as recorder:
+    folder = made_run(root, f"encoder={encoder}", *words, seed=seed)
+    config = read(folder.path)
+    hparams, group = describe.hparams(config), describe.hparams_title(config)
+    with Recorder(folder, hparams=hparams, group=group) as recorder:
         recorder.charts(CHARTS)
         for step in range(1, 4):
             parts = {"train/bound": -100.0 - seed, "train/reconstruction": -80.0, "train/kl": 20.0 + seed}
             recorder.scalars(step, step, parts, wall=1.0)
             recorder.scalars(step, step, {"validation/log_likelihood": -90.0 - seed}, wall=1.0)
     # A resumed session says it all again, and TensorBoard must see it once.
-    with Recorder(folder, resume_step=2, hparams={"encoder": {"name": encoder}}, group=encoder) as recorder:
+    with Recorder(folder, resume_step=2, hparams=hparams, group=group) as recorder:
         recorder.charts(CHARTS)
         recorder.scalars(3, 3, {"train/bound": -100.0}, wall=1.0)
     return folder
@@ -51,7 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     for encoder in ("gaussian", "hvm"):
         for seed in range(2):
-            trained(root, encoder, seed)
+            trained(root, encoder, seed, *(["trainer.ema=0.999"] if encoder == "hvm" else []))
     trained(root, "planar", 0)
     return root
 
@@ -93,9 +97,8 @@ def fetched(address: str) -> Any:
         return json.loads(answer.read())
 
 
-def test_run_names_are_folder_names(address: str, runs: Path):
-    expected = sorted(path.parent.relative_to(runs / "mnist5k").as_posix() for path in runs.rglob("config.yaml"))
-    expected = [name for name in expected if not name.startswith("planar")]
+def test_run_names_are_the_settings_that_differ(address: str):
+    expected = [f"encoder={encoder} seed={seed}" for encoder in ("gaussian", "hvm ema=0.999") for seed in (0, 1)]
     end = time.monotonic() + SECONDS
     while (found := sorted(fetched(f"{address}data/runs"))) != expected and time.monotonic() < end:
         time.sleep(0.2)
@@ -111,8 +114,10 @@ def test_all_runs_share_one_layout(address: str):
         for category in layout["category"]
         for chart in category["chart"]
     }
-    assert charts["bound", "bound, reconstruction and KL"] == ["train/bound$", "train/reconstruction$", "train/kl$"]
-    assert len(charts) == sum(len(category["chart"]) for category in layout["category"]) == 6
+    assert charts["bounds", "validation log-likelihood"] == ["validation/log_likelihood$"]
+    assert charts["bounds", "training bound"] == ["train/bound$"]
+    assert len(charts) == sum(len(category["chart"]) for category in layout["category"]) == 4
+    assert all(len(tags) == 1 for tags in charts.values())
 
 
 # What the page says, inside of its components too.
@@ -128,31 +133,42 @@ TEXT = """(() => {
 def test_in_a_browser(address: str, tmp_path: Path):
     with browser(tmp_path) as shown:
         shown.open(f"{address}#custom_scalars", width=1280, dark=False)
-        # Three tags of each of four runs.
-        shown.wait_for(f"return /Matches\\s+\\(12\\)/.test({TEXT})")
-        assert "bound, reconstruction and KL" in shown.run(f"return {TEXT}")
+        # One tag of each of four runs, in each of four charts.
+        shown.wait_for(f"return ({TEXT}.match(/Matches\\s+\\(4\\)/g) || []).length == 4")
         shown.open(f"{address}#hparams", width=1280, dark=False)
         shown.wait_for(f"return {TEXT}.includes('encoder.name')")
         hosts = {url.split("/")[2] for url in shown.requests() if url.startswith("http")}
         assert hosts == {address.split("/")[2]}
 
 
+def asked(address: str, path: str, **request: Any) -> Any:
+    """Return what TensorBoard answers to a request of the HParams tab."""
+    data = json.dumps({"experimentName": "", **request}).encode()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    sent = urllib.request.Request(
+        f"{address}data/plugin/hparams/{path}", data=data, headers={"Content-Type": "application/json"}
+    )
+    with opener.open(sent, timeout=SECONDS) as answer:
+        return json.loads(answer.read())
+
+
 def test_a_row_of_hparams_is_a_configuration(address: str):
     request = {
-        "experimentName": "",
         "allowedStatuses": ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_FAILURE", "STATUS_RUNNING"],
-        "colParams": [],
+        # With numbers and texts in one column, TensorBoard fails to sort.
+        "colParams": [{"hparam": "trainer.ema", "order": "ORDER_ASC"}],
         "startIndex": 0,
         "sliceSize": 100,
     }
-    data = json.dumps(request).encode()
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    asked = urllib.request.Request(
-        f"{address}data/plugin/hparams/session_groups", data=data, headers={"Content-Type": "application/json"}
-    )
-    with opener.open(asked, timeout=SECONDS) as answer:
-        groups = json.loads(answer.read())["sessionGroups"]
-    assert {group["name"]: len(group["sessions"]) for group in groups} == {"gaussian": 2, "hvm": 2}
+    groups = asked(address, "session_groups", **request)["sessionGroups"]
+    rows = [(group["name"].rpartition(" ")[0], len(group["sessions"])) for group in groups]
+    assert rows == [("hvm-elbo-k1", 2), ("gaussian-elbo-k1", 2)]
+    assert [group["hparams"]["trainer.ema"] for group in groups] == ["0.999", "null"]
+
+
+def test_hparams_marks_what_differs_also_with_null(address: str):
+    infos = asked(address, "experiment")["hparamInfos"]
+    assert {info["name"] for info in infos if info["differs"]} == {"encoder.name", "trainer.ema"}
 
 
 # how it ends
@@ -173,17 +189,59 @@ def test_a_signal_that_another_thread_receives_ends_it(runs: Path, tmp_path: Pat
 # which runs
 
 
-def test_one_folder_is_shown_as_it_is(runs: Path):
-    with logdir([runs], chosen_folders([runs], []), everything=True) as place:
-        assert place == runs.resolve()
+def names_of(shown: Shown, names: Names | None = None) -> list[str]:
+    return sorted((names or SettingsNames()).of(shown.look()).values())
 
 
-def test_several_folders_are_shown_by_links(runs: Path):
-    paths = [runs / "mnist5k" / name for name in ("gaussian-elbo-k1", "planar-elbo-k1")]
-    with logdir(paths, chosen_folders(paths, []), everything=True) as place:
-        assert {link.parent.name for link in place.glob("*/*")} == {path.name for path in paths}
-        assert len(list(place.glob("*/*/events.out.*"))) == 6
-    assert not place.exists()
+def test_folder_names(runs: Path):
+    expected = sorted(str(path.parent.relative_to(runs)) for path in runs.rglob("config.yaml"))
+    shown = Shown([runs], [])
+    assert names_of(shown, FolderNames(shown)) == expected
+    shown = Shown([runs / "mnist5k" / name for name in ("gaussian-elbo-k1", "planar-elbo-k1")], [])
+    assert {Path(name).parent.name for name in names_of(shown, FolderNames(shown))} == {
+        "gaussian-elbo-k1",
+        "planar-elbo-k1",
+    }
+
+
+def test_names_are_unique_and_stay_when_runs_are_added(tmp_path: Path):
+    made_run(tmp_path / "a", "encoder=hvm", "name=a/b: best")
+    made_run(tmp_path / "b", "encoder=hvm")
+    shown, names = Shown([tmp_path], []), SettingsNames()
+    assert names_of(shown, names) == ["encoder=hvm seed=0", "name=a_b_ best encoder=hvm seed=0"]
+    folder = made_run(tmp_path / "c", "encoder=hvm")
+    assert names_of(shown, names) == [f"encoder=hvm seed=0 {identity(read(folder.path))}"]
+    made_run(tmp_path / "c", "encoder=hvm", "k=4", "encoder.hidden=[7]", "decoder.hidden=[8]")
+    assert names_of(shown, names) == ["encoder=hvm k=4 decoder.hidden=[8] encoder.hidden=[7] seed=0"]
+    assert names_of(shown, names) == []
+
+
+def test_a_later_run_is_shown_if_it_meets_the_conditions(tmp_path: Path):
+    made_run(tmp_path, "encoder=hvm", "name=mine")
+    made_run(tmp_path, "encoder=hvm", "k=2")
+    shown = Shown([tmp_path], ["name=mine"])
+    assert len(shown.look()) == 1
+    made_run(tmp_path, "encoder=hvm", "name=mine", "k=3")
+    made_run(tmp_path, "encoder=hvm", "name=yours", "k=4")
+    assert [read(folder.path).k for folder in shown.look()] == [3]
+    assert shown.look() == []
+
+
+def test_the_link_of_a_run_with_replaced_results_is_renewed(tmp_path: Path):
+    """TensorBoard shows deleted results until the run is gone."""
+    (tmp_path / "links").mkdir()
+    folder = made_run(tmp_path / "runs", results=[record(-90.0)])
+    show_results(folder, identity(read(folder.path)))
+    links = Links(tmp_path / "links")
+    links.add({folder.path: "mine"})
+    link = tmp_path / "links" / "mine"
+    links.renew()
+    assert link.readlink() == folder.path
+    show_results(folder, identity(read(folder.path)))
+    links.renew()
+    assert not link.is_symlink()
+    links.renew()
+    assert link.readlink() == folder.path
 
 
 @pytest.mark.parametrize(

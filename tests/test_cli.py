@@ -124,6 +124,11 @@ REFUSED = {
     "encoder=NF": "there is no encoder=NF: write encoder=realnvp",
     "encoder=iwae": "there is no encoder=iwae: write encoder=gaussian objective=iwae k=16",
     "objective=dreg": "there is no objective=dreg: write objective=iwae objective.gradient=dreg k=16",
+    "optimizer=sgd": "there is no optimizer=sgd: write optimizer=adam; choices: adam",
+    "estimator=nll": "there is no estimator=nll: write estimator=iwae; choices: ais, bdmc, diwhvi, gaps",
+    "objective.bound=iwae": "objective.bound is fixed by the choice: write objective=iwae",
+    "published={value:3,source:a,checked:b,protocol:c}": "published is set by the yaml file of an experiment",
+    "experiment=iwhvi_paper/mnist_hvm published.value=-3": "published is set by the yaml file of an experiment",
     "dataset=MNIST": "there is no dataset=MNIST: write dataset=mnist",
     "+encoder=hvm": "encoder has a choice already: write encoder=hvm without the +",
     "objective.beta=2": "objective=ciwae, not of the chosen objective; or write objective=beta objective.kl_weight=2",
@@ -216,6 +221,20 @@ def test_refused(words: str, core: FakeCore, folder: Path, capfd: pytest.Capture
     assert not core.trained
     assert not core.resumed
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("command", [["train"], ["list", "encoder"]])
+def test_an_own_yaml_with_a_name_of_ours_is_refused(
+    command: list[str], core: FakeCore, folder: Path, capfd: pytest.CaptureFixture[str]
+):
+    """hydra would use ours, while `vaebench list` showed the other one."""
+    own = folder / "own" / "encoder"
+    own.mkdir(parents=True)
+    (own / "hvm2.yaml").write_text("defaults: [hvm]\n")
+    assert main([*command, "--config-dir", str(own.parent)]) == 0
+    (own / "hvm.yaml").write_text("name: hvm\n")
+    assert main([*command, "--config-dir", str(own.parent)]) == 2
+    assert f"{own / 'hvm.yaml'} has the name of " in capfd.readouterr().err
 
 
 # Valid settings at the ends of their documented ranges. A guess from the sign of the default refused them once.

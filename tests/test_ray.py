@@ -161,7 +161,7 @@ def on_this_machine() -> None:
     os.killpg(process.pid, signal.SIGINT)
     assert ended(process, "here")[0] == 130
     assert statuses("here") == ["finished", "interrupted"]
-    assert {threads(run) for run in runs} == {"cpu (1 threads)"}
+    assert {threads(run) for run in runs} == {"cpu (1 thread)"}
     assert len(set(runs.values())) == 2
     logs = "".join(path.read_text() for path in Path("here").glob("outputs/.sweeps/*/jobs/*.log"))
     assert "interrupted; state saved in" in logs

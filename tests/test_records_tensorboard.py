@@ -291,7 +291,7 @@ def test_hparams_show_the_true_status(folder: RunFolder, state: State, shown: in
     assert group.hparams["k"].number_value == 16
     assert group.hparams["encoder.name"].string_value == "hvm"
     assert group.hparams["stl"].bool_value
-    assert "ema" not in group.hparams
+    assert group.hparams["ema"].string_value == "null"
     assert {metric.name.tag: metric.value for metric in session.metric_values} == {"bound": -90.0}
 
 

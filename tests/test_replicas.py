@@ -204,7 +204,7 @@ def test_a_run_begun_by_one_process_and_finished_by_two(
     assert done.stdout.count("processes  2, each with a part of every batch") == 1
     assert done.stdout.count("resuming from epoch 0, step 5") == 1
     run = run_folder(compose(words))
-    assert json.loads((run / "manifest.json").read_text())["restarts"][0]["device"] == "cpu (1 threads), 2 processes"
+    assert json.loads((run / "manifest.json").read_text())["restarts"][0]["device"] == "cpu (1 thread), 2 processes"
     lines = [read_metrics(RunFolder(path)) for path in (whole, run)]
     for one, two in zip(*lines, strict=True):
         assert one.keys() == two.keys()

@@ -391,7 +391,7 @@ def test_submit_only_and_collecting(
     assert "2 jobs: 2 skipped" in sweep(tmp_path, words)
     assert_undisturbed(tmp_path, undisturbed, "0,1")
     manifests = [json.loads((run / "manifest.json").read_text()) for run in runs(tmp_path).values()]
-    assert all("(1 threads)" in manifest["device"] for manifest in manifests)  # as cpus_per_task says
+    assert all("(1 thread)" in manifest["device"] for manifest in manifests)  # as cpus_per_task says
 
 
 def test_jobs_that_are_busy_elsewhere_are_not_submitted(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):

@@ -135,7 +135,7 @@ def test_list_runs_where_there_are_none(tmp_path: Path, capsys: pytest.CaptureFi
 def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     facts = {
         "command": ["vaebench", "train", "decoder.hidden=[64,64]"],
-        "device": "cpu (1 threads)",
+        "device": "cpu (1 thread)",
         "host": "here",
         "time": "2026-01-01T00:00:00+00:00",
         "dataset": {"protocol": "mnist5k/dynamic-v1", "fingerprint": "abc"},

@@ -8,9 +8,12 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+
+from vaebench.errors import RunFailed
 
 
 def start_workers() -> None:
@@ -66,3 +69,18 @@ def is_alive(pid: int) -> bool:
     # A process that has ended is a zombie until its new parent notices.
     status = Path(f"/proc/{pid}/status")
     return not status.exists() or "State:\tZ" not in status.read_text()
+
+
+@pytest.mark.parametrize(("code", "word"), [(-9, "out of memory"), (1, 'if __name__ == "__main__":')])
+def test_the_message_says_why_a_process_ended(code: int, word: str):
+    """A script without a guard starts itself again in each process, which then fails with exit code 1."""
+    from vaebench.evaluate.workers import _Workers
+
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    workers = _Workers([], Path(), "")
+    workers._idle.append(ours)
+    workers._processes.append(cast(Any, SimpleNamespace(exitcode=code, join=lambda seconds: None)))
+    with pytest.raises(RunFailed, match="a process of the evaluation") as caught:
+        list(workers.results([cast(Any, None)], lambda: False))
+    assert word in str(caught.value)

@@ -86,7 +86,8 @@ def use_gpu_in_turn(number: int) -> None:
 def describe(device: torch.device) -> str:
     """Return the device in words, for headers and manifests."""
     if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} threads)"
+        count = torch.get_num_threads()
+        return f"cpu ({count} thread{'s' * (count > 1)})"
     name = getattr(torch.get_device_module(device), "get_device_name", None)
     return str(device) if name is None else f"{device} ({name(device)})"
 

@@ -73,12 +73,13 @@ PICTURE = flags("-o --output=")
 # --filter and --pair may be repeated: `take` removes them before `parse`.
 COMPARE = flags("--format=", "--columns=", "--diff", "--baseline=", "--quantity=", "--unfinished")
 REPORT = flags("-o --output=", "--title=", "--baseline=", "--methods=", "--charts=", "--quantity=", "--unfinished")
-BOARD = flags("--port=", "--host=", "--open")
+BOARD = flags("--port=", "--host=", "--open", "--names=")
 TUNE = flags("--trials=", "--prune", "--seed=")
 SHOW = flags("--settings")
 DATA = flags("--no-download", "--rebuild")
 VALUES = {
     "--cfg": ("job", "hydra", "all"),
+    "--names": ("settings", "folder"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
 # hydra runs one of these at a time.

@@ -9,7 +9,7 @@ from vaebench import plugins
 from vaebench.cli.flags import HELP as HELP_FLAGS
 from vaebench.cli.flags import TRAIN, parse
 from vaebench.cli.selection import selection
-from vaebench.config.catalog import config_dir, config_folders, default_choices, described, groups
+from vaebench.config.catalog import check_own_folder, config_dir, config_folders, default_choices, described, groups
 from vaebench.config.explain import no_such_choice
 from vaebench.config.meanings import of_choice
 from vaebench.errors import UserError, did_you_mean
@@ -45,6 +45,8 @@ def run(words: list[str]) -> int:
     own = [Path(parsed.flags["--config-dir"])] if "--config-dir" in parsed.flags else []
     if own and not own[0].is_dir():
         raise UserError(f"--config-dir: there is no folder {own[0]}")
+    for folder in own:
+        check_own_folder(folder)
     folders = [*own, *config_folders()]
     known = groups(folders)
     print("\n\n".join(texts(parsed.rest or known, known, folders)))

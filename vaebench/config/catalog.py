@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 from vaebench import plugins
 from vaebench.errors import UserError
 
-__all__ = ["Listed", "config_dir", "config_folders", "default_choices", "described", "groups", "own_keys", "yaml_file"]
+__all__ = [
+    "Listed",
+    "check_own_folder",
+    "config_dir",
+    "config_folders",
+    "default_choices",
+    "described",
+    "groups",
+    "own_keys",
+    "yaml_file",
+]
 
 
 @cache
@@ -44,6 +54,19 @@ def _check_folders(others: tuple[tuple[Path, str], ...]) -> None:
             if file in seen:
                 raise UserError(f"{origin}: {folder / file} has the name of a file of {seen[file]}: rename it")
             seen[file] = origin
+
+
+def check_own_folder(folder: Path) -> None:
+    """Raise UserError if a yaml file in a user's folder has the name of one of ours or of a plug-in.
+
+    hydra would use the other file in its place.
+    """
+    for other in config_folders():
+        found = [file for file in _files(other) if (folder / file).is_file()]
+        if found and not (folder / found[0]).samefile(other / found[0]):
+            raise UserError(
+                f"{folder / found[0]} has the name of {other / found[0]}, which is used in its place: rename it"
+            )
 
 
 def _files(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from vaebench.config.catalog import config_dir, config_folders, described, own_keys, yaml_file
+from vaebench.config.catalog import check_own_folder, config_dir, config_folders, described, own_keys, yaml_file
 from vaebench.config.check import build, convert, same_type, unknown_key
 from vaebench.config.combinations import check_combinations, hierarchical_encoder_needed
 from vaebench.config.explain import explained
@@ -29,6 +29,9 @@ PATHS = ("data_dir", "output_dir")
 OPEN_GROUPS: dict[str, type[Choice]] = {
     f.name: f.type for f in fields(Config) if isinstance(f.type, type) and issubclass(f.type, Choice)
 }
+
+FIXED = {"objective": ("name", "bound")}
+"""The settings of a group that its choice fixes; of the other groups, ``name``."""
 
 
 class Chosen(NamedTuple):
@@ -80,6 +83,10 @@ def checked(cfg: DictConfig, chosen: Chosen) -> Config:
         UserError: as `from_hydra`.
     """
     values = _resolved(cfg)
+    for folder in chosen.folders:
+        if folder not in config_folders():
+            check_own_folder(folder)
+    _check_published(values.get("published"), chosen)
     for group in OPEN_GROUPS:
         if group in values and not isinstance(chosen.choices.get(group), str):
             raise UserError(f"{group} must be the name of a choice: `vaebench list {group}` shows the choices")
@@ -94,6 +101,16 @@ def checked(cfg: DictConfig, chosen: Chosen) -> Config:
     check_combinations(config, objective_inner_k)
     config = _without_foreign_result(config, chosen)
     return _with_own_images(config) if config.dataset.name == OWN else config
+
+
+def _check_published(given: Any, chosen: Chosen) -> None:
+    """Raise UserError for a published result that is not the one in the experiment's yaml file: it is a paper's."""
+    name = chosen.choices.get("experiment")
+    own: Any = {}
+    if isinstance(name, str):
+        own = OmegaConf.to_container(own_keys("experiment", name, chosen.folders, of="published"), resolve=True)
+    if given is not None and given != own:
+        raise UserError("published is set by the yaml file of an experiment: remove this setting")
 
 
 def _without_foreign_result(config: Config, chosen: Chosen) -> Config:
@@ -219,8 +236,8 @@ def _checked_choice(
     for key, default in declared.items():
         if key not in given:
             raise UserError(f"{group}.{key} is missing: set {group}.{key}=...")
-        if key == "name" and given[key] != default:
-            raise UserError(f"{group}.name is fixed by the choice: write {group}={given[key]}")
+        if key in FIXED.get(group, ("name",)) and given[key] != default:
+            raise UserError(f"{group}.{key} is fixed by the choice: write {group}={clipped(str(given[key]))}")
     typed = {f.name for f in fields(schema)}
     # null switches parts of an estimator off (estimator.bdmc=null), and the estimator checks it.
     return {

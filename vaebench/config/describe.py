@@ -1,11 +1,26 @@
-"""A config in words: the lines that a run's header and its summary share. Imports no torch."""
+"""A config in words: the lines that a run's header and its summary share, and its row in HParams. Imports no torch."""
 
 from collections.abc import Iterator
+from dataclasses import fields
+from types import NoneType
+from typing import Any, get_args
 
-from vaebench.config.identity import is_elbo_by_k
-from vaebench.config.schema import Config
+from omegaconf import OmegaConf
 
-__all__ = ["by_epoch", "decoder", "network", "objective", "schedules_past_the_end", "training"]
+from vaebench.config.catalog import config_folders, own_keys
+from vaebench.config.identity import defining_with_nulls, identity, is_elbo_by_k
+from vaebench.config.schema import Choice, Config
+
+__all__ = [
+    "by_epoch",
+    "decoder",
+    "hparams",
+    "hparams_title",
+    "network",
+    "objective",
+    "schedules_past_the_end",
+    "training",
+]
 
 BURDA_EPOCHS = 3280
 
@@ -76,3 +91,45 @@ def schedules_past_the_end(config: Config) -> Iterator[str]:
             f"optimizer.decay_epochs={optimizer.decay_epochs} is longer than trainer.epochs={trainer.epochs}: "
             f"the learning rate ends at {rate:.3g}"
         )
+
+
+def hparams(config: Config) -> dict[str, Any]:
+    """Return the settings that can define the model and the run's name, nested, as TensorBoard's HParams shows them.
+
+    The seed is left out, because runs that differ only in the seed share a row. A value of a setting that may be null
+    is text: TensorBoard can neither sort nor filter a column with texts and numbers.
+    """
+    values = defining_with_nulls(config) | {"name": config.name}
+    del values["seed"]
+    for group, part in values.items():
+        if isinstance(part, dict):
+            nullable = _nullable(config, group)
+            values[group] = {key: _as_text(value) if key in nullable else value for key, value in part.items()}
+    return values
+
+
+def hparams_title(config: Config) -> str:
+    """Return the title of the run's row in HParams: its name, its method and a hash of the settings without the seed.
+
+    Runs with other names have rows of their own: TensorBoard shows the settings of one run for the whole row.
+    """
+    method = f"{config.encoder.name}-{config.objective.name}-k{config.k} {identity(config, with_seed=False)}"
+    return method if config.name is None else f"{config.name} {method}"
+
+
+def _nullable(config: Config, group: str) -> set[str]:
+    """Return the settings of a group that may be null: by their type, or by their default in the yaml of the choice."""
+    part = getattr(config, group)
+    found = {field.name for field in fields(part) if NoneType in get_args(field.type)}
+    if not isinstance(part, Choice):
+        return found
+    folders = [folder for folder in config_folders() if (folder / group / f"{part.name}.yaml").is_file()]
+    if not folders:  # of a folder of --config-dir
+        return found
+    declared = OmegaConf.to_container(own_keys(group, part.name, folders))  # references stay as they are
+    assert isinstance(declared, dict)
+    return found | {str(key) for key, value in declared.items() if value is None}
+
+
+def _as_text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -111,7 +111,7 @@ def no_such_choice(group: str, choice: str, folders: Sequence[Path]) -> UserErro
     choices = sorted([*choices, "basic"]) if group == "hydra/launcher" else choices
     usual = choice_for(group, choice) or (f"{group}={choice.lower()}" if choice.lower() in choices else "")
     if usual:
-        return UserError(f"there is no {group}={choice}: write {usual}")
+        return UserError(f"there is no {group}={choice}: write {usual}; choices: {', '.join(choices)}")
     more = "; a name of a plug-in needs its package, or --plugin FILE" if group in plugins.KINDS else ""
     return UserError(
         f"there is no {group}={choice}{did_you_mean(choice, choices)}; choices: {', '.join(choices)}{more}"

@@ -8,7 +8,16 @@ from typing import Any
 
 from vaebench.config.schema import Config
 
-__all__ = ["defining", "digest", "identity", "is_elbo", "is_elbo_by_k", "model_identity", "run_folder"]
+__all__ = [
+    "defining",
+    "defining_with_nulls",
+    "digest",
+    "identity",
+    "is_elbo",
+    "is_elbo_by_k",
+    "model_identity",
+    "run_folder",
+]
 
 # These settings change the place, the output or the speed of a run, and not the model that it trains.
 NOT_DEFINING = ("device", "data_dir", "output_dir", "name", "estimator", "sweep", "published")
@@ -36,14 +45,16 @@ def defining(config: Config) -> dict[str, Any]:
     Settings that are null are left out. So a new setting with the default null does not change the identity of
     earlier runs. A group of `GROUPS_ADDED_LATER` is left out if it has the choice of the earlier runs.
     """
-    values = {
-        key: value
-        for key, value in config.to_dict().items()
-        if key not in NOT_DEFINING and GROUPS_ADDED_LATER.get(key) != value
-    }
+    values = defining_with_nulls(config)
+    return without_nulls({key: value for key, value in values.items() if GROUPS_ADDED_LATER.get(key) != value})
+
+
+def defining_with_nulls(config: Config) -> dict[str, Any]:
+    """Return every setting that can define the trained model, also those that `defining` leaves out."""
+    values = {key: value for key, value in config.to_dict().items() if key not in NOT_DEFINING}
     values["trainer"] = {k: v for k, v in values["trainer"].items() if k not in NOT_DEFINING_IN_TRAINER}
     values["dataset"] = {k: v for k, v in values["dataset"].items() if k not in NOT_DEFINING_IN_DATASET}
-    return without_nulls(values)
+    return values
 
 
 def without_nulls(values: dict[str, Any]) -> dict[str, Any]:

@@ -72,12 +72,22 @@ CHOICES: dict[str, dict[str, str]] = {
         "bce": "likelihood=bernoulli",
         "discretized_logistic": "likelihood=logistic dataset.binarization=none",
     },
-    "optimizer": dict.fromkeys(("sgd", "adamw", "adamax", "rmsprop", "adagrad"), "optimizer=adam"),
+    "optimizer": {
+        **dict.fromkeys(("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adadelta", "lbfgs"), "optimizer=adam"),
+        **dict.fromkeys(
+            ("adamw", "adamax", "nadam", "radam", "amsgrad", "adabelief", "lion", "lamb"), "optimizer=adam"
+        ),
+        "cosine": "optimizer=adam optimizer.schedule=cosine",
+    },
     "estimator": {
         "is": "estimator=iwae",
         "importance": "estimator=iwae",
         "importance_sampling": "estimator=iwae",
         "elbo": "estimator=iwae estimator.k=1",
+        "nll": "estimator=iwae",
+        "log_likelihood": "estimator=iwae",
+        "iwelbo": "estimator=iwae",
+        "annealed_importance_sampling": "estimator=ais",
         "none": "trainer.evaluate=false",
     },
     "dataset": {
@@ -114,6 +124,8 @@ KEYS = {
     "model": "encoder",
     "method": "encoder",
     "posterior": "encoder",
+    "optim": "optimizer",
+    "momentum": "optimizer.betas=[0.9,0.999]",
     "data": "dataset",
     "z_dim": "latent_dim",
     "zdim": "latent_dim",

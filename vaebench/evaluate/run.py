@@ -30,6 +30,7 @@ from vaebench.records import (
 )
 from vaebench.records.current import left_out, split_results
 from vaebench.records.manifest import require_plugins
+from vaebench.records.result_events import show_results
 from vaebench.records.results import bits_per_dimension
 from vaebench.signals import Interruption
 
@@ -37,7 +38,7 @@ __all__ = ["estimate", "evaluate", "over_repeats", "print_results"]
 
 
 def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRecord]:
-    """Run an estimator on a run's best weights, add the results to its results.json, and print them.
+    """Run an estimator on a run's best weights, add the results to its results.json and TensorBoard, and print them.
 
     Args:
         folder: a run folder.
@@ -64,6 +65,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRe
             raise SystemExit(interruption.exit_code if interruption.signal else 130) from error
     for record in records:
         append_result(run, record)
+    show_results(run, made_by.run)
     print_results(run, records)
     return records
 

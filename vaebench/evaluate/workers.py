@@ -114,10 +114,28 @@ class _Workers:
         while busy:
             for connection in wait(busy):
                 assert isinstance(connection, Connection)
-                result = _received(connection)
+                try:
+                    result = _received(connection)
+                except (EOFError, ConnectionResetError) as error:
+                    raise RunFailed(self._ended(connection)) from error
                 if not _send_next(connection, left, stopping):
                     busy.remove(connection)
                 yield result
+
+    def _ended(self, connection: Connection) -> str:
+        """Return a message: why the process behind a connection ended without a result."""
+        process = self._processes[self._idle.index(connection)]
+        process.join(PATIENCE)
+        if process.exitcode is None or process.exitcode <= 0:
+            return (
+                "a process of the evaluation was killed (out of memory?); finished images are saved: run the same "
+                "command to resume, with fewer processes if memory is short"
+            )
+        return (
+            f"a process of the evaluation failed at its start with exit code {process.exitcode}; its error is above. "
+            "Each process runs the script that started the evaluation again, up to its main part: write "
+            '`if __name__ == "__main__":` before the main part of the script, or use processes=1'
+        )
 
 
 def _send_next(connection: Connection, left: list[Task], stopping: Callable[[], bool]) -> bool:
@@ -131,13 +149,7 @@ def _send_next(connection: Connection, left: list[Task], stopping: Callable[[], 
 
 
 def _received(connection: Connection) -> tuple[Task, torch.Tensor]:
-    try:
-        result = connection.recv()
-    except (EOFError, ConnectionResetError) as error:
-        raise RunFailed(
-            "a process of the evaluation was killed (out of memory?); finished images are saved: run the same command "
-            "to resume, with fewer processes if memory is short"
-        ) from error
+    result = connection.recv()
     if isinstance(result, Failed):
         raise result.kind(result.message)
     task, numbers = result

@@ -42,11 +42,14 @@ from vaebench.records.stored import Unreadable, read_whole
 __all__ = [
     "CONFIG_TAG",
     "EventFile",
+    "Point",
     "charts",
     "markdown",
     "picture",
     "read_pictures",
     "read_scalars",
+    "replace_results",
+    "result_files",
     "scalar",
     "session_end",
     "session_start",
@@ -73,6 +76,11 @@ _LARGEST = 1 << 32  # bytes of an event file
 
 _number = itertools.count()
 _PREFIX = "events.out.tfevents."
+_RESULTS = ".results"
+"""The end of the name of an event file of results, which `show_results` writes and no session of training keeps."""
+
+Point = tuple[int, Summary.Value]
+"""A step and its value."""
 
 
 class EventFile:
@@ -90,10 +98,8 @@ class EventFile:
             after: the latest time of an event in the older files, in seconds.
         """
         self._latest = after
-        # TensorBoard reads files in the order of their names: pad the number, so that 10 follows 9.
-        source = f"{socket.gethostname()}.{os.getpid()}.{next(_number):06d}"
         started = max([round(time.time()), *(second + 1 for second in _seconds_in_names(folder))])
-        self._file = Appender(folder / f"{_PREFIX}{started:010d}.{source}")
+        self._file = Appender(folder / _file_name(started))
         self._records = RecordWriter(self._file)
         self._write(Event(wall_time=self._now(), file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
@@ -114,6 +120,33 @@ class EventFile:
 
     def _write(self, event: Event) -> None:
         self._records.write(event.SerializeToString())
+
+
+def _file_name(seconds: int) -> str:
+    """Return a name that no other file has."""
+    # TensorBoard reads files in the order of their names: pad the number, so that 10 follows 9.
+    return f"{_PREFIX}{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{next(_number):06d}"
+
+
+def replace_results(folder: Path, points: Sequence[Point]) -> None:
+    """Write a new event file with ``points``, and delete the earlier files of results in ``folder``.
+
+    The caller holds a lock. UserError if the file cannot be written; the earlier files are then kept.
+    """
+    earlier = result_files(folder)
+    if points:
+        now = time.time()
+        head = Event(wall_time=now, file_version="brain.Event:2")
+        found = [Event(wall_time=now, step=step, summary=Summary(value=[value])) for step, value in points]
+        # Before the files of training: a TensorBoard without its fast reader stops at the file that comes last.
+        write_whole(folder / f"{_file_name(0)}{_RESULTS}", b"".join(map(_written, [head, *found])))
+    for path in earlier:
+        path.unlink(missing_ok=True)
+
+
+def result_files(folder: Path) -> list[Path]:
+    """Return the event files of results in ``folder``."""
+    return list(folder.glob(f"{_PREFIX}*{_RESULTS}"))
 
 
 def _seconds_in_names(folder: Path) -> Iterator[int]:
@@ -138,16 +171,14 @@ def charts(layout: Mapping[str, Mapping[str, Sequence[str]]]) -> Summary.Value:
     """Return the layout of TensorBoard's Custom Scalars.
 
     Args:
-        layout: the tags of each chart of each category. TensorBoard merges equal categories of several runs.
+        layout: the tags of each chart of each category, as regular expressions that match from the start of a tag.
+            TensorBoard merges equal categories of several runs.
     """
     categories = [
         layout_pb2.Category(
             title=title,
             chart=[
-                # TensorBoard takes tags as regular expressions, and does not match their end.
-                layout_pb2.Chart(
-                    title=name, multiline=layout_pb2.MultilineChartContent(tag=[f"{re.escape(tag)}$" for tag in tags])
-                )
+                layout_pb2.Chart(title=name, multiline=layout_pb2.MultilineChartContent(tag=tags))
                 for name, tags in in_category.items()
             ],
         )
@@ -169,15 +200,15 @@ def picture(tag: str, pixels: numpy.ndarray) -> Summary.Value:
 
 
 def session_start(hparams: Mapping[str, str | float | bool | None], group: str) -> Summary.Value:
-    """Return the HParams row of this run, without None values; runs with the same ``group`` share a row."""
+    """Return the HParams row of this run, with "null" for None; runs with the same ``group`` share a row."""
     info = SessionStartInfo(group_name=group, start_time_secs=time.time())
     for name, value in hparams.items():
         if isinstance(value, bool):
             info.hparams[name].bool_value = value
         elif isinstance(value, int | float):
             info.hparams[name].number_value = value
-        elif value is not None:
-            info.hparams[name].string_value = value
+        else:
+            info.hparams[name].string_value = "null" if value is None else value
     return _hparams(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
 
 
@@ -209,9 +240,11 @@ def trim(folder: Path, keep: Callable[[int, str], bool]) -> Trimmed:
 
     Also delete the records that each session writes again (the configuration, the HParams row, the layout of charts,
     restart marks), an incomplete last record, and everything from the first damaged record of a file on. Each file is
-    replaced whole, so the next call completes a call that was killed. Other events are copied as bytes.
+    replaced whole, so the next call completes a call that was killed. Other events are copied as bytes. Files of
+    results are deleted.
     """
     latest, points, notices = 0.0, 0, list[str]()
+    replace_results(folder, [])
     for path in sorted(folder.glob(f"{_PREFIX}*")):
         try:
             old = read_whole(path, _LARGEST)

@@ -53,7 +53,7 @@ class Recorder:
                 deleted. None: the checkpoint has none, because it is of an earlier version, which recorded the test
                 result alone after a checkpoint.
             hparams: the settings, nested or flat, for TensorBoard's HParams.
-            group: runs with the same group share a row in HParams.
+            group: the title of the row in HParams; runs with the same group share it.
             written: ``self.written`` when the checkpoint was saved; None if the checkpoint does not hold it.
         """
         keep = _kept_records(resume_step, resume_tags)
@@ -82,13 +82,20 @@ class Recorder:
         """Add ``tags`` to those of the step."""
         self._tags = (step, {*(self._tags[1] if self._tags[0] == step else ()), *tags})
 
-    def scalars(self, step: int, epoch: float, values: Mapping[str, float], wall: float) -> None:
-        """Record ``values`` by tag after optimiser step ``step``; ``wall`` is the seconds of training so far."""
+    def scalars(
+        self, step: int, epoch: float, values: Mapping[str, float], wall: float, *, events_too: bool = True
+    ) -> None:
+        """Record ``values`` by tag after optimiser step ``step``; ``wall`` is the seconds of training so far.
+
+        ``events_too=False``: only in metrics.jsonl, and not for TensorBoard.
+        """
         self._note(step, values)
         line = _line(step, epoch, values, wall).encode()
         self._metrics.write(line)
         self.written["lines"] += 1
         self.written["chain"] = chained(self.written["chain"], line)
+        if not events_too:
+            return
         self.written["points"] += len(values)
         self._events.add(step, *(events.scalar(tag, float(value)) for tag, value in values.items()))
 
@@ -104,7 +111,7 @@ class Recorder:
         self._events.add(0, events.markdown(events.CONFIG_TAG, "\n".join(["| key | value |", "|---|---|", *rows])))
 
     def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """Record the layout of TensorBoard's Custom Scalars: the tags of each chart of each category."""
+        """Record the layout of TensorBoard's Custom Scalars: for each chart of each category, patterns of tags."""
         self._events.add(0, events.charts(layout))
 
     def close(self, state: State | None) -> None:

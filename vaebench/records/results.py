@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -15,7 +16,15 @@ from vaebench.records.stored import read_json
 from vaebench.records.text import counted, decimals, with_error, with_sign
 from vaebench.typed import Checker, printable, shown
 
-__all__ = ["ResultRecord", "append_result", "bits_per_dimension", "format_line", "read_results"]
+__all__ = [
+    "ResultRecord",
+    "append_result",
+    "bits_per_dimension",
+    "conditions",
+    "format_line",
+    "read_results",
+    "results_locked",
+]
 
 ADVICE = "Repair it, or move it away and run `vaebench evaluate` again."
 PRECISIONS = ("", "float32", "bf16")
@@ -100,17 +109,22 @@ class ResultRecord:
         return json.dumps({name: getattr(self, name) for name in named}, sort_keys=True)
 
 
+def results_locked(folder: RunFolder) -> AbstractContextManager[None]:
+    """Hold the lock of results.json. Busy if another process holds it for longer than 30 s."""
+    return exclusive(
+        folder.path / ".results.lock",
+        wait=30.0,
+        busy=lambda holder: f"{folder.results} is locked by {holder}: try again.",
+    )
+
+
 def append_result(folder: RunFolder, record: ResultRecord) -> None:
     """Add ``record`` to results.json. Several processes may do so at once.
 
     It replaces a record with the same key, also if the old record has no precision; it does not replace a record of
     other code.
     """
-    with exclusive(
-        folder.path / ".results.lock",
-        wait=30.0,
-        busy=lambda holder: f"{folder.results} is locked by {holder}: try again.",
-    ):
+    with results_locked(folder):
         # The others stay as they are stored: what was altered must not get a fresh checksum.
         others = [entry for entry, other in _stored(folder) if not _replaces(record, other)]
         write_json(folder.results, [*others, _to_json(record)])
@@ -183,15 +197,19 @@ def _bits(record: ResultRecord) -> list[str]:
 
 def _conditions(record: ResultRecord) -> str:
     words = ["estimate"] if record.direction is Direction.ESTIMATE else []
-    words += [*_bits(record), record.estimator]
-    numbers = {"k": record.k, "inner_k": record.inner_k, **record.settings}
-    if record.precision == "bf16":
-        numbers["precision"] = record.precision
-    words += [f"{name}={value}" for name, value in numbers.items() if value is not None]
-    words += [record.protocol, counted(record.n_images, "image")]
+    words += [*_bits(record), record.estimator, *conditions(record), counted(record.n_images, "image")]
     repeats_shown = record.repeats == 1 or "repeat_stderr" in record.extra
     words += [] if repeats_shown else [counted(record.repeats, "repeat")]
     return printable(", ".join(words)).replace("\n", " ")
+
+
+def conditions(record: ResultRecord, *, without: Collection[str] = ()) -> list[str]:
+    """Return the settings of the estimator, except those named in ``without``, and the protocol."""
+    numbers = {"k": record.k, "inner_k": record.inner_k, **record.settings}
+    if record.precision == "bf16":
+        numbers["precision"] = record.precision
+    words = [f"{name}={value}" for name, value in numbers.items() if value is not None and name not in without]
+    return [*words, record.protocol]
 
 
 def _to_json(record: ResultRecord) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import yaml
 from vaebench.errors import UserError, did_you_mean
 from vaebench.report.runs import Run, Scalar
 
-__all__ = ["Condition", "all_hold", "check_known", "matching_runs", "parse"]
+__all__ = ["Condition", "all_hold", "check_known", "matching_runs", "meets", "parse"]
 
 _WORDS = re.compile(r"(?P<key>[A-Za-z_][\w.]*)\s*(?P<sign>!=|>=|<=|=|>|<)\s*(?P<value>.+)", re.DOTALL)
 _ORDER: dict[str, Callable[[float, float], bool]] = {
@@ -20,6 +20,12 @@ _ORDER: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
+_OF_A_RUN: dict[str, Callable[[Run], Scalar]] = {
+    "name": lambda run: run.config.name,
+    "seed": lambda run: run.seed,
+    "state": lambda run: run.state,
+}
+"""What conditions may use besides settings."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,10 @@ def parse(text: str) -> list[Condition]:
     for piece in _pieces(text):
         if match := _WORDS.fullmatch(piece.strip()):
             key = match["key"].removesuffix(".name")
-            conditions.append(Condition(key, match["sign"], (_value(match["value"]),)))
+            conditions.append(Condition(key, match["sign"], (_value(match["value"], key),)))
         elif conditions and conditions[-1].sign in ("=", "!=") and piece.strip():
             last = conditions.pop()
-            conditions.append(Condition(last.key, last.sign, (*last.values, _value(piece))))
+            conditions.append(Condition(last.key, last.sign, (*last.values, _value(piece, last.key))))
         else:
             raise UserError(f"'{text}' is not a condition: write encoder=iwhvi, encoder=gaussian,hvm or 'k>=5'")
     for condition in conditions:
@@ -72,16 +78,21 @@ def all_hold(conditions: Iterable[Condition], settings: Mapping[str, Scalar]) ->
 
 
 def matching_runs(runs: Sequence[Run], texts: Iterable[str]) -> list[Run]:
-    """Return the runs for which every condition holds; conditions may use settings, ``seed`` and ``state``.
+    """Return the runs for which every condition holds; conditions may use settings, ``name``, ``seed`` and ``state``.
 
     Raises:
         UserError: a text is not a condition, or names a setting that no run has.
     """
     conditions = [condition for text in texts for condition in parse(text)]
     if runs:
-        known = {"seed", "state", *(key for run in runs for key in run.settings)}
+        known = {*_OF_A_RUN, *(key for run in runs for key in run.settings)}
         check_known((condition.key for condition in conditions), known)
-    return [run for run in runs if all_hold(conditions, {**run.settings, "seed": run.seed, "state": run.state})]
+    return [run for run in runs if meets(run, conditions)]
+
+
+def meets(run: Run, conditions: Iterable[Condition]) -> bool:
+    """Whether every condition holds for the run."""
+    return all_hold(conditions, {**run.settings, **{key: value(run) for key, value in _OF_A_RUN.items()}})
 
 
 def check_known(keys: Iterable[str], known: Iterable[str]) -> None:
@@ -101,8 +112,10 @@ def _same(value: Scalar, wanted: Scalar) -> bool:
     return value == wanted
 
 
-def _value(text: str) -> Scalar:
-    """Return a word as a config would hold it: numbers, true, false and null are not text."""
+def _value(text: str, key: str) -> Scalar:
+    """Return a word as a config would hold it: numbers, true, false and null are not text, except as a run's name."""
+    if key == "name":
+        return None if text.strip() == "null" else text.strip().strip("'\"")
     try:
         value = yaml.safe_load(text.strip())
     except yaml.YAMLError:

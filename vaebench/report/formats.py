@@ -60,7 +60,8 @@ class ColumnChoice:
         if self.columns is not None:
             return list(self.columns)
         chosen = differing_settings(methods) if self.every_difference else distinguishing_settings(methods)
-        return [*chosen, *table.repeated_details()]
+        named = ["name"] if any(row.names for row in table.rows) else []
+        return [*named, *chosen, *table.repeated_details()]
 
 
 def duration(seconds: float | None) -> str:

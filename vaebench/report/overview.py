@@ -15,7 +15,7 @@ from vaebench.report.runs import LeftOut, Run, outdated_results
 __all__ = ["ago", "overview"]
 
 _STYLES = {"finished": "green", "running": "cyan", "failed": "red", "damaged": "red", "interrupted": "yellow"}
-_HEAD = ("run", "state", "epoch", "result", "updated")
+_HEAD = ("run", "name", "state", "epoch", "result", "updated")
 
 
 def overview(runs: Sequence[Run], damaged: Sequence[LeftOut], base: Path) -> str:
@@ -33,15 +33,20 @@ def overview(runs: Sequence[Run], damaged: Sequence[LeftOut], base: Path) -> str
     rows: list[Sequence[str] | str] = []
     for run in runs:
         number = _number(run, shown.get(run.folder.path), details)
-        rows.append((_place(run.folder.path, base), run.state, _progress(run), number, ago(run.updated)))
+        name = run.config.name or "-"
+        rows.append((_place(run.folder.path, base), name, run.state, _progress(run), number, ago(run.updated)))
         if run.status and run.status.error and not run.results:
             rows.append(run.status.error)
     for folder, reason in damaged:
-        rows += [(_place(folder, base), "damaged", "-", "-", "-"), reason]
+        rows += [(_place(folder, base), "-", "damaged", "-", "-", "-"), reason]
     states = Counter([run.state for run in runs] + ["damaged"] * len(damaged))
     counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
     lines = [wrapped(f"result: {kind.heading()}")] if kind else []
-    lines += [table(_HEAD, rows, styles=_STYLES, keep=("state", "epoch", "result")), ""]
+    head: Sequence[str] = _HEAD
+    if not any(run.config.name for run in runs):
+        head = [title for title in _HEAD if title != "name"]
+        rows = [row if isinstance(row, str) else [row[0], *row[2:]] for row in rows]
+    lines += [table(head, rows, styles=_STYLES, keep=("name", "state", "epoch", "result")), ""]
     lines += [f"[{mark}] {words}" for mark, words in enumerate(details, start=1)]
     if others := sum(len(run.results) for run in runs) - len(shown):
         where = "`vaebench compare` and `vaebench show RUN` show them"

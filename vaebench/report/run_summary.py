@@ -54,6 +54,7 @@ def facts_of(run: Run, *, with_age: bool = False) -> Iterator[tuple[str, str]]:
     """
     config, manifest, encoder = run.config, run.manifest, run.config.encoder
     yield "run", str(run.folder.path)
+    yield "name", config.name or ""
     yield "state", _state(run, with_age=with_age)
     inner = f", inner_k={encoder.inner_k}" if encoder.inner_k else ""
     network = describe.network(encoder.trunk, encoder.hidden, encoder.activation)

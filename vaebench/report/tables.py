@@ -22,6 +22,7 @@ MOST_RANKED = 200
 MOST_UNRELIABLE = 0.1
 """The share of images with a k-hat above its limit, from which the bound of a row counts as looser."""
 _K_HAT = "pareto_k_over_"
+_NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,14 @@ class Row:
     @property
     def seeds(self) -> list[int]:
         return [result.run.seed for result in self.results]
+
+    @property
+    def names(self) -> str | None:
+        """The names that users gave its runs, ``-`` for runs without one; None if no run has a name."""
+        found = dict.fromkeys(result.run.config.name for result in self.results)
+        shown = ["-" if name is None else name for name in found]
+        more = f" and {len(shown) - _NAMES_SHOWN} more" if len(shown) > _NAMES_SHOWN else ""
+        return None if [*found] == [None] else ", ".join(shown[:_NAMES_SHOWN]) + more
 
     @property
     def mean(self) -> float:
@@ -190,6 +199,7 @@ FACTS: dict[str, Callable[[Row], Any]] = {
     "parameters": lambda row: row.results[0].run.parameters,
     "device": lambda row: row.results[0].run.manifest.get("device"),
     "method": lambda row: row.method,
+    "name": lambda row: row.names,
     "unfinished": lambda row: len(row.unfinished),
     "stopped_early": lambda row: len(row.stopped_early),
 }

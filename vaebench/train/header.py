@@ -8,6 +8,7 @@ from vaebench.direction import Measure
 from vaebench.encoders.base import Direction
 from vaebench.experiment import Experiment
 from vaebench.train.validation import described
+from vaebench.typed import printable
 
 __all__ = ["header"]
 
@@ -45,6 +46,7 @@ def header(experiment: Experiment, folder: Path) -> str:
         encoder += f"; likelihoods by draws from the {proposal.proposal_label} of q, {_LOG_Q[proposal.direction]}"
     count, words = described(experiment)
     lines = [
+        ("name", printable(config.name or "")),
         ("dataset", f"{data.protocol}: {sizes} images of {size}"),
         ("", data.note),
         ("encoder", encoder),

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vaebench import plugins, runtime
-from vaebench.config import Config, changed, from_yaml, identity, read, run_folder, to_yaml
-from vaebench.config.identity import defining
+from vaebench.config import Config, changed, describe, from_yaml, identity, read, run_folder, to_yaml
 from vaebench.direction import Measure
 from vaebench.errors import GivenUp, Interrupted, RunFailed, TakenOver
 from vaebench.evaluate.job import EstimatorInputs, job_for
@@ -20,6 +19,7 @@ from vaebench.records import Manifest, Provenance, Recorder, ResultRecord, RunFo
 from vaebench.records.checkpoint import Checkpoints, Loaded
 from vaebench.records.manifest import require_plugins
 from vaebench.records.metrics import Written
+from vaebench.records.result_events import drop_outdated, results_shown
 from vaebench.signals import Interruption
 from vaebench.train import replicas
 from vaebench.train.batches import Batches
@@ -38,18 +38,14 @@ from vaebench.typed import Checker
 __all__ = ["resume", "train", "trainer_for"]
 
 CHARTS = {
-    "bound": {
-        "bound, reconstruction and KL": ("train/bound", "train/reconstruction", "train/kl"),
-        "bound": ("train/bound",),
-        "reconstruction": ("train/reconstruction",),
-        "KL": ("train/kl",),
-    },
-    "log-likelihood": {
-        "validation": ("validation/log_likelihood",),
-        "test": ("test/log_likelihood", "test/lower_bound", "test/upper_bound"),
-    },
+    "bounds": {"validation log-likelihood": ("validation/log_likelihood$",), "training bound": ("train/bound$",)},
+    "parts of the training bound": {"reconstruction": ("train/reconstruction$",), "KL": ("train/kl$",)},
 }
-"""TensorBoard's charts that show several runs, by category."""
+"""TensorBoard's charts that show several runs, by category: patterns of tags.
+
+Each chart has one quantity, so that the runs can be told apart. Test results are not there: TensorBoard draws no single
+points in these charts.
+"""
 
 
 def resume(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Path:
@@ -253,14 +249,14 @@ def _run(
     def watched(epoch: int, value: float) -> bool:
         folder.check_claim()
         manifest.save()
+        drop_outdated(folder, identity(config))
         return watch(epoch, value)
 
-    group = identity(config, with_seed=False)
-    # Runs that differ only in the seed share a row, so the row cannot show a seed.
-    hparams = {key: value for key, value in defining(config).items() if key != "seed"}
-    with Recorder(
-        folder, resume_step=step, resume_tags=tags, hparams=hparams, group=group, written=written
-    ) as recorder:
+    hparams, title = describe.hparams(config), describe.hparams_title(config)
+    with (
+        results_shown(folder, identity(config)),
+        Recorder(folder, resume_step=step, resume_tags=tags, hparams=hparams, group=title, written=written) as recorder,
+    ):
         for notice in recorder.notices:
             print(notice, flush=True)
         manifest.facts["written"] = recorder.written  # the recorder counts on: every later save has the count so far
@@ -377,7 +373,8 @@ def _evaluate_at_end(
         # Training records "validation/log_likelihood", of other weights and by another estimator.
         group = record.split if record.split == "test" else f"final_{record.split}"
         tag = f"{group}/{_tag(record, alone=sum(record.quantity == other.quantity for other in records) == 1)}"
-        recorder.scalars(progress.step, progress.epoch, {tag: record.mean}, progress.seconds)
+        # TensorBoard gets the results at the step of their weights, with estimator and direction: `show_results`.
+        recorder.scalars(progress.step, progress.epoch, {tag: record.mean}, progress.seconds, events_too=False)
     print_results(folder, records)
 
 
