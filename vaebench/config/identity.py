@@ -26,20 +26,20 @@ NOT_DEFINING_IN_TRAINER = (
 )
 
 
-GROUPS_ADDED_LATER = {"likelihood": {"name": "bernoulli"}}
-"""Groups that early versions did not have, each with the choice that these versions always made."""
+ADDED_LATER = {"likelihood": {"name": "bernoulli"}, "budget": 1}
+"""Groups and keys that early versions did not have, each with the value that these versions always had."""
 
 
 def defining(config: Config) -> dict[str, Any]:
     """Return the part of the configuration that defines the trained model, as plain containers.
 
     Settings that are null are left out. So a new setting with the default null does not change the identity of
-    earlier runs. A group of `GROUPS_ADDED_LATER` is left out if it has the choice of the earlier runs.
+    earlier runs. A key of `ADDED_LATER` is left out if it has the value of the earlier runs.
     """
     values = {
         key: value
         for key, value in config.to_dict().items()
-        if key not in NOT_DEFINING and GROUPS_ADDED_LATER.get(key) != value
+        if key not in NOT_DEFINING and ADDED_LATER.get(key) != value
     }
     values["trainer"] = {k: v for k, v in values["trainer"].items() if k not in NOT_DEFINING_IN_TRAINER}
     values["dataset"] = {k: v for k, v in values["dataset"].items() if k not in NOT_DEFINING_IN_DATASET}

@@ -72,7 +72,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "bce": "likelihood=bernoulli",
         "discretized_logistic": "likelihood=logistic dataset.binarization=none",
     },
-    "optimizer": dict.fromkeys(("sgd", "adamw", "adamax", "rmsprop", "adagrad"), "optimizer=adam"),
+    "optimizer": dict.fromkeys(("sgd", "adamw", "adagrad"), "optimizer=adam"),
     "estimator": {
         "is": "estimator=iwae",
         "importance": "estimator=iwae",
@@ -88,7 +88,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "folder": "dataset=own",
     },
 }
-"""Group -> name in lower case, with _ for every other sign -> the settings. The optimizer is always Adam."""
+"""Group -> name in lower case, with _ for every other sign -> the settings."""
 
 KEYS = {
     "learning_rate": "optimizer.lr",
