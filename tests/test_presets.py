@@ -39,7 +39,7 @@ def test_an_experiment(name: str, default_data_dir: Path):
 
 
 def test_all_papers_are_there():
-    papers = "avb hvi iwae iwhvi nf sivi sylvester tighter_bounds uivi vampprior".split()
+    papers = ["avb", "hvi", "iwae", "iwhvi", "nf", "sivi", "sylvester", "tighter_bounds", "uivi", "vampprior"]
     assert {name.split("/")[0] for name in LISTED} == {f"{paper}_paper" for paper in papers}
     assert len(LISTED) >= 75
 
