@@ -34,7 +34,7 @@ def test_two_rows_are_trained_and_compared(
     lines = {
         line.split()[0]: line.split()
         for line in out[out.rindex("\niwae_paper") :].splitlines()
-        if line.startswith("mnist_l1") and " - " not in line
+        if line.startswith("mnist_l1") and line.split()[1] != "-"
     }
     assert (lines["mnist_l1_k50"][1:3], lines["mnist_l1_vae_k1"][1:3]) == (["-84.78", ">="], ["-86.76", ">="])
     assert out.index("\nmnist_l1_k50 ") < out.index("\nmnist_l1_vae_k1 ")  # the highest published value first
@@ -44,8 +44,6 @@ def test_two_rows_are_trained_and_compared(
     found = json.loads(capfd.readouterr().out)
     assert [row["state"] for row in found["rows"]] == ["finished", "finished"]
     assert found["kendall_tau"]["mnist5k/dynamic"] in (-1, 1)
-    assert main([*words, "--dry-run"]) == 0
-    assert "finished" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -57,7 +55,7 @@ def test_two_rows_are_trained_and_compared(
         ([PAPER, "k=1,2"], "only seed takes several values"),
         ([PAPER, "experiment=iwae_paper/mnist_l1_k5"], "name the rows after the paper"),
         ([PAPER, "--format", "latex"], "--format must be one of table, md, csv, json, not 'latex'"),
-        ([PAPER, "budget=-1", "--table"], "jobs failed"),
+        ([PAPER, "mnist_l1_k50", "budget=-1", "--table"], "jobs failed"),
     ],
 )
 def test_refused(words: list[str], message: str, capfd: pytest.CaptureFixture[str]):
