@@ -130,7 +130,7 @@ def test_rows_on_other_images_are_not_compared(tmp_path: Path):
         Job("b", composed(("latent_dim=9",)), made_run(tmp_path, "latent_dim=9", results=[record(-85.0, n_images=9)]))
     ]
     jobs += [Job("a", composed(("latent_dim=3",)), RunFolder(run.folder.path)) for run in one.rows[0].runs]
-    published = dict.fromkeys(("a", "b"), one.rows[0].published)
+    published: dict[str, PublishedResult] = dict.fromkeys(("a", "b"), one.rows[0].published)
     assert reproduction("made_paper", published, jobs).pairs == []
 
 
