@@ -25,6 +25,7 @@ from vaebench.cli.flags import (
     NEW,
     PICTURE,
     REPORT,
+    REPRODUCE,
     SELFTEST,
     SHOW,
     TRAIN,
@@ -601,7 +602,7 @@ def test_an_example_of_a_help_text_is_valid(example: str, core: FakeCore, capfd:
     else:
         flags = {"sample": PICTURE, "reconstruct": PICTURE, "interpolate": PICTURE, "traverse": PICTURE}
         flags |= {"board": BOARD, "compare": COMPARE, "report": REPORT, "show": SHOW, "selftest": SELFTEST, "new": NEW}
-        flags["encode"] = ENCODE
+        flags |= {"encode": ENCODE, "reproduce": REPRODUCE}
         for flag, count in (("--filter", 1), ("--pair", 2)):
             words = take(words, flag, count)[1]
         known = flags.get(command, HELP | {"--no-download": "--no-download", "--rebuild": "--rebuild"})

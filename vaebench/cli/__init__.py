@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "estimate log p(x) of finished runs"),
     "diagnose": ("diagnose", "measure active units, rates, information, gradient noise of finished runs"),
     "compare": ("compare", "print tables of comparable results, averaged over seeds"),
+    "reproduce": ("reproduce", "train the rows of a paper and compare them with its published results"),
     "report": ("report", "write one HTML page: tables, curves, pictures, commands"),
     "board": ("board", "start TensorBoard on runs"),
     "show": ("show", "show one run: settings, command, machine, learning curve, results"),

@@ -12,7 +12,8 @@ from vaebench import plugins
 from vaebench.cli.check import KINDS
 from vaebench.cli.data import DataSettings
 from vaebench.cli.explain import every_setting
-from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, NEW, REPORT, SHOW, TRAIN, TUNE
+from vaebench.cli.flags import BOARD, COMPARE, EVALUATE, NEW, REPORT, REPRODUCE, SHOW, TRAIN, TUNE
+from vaebench.cli.reproduce import papers
 from vaebench.cli.selftest import SelftestSettings
 from vaebench.config.catalog import config_folders, described, groups
 from vaebench.config.diagnosis import Diagnosis
@@ -105,6 +106,13 @@ def dataset_choices() -> list[str]:
     return list(dict.fromkeys([*NAMES, *(listed.choice for listed in described("dataset", config_folders()))]))
 
 
+def reproduce_words() -> list[str]:
+    """Return the papers, their rows and the flags of `vaebench reproduce`."""
+    known = papers()
+    rows = dict.fromkeys(row for rows in known.values() for row in rows)
+    return [*known, *rows, "budget=", "seed=", *(flag for flag in REPRODUCE if flag.startswith("--"))]
+
+
 def keys_of(schema: Any) -> list[str]:
     """Return the settings of a command; without a match the shell offers file names."""
     return [f"{field.name}=" for field in fields(schema)]
@@ -129,5 +137,6 @@ LISTS: dict[str, Callable[[], list[str]]] = {
     "diagnose": lambda: keys_of(Diagnosis),
     "check": lambda: [choice for kind in KINDS for choice in choices_of(kind)],
     "encode": lambda: [*keys_of(Encoding), "--output", "--projector"],
+    "reproduce": reproduce_words,
     "selftest": lambda: [*CHECKS, *keys_of(SelftestSettings), "--only", "--list", "--output"],
 }

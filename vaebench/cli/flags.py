@@ -22,6 +22,7 @@ __all__ = [
     "NEW",
     "PICTURE",
     "REPORT",
+    "REPRODUCE",
     "SELFTEST",
     "SHOW",
     "TRAIN",
@@ -73,6 +74,7 @@ PICTURE = flags("-o --output=")
 # --filter and --pair may be repeated: `take` removes them before `parse`.
 COMPARE = flags("--format=", "--columns=", "--diff", "--baseline=", "--quantity=", "--unfinished")
 REPORT = flags("-o --output=", "--title=", "--baseline=", "--methods=", "--charts=", "--quantity=", "--unfinished")
+REPRODUCE = flags("--list", "--table", "--dry-run", "--format=", "-o --output=")
 BOARD = flags("--port=", "--host=", "--open", "--names=")
 TUNE = flags("--trials=", "--prune", "--seed=")
 SHOW = flags("--settings")

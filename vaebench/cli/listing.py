@@ -9,7 +9,7 @@ from vaebench import plugins
 from vaebench.cli.flags import HELP as HELP_FLAGS
 from vaebench.cli.flags import TRAIN, parse
 from vaebench.cli.selection import selection
-from vaebench.config.catalog import check_own_folder, config_dir, config_folders, default_choices, described, groups
+from vaebench.config.catalog import check_own_folder, config_dir, config_folders, default_choices, described, groups, head
 from vaebench.config.explain import no_such_choice
 from vaebench.config.meanings import of_choice
 from vaebench.errors import UserError, did_you_mean
@@ -78,11 +78,16 @@ def choices_of(group: str, folders: Sequence[Path]) -> str:
     """Return the choices of one group with their descriptions."""
     default = default_choices().get(group)
     origins = {folder: origin(word) for folder, word in plugins.config_folders().items()}
-    rows = []
+    rows: list[tuple[str, str] | str] = []
     for c in described(group, folders):
+        paper, _, name = c.choice.rpartition("/")
+        shared = c.folder / group / paper / "_base.yaml"
+        heading = f"{paper}/...   {head(shared)[0]}" if shared.is_file() else f"{paper}/..."
+        if paper and heading not in rows:
+            rows.append(heading)
         place = origins.get(c.folder, "" if c.folder == config_dir() else str(c.folder))
         summary = f"{c.summary} [{place}]" if place else c.summary
-        rows.append((f"  {'*' if c.choice == default else ' '} {c.choice}", summary))
+        rows.append((f"  {'*' if c.choice == default else ' '} {'  ' if paper else ''}{name}", summary))
     choices = table(("choice", "summary"), rows, wrap="summary", keep=("summary",), titles=False)
     return f"{group}\n{choices}"
 

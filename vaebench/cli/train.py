@@ -1,6 +1,7 @@
 """`vaebench train`: train one run, or with -m one run for each combination of values."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,11 @@ def run(words: list[str]) -> int:
 
 
 def group_lines(folders: list[Path]) -> Iterator[str]:
-    """Yield one line for each group with its choices; * marks the default."""
+    """Yield one line for each group with its choices; * marks the default, and PAPER/... the experiments of a paper."""
     defaults = default_choices()
     for group in groups(folders):
-        names = [listed.choice for listed in described(group, folders)]
-        marked = [f"*{name}" if name == defaults.get(group) else name for name in names]
+        names = [re.sub("/.*", "/...", listed.choice) for listed in described(group, folders)]
+        marked = [f"*{name}" if name == defaults.get(group) else name for name in dict.fromkeys(names)]
         yield f"  {group:<10} {' '.join(marked)}"
 
 

@@ -97,10 +97,13 @@ def default_choices() -> dict[str, str]:
 
 
 def described(group: str, folders: Sequence[Path]) -> list[Listed]:
-    """Return the choices of ``group``, sorted. A file in an earlier folder hides files of its name in later folders."""
+    """Return the choices of ``group``, sorted. A file in an earlier folder hides files of its name in later folders.
+
+    A file whose name starts with _ holds what other files share, and is no choice.
+    """
     listed = {}
     for folder in folders:
-        for path in (folder / group).rglob("*.yaml"):
+        for path in (folder / group).rglob("[!_]*.yaml"):
             choice = path.relative_to(folder / group).with_suffix("").as_posix()
             command, summary = head(path)
             listed.setdefault(choice, Listed(choice, summary, command, folder))
@@ -167,5 +170,7 @@ def _parsed(path: Path, changed: int, size: int) -> tuple[Any, list[str], bool]:
     text = path.read_text(encoding="utf-8")
     content = OmegaConf.create(text)
     entries = content.pop("defaults", []) if isinstance(content, DictConfig) else []
-    parents = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
+    # hydra resolves /experiment/PAPER/_base from the root, and a name without / from the folder of the file.
+    files = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
+    parents = [entry.removeprefix(f"/{entry.split('/')[1]}/") if entry.startswith("/") else entry for entry in files]
     return content, parents, re.search(r"^# *@package +_global_", text, re.MULTILINE) is not None

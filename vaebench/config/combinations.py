@@ -50,6 +50,11 @@ def check_combinations(config: Config, objective_inner_k: int | None) -> None:
             f"objective={name} needs inner samples: set encoder.inner_k={objective_inner_k}, or use objective=hvm, "
             "which has none"
         )
+    if config.optimizer.name == "rmsprop" and config.optimizer.betas[0] != 0:
+        raise UserError(
+            f"optimizer=rmsprop has no average of the gradient: optimizer.betas must start with 0, got "
+            f"{list(config.optimizer.betas)}"
+        )
     if trainer.validate_every > trainer.epochs:
         raise UserError(
             f"trainer.validate_every must be <= trainer.epochs={trainer.epochs}, got {trainer.validate_every}: "

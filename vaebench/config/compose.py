@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from vaebench.config.budget import scaled
 from vaebench.config.catalog import check_own_folder, config_dir, config_folders, described, own_keys, yaml_file
 from vaebench.config.check import build, convert, same_type, unknown_key
 from vaebench.config.combinations import check_combinations, hierarchical_encoder_needed
@@ -97,7 +98,7 @@ def checked(cfg: DictConfig, chosen: Chosen) -> Config:
     for group, schema in OPEN_GROUPS.items():
         values[group] = _checked_choice(group, schema, values[group], declared[group])
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if isinstance(values.get(key), str)}
-    config = build(Config, values)
+    config = scaled(build(Config, values))
     check_combinations(config, objective_inner_k)
     config = _without_foreign_result(config, chosen)
     return _with_own_images(config) if config.dataset.name == OWN else config
@@ -116,13 +117,14 @@ def _check_published(given: Any, chosen: Chosen) -> None:
 def _without_foreign_result(config: Config, chosen: Chosen) -> Config:
     """Return the config without the published result if other settings than the experiment's define its model.
 
-    Another length of training is allowed: tables name it.
+    Another length of training and another budget are allowed: tables name them.
     """
     name = chosen.choices.get("experiment")
     if config.published is None or not isinstance(name, str):
         return config
     others = tuple(str(folder) for folder in chosen.folders if folder.is_dir() and folder not in config_folders())
     own = _of_experiment(name, others, tuple(config_folders()))
+    own = scaled(replace(own, budget=config.budget))
     same = replace(own, seed=config.seed, trainer=replace(own.trainer, epochs=config.trainer.epochs))
     return config if identity(config) == identity(same) else replace(config, published=None)
 

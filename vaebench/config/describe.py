@@ -12,6 +12,7 @@ from vaebench.config.identity import defining_with_nulls, identity, is_elbo_by_k
 from vaebench.config.schema import Choice, Config
 
 __all__ = [
+    "budget",
     "by_epoch",
     "decoder",
     "hparams",
@@ -50,9 +51,16 @@ def objective(config: Config) -> str:
 
 
 def training(config: Config) -> str:
-    """Return the length of the training, its batch size and its seed."""
+    """Return the length of the training, its batch size, its seed, and its budget if that is not 1."""
     epochs = f"{config.trainer.epochs} epoch{'s' * (config.trainer.epochs > 1)}"
-    return f"{epochs}, batches of {config.trainer.batch_size}, seed {config.seed}"
+    return ", ".join(
+        filter(None, [epochs, f"batches of {config.trainer.batch_size}", f"seed {config.seed}", budget(config)])
+    )
+
+
+def budget(config: Config) -> str:
+    """Return the budget, for example ``budget=0.01``, or nothing for 1."""
+    return "" if config.budget == 1 else f"budget={config.budget:g}"
 
 
 def validation(config: Config) -> str:
@@ -83,8 +91,9 @@ def schedules_past_the_end(config: Config) -> Iterator[str]:
             yield f"trainer.{key}: no effect at {epochs}, because the run has trainer.epochs={trainer.epochs}"
     if trainer.patience is not None and config.schedules_end >= trainer.epochs:
         yield f"trainer.patience={trainer.patience} has no effect: the schedules of the objective last the whole run"
-    if optimizer.schedule == "burda" and trainer.epochs < BURDA_EPOCHS:
-        yield f"optimizer.schedule=burda takes {BURDA_EPOCHS} epochs, but trainer.epochs={trainer.epochs}"
+    burda = max(1, round(BURDA_EPOCHS * config.budget))
+    if optimizer.schedule == "burda" and trainer.epochs < burda:
+        yield f"optimizer.schedule=burda takes {burda} epochs, but trainer.epochs={trainer.epochs}"
     if optimizer.schedule == "exponential" and trainer.epochs < optimizer.decay_epochs:
         rate = optimizer.lr * optimizer.decay ** (trainer.epochs / optimizer.decay_epochs)
         yield (

@@ -35,18 +35,18 @@ NOT_DEFINING_IN_TRAINER = (
 )
 
 
-GROUPS_ADDED_LATER = {"likelihood": {"name": "bernoulli"}}
-"""Groups that early versions did not have, each with the choice that these versions always made."""
+ADDED_LATER = {"likelihood": {"name": "bernoulli"}, "budget": 1}
+"""Groups and keys that early versions did not have, each with the value that these versions always had."""
 
 
 def defining(config: Config) -> dict[str, Any]:
     """Return the part of the configuration that defines the trained model, as plain containers.
 
     Settings that are null are left out. So a new setting with the default null does not change the identity of
-    earlier runs. A group of `GROUPS_ADDED_LATER` is left out if it has the choice of the earlier runs.
+    earlier runs. A key of `ADDED_LATER` is left out if it has the value of the earlier runs.
     """
     values = defining_with_nulls(config)
-    return without_nulls({key: value for key, value in values.items() if GROUPS_ADDED_LATER.get(key) != value})
+    return without_nulls({key: value for key, value in values.items() if ADDED_LATER.get(key) != value})
 
 
 def defining_with_nulls(config: Config) -> dict[str, Any]:

@@ -45,6 +45,7 @@ Processes = Annotated[Count, Rule("<= 1024", lambda value: value <= 1024)]
 Width = Annotated[Count, _WIDEST]
 Positive = Annotated[float, Rule("> 0", lambda value: value > 0)]
 NonNegative = Annotated[float, Rule(">= 0", lambda value: value >= 0)]
+Budget = Annotated[float, Rule(">= 1e-5 and <= 1000", lambda value: 1e-5 <= value <= 1000)]
 Fraction = Annotated[float, Rule(">= 0 and < 1", lambda value: 0 <= value < 1)]
 # torch accepts any seed below 2^64, numpy only seeds below 2^32.
 Seed = Annotated[int, Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32)]
@@ -158,9 +159,9 @@ class EstimatorSettings(Choice):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """Adam and its learning rate schedule."""
+    """The optimiser and its learning rate schedule. ``rmsprop`` uses the second of ``betas`` alone."""
 
-    name: Literal["adam"]
+    name: Literal["adam", "adamax", "rmsprop"]
     lr: Positive
     betas: tuple[Fraction, Fraction]
     eps: Positive
@@ -252,6 +253,8 @@ class Config:
     sweep: SweepSettings = SweepSettings()
     likelihood: LikelihoodSettings = LikelihoodSettings(name="bernoulli")
     published: PublishedResult | None = None
+    budget: Budget = 1.0
+    """The factor by which `vaebench.config.budget` has scaled all lengths of the training."""
 
     @property
     def k_by_epoch(self) -> dict[int, int]:

@@ -73,10 +73,8 @@ CHOICES: dict[str, dict[str, str]] = {
         "discretized_logistic": "likelihood=logistic dataset.binarization=none",
     },
     "optimizer": {
-        **dict.fromkeys(("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adadelta", "lbfgs"), "optimizer=adam"),
-        **dict.fromkeys(
-            ("adamw", "adamax", "nadam", "radam", "amsgrad", "adabelief", "lion", "lamb"), "optimizer=adam"
-        ),
+        **dict.fromkeys(("sgd", "momentum", "nesterov", "adagrad", "adadelta", "lbfgs"), "optimizer=adam"),
+        **dict.fromkeys(("adamw", "nadam", "radam", "amsgrad", "adabelief", "lion", "lamb"), "optimizer=adam"),
         "cosine": "optimizer=adam optimizer.schedule=cosine",
     },
     "estimator": {
@@ -98,7 +96,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "folder": "dataset=own",
     },
 }
-"""Group -> name in lower case, with _ for every other sign -> the settings. The optimizer is always Adam."""
+"""Group -> name in lower case, with _ for every other sign -> the settings."""
 
 KEYS = {
     "learning_rate": "optimizer.lr",

@@ -23,9 +23,12 @@ __all__ = [
     "TYPOGRAPHIC",
     "ColumnChoice",
     "cells",
+    "csv_cell",
     "difference_text",
     "duration",
     "headings",
+    "markdown_line",
+    "markdown_text",
     "method_name",
     "notes",
     "rank_text",
@@ -346,24 +349,24 @@ def _markdown(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
     for table in comparison.tables:
         columns = choice.columns_of(table)
         head = headings(table, columns)
-        lines = [_markdown_line(line) for line in cells(table, columns, TYPOGRAPHIC)]
+        lines = [markdown_line(line) for line in cells(table, columns, TYPOGRAPHIC)]
         for i, row in enumerate(table.rows):
-            value = _markdown_text(value_text(row, TYPOGRAPHIC))
+            value = markdown_text(value_text(row, TYPOGRAPHIC))
             lines[i] = lines[i].replace(f"| {value} |", f"| **{value}** |", 1) if row.best else lines[i]
-        body = [_markdown_line(head), _markdown_line(["---"] * len(head)), *lines]
-        title, heading = _markdown_text(table.conditions.title()), _markdown_text(table.conditions.heading())
-        below = (f"\n{_markdown_text(note)}" for note in notes(table))
+        body = [markdown_line(head), markdown_line(["---"] * len(head)), *lines]
+        title, heading = markdown_text(table.conditions.title()), markdown_text(table.conditions.heading())
+        below = (f"\n{markdown_text(note)}" for note in notes(table))
         sections.append("\n".join([heading.replace(title, f"**{title}**", 1), "", *body, *below]))
     lists = [*(_pair_lines(table, found, choice) for table, found in pairs), _remarks(comparison)]
-    sections += ["\n".join(f"- {_markdown_text(line.strip())}" for line in lines) for lines in lists]
+    sections += ["\n".join(f"- {markdown_text(line.strip())}" for line in lines) for lines in lists]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _markdown_line(line: Sequence[str]) -> str:
-    return f"| {' | '.join(_markdown_text(cell) for cell in line)} |"
+def markdown_line(line: Sequence[str]) -> str:
+    return f"| {' | '.join(markdown_text(cell) for cell in line)} |"
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Return ``text`` so that Markdown shows it: no column, line, link or HTML of its own."""
     special = {"\\": r"\\", "|": r"\|", "<": "&lt;", "&": "&amp;", "`": r"\`", "](": r"]\(", "\n": " "}
     return re.sub(r"\]\(|[\\|<&`\n]", lambda found: special[found[0]], printable(text))
@@ -386,11 +389,11 @@ def _csv(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
         for row in table.rows
     ]
     # dtype=object: pandas would make the whole numbers of a column with gaps fractional.
-    cleaned = [{key: _csv_cell(value) for key, value in row.items()} for row in rows]
+    cleaned = [{key: csv_cell(value) for key, value in row.items()} for row in rows]
     return pandas.DataFrame(cleaned, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
-def _csv_cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
     """Return ``value``; a text that a spreadsheet would take for a formula gets an apostrophe, which it hides."""
     if not isinstance(value, str):
         return value

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vaebench.config import describe
 from vaebench.direction import Direction
 from vaebench.records import ResultRecord
 from vaebench.records.text import counted, table, with_error, with_sign, wrapped
@@ -104,4 +105,5 @@ def _place(path: Path, base: Path) -> str:
 
 
 def _progress(run: Run) -> str:
-    return f"{run.epochs_done:.4g}/{run.config.trainer.epochs}{' early' if run.stopped_early else ''}"
+    words = (f"{run.epochs_done:.4g}/{run.config.trainer.epochs}", "early" if run.stopped_early else "")
+    return " ".join(filter(None, (*words, describe.budget(run.config))))

@@ -87,9 +87,10 @@ def _state(run: Run, *, with_age: bool) -> str:
 def _training(run: Run) -> str:
     trainer, optimizer = run.config.trainer, run.config.optimizer
     steps = f" ({run.last_metrics['step']:,} steps)" if run.last_metrics else ""
+    budget = f", {words}" if (words := describe.budget(run.config)) else ""
     return (
         f"{run.epochs_done:.4g} of {trainer.epochs} epochs{steps}, batches of {trainer.batch_size}, seed {run.seed}, "
-        f"{optimizer.name} {optimizer.lr:g} {optimizer.schedule}, {trainer.precision}"
+        f"{optimizer.name} {optimizer.lr:g} {optimizer.schedule}, {trainer.precision}{budget}"
     )
 
 

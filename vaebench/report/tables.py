@@ -255,6 +255,10 @@ class Table:
         yield from (f"{counted(count, 'run')}: {note}" for note, count in schedules.items())
         for told in dict.fromkeys(row.published for row in self.rows if row.published):
             yield f"published {told.value:g}: {told.source}; {told.protocol}; checked: {told.checked}"
+        for budget in sorted({run.config.budget for run in self.runs} - {1}):
+            count = sum(run.config.budget == budget for run in self.runs)
+            paper = "; a published number is of the whole training" if any(row.published for row in self.rows) else ""
+            yield f"budget={budget:g} for {counted(count, 'run')}: lengths and schedules are scaled by it{paper}"
         yield from self._code()
 
     @property

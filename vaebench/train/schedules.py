@@ -78,17 +78,18 @@ def exponential(lr: float, decay: float, decay_epochs: int) -> LearningRate:
     return lambda epoch: lr * decay ** (epoch / decay_epochs)
 
 
-def burda(lr: float) -> LearningRate:
+def burda(lr: float, budget: float = 1.0) -> LearningRate:
     """Return the rate of the IWAE paper: stages of 3^i epochs at lr * 10^(-i/7), i = 0..7: 3,280 epochs in total.
 
     The authors' code rounds the factor to one decimal of 10 * 10^(-i/7); ``lr`` is its first rate, 1e-3.
+    ``budget`` scales the lengths of the stages.
 
     Source: Burda, Grosse and Salakhutdinov 2016, https://arxiv.org/abs/1509.00519
     """
 
     def rate(epoch: float) -> float:
         # Stage i ends after 1 + 3 + ... + 3^i = (3^(i+1) - 1) / 2 epochs.
-        stage = next((i for i in range(7) if epoch < (3 ** (i + 1) - 1) / 2), 7)
+        stage = next((i for i in range(7) if epoch < budget * (3 ** (i + 1) - 1) / 2), 7)
         return lr * round(10 * 10 ** (-stage / 7), 1) / 10
 
     return rate
@@ -100,13 +101,13 @@ def cosine(lr: float, final_lr: float, epochs: int) -> LearningRate:
 
 
 def learning_rate(
-    name: str, lr: float, *, decay: float, decay_epochs: int, final_lr: float, epochs: int
+    name: str, lr: float, *, decay: float, decay_epochs: int, final_lr: float, epochs: int, budget: float = 1.0
 ) -> LearningRate:
-    """Return the schedule called ``name``."""
+    """Return the schedule called ``name``. All lengths are given as scaled by ``budget``, except those of burda."""
     schedules: dict[str, Callable[[], LearningRate]] = {
         "constant": lambda: constant(lr),
         "exponential": lambda: exponential(lr, decay, decay_epochs),
-        "burda": lambda: burda(lr),
+        "burda": lambda: burda(lr, budget),
         "cosine": lambda: cosine(lr, final_lr, epochs),
     }
     return schedules[name]()

@@ -1,6 +1,8 @@
 """The updates of a run (one for the bound, one for each auxiliary loss of the encoder) and its course."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,17 +85,17 @@ def _update(
     lr: float | None = None,
     betas: tuple[float, float] | None = None,
 ) -> Update:
-    """Return an update with Adam; ``lr`` and ``betas`` override the config's values."""
+    """Return an update; ``lr`` overrides the config's rate, and ``betas`` its optimiser: they are betas of Adam."""
     given, trainer = config.optimizer, config.trainer
     lr = given.lr if lr is None else lr
-    optimizer = torch.optim.Adam(
-        parameters,
-        lr=lr,
-        betas=betas or given.betas,
-        eps=given.eps,
-        weight_decay=given.weight_decay,
-        fused=True,
-    )
+    kind, moments = ("adam" if betas else given.name), betas or given.betas
+    shared: dict[str, Any] = {"lr": lr, "eps": given.eps, "weight_decay": given.weight_decay}
+    optimizers: dict[str, Callable[[], torch.optim.Optimizer]] = {
+        "adam": lambda: torch.optim.Adam(parameters, betas=moments, fused=True, **shared),
+        "adamax": lambda: torch.optim.Adamax(parameters, betas=moments, **shared),
+        "rmsprop": lambda: torch.optim.RMSprop(parameters, alpha=moments[1], **shared),
+    }
+    optimizer = optimizers[kind]()
     rate = schedules.learning_rate(
         given.schedule,
         lr,
@@ -101,5 +103,6 @@ def _update(
         decay_epochs=given.decay_epochs,
         final_lr=given.final_lr * lr / given.lr,
         epochs=trainer.epochs,
+        budget=config.budget,
     )
     return Update(name, loss, optimizer, rate, clip_norm=trainer.clip_norm, microbatch=trainer.microbatch)

@@ -1,6 +1,7 @@
 """Plan the jobs of a sweep before the first one starts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,7 @@ from vaebench.config.compositions import Compositions
 from vaebench.config.words import as_typed
 from vaebench.records import RunFolder
 
-__all__ = ["PlannedJob", "plan"]
+__all__ = ["PlannedJob", "plan", "planned_jobs"]
 
 
 @dataclass
@@ -80,7 +81,24 @@ def plan(hydra_context: Any, config: DictConfig, jobs: Sequence[list[str]]) -> t
         else:
             job = PlannedJob(overrides, JobRecord("waiting"), made)
             planned.setdefault(job.key, job)
-    return list(planned.values()), len(jobs) - len(planned)
+    found_jobs = list(planned.values())
+    for listener in _LISTENERS:
+        listener.extend(found_jobs)
+    return found_jobs, len(jobs) - len(planned)
+
+
+_LISTENERS: list[list[PlannedJob]] = []
+
+
+@contextmanager
+def planned_jobs() -> Iterator[list[PlannedJob]]:
+    """Yield a list that gets the jobs of every sweep that is planned in the block: hydra returns nothing of a sweep."""
+    found: list[PlannedJob] = []
+    _LISTENERS.append(found)
+    try:
+        yield found
+    finally:
+        _LISTENERS.remove(found)
 
 
 def follows_training(config: Config) -> bool:

@@ -1,0 +1,149 @@
+"""Every experiment composes, holds a published result and builds its model; a budget scales all lengths together."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from vaebench.config import compose, config_dir, from_yaml, identity, to_yaml
+from vaebench.config.catalog import described, own_keys, yaml_file
+from vaebench.config.describe import schedules_past_the_end
+from vaebench.config.run import changed
+from vaebench.errors import UserError
+from vaebench.experiment import build
+from vaebench.train.schedules import burda
+from vaebench.train.updates import updates
+
+LISTED = {listed.choice: listed for listed in described("experiment", [config_dir()])}
+CHECKED = ("not checked, recalled", "second-hand, ", "read in ")
+ON_EMBEDDED_IMAGES = {"dataset.name": "mnist5k", "dataset.split": "default", "dataset.binarization": "dynamic"}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_an_experiment(name: str, default_data_dir: Path):
+    config = compose([f"experiment={name}"])
+    assert from_yaml(to_yaml(config)) == config
+    listed = LISTED[name]
+    assert listed.command == f"vaebench train experiment={name}"
+    assert 10 <= len(listed.summary) <= 110
+    found = config.published
+    assert found is not None
+    assert -130 < found.value < -75  # log p(x) of 28x28 binary images, nats: a lower bound, not its negative
+    assert found.error is None or 0 < found.error < 1
+    assert found.checked.startswith(CHECKED)
+    assert found.protocol.startswith(f"{config.dataset.name}, ")
+    assert not list(schedules_past_the_end(config))
+    places = {"data_dir": str(default_data_dir), "device": "cpu", "trainer.threads": 1}
+    experiment = build(changed(config, ON_EMBEDDED_IMAGES | places))
+    assert updates(experiment)
+
+
+def test_all_papers_are_there():
+    papers = ["avb", "hvi", "iwae", "iwhvi", "nf", "sivi", "sylvester", "tighter_bounds", "uivi", "vampprior"]
+    assert {name.split("/")[0] for name in LISTED} == {f"{paper}_paper" for paper in papers}
+    assert len(LISTED) >= 75
+
+
+def test_a_shared_file_is_no_experiment():
+    assert not [name for name in LISTED if "/_" in name]
+    assert yaml_file("experiment", "iwae_paper/_base", [config_dir()]).is_file()  # control: there are such files
+
+
+def test_the_published_block_is_read_without_hydra():
+    found = own_keys("experiment", "iwhvi_paper/omniglot_iwhvi", [config_dir()], of="published")
+    composed = compose(["experiment=iwhvi_paper/omniglot_iwhvi"]).published
+    assert composed is not None
+    assert (found.value, found.protocol) == (composed.value, composed.protocol)
+
+
+# budget
+
+ALL_LENGTHS = [
+    "encoder=iwhvi",
+    "encoder.tau_warmup=100",
+    "trainer.epochs=2000",
+    "trainer.kl_warmup=300",
+    "trainer.k_schedule={0:1,500:2,1000:4}",
+    "trainer.inner_k_schedule={0:0,200:5,1999:9}",
+    "trainer.patience=100",
+    "trainer.validate_every=10",
+    "trainer.image_every=0",
+    "optimizer.schedule=exponential",
+    "optimizer.decay_epochs=100",
+]
+
+
+def test_a_budget_scales_every_length():
+    config = compose([*ALL_LENGTHS, "budget=0.1"])
+    trainer = config.trainer
+    assert (trainer.epochs, trainer.kl_warmup, trainer.validate_every, trainer.patience) == (200, 30, 1, 100)
+    assert (trainer.k_schedule, trainer.inner_k_schedule) == ({0: 1, 50: 2, 100: 4}, {0: 0, 20: 5, 200: 9})
+    assert (config.optimizer.decay_epochs, config.encoder.tau_warmup, trainer.image_every) == (10, 10, 0)
+
+
+def test_a_small_budget_leaves_one_epoch_of_each_length_and_the_last_value():
+    trainer = compose([*ALL_LENGTHS, "budget=0.001"]).trainer
+    assert (trainer.epochs, trainer.kl_warmup, trainer.validate_every, trainer.patience) == (2, 1, 1, 1)
+    assert (trainer.k_schedule, trainer.inner_k_schedule) == ({0: 1, 1: 4}, {0: 0, 1: 5, 2: 9})
+
+
+@pytest.mark.parametrize("budget", [0.003, 0.37, 2.5])
+def test_the_learning_rate_is_the_same_at_each_share_of_the_training(budget: float):
+    long, short = (compose([*ALL_LENGTHS, f"budget={factor}"]).optimizer for factor in (1, budget))
+    for epoch in (1.0, 50.0, 1999.0):
+        wanted = long.decay ** (epoch / long.decay_epochs)
+        assert short.decay ** (epoch * budget / short.decay_epochs) == pytest.approx(wanted)
+        assert burda(1e-3, budget)(epoch * budget) == burda(1e-3)(epoch)
+
+
+def test_no_length_in_a_yaml_is_forgotten():
+    """A new key whose comment speaks of epochs must be scaled, or be named here."""
+    not_lengths = {"decay", "log_every"}
+    lines = [
+        line.strip() for path in config_dir().glob("*/*.yaml") for line in path.read_text().splitlines() if "#" in line
+    ]
+    found = {line.split(":")[0] for line in lines if "epoch" in line.split("#")[1] and not line.startswith("#")}
+    scaled = {
+        *("epochs", "kl_warmup", "k_schedule", "inner_k_schedule", "validate_every", "image_every", "checkpoint_every"),
+        *("decay_epochs", "tau_warmup"),
+    }
+    assert found - not_lengths - scaled == set()
+    assert {"tau_warmup", "image_every", "decay_epochs"} <= found  # control: the search finds some
+
+
+def test_a_budget_is_part_of_the_identity_and_a_whole_one_is_not():
+    paper = "experiment=iwhvi_paper/mnist_iwhvi"
+    assert identity(compose([paper, "budget=1"])) == "c897af78"  # of version 0.1, which knew no budget
+    assert identity(compose([paper, "budget=0.5"])) != identity(compose([paper]))
+    # The stages of burda are no setting, so the budget itself must be part of the identity.
+    words = ["optimizer=burda", "trainer.epochs=10"]
+    assert identity(compose(words)) != identity(compose([*words[:1], "trainer.epochs=20", "budget=0.5"]))
+
+
+def test_a_stored_config_is_not_scaled_again():
+    config = compose(["experiment=iwhvi_paper/mnist_iwhvi", "budget=0.01"])
+    assert (config.trainer.epochs, config.budget) == (100, 0.01)
+    assert from_yaml(to_yaml(config)) == config
+    older = to_yaml(compose([])).replace("budget: 1\n", "").replace("budget: 1.0\n", "")
+    assert "budget" not in older
+    assert math.isclose(from_yaml(older).budget, 1.0)
+
+
+def test_a_published_result_holds_for_every_budget():
+    paper = "experiment=iwae_paper/mnist_l1_k50"
+    for words in (["budget=0.01"], ["budget=0.01", "trainer.epochs=7"]):
+        assert compose([paper, *words]).published is not None
+    assert compose([paper, "budget=0.01", "latent_dim=8"]).published is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["budget=0"], "budget must be >= 1e-5 and <= 1000, got 0"),
+        (["budget=1000", "trainer.epochs=10000"], "trainer.epochs must be <= 1000000"),
+        (["optimizer=rmsprop", "optimizer.betas=[0.9,0.99]"], "optimizer.betas must start with 0"),
+    ],
+)
+def test_refused(words: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        compose(words)
