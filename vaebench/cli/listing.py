@@ -9,7 +9,15 @@ from vaebench import plugins
 from vaebench.cli.flags import HELP as HELP_FLAGS
 from vaebench.cli.flags import TRAIN, parse
 from vaebench.cli.selection import selection
-from vaebench.config.catalog import check_own_folder, config_dir, config_folders, default_choices, described, groups, head
+from vaebench.config.catalog import (
+    check_own_folder,
+    config_dir,
+    config_folders,
+    default_choices,
+    described,
+    groups,
+    head,
+)
 from vaebench.config.explain import no_such_choice
 from vaebench.config.meanings import of_choice
 from vaebench.errors import UserError, did_you_mean
