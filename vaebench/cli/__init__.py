@@ -21,6 +21,8 @@ COMMANDS = {
     "diagnose": ("diagnose", "measure active units, rates, information, gradient noise of finished runs"),
     "compare": ("compare", "print tables of comparable results, averaged over seeds"),
     "report": ("report", "write one HTML page: tables, curves, pictures, commands"),
+    "curves": ("curves", "write the learning curves of runs as one csv table"),
+    "plot": ("plot", "draw a figure for a paper: curves, forest, differences, samples, grid"),
     "board": ("board", "start TensorBoard on runs"),
     "show": ("show", "show one run: settings, command, machine, learning curve, results"),
     "explain": ("explain", "print what a setting means, its values and its default"),
