@@ -110,6 +110,8 @@ def test_settings_of_the_user_change_nothing_and_stay(runs: Path):
 def test_what_cannot_be_drawn_is_refused(runs: Path, tmp_path: Path):
     with pytest.raises(UserError, match="no run has a metric 'train/none'"):
         plot.curves(runs, quantity="train/none")
+    with pytest.raises(UserError, match="no run has saved weights yet"):
+        plot.samples(runs)
     with pytest.raises(UserError, match="no method meets"):
         plot.differences(runs, baseline="encoder=iaf")
     made_run(tmp_path, "encoder=hvm")

@@ -128,13 +128,13 @@ def samples(runs: Given, *, n: int = 36, seed: int = 0, device: str = "auto") ->
     """Show samples of several methods side by side: pixel means of draws from the prior, with a run's best weights.
 
     Args:
-        runs: see the module; of each method, the run with the lowest seed is shown.
+        runs: see the module; of each method, the run with the lowest seed that has saved weights is shown.
         n: samples of each method.
         seed: of the draws.
         device: as in the settings.
 
     Raises:
-        UserError: a run has no usable checkpoint.
+        UserError: no run has saved weights, or a checkpoint is corrupt.
     """
     shown = _first_seeds(_runs(runs).read)
     size = (_WIDTH, _samples_height(shown))
@@ -155,7 +155,7 @@ def grid(runs: Given, *, baseline: str | None = None, n: int = 36, device: str =
     """
     chosen = _runs(runs)
     comparison, styles = _compared(chosen, LOG_LIKELIHOOD, baseline)
-    methods, shown = len(comparison.tables[0].rows), _first_seeds(chosen.read)
+    methods, shown = len(comparison.tables[0].rows), _first_seeds(chosen.read) if n else []
     panels: list[tuple[float, Callable[[SubFigure], None]]] = [
         (_curves_height(chosen.read), lambda part: _curves(part.subplots(), chosen.read, VALIDATION, "epoch")),
         (_FRAME + _ROW * methods, lambda part: _forest(part.subplots(), comparison, styles)),
@@ -278,7 +278,7 @@ def _meaning(runs: Sequence[Run], quantity: str) -> list[str]:
     data = ", ".join(dict.fromkeys(f"{run.config.dataset.name}/{run.config.dataset.binarization}" for run in runs))
     if quantity == TRAINING:
         return [f"bound on {names} in training\n(lower bound), nats per image", data]
-    return [f"validation {names} \n(lower bound), nats per image", f"{data}, {_listed(run.validation for run in runs)}"]
+    return [f"validation {names}\n(lower bound), nats per image", f"{data}, {_listed(run.validation for run in runs)}"]
 
 
 def _listed(texts: Iterable[str]) -> str:
@@ -411,12 +411,16 @@ _LETTERS = 24  # of a line above such a panel
 
 
 def _first_seeds(runs: Sequence[Run]) -> list[tuple[str, Run]]:
-    """Return the run with the lowest seed of each method, with the method's name."""
+    """Return the run with the lowest seed of each method that has weights, with the method's name."""
+    from vaebench.records.checkpoint import Checkpoints
+
     first: dict[str, tuple[str, Run]] = {}
     for run, name in sorted(zip(runs, method_names(runs), strict=True), key=lambda both: both[0].seed):
-        first.setdefault(run.method, (name, run))
-    order = list(dict.fromkeys(run.method for run in runs))
-    return [first[method] for method in order]
+        if run.method not in first and Checkpoints(run.folder.checkpoints).exists("best"):
+            first[run.method] = name, run
+    if not first:
+        raise UserError("no run has saved weights yet, which samples need: train one to its first validation")
+    return [first[method] for method in dict.fromkeys(run.method for run in runs) if method in first]
 
 
 def _samples_height(shown: Sequence[tuple[str, Run]]) -> float:
