@@ -10,6 +10,7 @@ import numpy
 import pytest
 from made_runs import made_run, record
 from matplotlib.collections import FillBetweenPolyCollection
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from vaebench import plot
@@ -46,8 +47,8 @@ def test_curves_are_means_and_ranges_over_seeds(runs: Path):
     lines = {str(line.get_label()): line for line in axes.lines}
     line = lines["hvm elbo k=1 (3 seeds)"]
     hvm = numpy.array(VALUES["hvm"])
-    numpy.testing.assert_allclose(line.get_ydata(), [hvm.mean() - 5, hvm.mean() - 2, hvm.mean()])
-    numpy.testing.assert_allclose(line.get_xdata(), [2, 4, 6])
+    numpy.testing.assert_allclose(numpy.asarray(line.get_ydata()), [hvm.mean() - 5, hvm.mean() - 2, hvm.mean()])
+    numpy.testing.assert_allclose(numpy.asarray(line.get_xdata()), [2, 4, 6])
     bands = [band for band in axes.collections if isinstance(band, FillBetweenPolyCollection)]
     assert len(bands) == 3
     text = text_of(figure)
@@ -91,7 +92,7 @@ def test_files_have_the_fonts_that_journals_ask_for(runs: Path, tmp_path: Path):
     pdf = (tmp_path / "f.pdf").read_bytes()
     assert b"/CIDFontType2" in pdf
     assert b"/Type3" not in pdf
-    matplotlib.figure.Figure.savefig(figure, tmp_path / "control.pdf")
+    Figure.savefig(figure, tmp_path / "control.pdf")
     assert b"/Type3" in (tmp_path / "control.pdf").read_bytes()
     figure.savefig(tmp_path / "f.svg")
     assert b"<svg" in (tmp_path / "f.svg").read_bytes()
@@ -102,7 +103,7 @@ def test_settings_of_the_user_change_nothing_and_stay(runs: Path):
     with matplotlib.rc_context({"font.size": 30, "axes.spines.top": True}):
         before = dict(matplotlib.rcParams)
         axes = plot.curves(runs).axes[0]
-        assert axes.xaxis.label.get_size() == 8
+        assert axes.xaxis.label.get_fontsize() == 8
         assert not axes.spines["top"].get_visible()
         assert dict(matplotlib.rcParams) == before
 
