@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "vaebench"
 
 ROOMS = [
-    {"errors", "arguments", "direction", "files", "plugins", "signals", "typed", "__version__"},
+    {"errors", "arguments", "callable_package", "direction", "files", "plugins", "signals", "typed", "__version__"},
     {"bounds", "noise", "batch", "runtime", "isolation", "compiler", "config", "datasets"},
     {"distributions", "hmc", "records", "gradients"},
     {"nets", "model", "report"},
@@ -24,7 +24,7 @@ ROOMS = [
     {"evaluate", "draw", "encode"},
     {"train"},
     {"diagnose", "tune", "selftest", "testing"},
-    {"cli"},
+    {"cli", "notebook", "plot"},
     {"__main__"},
 ]
 """First names under ``vaebench.`` by level: a file imports from its own level and those above it in this list."""

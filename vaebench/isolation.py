@@ -84,19 +84,21 @@ def _restore_environment(environment: dict[str, str]) -> None:
             os.environ[name] = value
 
 
-def _plotting_settings() -> dict[str, Any] | None:
-    """Return matplotlib's current settings, or None if it is not imported yet."""
-    matplotlib = sys.modules.get("matplotlib")
-    return None if matplotlib is None else dict(matplotlib.rcParams)
+def _plotting_settings() -> tuple[dict[str, Any] | None, list[int]]:
+    """Return matplotlib's current settings, or None if it is not imported yet, and the numbers of open figures."""
+    matplotlib, pyplot = sys.modules.get("matplotlib"), sys.modules.get("matplotlib.pyplot")
+    return None if matplotlib is None else dict(matplotlib.rcParams), pyplot.get_fignums() if pyplot else []
 
 
-def _restore_plotting(settings: dict[str, Any] | None) -> None:
-    """Restore matplotlib's settings; None: its defaults."""
-    matplotlib = sys.modules.get("matplotlib")
+def _restore_plotting(before: tuple[dict[str, Any] | None, list[int]]) -> None:
+    """Restore matplotlib's settings (None: its defaults) and close the figures opened since."""
+    settings, figures = before
+    matplotlib, pyplot = sys.modules.get("matplotlib"), sys.modules.get("matplotlib.pyplot")
     if matplotlib is None:
         return
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close("all")
+    if pyplot is not None:
+        for number in set(pyplot.get_fignums()) - set(figures):
+            pyplot.close(number)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # copying reads and writes deprecated settings
         matplotlib.rcParams.update(matplotlib.rcParamsOrig if settings is None else settings)

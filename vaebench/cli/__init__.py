@@ -22,6 +22,8 @@ COMMANDS = {
     "compare": ("compare", "print tables of comparable results, averaged over seeds"),
     "reproduce": ("reproduce", "train the rows of a paper and compare them with its published results"),
     "report": ("report", "write one HTML page: tables, curves, pictures, commands"),
+    "curves": ("curves", "write the learning curves of runs as one csv table"),
+    "plot": ("plot", "draw a figure for a paper: curves, forest, differences, samples, grid"),
     "board": ("board", "start TensorBoard on runs"),
     "show": ("show", "show one run: settings, command, machine, learning curve, results"),
     "explain": ("explain", "print what a setting means, its values and its default"),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vaebench.cli.each_run import RunJob, each_run, run_words
 from vaebench.cli.explain import help_of
@@ -10,7 +11,10 @@ from vaebench.cli.flags import EVALUATE
 from vaebench.config.catalog import config_folders
 from vaebench.errors import UserError
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from vaebench.records import ResultRecord
+
+__all__ = ["evaluations_of", "run"]
 
 HELP = """usage: vaebench evaluate RUN... [estimator=CHOICE,...] [KEY=VALUE,... ...]
 
@@ -72,8 +76,8 @@ def fail(error: UserError) -> None:
     raise error
 
 
-def evaluate_run(folder: Path, overrides: list[str]) -> None:
-    """Carry out one evaluation."""
+def evaluate_run(folder: Path, overrides: list[str]) -> "list[ResultRecord]":
+    """Carry out one evaluation and return its results."""
     from vaebench.evaluate.run import evaluate
 
-    evaluate(folder, overrides)
+    return evaluate(folder, overrides)

@@ -14,6 +14,7 @@ __all__ = [
     "BOARD",
     "CHECK",
     "COMPARE",
+    "CURVES",
     "DATA",
     "DIAGNOSE",
     "ENCODE",
@@ -21,6 +22,7 @@ __all__ = [
     "HELP",
     "NEW",
     "PICTURE",
+    "PLOT",
     "REPORT",
     "REPRODUCE",
     "SELFTEST",
@@ -73,6 +75,8 @@ SELFTEST = flags("--only=", "--list", "-o --output=")
 PICTURE = flags("-o --output=")
 # --filter and --pair may be repeated: `take` removes them before `parse`.
 COMPARE = flags("--format=", "--columns=", "--diff", "--baseline=", "--quantity=", "--unfinished")
+CURVES = flags("-o --output=")
+PLOT = flags("-o --output=", "--baseline=")
 REPORT = flags("-o --output=", "--title=", "--baseline=", "--methods=", "--charts=", "--quantity=", "--unfinished")
 REPRODUCE = flags("--list", "--table", "--dry-run", "--format=", "-o --output=")
 BOARD = flags("--port=", "--host=", "--open", "--names=")

@@ -25,7 +25,7 @@ class Display:
 
     def __init__(self, progress: bool = True) -> None:
         self.progress = progress
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook shows a bar as well
         self._bar: tqdm | None = None
         self._bound = ""
         self._validation = ""
