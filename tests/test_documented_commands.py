@@ -25,10 +25,10 @@ from vaebench.evaluate.job import EstimatorInputs, job_for
 from vaebench.train import session
 from vaebench.train.session import train
 
-TINY = ["latent_dim=2", "decoder.hidden=[8]", "trainer.epochs=1", "trainer.batch_size=2000", "trainer.validation_k=2"]
+TINY = ["latent_dim=8", "decoder.hidden=[8]", "trainer.epochs=1", "trainer.batch_size=2000", "trainer.validation_k=2"]
 TINY += ["trainer.compile=false", "trainer.progress=false", "trainer.image_every=0", "device=cpu"]
 TINY += ["estimator.k=2", "estimator.images=20"]
-RUNS = ["encoder=gaussian", "encoder=hvm", "encoder=iwhvi", "encoder=hvm objective=iwae k=16"]
+RUNS = ["encoder=gaussian", "encoder=hvm", "encoder=iwhvi", "objective=iwae k=16", "encoder=hvm objective=iwae k=16"]
 """The runs that the commands read. Pairs of encoders need equal other settings."""
 
 OF_THE_EXAMPLE = re.compile(r"\b(uha|aisivi|jvi|student)\b")
@@ -40,8 +40,8 @@ ONE_RUN = {"show", *EACH_RUN}
 SMALL = {
     "iwae": ["k=2"],
     "diwhvi": ["k=2", "inner_k=1"],
-    "ais": ["temperatures=2", "chains=2", "leapfrog=1", "bdmc=2"],
-    "bdmc": ["temperatures=2", "chains=2", "leapfrog=1"],
+    "ais": ["temperatures=50", "chains=2", "leapfrog=2", "bdmc=2"],
+    "bdmc": ["temperatures=50", "chains=2", "leapfrog=2"],
     "gaps": ["k=2", "draws=2", "inner_k=1", "steps=1", "fit_draws=1"],
     "sandwich": ["k=2", "inner_k=1", "aggregate=2"],
 }
@@ -83,9 +83,10 @@ def small(words: list[str]) -> list[str]:
         rest = ["RUN" if re.search(r"/0-1a2b3c4d$", word) else word for word in rest]
     if command == "evaluate":
         chosen = next((word[10:] for word in rest if word.startswith("estimator=")), "iwae").split(",")
-        added = {f"estimator.{word}" for name in chosen for word in SMALL[name]} | {"estimator.images=10"}
+        added = {f"estimator.{word}" for name in chosen for word in SMALL[name]} | {"estimator.images=4"}
         keys = {"estimator.repeats", *(word.partition("=")[0] for word in added)}
         rest = [word for word in rest if word.partition("=")[0] not in keys] + [*sorted(added), "device=cpu"]
+        rest = [re.sub(r"^(estimator\.temperatures=).*", r"\g<1>50", word) for word in rest]
     if command == "train" and {"-m", "--multirun"} & set(rest) and "--dry-run" not in rest:
         rest += ["--dry-run"]
     if command == "report" and "-o" not in rest:
