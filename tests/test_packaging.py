@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import vaebench
 
 ROOT = Path(__file__).parents[1]
+CONSTRAINTS = ROOT / "docs" / "constraints.txt"
 
 
 SCRIPTS = [
@@ -46,6 +49,53 @@ def test_the_classifiers_are_the_supported_pythons():
     named = {word.rpartition(" ")[2] for word in project["classifiers"] if ":: Python :: 3." in word}
     assert project["requires-python"] == ">=3.11,<3.14"
     assert named == {"3.11", "3.12", "3.13"}
+
+
+def pins() -> dict[str, Version]:
+    """Return the versions of docs/constraints.txt, by name."""
+    lines = [line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return {name: Version(version) for name, _, version in (line.partition("==") for line in lines)}
+
+
+def unpinned(lines: list[str]) -> list[str]:
+    """Return the requirements without a version in docs/constraints.txt that they admit."""
+    wanted = [Requirement(line) for line in lines]
+    found = pins()
+    return [
+        str(each)
+        for each in wanted
+        if each.name != "vaebench" and (each.name not in found or found[each.name] not in each.specifier)
+    ]
+
+
+def test_the_lock_has_a_version_of_every_requirement():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    assert unpinned(project["dependencies"] + extras) == []
+    assert not [name for name in pins() if name.startswith(("nvidia", "cuda")) or name == "triton"]
+
+
+def test_control_a_requirement_that_the_lock_does_not_meet_is_found():
+    assert unpinned(["torch>=99", "no-such-package", "numpy>=1.26"]) == ["torch>=99", "no-such-package"]
+
+
+def test_the_page_on_installing_names_the_versions_of_the_lock():
+    page = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    assert f"torch=={pins()['torch']} torchvision=={pins()['torchvision']}\n" in page
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+def test_the_workflow_runs_the_scripts():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))["jobs"]
+    assert jobs["test"]["steps"][-1]["run"] == "scripts/test"
+    assert jobs["short"]["steps"][-1]["run"] == "scripts/test_python .venv"
+    assert jobs["short"]["strategy"]["matrix"]["python-version"] == ["3.12", "3.13"]
 
 
 def test_pre_commit_runs_the_checks_of_the_test_script():

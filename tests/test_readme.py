@@ -1,18 +1,17 @@
 """The examples of README.md run, with small settings and without a network."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from documented import ROOT, blocks, commands
 
 from vaebench.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 NOT_RUN = {
     "board": "it serves TensorBoard until interrupted; tests/test_board.py",
-    "bench": "it takes minutes",
     "selftest": "tests/test_selftest.py",
 }
 """Commands that are not run here, with the reason."""
@@ -40,18 +39,6 @@ REPLACED = {
 """Words of an example that need other data or too much time for a test."""
 
 
-def blocks(text: str) -> list[str]:
-    """Return the indented and the fenced blocks of a page."""
-    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return fenced + re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE)
-
-
-def examples(text: str) -> list[list[str]]:
-    """Return the words after ``vaebench`` of every example of a page; comments are left out."""
-    lines = (line.strip() for block in blocks(text) for line in block.splitlines())
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("vaebench ")]
-
-
 def small(words: list[str]) -> list[str]:
     """Return an example with small settings."""
     return [REPLACED.get(word, word) for word in words] + ADDED.get(words[0], [])
@@ -63,8 +50,16 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
+def test_the_first_screen_has_the_picture_the_commands_and_the_results():
+    screen = README.partition("\n## ")[0]
+    assert len(screen.splitlines()) <= 45
+    assert re.search(r"^!\[.+\]\(docs/.+\.png\)$", screen, re.MULTILINE)
+    assert len(commands(screen)) == 1
+    assert screen.index("<!-- results:begin -->") < screen.index("<!-- results:end -->")
+
+
 def test_the_page_has_examples():
-    found = examples(README)
+    found = commands(README)
     assert len(found) >= 12
     assert {"train", "evaluate", "compare", "report", "sample", "list"} <= {words[0] for words in found}
 
@@ -72,7 +67,7 @@ def test_the_page_has_examples():
 @pytest.mark.slow
 def test_the_examples_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     """In the order of the page: the first examples make the runs that the others read."""
-    for words in examples(README):
+    for words in commands(README):
         if words[0] not in NOT_RUN:
             assert main(small(words)) == 0, f"vaebench {' '.join(words)}\n{capfd.readouterr().err}"
             assert "Traceback" not in capfd.readouterr().err
@@ -85,5 +80,5 @@ def test_the_examples_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("line", ["vaebench train encodr=hvm", "vaebench reprot", "vaebench list --no-such-flag"])
 def test_control_a_wrong_example_is_found(line: str):
-    (words,) = examples(f"Text:\n\n    {line}   # a comment\n")
+    (words,) = commands(f"Text:\n\n    {line}   # a comment\n")
     assert main(words if words[0] != "train" else small(words)) == 2

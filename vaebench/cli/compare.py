@@ -37,7 +37,7 @@ examples:
   vaebench compare --filter encoder=gaussian,iwhvi --filter 'k>=5'
   vaebench compare --baseline encoder=gaussian
   vaebench compare --pair encoder=gaussian encoder=iwhvi
-  vaebench compare --pair encoder=gaussian,k=1 encoder=hvm,k=16
+  vaebench compare --pair encoder=gaussian,objective=elbo,k=1 encoder=hvm,objective=iwae,k=16
 """
 
 
