@@ -60,6 +60,8 @@ class Joint(NamedTuple):
     """q(z|psi_0,x)."""
     z: Tensor
     """(K, B, D)."""
+    log_q_z: Tensor
+    """log q(z|psi_0,x), (K, B)."""
 
 
 class _Ratio(NamedTuple):
@@ -230,12 +232,15 @@ class HierarchicalEncoder(Encoder):
         """Draw K pairs of psi_0 and z for each image."""
         psi = encoded.mixing.rsample((k,))
         q_z = self.conditional(psi, encoded.conditional)
-        return Joint(psi, q_z, q_z.rsample())
+        if isinstance(q_z, DiagonalNormal):  # from the noise of z: fewer kernels than the density at z
+            return Joint(psi, q_z, *q_z.rsample_and_log_prob())
+        z = q_z.rsample()
+        return Joint(psi, q_z, z, q_z.log_prob(z))
 
     def log_q(self, encoded: Encoded, joint: Joint, inner_k: int, inner_chunk: int | None = None) -> Tensor:
         """Return the bound on log q(z|x), (K, B), from psi_0 and ``inner_k`` fresh samples."""
         ratio = self._ratio(encoded, self._tau(encoded, joint.z))
-        return self._log_q(ratio, joint.z, joint.psi, joint.q_z.log_prob(joint.z), inner_k, inner_chunk)
+        return self._log_q(ratio, joint.z, joint.psi, joint.log_q_z, inner_k, inner_chunk)
 
     def log_q_at(self, encoded: Encoded, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor:
         """Return log 1/L sum_{l=1..L} r_l, (K, B), at z of (K, B, D), with L = ``samples`` fresh psi for each."""
@@ -248,7 +253,7 @@ class HierarchicalEncoder(Encoder):
         """
         joint = self.joint(encoded, k)
         ratio = self._ratio(encoded, self._tau(encoded, joint.z))
-        conditional = joint.q_z.log_prob(joint.z)
+        conditional = joint.log_q_z
         fresh = self._fresh(ratio, joint.z, inner_k, inner_chunk) if inner_k else None
         return two_sided_bounds(joint.z, ratio.correction(joint.psi) + conditional, fresh, inner_k, conditional)
 
@@ -290,7 +295,7 @@ class HierarchicalEncoder(Encoder):
         b_l is the share of sample l in the mean. The path derivative of psi_l is weighted by b_l^2, which accounts for
         the score of tau. The sample psi_0 keeps its score, -b_0 dlog tau(psi_0)/deta.
         """
-        log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
+        log_ratio = ratio.correction(joint.psi) + joint.log_q_z
         (psi,) = self._inner(ratio.tau, joint.z, inner_k, inner_k, share=self.share_psi)
         tau = ratio.tau
         if not isinstance(tau, DiagonalNormal):
@@ -345,8 +350,7 @@ class HierarchicalEncoder(Encoder):
         ratio = self._frozen_ratio(encoded, tau)
         if self.tau_gradient == "dreg" and self._last_inner_k:
             return self._log_q_for_dreg(ratio, joint, self._last_inner_k)[0].mean()
-        conditional = joint.q_z.log_prob(joint.z)
-        return self._log_q(ratio, joint.z, joint.psi, conditional, self._last_inner_k, None).mean()
+        return self._log_q(ratio, joint.z, joint.psi, joint.log_q_z, self._last_inner_k, None).mean()
 
     def _inner(self, tau: Distribution, z: Tensor, inner_k: int, chunk: int, *, share: bool) -> Iterator[Tensor]:
         """Yield psi_1..L ~ tau as (chunk, K, B, P), or (chunk, 1, B, P) if all z share them."""
