@@ -170,6 +170,14 @@ def test_the_cost_of_a_step_is_counted(capsys: pytest.CaptureFixture[str], tmp_p
     assert iwae["kept"] > elbo["kept"] > 4 * 784
 
 
+def test_bf16_can_be_left_out(capsys: pytest.CaptureFixture[str]):
+    words = ["train gaussian, batch 20", "--device=cpu", "--threads=1", "--rounds=1", "--seconds=0.001"]
+    assert main([*words, "--precision=float32"]) == 0
+    head = capsys.readouterr().out.splitlines()[0]
+    assert "| matrix limit float32 |" in head
+    assert "bf16" not in head
+
+
 def test_an_unknown_case_is_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["trainn"]) == 2
     assert "no case contains 'trainn'; valid: train gaussian; " in capsys.readouterr().err

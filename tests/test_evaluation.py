@@ -271,7 +271,7 @@ def test_memory_depends_on_neither_k_nor_inner_k(make: Callable[[], Hierarchical
 @pytest.mark.parametrize("batch", [None, 1, 7, 100, 5_000])
 @pytest.mark.parametrize("inner_k", [0, 1, 100, 100_000])
 def test_automatic_chunks_keep_few_rows_in_flight_but_not_too_few(inner_k: int, batch: int | None, device: str):
-    rows = ROWS[device]
+    rows = ROWS.on(torch.device(device))
     for images, k in itertools.product((1, 2, 101, 60_000), (1, 50, 300_000)):
         sizes = Chunks.automatic(torch.device(device), Sampling(k, inner_k), images=images, batch=batch)
         assert min(sizes.batch, sizes.samples, sizes.inner) >= 1
@@ -279,7 +279,7 @@ def test_automatic_chunks_keep_few_rows_in_flight_but_not_too_few(inner_k: int, 
         assert batch is None or sizes.batch == min(batch, images)
         assert sizes.rows <= max(rows, 2 * sizes.batch)
         # Few images with many samples fill the rows, and so do few samples of many images.
-        available = min(images, batch or MOST_IMAGES[device]) * k * (1 + inner_k)
+        available = min(images, batch or MOST_IMAGES.on(torch.device(device))) * k * (1 + inner_k)
         assert sizes.rows > min(rows, available) / 5
 
 

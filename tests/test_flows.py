@@ -220,7 +220,7 @@ def test_masks_let_by_every_earlier_coordinate_and_no_other(dim: int, backward: 
     )
     rough(network)
     first = network.condition(torch.randn(1, FEATURES))
-    reach = blocks(lambda z: network(z, first).sum(-1), torch.randn(1, 1, dim)).squeeze((0, 1)) != 0
+    reach = blocks(lambda z: network(z, first).sum(-2), torch.randn(1, 1, dim)).squeeze((0, 1)) != 0
     # 20 coordinates and 12 hidden units: each output still sees the first of the earlier ones, and no later one.
     allowed = torch.ones(dim, dim).triu(1) if backward else torch.ones(dim, dim).tril(-1)
     assert not reach[allowed == 0].any()

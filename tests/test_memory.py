@@ -163,7 +163,7 @@ def test_chunks_fit_the_memory_there_is(inner_k: int, batch: int | None, monkeyp
         assert fewer.rows < more.rows
     # Plenty of memory is no reason to leave the caches.
     assert chosen[2**40] == automatic
-    assert chosen[2**40].rows <= ROWS["cpu"]
+    assert chosen[2**40].rows <= ROWS.cpu
 
 
 def test_what_the_user_chose_stays(monkeypatch: pytest.MonkeyPatch):

@@ -58,7 +58,7 @@ def test_the_surrogate_has_that_slope():
     psi = toy.exact_reverse()(z.detach(), toy.exact_reverse().condition(x)).sample()
     context = encoder.encode(x)
     q_z = toy.conditional(psi, context.conditional)
-    surrogate = encoder._surrogate(context, Joint(psi, q_z, z))
+    surrogate = encoder._surrogate(context, Joint(psi, q_z, z, q_z.log_prob(z)))
     (found,) = torch.autograd.grad(surrogate.sum(), z, retain_graph=True)
     truth = marginal_slope(toy, x[:1], z[:, :1])[0, 0]
     for axis in range(2):

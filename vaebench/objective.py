@@ -28,7 +28,8 @@ class Evidence(NamedTuple):
 
     def log_weights(self, beta: float | Tensor = 1.0) -> Tensor:
         """Return log p(x|z) + beta (log p(z) - log_q), (K, B); ``beta`` other than 1 is a KL warm-up."""
-        return self.log_likelihood + beta * (self.log_prior - self.log_q)
+        minus_kl = self.log_prior - self.log_q
+        return self.log_likelihood + (minus_kl if isinstance(beta, float) and beta == 1 else beta * minus_kl)
 
 
 def evidence(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy
 import torch
@@ -18,6 +18,7 @@ import torch
 from vaebench.errors import UserError
 
 __all__ = [
+    "ByDevice",
     "autocast",
     "bf16_gain",
     "bf16_note",
@@ -81,6 +82,17 @@ def use_gpu_in_turn(number: int) -> None:
     """Make a device without an index, such as ``cuda``, be GPU number ``number`` modulo the number of GPUs."""
     if torch.accelerator.is_available():
         torch.accelerator.set_device_index(number % torch.accelerator.device_count())
+
+
+class ByDevice(NamedTuple):
+    """A number for CPUs and one for accelerators, for example of rows to compute at a time."""
+
+    cpu: int
+    accelerator: int
+
+    def on(self, device: torch.device) -> int:
+        """Return the number for ``device``."""
+        return self.cpu if device.type == "cpu" else self.accelerator
 
 
 def describe(device: torch.device) -> str:

@@ -23,7 +23,7 @@ if not __package__:
 
 import torch
 
-from benchmark.cases import CASES, Bench
+from benchmark.cases import CASES, PRECISIONS, Bench
 from benchmark.cost import cost, costs_text
 from benchmark.footprint import memory, start_up
 from benchmark.optimisations import OPTIMISATIONS, gain, gains_text
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=positive(int), default=DEFAULTS.rounds)
     made.add_argument("--seconds", type=positive(float), default=DEFAULTS.seconds, help="for each candidate and round")
     made.add_argument("--batch", type=positive(int), default=DEFAULTS.batch, help="images in a batch")
+    made.add_argument("--precision", choices=PRECISIONS, help="time this one alone; bf16 is slow on some processors")
     made.add_argument(
         "--compiled", action="store_true", help="time compiled losses too, ours and the hand-written ones"
     )
@@ -88,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.seconds,
             arguments.rounds,
             arguments.compiled,
+            arguments.precision,
         )
         found: dict[str, Any] = {}
         for name in asked or ["speed"]:

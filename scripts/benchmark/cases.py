@@ -40,6 +40,7 @@ __all__ = ["CASES", "Bench", "Case", "Work"]
 Candidates = dict[str, Callable[[], float]]
 HAND, OURS, PYTHAE = "hand-written", "vaebench", "pythae"
 COMPILED = ", compiled"
+PRECISIONS = {"float32": "", "bf16": ", bf16"}
 EVALUATED_IMAGES = 100
 
 
@@ -55,6 +56,13 @@ class Bench:
     rounds: int = 5
     compiled: bool = False
     """Whether losses are compiled too, ours and those written by hand."""
+    precision: str | None = None
+    """``float32`` or ``bf16``; None: both."""
+
+    @property
+    def suffixes(self) -> dict[str, str]:
+        """The precisions to measure, and what the names of their candidates end with."""
+        return {name: suffix for name, suffix in PRECISIONS.items() if self.precision in (name, None)}
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class Case:
         images = steps * bench.batch
         data = grey_images(images).to(bench.device)
         candidates: Candidates = {}
-        for precision, suffix in PRECISIONS.items():
+        for precision, suffix in bench.suffixes.items():
             for compiled, way in ((False, ""), (True, COMPILED)) if bench.compiled else ((False, ""),):
                 loop = HandWritten(self.baseline(), data, self.k, bench.batch, precision, compiled)
                 candidates[HAND + way + suffix] = returning(images, loop.epoch)
@@ -141,14 +149,14 @@ class Case:
 
     def _evaluation(self, bench: Bench) -> Work:
         data = grey_images(EVALUATED_IMAGES).to(bench.device)
-        rows = ROWS["cuda" if bench.device.type == "cuda" else "cpu"]
+        rows = ROWS.on(bench.device)
         loops = {p: HandWritten(self.baseline(), data, 1, bench.batch, p) for p in PRECISIONS}
         hand = loops["float32"]
         hand.evaluate(100, rows)
         k = max(100, round(100 * bench.seconds / seconds_of(lambda: hand.evaluate(100, rows), bench.device)))
         amount = len(data) * k
         candidates: Candidates = {}
-        for precision, suffix in PRECISIONS.items():
+        for precision, suffix in bench.suffixes.items():
             for compiled, way in ((False, ""), (True, COMPILED)) if bench.compiled else ((False, ""),):
                 loop = HandWritten(loops[precision].baseline, data, 1, bench.batch, precision, compiled)
                 candidates[HAND + way + suffix] = returning(amount, lambda loop=loop: loop.evaluate(k, rows))
@@ -174,9 +182,6 @@ def _pythae() -> ModuleType:
         raise UserError(
             f"pythae is installed and cannot be imported ({error}): repair it with `pip install pythae`, or remove it"
         ) from error
-
-
-PRECISIONS = {"float32": "", "bf16": ", bf16"}
 
 
 def evaluation(experiment: Experiment, data: Tensor, words: Sequence[str]) -> Callable[[], Tensor]:

@@ -55,7 +55,7 @@ class Report:
         limits = [" / ".join(shown(limit) for limit in row.limits.values()) for row in self.rows]
         works = [f"{row.name}, {row.unit}" for row in self.rows]
         lines = table(
-            ["work", *names, "matrix limit float32 / bf16"],
+            ["work", *names, f"matrix limit {' / '.join(self.rows[0].limits)}"],
             [[work, *map(shown, some), limit] for work, some, limit in zip(works, rates, limits, strict=True)],
         )
         pairs = [pair for pair in PAIRS if any(pair in row.ratios for row in self.rows)]
@@ -118,7 +118,7 @@ def measured(case: Case, bench: Bench) -> Row:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         work = case.prepare(bench, Path(folder), stack)
         timing = side_by_side(work.candidates, bench.rounds, bench.device)
-        limits = {name: rate / work.flops for name, rate in matrix_rates(work.rows, bench.device).items()}
+        limits = {name: rate / work.flops for name, rate in matrix_rates(work.rows, bench).items()}
     return row_of(case, timing, limits, work.flops)
 
 
@@ -128,11 +128,10 @@ def row_of(case: Case, timing: Timing, limits: dict[str, float], flops: float) -
     return Row(case.name, case.unit, rates, ratios, limits, flops)
 
 
-def matrix_rates(rows: int, device: torch.device) -> dict[str, float]:
+def matrix_rates(rows: int, bench: Bench) -> dict[str, float]:
     """Return floating-point operations per second in products of the networks' shapes, by precision."""
-    return {
-        name: matrix_rate(rows, device, dtype) for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16))
-    }
+    types = {"float32": torch.float32, "bf16": torch.bfloat16}
+    return {name: matrix_rate(rows, bench.device, types[name]) for name in bench.suffixes}
 
 
 # Inputs and outputs of the most expensive layers.

@@ -41,6 +41,7 @@ def _by_digits(intensities: Tensor, generator: torch.Generator | None) -> Tensor
     ones, tied = digits < intensities, digits == intensities
     # Search for ties in groups of eight pixels: eight times faster.
     some = tied.view(-1).view(torch.int64).nonzero().squeeze(-1)
-    found, decided = ones.view(-1, 8), _by_threshold(intensities.reshape(-1, 8)[some], generator)
-    found[some] = torch.where(tied.view(-1, 8)[some], decided, found[some])
+    decided = _by_threshold(intensities.reshape(-1, 8).index_select(0, some), generator)
+    decided &= tied.view(-1, 8).index_select(0, some)
+    ones.view(-1, 8).index_add_(0, some, decided)  # a pixel with a tie was 0
     return ones

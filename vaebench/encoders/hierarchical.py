@@ -60,6 +60,8 @@ class Joint(NamedTuple):
     """q(z|psi_0,x)."""
     z: Tensor
     """(K, B, D)."""
+    log_q_z: Tensor
+    """log q(z|psi_0,x), (K, B)."""
 
 
 class _Ratio(NamedTuple):
@@ -73,7 +75,11 @@ class _Ratio(NamedTuple):
 
     def log_ratio(self, z: Tensor, psi: Tensor) -> Tensor:
         """Return log r, (..., K, B), for z (K, B, D) and psi (..., K, B, P)."""
-        return self.correction(psi) + self.conditional(psi, self.conditioned).log_prob(z)
+        return self.correction(psi) + self.log_conditional(z, psi)
+
+    def log_conditional(self, z: Tensor, psi: Tensor) -> Tensor:
+        """Return log q(z|psi,x)."""
+        return self.conditional(psi, self.conditioned).log_prob(z)
 
     def correction(self, psi: Tensor) -> Tensor:
         """Return log q(psi|x) - log tau(psi|z, x)."""
@@ -214,8 +220,8 @@ class HierarchicalEncoder(Encoder):
             # Views, so that a hook scales the gradient of the log weights, but not the gradient from z to psi.
             z, psi = joint.z.view_as(joint.z), joint.psi.view_as(joint.psi)
             ratio = self._frozen_ratio(encoded, self._tau(encoded, z))
-            log_ratio = ratio.log_ratio(z, psi)
-            return Draw(z, self._log_q(ratio, z, log_ratio, inner_k, inner_chunk), (z, psi))
+            conditional = ratio.log_conditional(z, psi)
+            return Draw(z, self._log_q(ratio, z, psi, conditional, inner_k, inner_chunk), (z, psi))
         if self.tau_gradient == "dreg" and inner_k and torch.is_grad_enabled():
             tau = self._tau(encoded, joint.z)
             log_q, inner = self._log_q_for_dreg(self._ratio(encoded, tau), joint, inner_k)
@@ -226,13 +232,15 @@ class HierarchicalEncoder(Encoder):
         """Draw K pairs of psi_0 and z for each image."""
         psi = encoded.mixing.rsample((k,))
         q_z = self.conditional(psi, encoded.conditional)
-        return Joint(psi, q_z, q_z.rsample())
+        if isinstance(q_z, DiagonalNormal):  # from the noise of z: fewer kernels than the density at z
+            return Joint(psi, q_z, *q_z.rsample_and_log_prob())
+        z = q_z.rsample()
+        return Joint(psi, q_z, z, q_z.log_prob(z))
 
     def log_q(self, encoded: Encoded, joint: Joint, inner_k: int, inner_chunk: int | None = None) -> Tensor:
         """Return the bound on log q(z|x), (K, B), from psi_0 and ``inner_k`` fresh samples."""
         ratio = self._ratio(encoded, self._tau(encoded, joint.z))
-        log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
-        return self._log_q(ratio, joint.z, log_ratio, inner_k, inner_chunk)
+        return self._log_q(ratio, joint.z, joint.psi, joint.log_q_z, inner_k, inner_chunk)
 
     def log_q_at(self, encoded: Encoded, z: Tensor, *, samples: int = 1, chunk: int | None = None) -> Tensor:
         """Return log 1/L sum_{l=1..L} r_l, (K, B), at z of (K, B, D), with L = ``samples`` fresh psi for each."""
@@ -245,7 +253,7 @@ class HierarchicalEncoder(Encoder):
         """
         joint = self.joint(encoded, k)
         ratio = self._ratio(encoded, self._tau(encoded, joint.z))
-        conditional = joint.q_z.log_prob(joint.z)
+        conditional = joint.log_q_z
         fresh = self._fresh(ratio, joint.z, inner_k, inner_chunk) if inner_k else None
         return two_sided_bounds(joint.z, ratio.correction(joint.psi) + conditional, fresh, inner_k, conditional)
 
@@ -263,10 +271,20 @@ class HierarchicalEncoder(Encoder):
         mixing = None if self.reverse is None else encoded.mixing
         return _Ratio(self.conditional, encoded.conditional, mixing, tau)
 
-    def _log_q(self, ratio: _Ratio, z: Tensor, log_ratio: Tensor, inner_k: int, inner_chunk: int | None) -> Tensor:
-        """Return the log-mean-exp of psi_0's ratio, (K, B), and the ratios of ``inner_k`` fresh samples."""
+    def _log_q(
+        self, ratio: _Ratio, z: Tensor, own: Tensor, conditional: Tensor, inner_k: int, inner_chunk: int | None
+    ) -> Tensor:
+        """Return the log-mean-exp of the ratios of psi_0 and of ``inner_k`` fresh samples, (K, B).
+
+        ``own`` is psi_0, (K, B, P), and ``conditional`` is log q(z|psi_0,x), (K, B).
+        """
+        if inner_k and not inner_chunk and ratio.mixing is not None:
+            # In one pass: q(psi|x) and tau compute the densities of all psi at once.
+            (psi,) = self._inner(ratio.tau, z, inner_k, inner_k, share=False)
+            conditionals = torch.cat([conditional.unsqueeze(0), ratio.log_conditional(z, psi)])
+            return log_mean_exp(ratio.correction(torch.cat([own.unsqueeze(0), psi])) + conditionals)
         ratios = LogMeanExp() if inner_chunk else _Terms()
-        ratios.add(log_ratio.unsqueeze(0))
+        ratios.add((ratio.correction(own) + conditional).unsqueeze(0))
         for psi in self._inner(ratio.tau, z, inner_k, inner_chunk or inner_k, share=self.share_psi):
             ratios.add(ratio.log_ratio(z, psi))
         return ratios.value().to(z)
@@ -277,7 +295,7 @@ class HierarchicalEncoder(Encoder):
         b_l is the share of sample l in the mean. The path derivative of psi_l is weighted by b_l^2, which accounts for
         the score of tau. The sample psi_0 keeps its score, -b_0 dlog tau(psi_0)/deta.
         """
-        log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
+        log_ratio = ratio.correction(joint.psi) + joint.log_q_z
         (psi,) = self._inner(ratio.tau, joint.z, inner_k, inner_k, share=self.share_psi)
         tau = ratio.tau
         if not isinstance(tau, DiagonalNormal):
@@ -332,8 +350,7 @@ class HierarchicalEncoder(Encoder):
         ratio = self._frozen_ratio(encoded, tau)
         if self.tau_gradient == "dreg" and self._last_inner_k:
             return self._log_q_for_dreg(ratio, joint, self._last_inner_k)[0].mean()
-        log_ratio = ratio.correction(joint.psi) + joint.q_z.log_prob(joint.z)
-        return self._log_q(ratio, joint.z, log_ratio, self._last_inner_k, None).mean()
+        return self._log_q(ratio, joint.z, joint.psi, joint.log_q_z, self._last_inner_k, None).mean()
 
     def _inner(self, tau: Distribution, z: Tensor, inner_k: int, chunk: int, *, share: bool) -> Iterator[Tensor]:
         """Yield psi_1..L ~ tau as (chunk, K, B, P), or (chunk, 1, B, P) if all z share them."""

@@ -29,12 +29,12 @@ from vaebench.estimators.sampling import keyed_noise
 from vaebench.estimators.weights import effective_sample_size
 from vaebench.images import checked_images
 from vaebench.model import GenerativeModel
-from vaebench.runtime import in_float64
+from vaebench.runtime import ByDevice, in_float64
 
 __all__ = ["AISResult", "AnnealingSettings", "ais", "batch_size", "has_density", "refuse_unmixed"]
 
 # Chains x images at a time. More are no faster on a CPU; fewer leave a GPU idle.
-ROWS = {"cpu": 200, "cuda": 16_000}
+ROWS = ByDevice(200, 16_000)
 LEAST_ACCEPTANCE, MOST_ACCEPTANCE = 0.2, 0.99
 STRETCHES = 10
 """Parts of the temperatures; chains have to move in each of them."""
@@ -247,7 +247,7 @@ def tuned_schedule(
 
 def batch_size(device: torch.device, chains: int) -> int:
     """Return the number of images at a time."""
-    return max(1, ROWS["cpu" if device.type == "cpu" else "cuda"] // chains)
+    return max(1, ROWS.on(device) // chains)
 
 
 @torch.no_grad()

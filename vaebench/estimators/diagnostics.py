@@ -277,7 +277,7 @@ class AggregateDensity(NamedTuple):
         for part, density in densities:
             count = part.stop - part.start
             # A flow's inverse takes many times the memory of its rows.
-            rows = max(1, ROWS["cpu" if z.is_cpu else "cuda"] // count)
+            rows = max(1, ROWS.on(z.device) // count)
             for first in range(0, len(z), rows):
                 some = slice(first, min(first + rows, len(z)))
                 log_q = in_float64(density.log_prob(z[some].unsqueeze(1).expand(-1, count, -1)))

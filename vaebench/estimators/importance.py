@@ -20,16 +20,16 @@ from vaebench.estimators.weights import WeightSummary
 from vaebench.images import checked_images, refuse_estimate
 from vaebench.model import GenerativeModel
 from vaebench.objective import weigh
-from vaebench.runtime import derived_seed, forked_randomness, free_memory, in_float64
+from vaebench.runtime import ByDevice, derived_seed, forked_randomness, free_memory, in_float64
 
 __all__ = ["Chunks", "PerImage", "chunks_within", "draws", "log_likelihood", "log_likelihoods", "weighed"]
 
 # Rows (image x sample x inner sample) in memory at once: enough to keep matrix products busy, few enough for the
 # activations of a 784-pixel decoder to stay near the caches of a CPU, or well inside a small GPU.
-ROWS = {"cpu": 4_000, "cuda": 200_000}
+ROWS = ByDevice(4_000, 200_000)
 # Images at once, and the most if each has so few samples that ROWS would allow more: encoders take memory for each.
 IMAGES = 100
-MOST_IMAGES = {"cpu": 400, "cuda": 4_000}
+MOST_IMAGES = ByDevice(400, 4_000)
 LARGEST_ROW = 2**20
 """Bytes that exceed the size of a row of every network here, for 784 numbers from the decoder. With as much free for
 each row, nothing is measured."""
@@ -61,10 +61,9 @@ class Chunks:
             images: images in all, of which there may be fewer than a batch.
             batch: images at a time; chosen if None.
         """
-        kind = "cpu" if device.type == "cpu" else "cuda"
-        rows, images = ROWS[kind], max(1, images)
+        rows, images = ROWS.on(device), max(1, images)
         if batch is None:
-            fitting = min(MOST_IMAGES[kind], rows // (sampling.k * (1 + sampling.inner_k)))
+            fitting = min(MOST_IMAGES.on(device), rows // (sampling.k * (1 + sampling.inner_k)))
             batch = _even(images, max(IMAGES, fitting))
         batch = min(batch, images)
         inner = sampling.inner_chunk or max(1, min(sampling.inner_k, rows // batch - 1))

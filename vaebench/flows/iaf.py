@@ -80,5 +80,5 @@ class IAFFlow(Flow):
         return solved
 
     def _gate_and_target(self, z: Tensor, conditioned: StepParameters) -> tuple[Tensor, Tensor]:
-        target, raw = self.network(z, conditioned[0]).unbind(-1)
+        target, raw = self.network(z, conditioned[0]).unbind(-2)
         return _SMALLEST_GATE + (1 - _SMALLEST_GATE) * raw.sigmoid(), target

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vaebench.arguments import widths
 from vaebench.nets.activations import ACTIVATIONS
 from vaebench.nets.dense import Trunk
+from vaebench.runtime import ByDevice
 
 __all__ = ["GatedConv", "GatedConvDecoder", "GatedConvTrunk", "ResNetDecoder", "ResNetTrunk", "Shape"]
 
@@ -30,7 +31,7 @@ Shape = tuple[int, int, int]
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 # Images computed at a time without gradients, so that thousands of samples of an image fit into memory.
-_ROWS = {"cpu": 250, "cuda": 5_000}
+_ROWS = ByDevice(250, 5_000)
 _GATED = 4.0
 # Initial output of a residual block relative to an ordinary layer: small, but large enough to learn from.
 _RESIDUAL_GAIN = 0.3
@@ -139,7 +140,7 @@ class _ByRows(nn.Module, ABC):
     def forward(self, value: Tensor) -> Tensor:
         """Map (..., inputs) to (..., outputs), without gradients some rows at a time."""
         flat = value.reshape(-1, value.shape[-1])
-        count = _ROWS["cpu" if value.device.type == "cpu" else "cuda"]
+        count = _ROWS.on(value.device)
         if torch.is_grad_enabled() or len(flat) <= count:
             result = self.rows(flat)
         else:

@@ -48,4 +48,4 @@ class Batches:
         for number, chosen in enumerate(order.split(self.batch_size)):
             if number >= first:
                 seed_device(order.device, derived_seed(self.seed, "batch", epoch, number))
-                yield self.observe(self.intensities[chosen])
+                yield self.observe(self.intensities.index_select(0, chosen))

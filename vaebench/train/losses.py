@@ -38,21 +38,19 @@ class BoundLoss:
         k, inner_k, beta = settings
         with self.autocast():
             value, drawn = self.objective(self.model, self.encoder, x, k, inner_k=inner_k, beta=beta)
+        mean = value.mean()
         same = not isinstance(beta, Tensor) and beta == 1 and self.objective.maximises_its_bound
         with torch.no_grad():
-            log_w = drawn.log_weights()
-            metrics = {
-                "bound": (value if same else self.objective.bound(log_w)).mean(),
-                "reconstruction": drawn.log_likelihood.mean(),
-                "kl": (drawn.log_q - drawn.log_prior).mean(),
-            }
+            bound = mean.detach() if same else self.objective.bound(drawn.log_weights()).mean()
+            kl = (drawn.log_q - drawn.log_prior).mean()
+            metrics = {"bound": bound, "reconstruction": drawn.log_likelihood.mean(), "kl": kl}
             if k > 1:
-                metrics["ess"] = effective_sample_size(log_w).mean()
+                metrics["ess"] = effective_sample_size(drawn.log_weights()).mean()
         if not same:
-            metrics["objective"] = value.mean()
+            metrics["objective"] = mean.detach()
         if self.encoder.direction is Direction.ESTIMATE:
             metrics = {key if key == "reconstruction" else f"{key}_estimate": v for key, v in metrics.items()}
-        return Loss(-value.mean(), metrics)
+        return Loss(-mean, metrics)
 
 
 @dataclass(frozen=True)

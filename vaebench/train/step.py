@@ -1,6 +1,7 @@
 """A training step: all updates, the means of their metrics, and the averaged weights. No part waits for the device."""
 
 import copy
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -45,7 +46,11 @@ class MetricMeans:
 
         Nothing on the host changes, except that a name is added at its first use.
         """
-        torch.minimum(self._bad, torch.where(loss.value.isfinite(), self._NEVER, self.number), out=self._bad)
+        # On a CPU a look at the number costs less than the kernels, and waits for nothing.
+        if loss.value.device.type != "cpu":
+            torch.minimum(self._bad, torch.where(loss.value.isfinite(), self._NEVER, self.number), out=self._bad)
+        elif not math.isfinite(loss.value):
+            torch.minimum(self._bad, self.number, out=self._bad)
         values = {f"{prefix}/{key}": value for key, value in loss.metrics.items()}
         for name, value in values.items():
             if name not in self._sums:
