@@ -1,6 +1,7 @@
-"""Reading and comparing runs is linear in their number: each file is opened a fixed number of times."""
+"""Many runs: reading and comparing them is linear in their number, and TAB completes their folders."""
 
 import os
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -136,3 +137,28 @@ def test_one_seed_told_apart_is_one_pair_told_apart(tmp_path: Path, capsys: pyte
     assert "(yes)" in out
     assert "1 pair told apart" in out
     assert out.count("(1) ") == 2  # one training does not make a method the first alone
+
+
+@pytest.mark.parametrize("command", ["evaluate", "show", "compare", "train --resume", "list runs", "sample"])
+def test_tab_completes_runs_and_folders_of_runs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """By the shell's own function, in bash: a name that bash would run as a command is not offered."""
+    for name in ("out/mnist", "out/other", "out/run", "out/x$(touch bad)", "out/.sweeps"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "out/run/config.yaml").touch()
+    (tmp_path / "out/report.html").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def offered(word: str) -> list[str]:
+        monkeypatch.setenv("COMP_LINE", f"vaebench {command} {word}")
+        assert main(["-sc", "query=bash"]) == 0
+        words = capfd.readouterr().out
+        script = 'compgen -o nospace -W "$1" -- "$2"'
+        done = subprocess.run(["bash", "-c", script, "bash", words, word], capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    assert offered("o") == ["out/"]
+    assert offered("out/") == ["out/mnist/", "out/other/", "out/run"]
+    assert offered("out/r") == ["out/run"]
+    assert not (tmp_path / "bad").exists()
