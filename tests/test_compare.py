@@ -489,7 +489,7 @@ def test_pairs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     words = ["compare", str(tmp_path), "--pair", "encoder=gaussian", "encoder=avb"]
     assert main(words) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "avb elbo k=1 - gaussian elbo k=1: ~ +9.00 [-3.71, +21.71] (95% over 2 common seeds, contains 0)" in out
+    assert "avb elbo k=1 - gaussian elbo k=1: ~ +9.00 [-3.71, +21.71] (over 2 common seeds, contains 0)" in out
     assert main([*words, "--format", "json"]) == 0
     (pair,) = json.loads(capsys.readouterr().out)["pairs"]
     assert (pair["seeds"], pair["of_bounds"]) == ([0, 1], False)

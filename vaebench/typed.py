@@ -10,7 +10,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union
 
@@ -44,7 +44,7 @@ class Checker:
 
     def fields(self, schema: type) -> list[dataclasses.Field[Any]]:
         """Return the fields of the dataclass ``schema`` that are read by name."""
-        return [field for field in dataclasses.fields(schema) if field.init]
+        return _fields(schema)
 
     def missing(self, key: str) -> UserError:
         """Return the error for a missing key."""
@@ -68,13 +68,13 @@ class Checker:
     def build(self, schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         """Return the dataclass ``schema`` with the fields in ``values``; ``prefix`` precedes the keys in messages."""
         hints, fields = _hints(schema), self.fields(schema)
-        known = {field.name for field in fields}
+        known = {field.name: field for field in fields}
         extra = {key: value for key, value in values.items() if key not in known}
         further = self.further(schema, extra, known, prefix)
-        for field in fields:
-            if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
-                raise self.missing(prefix + field.name)
-        given = [field.name for field in fields if field.name in values]
+        for name, field in known.items():
+            if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+                raise self.missing(prefix + name)
+        given = [name for name in known if name in values]
         items: dict[str, Any] = {key: self.convert(values[key], hints[key], prefix + key) for key in given}
         try:
             return schema(**items, **further)
@@ -83,38 +83,12 @@ class Checker:
 
     def convert(self, value: Any, hint: Any, key: str) -> Any:
         """Return ``value`` converted to the type ``hint``: a type, Annotated[type, Rule], a Literal, X | None, ..."""
-        if hint is Any:
-            return value
-        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-        if origin is Annotated:
-            converted = self.convert(value, arguments[0], key)
-            for rule in arguments[1:]:
-                require(rule, converted, key)
-            return converted
-        if origin in (Union, types.UnionType):
-            inner = next(each for each in arguments if each is not type(None))
-            return None if value is None else self.convert(value, inner, key)
-        if origin is Literal:
-            return one_of(value, arguments, key)
-        if origin is tuple:
-            return self._tuple(value, arguments, key)
-        if origin is list:
-            return [self.convert(item, arguments[0], f"{key}[{i}]") for i, item in enumerate(_list(value, key))]
-        if origin is not None:  # dict or Mapping
-            return self.dictionary(value, arguments, key)
-        if typing.is_typeddict(hint):
-            return self._typed_dict(hint, mapping(value, key), f"{key}." if key else "")
-        if dataclasses.is_dataclass(hint):
-            return self.build(typing.cast(type, hint), mapping(value, key), f"{key}." if key else "")
-        if issubclass(hint, enum.Enum):
-            return hint(one_of(value, tuple(member.value for member in hint), key))
-        value = scalar(value, hint, key)
-        return self.text(value, key) if hint is str else value
+        return _conversion(hint)(self, value, key)
 
     def _typed_dict(self, schema: Any, values: dict[str, Any], prefix: str) -> dict[str, Any]:
         """Return ``values`` with the keys of ``schema`` checked, and the others as they are."""
-        for name in sorted(schema.__required_keys__ - values.keys()):
-            raise self.missing(prefix + name)
+        if missing := schema.__required_keys__ - values.keys():
+            raise self.missing(prefix + min(missing))
         hints = _hints(schema)
         return {k: self.convert(v, hints[k], prefix + k) if k in hints else v for k, v in values.items()}
 
@@ -126,6 +100,55 @@ class Checker:
             raise UserError(f"{key} must be a list of {len(kinds)} values, got {shown(value)}")
         pairs = enumerate(zip(value, kinds, strict=True))
         return tuple(self.convert(item, kind, f"{key}[{i}]") for i, (item, kind) in pairs)
+
+
+_Conversion = Callable[[Checker, Any, str], Any]
+
+
+@functools.cache
+def _fields(schema: type) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(schema) if field.init]
+
+
+@functools.cache
+def _conversion(hint: Any) -> _Conversion:
+    """Return what converts a value to the type ``hint``; cached, because thousands of files have the same types."""
+    if hint is Any:
+        return lambda checker, value, key: value
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return lambda checker, value, key: _ruled(arguments[1:], checker.convert(value, arguments[0], key), key)
+    if origin in (Union, types.UnionType):
+        inner = next(each for each in arguments if each is not type(None))
+        return lambda checker, value, key: None if value is None else checker.convert(value, inner, key)
+    if origin is Literal:
+        return lambda checker, value, key: one_of(value, arguments, key)
+    if origin is tuple:
+        return lambda checker, value, key: checker._tuple(value, arguments, key)
+    if origin is list:
+        return lambda checker, value, key: [
+            checker.convert(item, arguments[0], f"{key}[{i}]") for i, item in enumerate(_list(value, key))
+        ]
+    if origin is not None:  # dict or Mapping
+        return lambda checker, value, key: checker.dictionary(value, arguments, key)
+    if typing.is_typeddict(hint):
+        return lambda checker, value, key: checker._typed_dict(hint, mapping(value, key), f"{key}." if key else "")
+    if dataclasses.is_dataclass(hint):
+        schema = typing.cast(type, hint)
+        return lambda checker, value, key: checker.build(schema, mapping(value, key), f"{key}." if key else "")
+    if issubclass(hint, enum.Enum):
+        values = tuple(member.value for member in hint)
+        return lambda checker, value, key: hint(one_of(value, values, key))
+    if hint is str:
+        return lambda checker, value, key: checker.text(scalar(value, str, key), key)
+    return lambda checker, value, key: scalar(value, hint, key)
+
+
+def _ruled(rules: Sequence[Rule], value: T, key: str) -> T:
+    """Return ``value`` if every rule holds."""
+    for rule in rules:
+        require(rule, value, key)
+    return value
 
 
 @functools.cache
@@ -202,6 +225,8 @@ _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-
 
 def printable(text: str) -> str:
     """Return ``text`` with characters that control a terminal or cannot be encoded as escapes such as ``\\x1b``."""
+    if text.isprintable():  # no character of the pattern is
+        return text
     # Python reads a byte of a path that is not UTF-8 as a surrogate from U+DC80 on.
     return _UNPRINTABLE.sub(
         lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}" if "\udc80" <= found[0] <= "\udcff" else ascii(found[0])[1:-1],

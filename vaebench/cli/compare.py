@@ -8,8 +8,7 @@ from vaebench.cli.selection import comparison_options, nothing_to_compare, selec
 from vaebench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from vaebench.records import ResultRecord
-    from vaebench.report import Comparison, Pair, Table
+    from vaebench.report import Comparison, Pair, Row, Table
 
 __all__ = ["run"]
 
@@ -72,24 +71,29 @@ def checked_format(name: str) -> str:
 def pairs_of_tables(comparison: "Comparison", asked: Sequence[Sequence[str]]) -> "list[tuple[Table, list[Pair]]]":
     """Return the pairs in each table that has any.
 
-    Results without inner samples may be in several tables; a pair of them is returned once.
+    Results without inner samples may be in several tables; a pair of them is returned once. The intervals of all pairs
+    hold together.
 
     UserError with the largest table's reason if no table has any, and for a corrupt file in any table.
     """
-    from vaebench.report.pairs import NoPair, pairs
+    from vaebench.report.pairs import NoPair, paired, row_pairs
 
-    found: list[tuple[Table, list[Pair]]] = []
-    for first, second in asked:
+    found: dict[tuple[int, ...], tuple[Table, Row, Row]] = {}
+    for number, (first, second) in enumerate(asked):
         refusals: list[NoPair] = []
-        known: list[list[ResultRecord]] = []
         for table in comparison.tables:
             try:
-                fresh = [pair for pair in pairs(table, first, second) if pair.records not in known]
+                fresh = row_pairs(table, first, second)
             except NoPair as refusal:
                 refusals.append(refusal)
             else:
-                known += [pair.records for pair in fresh]
-                found += [(table, fresh)] if fresh else []
+                for rows in fresh:
+                    records = tuple(id(result.record) for row in rows for result in row.results)
+                    found.setdefault((number, rows[0].n, *records), (table, *rows))
         if len(refusals) == len(comparison.tables):
             raise refusals[0]
-    return found
+    blocks: dict[tuple[int, int], tuple[Table, list[Pair]]] = {}
+    differences = paired([(first, second) for _, first, second in found.values()])
+    for ((number, *_), (table, *_)), pair in zip(found.items(), differences, strict=True):
+        blocks.setdefault((number, id(table)), (table, []))[1].append(pair)
+    return list(blocks.values())

@@ -25,6 +25,8 @@ from vaebench.selftest import CHECKS
 
 __all__ = ["run"]
 
+PLAIN = re.compile(r"(?![-~])[\w.,:+@%/-]*")
+"""A path that no shell changes, and that is neither a flag nor a setting."""
 REQUEST = re.compile("(install|uninstall|query)=(bash|zsh|fish)")
 
 
@@ -58,6 +60,8 @@ def answer(line: list[str], words: Sequence[str], commands: Sequence[str]) -> in
     if len(line) < 2:
         return offer([*commands, "--help", "--version"], line)
     command, current = line[0], line[-1]
+    if expects_run(command, line[1:-1]) and (found := folders(current)):
+        return offer(found, line)
     if command in LISTS:
         return offer(LISTS[command](), line)
     if line[-2] == "--plugin" or command not in FLAGS or FLAGS[command].get(line[-2], "").endswith("="):
@@ -74,6 +78,36 @@ def answer(line: list[str], words: Sequence[str], commands: Sequence[str]) -> in
     settings = [word for word in line[1:-1] if "=" in word and not word.lstrip("'\"").startswith(("-", "zip("))]
     os.environ["COMP_LINE"] = " ".join(["vaebench", *settings, current])
     return ask_hydra(command, words)
+
+
+def expects_run(command: str, before: Sequence[str]) -> bool:
+    """Return whether a run may follow the words ``before`` of a command."""
+    if command == "train":
+        return before[-1:] == ["--resume"]
+    if command == "list":
+        return before[:1] == ["runs"]
+    last = before[-1] if before else ""
+    return command in RUNS and (not last.startswith("-") or last in ("--unfinished", "--diff"))
+
+
+def folders(current: str) -> list[str]:
+    """Return the folders that start with ``current``: of a run folder the path, of any other folder with a slash.
+
+    Only one folder is read, and nothing in a run. Names with other letters are left out: bash expands the words that
+    it is offered, so that a name such as ``$(...)`` would be run as a command.
+    """
+    if not PLAIN.fullmatch(current):
+        return []
+    slash = current.rfind("/") + 1
+    start, name = current[:slash], current[slash:]
+    found = []
+    with contextlib.suppress(OSError), os.scandir(start or ".") as entries:
+        for entry in entries:
+            hidden = entry.name.startswith(".") and not name.startswith(".")
+            if entry.name.startswith(name) and not hidden and PLAIN.fullmatch(entry.name) and entry.is_dir():
+                is_run = os.path.isfile(os.path.join(entry.path, "config.yaml"))
+                found.append(f"{start}{entry.name}{'' if is_run else '/'}")
+    return sorted(found)
 
 
 def choices_of(group: str) -> list[str]:
@@ -118,6 +152,9 @@ def keys_of(schema: Any) -> list[str]:
     return [f"{field.name}=" for field in fields(schema)]
 
 
+# Commands on runs.
+RUNS = ("evaluate", "diagnose", "compare", "report", "board", "show", "encode")
+RUNS += ("sample", "reconstruct", "interpolate", "traverse")
 # Commands whose settings hydra completes.
 HYDRA = ("train", "tune", "evaluate")
 FLAGS = {

@@ -34,7 +34,12 @@ class _SettingsChecker(Checker):
         return {}
 
     def convert(self, value: Any, hint: Any, key: str) -> Any:
-        """Convert as `Checker` does; a word for "no value" that has another type leads to null."""
+        """Convert as `Checker` does; a word for "no value" that has another type leads to null.
+
+        A group of settings that is checked already is returned as it is.
+        """
+        if type(value) is hint and dataclasses.is_dataclass(hint):
+            return value
         try:
             return super().convert(value, hint, key)
         except UserError as error:

@@ -90,10 +90,14 @@ def is_elbo(config: Config) -> bool:
     return is_elbo_by_k(config) or unweighted.get(bound, False)
 
 
-def model_identity(config: Config) -> str:
-    """Return 8 hex digits that trainings of the same model share, but for the seed, whatever the objective's name."""
+def model_identity(config: Config, values: dict[str, Any] | None = None) -> str:
+    """Return 8 hex digits that trainings of the same model share, but for the seed, whatever the objective's name.
+
+    ``values``: the `defining` part of the configuration, where the caller has it.
+    """
     elbo = {"bound": "elbo", "gradient": config.objective.gradient}
-    return digest(defining(config) | ({"objective": elbo} if is_elbo(config) else {}), with_seed=False)
+    values = defining(config) if values is None else values
+    return digest(values | ({"objective": elbo} if is_elbo(config) else {}), with_seed=False)
 
 
 def canonical(values: dict[str, Any]) -> str:

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from vaebench.config.check import build
+from vaebench.config.check import build, convert
 from vaebench.config.schema import Config
 from vaebench.errors import UserError
 
@@ -21,6 +21,7 @@ __all__ = ["changed", "from_yaml", "read", "to_yaml", "with_images"]
 
 # The loader in C is faster, which matters when hundreds of runs are read.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_GROUPS: dict[str, Any] = {field.name: field.type for field in fields(Config) if is_dataclass(field.type)}
 
 
 def to_yaml(config: Config) -> str:
@@ -40,24 +41,32 @@ def from_yaml(text: str, place: str = "config.yaml") -> Config:
     """
     try:
         values = _of_blocks(text) or yaml.load(text, Loader=_LOADER)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # an integer of 5,000 digits, nested lists
         raise UserError(f"{place} is corrupt (not yaml): {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise UserError(f"{place} is corrupt: it contains no settings")
-    estimator = values.get("estimator")
-    if isinstance(estimator, dict) and "binarise" in estimator:  # as spelt in older runs
-        renamed = {"binarize" if key == "binarise" else key: value for key, value in estimator.items()}
-        values = values | {"estimator": renamed}
     try:
-        return build(Config, values)
+        return build(Config, _as_spelt_now(values))
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
+
+
+def _as_spelt_now(values: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the keys of older runs renamed."""
+    estimator = values.get("estimator")
+    if not isinstance(estimator, dict) or "binarise" not in estimator:
+        return values
+    renamed = {"binarize" if key == "binarise" else key: value for key, value in estimator.items()}
+    return values | {"estimator": renamed}
 
 
 def _of_blocks(text: str) -> dict[str, Any] | None:
     """Return the mapping in ``text`` from its top-level entries, of which thousands of runs share most.
 
-    None if an entry is no mapping by itself, or might refer to another one: the whole text is then parsed.
+    Groups of settings are checked. None if an entry is no mapping by itself, or might refer to another one: the whole
+    text is then parsed. UserError for an invalid setting of a group.
     """
     if any(mark in text for mark in "&*!%"):
         return None
@@ -77,7 +86,10 @@ def _block(text: str) -> dict[str, Any] | None:
         found = yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and len(found) == 1 else None
+    if not isinstance(found, dict) or len(found) != 1:
+        return None
+    ((name, values),) = _as_spelt_now(found).items()
+    return {name: convert(values, _GROUPS[name], name)} if name in _GROUPS else found
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -8,6 +8,7 @@ settings, and the class that uses a setting checks its range.
 """
 
 import dataclasses
+import functools
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -278,9 +279,18 @@ class Config:
 
 def plain(value: Any) -> Any:
     """Return a config value as plain containers; a choice's ``arguments`` are merged with its other keys."""
-    if dataclasses.is_dataclass(value):
-        items = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return items | items.pop("arguments", {})
+    if isinstance(value, str | int | float | None):  # most values: thousands of runs are read
+        return value
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        items = {name: plain(getattr(value, name)) for name in _names(type(value))}
+        return items | items.pop("arguments", {})
+    return value
+
+
+@functools.cache
+def _names(schema: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(schema)]

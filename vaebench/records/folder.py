@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -121,8 +122,9 @@ class RunFolder:
             runs = list(_runs_below(path))
             if not runs:
                 raise UserError(_why_not_a_run(path))
-            for run in runs:
-                found.setdefault(run.resolve(), cls(run))
+            start = path.resolve()
+            for run in runs:  # below a path there are no links
+                found.setdefault(start / run.relative_to(path), cls(run))
         return list(found.values())
 
     @contextmanager
@@ -310,12 +312,21 @@ def now() -> str:
 
 def _entries(path: Path) -> Iterator[os.DirEntry[str]]:
     """Yield the files and folders in a run folder that vaebench reads or writes."""
-    known = {each.name for each in vars(RunFolder).values() if isinstance(each, _File)} | {*_FOLDERS}
-    for folder in (path, *(path / name for name in _FOLDERS if not (path / name).is_symlink())):
+    folders = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name in _known() or entry.name.startswith(_PREFIXES):
+                folders += [entry.path] if entry.name in _FOLDERS and not entry.is_symlink() else []
+                yield entry
+    for folder in folders:
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-            for entry in entries:
-                if folder != path or entry.name in known or entry.name.startswith(_PREFIXES):
-                    yield entry
+            yield from entries
+
+
+@cache
+def _known() -> frozenset[str]:
+    """Return the names of the files and folders in a run folder."""
+    return frozenset({each.name for each in vars(RunFolder).values() if isinstance(each, _File)} | {*_FOLDERS})
 
 
 def _is_run(path: Path) -> bool:
@@ -330,11 +341,18 @@ def _runs_below(path: Path) -> Iterator[Path]:
     if _is_run(path):
         yield path
     elif path.is_dir():
-        for below in sorted(path.iterdir()):
+        with os.scandir(path) as entries:
             # hydra writes another config.yaml in .hydra, which is not a run
-            hidden = below.name.startswith(".") or _REPLACED in below.name
-            if below.is_dir() and not below.is_symlink() and not hidden:
-                yield from _runs_below(below)
+            found = [e.name for e in entries if not (e.name.startswith(".") or _REPLACED in e.name) and _is_folder(e)]
+        for name in sorted(found):
+            yield from _runs_below(path / name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
 
 
 def _why_not_a_run(path: Path) -> str:

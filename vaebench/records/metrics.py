@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, TypedDict, cast
 
 from vaebench.errors import UserError
 from vaebench.files import regular
@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 _LONGEST = 1 << 16  # bytes: more than the longest line
+_NUMBERS = (float, int)
+_USUAL = 1 << 12  # bytes: more than two lines of most runs
 Natural = Annotated[int, Rule(">= 0", lambda value: value >= 0)]
 
 
@@ -81,16 +83,26 @@ def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
 def last_metrics(folder: RunFolder) -> dict[str, Any] | None:
     """Return the last complete line of metrics.jsonl without reading the others; None if there is none."""
     try:
-        with open(folder.metrics, "rb", opener=regular) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 2 * _LONGEST))
-            lines = file.read().split(b"\n")
+        with open(folder.metrics, "rb", buffering=0, opener=regular) as file:
+            line = _last_line(file)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"cannot read {folder.metrics}: {error.strerror}.") from error
-    whole = [line for line in lines[:-1] if line]
-    return _restored(_parsed(whole[-1], f"the last line of {folder.metrics}")) if whole else None
+    return _restored(_parsed(line, f"the last line of {folder.metrics}")) if line else None
+
+
+def _last_line(file: BinaryIO) -> bytes:
+    """Return the last complete line that is not empty; of a longer line than any, a part; b"" if there is none."""
+    size, length = file.seek(0, os.SEEK_END), _USUAL
+    while True:
+        file.seek(max(0, size - length))
+        lines = [line for line in file.read(length).split(b"\n")[:-1] if line]
+        if length >= min(size, 2 * _LONGEST):
+            return lines[-1] if lines else b""
+        if len(lines) > 1:  # the first one may be a part
+            return lines[-1]
+        length = 2 * _LONGEST
 
 
 class MetricsTail:
@@ -180,11 +192,11 @@ def stored_lines(folder: RunFolder) -> Iterator[Line]:
 
 def _parsed(raw: bytes, place: str) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = {**parse_json(raw, _WithNonfinite)}
+        values: dict[str, Any] = cast(dict[str, Any], parse_json(raw, _WithNonfinite))
     except Unreadable as fault:
         raise _corrupt(place, str(fault)) from fault
     for tag, value in values.items():
-        if tag != "nonfinite" and value is not None and type(value) not in (float, int):
+        if type(value) not in _NUMBERS and value is not None and tag != "nonfinite":
             raise _corrupt(place, f"{clipped(repr(tag))} must be a number or null, got {shown(value)}")
     return values
 
@@ -194,5 +206,6 @@ def _corrupt(place: str, fault: str) -> UserError:
 
 
 def _restored(line: dict[str, Any]) -> dict[str, Any]:
-    nonfinite = line.pop("nonfinite", {})
-    return line | {tag: float(text) for tag, text in nonfinite.items()}
+    if "nonfinite" in line:
+        line |= {tag: float(text) for tag, text in line.pop("nonfinite").items()}
+    return line

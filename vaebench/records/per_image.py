@@ -43,8 +43,10 @@ class PerImageNumbers:
         return self.repeats.mean(0)
 
 
-def read_per_image(folder: RunFolder, record: ResultRecord) -> PerImageNumbers:
+def read_per_image(folder: RunFolder, record: ResultRecord, *, diagnostics: bool = True) -> PerImageNumbers:
     """Return the numbers of each image behind ``record``, a result of the run in ``folder``.
+
+    ``diagnostics=False`` reads the estimates alone, which takes less time.
 
     To compare two results on the same images (equal ``images`` and protocol), take the differences of their ``values``:
     their standard error does not contain the variance between images.
@@ -60,7 +62,8 @@ def read_per_image(folder: RunFolder, record: ResultRecord) -> PerImageNumbers:
     try:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise Unreadable("it is not in the run folder")
-        arrays = _arrays(folder.path / name, ("images", "rows", array))
+        needed = ("images", "rows", array)
+        arrays = _arrays(folder.path / name, needed, None if diagnostics else (*needed, "key", "provenance"))
     except (FileNotFoundError, Unreadable) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
         raise UserError(f"cannot read {folder.path / name} ({reason}): run `vaebench evaluate` again") from error
@@ -70,17 +73,19 @@ def read_per_image(folder: RunFolder, record: ResultRecord) -> PerImageNumbers:
             f"{folder.path / name} is not the file of the {record.estimator} result {record.mean:.2f}: {fault}. Run "
             "`vaebench evaluate` again."
         )
-    rows = [str(row) for row in arrays["rows"] if row in arrays]
+    rows = [str(row) for row in arrays["rows"] if row in arrays and diagnostics]
     return PerImageNumbers(images, repeats, {row: arrays[row][: record.repeats] for row in rows})
 
 
-def _arrays(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
+def _arrays(path: Path, needed: Sequence[str], chosen: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Return the arrays in an .npz file by name, each of the type that `PerImageFile` writes.
+
+    ``needed``: the names that the file must have. ``chosen``: the names to read; None for all.
 
     Unreadable for a link or a corrupt file, FileNotFoundError if there is none.
     """
     try:
-        arrays = read_npz(io.BytesIO(read_whole(path, _LARGEST)), _LARGEST)
+        arrays = read_npz(io.BytesIO(read_whole(path, _LARGEST)), _LARGEST, chosen)
     except ValueError as error:
         raise Unreadable(clipped(str(error))) from error
     if missing := [name for name in needed if name not in arrays]:

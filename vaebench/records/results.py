@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
 from vaebench.direction import Direction, Measure, checked_direction, checked_measure
@@ -94,14 +95,14 @@ class ResultRecord:
             object.__setattr__(self, "log_q", checked_direction(self.log_q))
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS[1:])}, not {self.precision!r}")
-        for each in fields(self):
-            value, least = getattr(self, each.name), each.metadata.get("least")
-            if value == "" and each.default != "":
-                raise ValueError(f"a result needs its {each.name}")
+        for name, default, least in _limits():
+            value: Any = getattr(self, name)
+            if value == "" and default != "":
+                raise ValueError(f"a result needs its {name}")
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{each.name} must be finite, got {value}")
+                raise ValueError(f"{name} must be finite, got {value}")
             if least is not None and value is not None and value < least:
-                raise ValueError(f"{each.name} must be >= {least}, got {value}")
+                raise ValueError(f"{name} must be >= {least}, got {value}")
 
     def key(self) -> str:
         """Return the fields that define the quantity and its estimator, as text."""
@@ -116,6 +117,12 @@ def results_locked(folder: RunFolder) -> AbstractContextManager[None]:
         wait=30.0,
         busy=lambda holder: f"{folder.results} is locked by {holder}: try again.",
     )
+
+
+@cache
+def _limits() -> list[tuple[str, Any, int | None]]:
+    """Return the name, the default and the least value of each field; cached, because thousands of results are read."""
+    return [(each.name, each.default, each.metadata.get("least")) for each in fields(ResultRecord)]
 
 
 def append_result(folder: RunFolder, record: ResultRecord) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,13 +49,7 @@ def read_json(path: Path, schema: type[T], advice: str, *, limit: int = LARGEST)
 def parse_json(text: bytes, schema: type[T]) -> T:
     """Return JSON ``text`` as ``schema``, as `read_json` does. Unreadable for every fault."""
     try:
-        value = json.loads(
-            text.decode("utf-8"),
-            object_pairs_hook=_without_repetitions,
-            parse_int=_integer,
-            parse_float=_number,
-            parse_constant=_constant,
-        )
+        value = (_EXACT if _UNUSUAL.search(text) else _DECODER).decode(text.decode("utf-8"))
         if rb"\ud" in text or rb"\uD" in text:  # half a surrogate pair cannot be printed
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return _CHECKER.convert(value, schema, "")
@@ -111,3 +106,11 @@ def _number(text: str) -> float:
 
 def _constant(text: str) -> float:
     raise ValueError(f"it has {text}, which is not a JSON number")
+
+
+_UNUSUAL = re.compile(rb"\d{31}|[eE]\+?\d{3}")
+"""Digits of an integer that may be too long, or of a number that may be beyond float64: only these need `_EXACT`."""
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repetitions, parse_constant=_constant)
+_EXACT = json.JSONDecoder(
+    object_pairs_hook=_without_repetitions, parse_constant=_constant, parse_int=_integer, parse_float=_number
+)

@@ -180,6 +180,9 @@ def _aligned(
     titles: bool,
 ) -> list[str]:
     """Return the lines of some rows; with ``titles`` the first row is the head, which ``bold`` does not count."""
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    if not coloured and all(all(map(_fits, row, sizes)) for row in rows):
+        return [_padded(row, sizes, right) for row in rows]
     from rich.console import Console  # here, because a command without a table must not wait for it
     from rich.table import Table
     from rich.text import Text
@@ -192,13 +195,27 @@ def _aligned(
         strong = [head or (index - titles, column) in bold for column in range(len(row))]
         texts = zip(row, strong, strict=True)
         grid.add_row(*(Text(cell, style="bold" if mark else styles.get(cell.strip(), "")) for cell, mark in texts))
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     system = "standard" if coloured else None
     width = sum(sizes) + _GAP * len(sizes)
     console = Console(width=width, force_terminal=coloured, force_jupyter=False, color_system=system, highlight=False)
     with console.capture() as captured:
         console.print(grid)
     return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def _fits(cell: str, size: int) -> bool:
+    from rich.cells import cell_len
+
+    return cell_len(cell) <= size
+
+
+def _padded(row: Sequence[str], sizes: Sequence[int], right: Sequence[bool]) -> str:
+    """Return a line of cells that fit; rich takes a hundred times longer, which shows with thousands of lines."""
+    from rich.cells import cell_len
+
+    rooms = [" " * (size - cell_len(cell)) for cell, size in zip(row, sizes, strict=True)]
+    cells = [room + cell if end else cell + room for cell, room, end in zip(row, rooms, right, strict=True)]
+    return (" " * _GAP).join(cells).rstrip()
 
 
 def _is_number(cell: str) -> bool:

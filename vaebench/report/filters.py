@@ -84,7 +84,7 @@ def matching_runs(runs: Sequence[Run], texts: Iterable[str]) -> list[Run]:
         UserError: a text is not a condition, or names a setting that no run has.
     """
     conditions = [condition for text in texts for condition in parse(text)]
-    if runs:
+    if runs and conditions:
         known = {*_OF_A_RUN, *(key for run in runs for key in run.settings)}
         check_known((condition.key for condition in conditions), known)
     return [run for run in runs if meets(run, conditions)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from vaebench.direction import Direction
-from vaebench.records.text import SIGNS, counted, encodable, number, wrapped
+from vaebench.records.text import SIGNS, counted, encodable, number, terminal_width, wrapped
 from vaebench.records.text import table as text_table
 from vaebench.report.comparison import Comparison
 from vaebench.report.conditions import encoder_details
@@ -46,6 +46,7 @@ _LOG_Q: dict[Direction | None, str] = {
     Direction.ESTIMATE: "learned log q",
 }
 _LEFT_OUT_SHOWN = 12
+_NARROWEST_CHART, _WIDEST_CHART = 9, 25  # letters
 
 Pairs = Sequence[tuple[Table, Sequence[Pair]]]
 
@@ -193,7 +194,7 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def interval_charts(table: Table, width: int = 25) -> list[str]:
+def interval_charts(table: Table, width: int = _WIDEST_CHART) -> list[str]:
     """Return the interval of each row's difference on a common scale: ``|`` at zero, ``o`` at the mean."""
     found = [row.difference for row in table.rows if row.difference is not None]
     ends = [0.0, *(one.mean for one in found)]
@@ -262,11 +263,14 @@ def _text_table(table: Table, columns: Sequence[str]) -> str:
     settings = [head[i] for i in range(1, 1 + len(columns)) if len({row[i] for row in rows}) > 1]
     kept = [column.title for column in _number_columns(table) if column.keep]
     if any(row.difference for row in table.rows):
-        place = head.index("told apart")
+        place, stay = head.index("told apart"), {0, *(head.index(name) for name in (*settings, *kept))}
+        room = terminal_width() - sum(max(len(row[i]) for row in (head, *rows)) + 2 for i in stay)
+        # The chart stays if it does not push out a number.
+        kept += ["0 is |"] if room >= _NARROWEST_CHART else []
+        charts = interval_charts(table, min(_WIDEST_CHART, max(_NARROWEST_CHART, room)))
         head = _inserted(head, place, "0 is |")
-        rows = [_inserted(row, place, chart) for row, chart in zip(rows, interval_charts(table), strict=True)]
+        rows = [_inserted(row, place, chart) for row, chart in zip(rows, charts, strict=True)]
         bold = {(i, column + 1) for i, column in bold}
-        kept.append("0 is |")
     return text_table(head, rows, keep=(*settings, *kept), hint="--format csv", bold=bold)
 
 
@@ -282,9 +286,10 @@ def _pair_lines(table: Table, found: Sequence[Pair], choice: ColumnChoice) -> It
     inner = any(row.record.inner_k is not None for pair in found for row in (pair.first, pair.second))
     conditions = table.conditions if inner else replace(table.conditions, inner_k=None)
     keys = choice.columns_of(table)
-    yield f"paired differences, second minus first, {conditions.heading()}"
+    yield f"paired differences, second minus first, {_level_words(found)}{conditions.heading()}"
+    common = common_values(_settings(table), keys)
     for pair in found:
-        first, second = (method_name(table, row, keys) for row in (pair.first, pair.second))
+        first, second = (_name(row, keys, common) for row in (pair.first, pair.second))
         mark = "" if pair.of_bounds else "~ "
         yield f"  {second}  -  {first}: {mark}{_signed(pair.difference, pair.narrowest)} {_pair_spread(pair)}"
     if any(not pair.of_bounds for pair in found):
@@ -292,10 +297,22 @@ def _pair_lines(table: Table, found: Sequence[Pair], choice: ColumnChoice) -> It
     yield "note: differences of bounds equal those of log-likelihoods only if both bounds are equally tight"
 
 
+def _level_words(found: Sequence[Pair]) -> str:
+    """Return which level the intervals of pairs have, and whether it is corrected; "" without an interval."""
+    if not any(pair.over_seeds or pair.over_images for pair in found):
+        return ""
+    n = found[0].comparisons
+    return f"{LEVEL:.0%} intervals{f' for {n} comparisons together (Bonferroni)' if n > 1 else ''}, "
+
+
 def method_name(table: Table, row: Row, keys: Sequence[str]) -> str:
     """Return a short name of a row from the settings ``keys``, with the details of its estimator."""
+    return _name(row, keys, common_values(_settings(table), keys))
+
+
+def _name(row: Row, keys: Sequence[str], common: Mapping[str, Scalar]) -> str:
     details = encoder_details(row.record)
-    return label(row.settings, keys, common_values(_settings(table), keys)) + (f" ({details})" if details else "")
+    return label(row.settings, keys, common) + (f" ({details})" if details else "")
 
 
 def baseline_name(table: Table) -> str:
@@ -319,7 +336,7 @@ def _pair_spread(pair: Pair) -> str:
 def _interval(interval: Interval, things: str) -> str:
     verdict = "" if interval.excludes_zero else ", contains 0"
     low, high = (_signed(end, interval.half) for end in (interval.low, interval.high))
-    return f"[{low}, {high}] ({LEVEL:.0%} over {interval.n:,} common {things}{verdict})"
+    return f"[{low}, {high}] (over {interval.n:,} common {things}{verdict})"
 
 
 def _signed(value: float, error: float | None) -> str:
@@ -409,7 +426,7 @@ def _json(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
     del choice  # a program gets everything
     values = {
         "tables": [_table_json(table) for table in comparison.tables],
-        "pairs": [_pair_json(table, pair, comparison) for table, found in pairs for pair in found],
+        "pairs": _pairs_json(comparison, pairs),
         "notes": list(comparison.notes),
         "filtered": comparison.filtered,
         "left_out": [{"folder": str(folder), "reason": reason} for folder, reason in comparison.left_out],
@@ -435,19 +452,25 @@ def _table_json(table: Table) -> dict[str, Any]:
     return {"conditions": table.conditions.facts(), "rows": rows, "notes": list(notes(table))}
 
 
-def _pair_json(table: Table, pair: Pair, comparison: Comparison) -> dict[str, Any]:
-    return {
-        "table": list(comparison.tables).index(table),
-        "first": pair.first.method,
-        "second": pair.second.method,
-        "rows": [table.rows.index(row) for row in (pair.first, pair.second)],
-        "difference": pair.difference,
-        "seeds": list(pair.seeds),
-        "interval_over_seeds": _ends(pair.over_seeds),
-        "interval_over_images": _ends(pair.over_images),
-        "level": LEVEL,
-        "of_bounds": pair.of_bounds,
-    }
+def _pairs_json(comparison: Comparison, pairs: Pairs) -> list[dict[str, Any]]:
+    places = {id(row): (i, j) for i, table in enumerate(comparison.tables) for j, row in enumerate(table.rows)}
+    return [
+        {
+            "table": places[id(pair.first)][0],
+            "first": pair.first.method,
+            "second": pair.second.method,
+            "rows": [places[id(row)][1] for row in (pair.first, pair.second)],
+            "difference": pair.difference,
+            "seeds": list(pair.seeds),
+            "interval_over_seeds": _ends(pair.over_seeds),
+            "interval_over_images": _ends(pair.over_images),
+            "level": LEVEL,
+            "comparisons": pair.comparisons,
+            "of_bounds": pair.of_bounds,
+        }
+        for _, found in pairs
+        for pair in found
+    ]
 
 
 def _ends(interval: Interval | None) -> list[float] | None:

@@ -1,9 +1,10 @@
 """Paired differences between two methods, over common seeds and over common images, with confidence intervals."""
 
 import statistics
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from vaebench.direction import Direction
@@ -12,13 +13,32 @@ from vaebench.records import ResultRecord
 from vaebench.report.conditions import Result
 from vaebench.report.differences import differing_settings
 from vaebench.report.filters import Condition, all_hold, check_known, parse
-from vaebench.report.intervals import Interval, t_interval
-from vaebench.report.tables import Row, Table
+from vaebench.report.intervals import LEVEL, Interval, t_interval
+from vaebench.report.tables import MOST_RANKED, Row, Table
 
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["ImageReader", "NoPair", "Pair", "agreeing", "by_image", "by_seed", "other_settings", "pairs"]
+__all__ = [
+    "ImageReader",
+    "NoPair",
+    "Pair",
+    "agreeing",
+    "by_image",
+    "by_seed",
+    "other_settings",
+    "paired",
+    "pairs",
+    "row_pairs",
+]
+
+
+_MOST_KEPT = 2 * MOST_RANKED
+"""Averages of rows that a reader keeps: more than a table with ranks needs, so that each file is read once."""
+
+
+_MOST_TRIED = 1000
+"""Pairs of rows in which a message looks for the two that differ least: there may be millions."""
 
 
 class NoPair(UserError):
@@ -39,6 +59,8 @@ class Pair:
     """The uncertainty from training; None for one common seed."""
     over_images: Interval | None
     """The uncertainty from the choice of images, for these trained models; None without results per image."""
+    comparisons: int = 1
+    """The pairs whose intervals hold together, each at the level that Bonferroni's correction gives."""
 
     @property
     def records(self) -> list[ResultRecord]:
@@ -61,11 +83,17 @@ def pairs(table: Table, first: str, second: str) -> list[Pair]:
 
     Both are conditions such as ``encoder=gaussian`` or ``encoder=hvm,k=5``. The two rows agree in every setting that
     neither condition names. A condition on a choice, for example the encoder, includes the settings of that choice.
+    The intervals of several pairs hold together: their level is corrected for the number of pairs.
 
     Raises:
         NoPair: there are no two such rows; the message says why.
         UserError: a condition is invalid, or a file of results per image is corrupt.
     """
+    return paired(row_pairs(table, first, second))
+
+
+def row_pairs(table: Table, first: str, second: str) -> list[tuple[Row, Row]]:
+    """Return the rows of `pairs`, with the same errors, without reading results per image."""
     one, other = parse(first), parse(second)
     try:
         check_known((c.key for c in [*one, *other]), {key for row in table.rows for key in row.settings})
@@ -77,17 +105,42 @@ def pairs(table: Table, first: str, second: str) -> list[Pair]:
     alike: dict[object, list[Row]] = defaultdict(list)
     for row in right:
         alike[agreeing(row, named)].append(row)
-    found = [pair for a in left for b in alike[agreeing(a, named)] if a is not b for pair in _pair(a, b)]
+    found = [(a, b) for a in left for b in alike[agreeing(a, named)] if a is not b and by_seed(a, b)]
     if not found:
         raise NoPair(_why_none(left, right, one, other, named))
     return found
 
 
+def paired(rows: Sequence[tuple[Row, Row]]) -> list[Pair]:
+    """Return the differences of several pairs of rows with common seeds, with intervals that hold together.
+
+    Raises:
+        UserError: a file of results per image is corrupt.
+    """
+    reader, level = ImageReader(), 1 - (1 - LEVEL) / max(1, len(rows))
+    found = []
+    for first, second in rows:
+        seeds, images = by_seed(first, second), by_image(first, second, reader)
+        differences = list(seeds.values())
+        found.append(
+            Pair(
+                first,
+                second,
+                list(seeds),
+                statistics.fmean(differences),
+                t_interval(differences, level) if len(differences) > 1 else None,
+                None if images is None else t_interval(images.tolist(), level),
+                len(rows),
+            )
+        )
+    return found
+
+
 class ImageReader:
-    """Reads the results of each image, each file once, and keeps the averages over seeds."""
+    """Reads the results of each image, and keeps the averages over seeds of the last few rows."""
 
     def __init__(self) -> None:
-        self._averages: dict[object, tuple[numpy.ndarray, numpy.ndarray] | None] = {}
+        self._averages: OrderedDict[object, tuple[numpy.ndarray, numpy.ndarray] | None] = OrderedDict()
         self.faults: dict[str, None] = {}
         """The messages about corrupt files, each once."""
 
@@ -96,10 +149,15 @@ class ImageReader:
 
         None if a seed has no results per image, or seeds have other images. UserError if a file is corrupt.
         """
-        chosen = [result for result in row.results if result.run.seed in seeds]
+        wanted = set(seeds)
+        chosen = [result for result in row.results if result.run.seed in wanted]
         key = tuple((result.run.folder.path, result.record.per_image) for result in chosen)
-        if key not in self._averages:
+        if key in self._averages:
+            self._averages.move_to_end(key)
+        else:
             self._averages[key] = _average(chosen)
+            if len(self._averages) > _MOST_KEPT:
+                self._averages.popitem(last=False)
         return self._averages[key]
 
 
@@ -110,11 +168,13 @@ def _average(results: Sequence[Result]) -> "tuple[numpy.ndarray, numpy.ndarray] 
 
     if any(record.per_image is None for _, record in results):
         return None
-    found = [read_per_image(run.folder, record) for run, record in results]
-    images = found[0].images
-    if not all(numpy.array_equal(numbers.images, images) for numbers in found):
-        return None
-    return images, numpy.mean([numbers.values for numbers in found], axis=0)
+    images, total = None, None
+    for run, record in results:  # one file after another: there may be thousands
+        found = read_per_image(run.folder, record, diagnostics=False)
+        if images is not None and not numpy.array_equal(found.images, images):
+            return None
+        images, total = found.images, found.values if total is None else total + found.values
+    return None if images is None or total is None else (images, total / len(results))
 
 
 def by_seed(first: Row, second: Row) -> dict[int, float]:
@@ -141,21 +201,6 @@ def by_image(first: Row, second: Row, reader: ImageReader) -> "numpy.ndarray | N
     return other[1] - one[1]
 
 
-def _pair(first: Row, second: Row) -> Iterator[Pair]:
-    """Yield the pair, if the two have a seed in common."""
-    differences = by_seed(first, second)
-    if differences:
-        images = by_image(first, second, ImageReader())
-        yield Pair(
-            first,
-            second,
-            list(differences),
-            statistics.fmean(differences.values()),
-            t_interval(list(differences.values())) if len(differences) > 1 else None,
-            None if images is None else t_interval(images.tolist()),
-        )
-
-
 def agreeing(row: Row, named: set[str]) -> frozenset[tuple[str, object]]:
     """Return the settings in which two rows of a pair agree: those that `other_settings` looks at; null is missing."""
     return frozenset(
@@ -180,9 +225,12 @@ def _why_none(
     for rows, conditions in ((left, one), (right, other)):
         if not rows:
             return f"no row of the table has {', '.join(map(str, conditions))}, so there is no pair"
-    candidates = [(a, b) for a in left for b in right if a is not b]
-    if any(not other_settings(a, b, named) for a, b in candidates):
+    alike: dict[object, set[int]] = defaultdict(set)
+    for row in left:
+        alike[agreeing(row, named)].add(id(row))
+    if any(alike[agreeing(row, named)] - {id(row)} for row in right):
         return "the two methods have no seed in common: train both with the same seeds"
+    candidates = list(islice(((a, b) for a in left for b in right if a is not b), _MOST_TRIED))
     if not candidates:
         return "both conditions select the same row: give conditions on two different rows"
     closest = min((other_settings(a, b, named) for a, b in candidates), key=len)

@@ -41,13 +41,13 @@ def ranked(rows: Sequence[Row], reader: ImageReader) -> list[Row]:
     if not len(placed):
         return [*chosen, *others]
     apart = apart[numpy.ix_(placed, placed)]
-    found = ranks(apart)
+    found, told = ranks(apart), apart.copy()
     if found.count(1) == 1 and chosen[placed[0]].n == 1:  # one training does not make a method the first
         apart[0, 1] = apart[1, 0] = False
         found = ranks(apart)
     best = ~apart[0] & apart.any()
     for i, row in enumerate(placed):
-        beaten = int(apart[i, i:].sum())
+        beaten = int(told[i, i:].sum())
         chosen[row] = replace(chosen[row], rank=found[i], best=bool(best[i]), better_than=beaten)
     return [*chosen, *others]
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaebench.config import Config, describe, identity, read
+from vaebench.config import Config, describe, read
 from vaebench.config.identity import defining, digest, is_elbo, model_identity
 from vaebench.direction import Measure
 from vaebench.errors import UserError
@@ -59,6 +59,8 @@ class Run:
     results: list[ResultRecord]
     """Of the weights, the code and the data that the run has now."""
     manifest: dict[str, Any]
+    defining: dict[str, Any]
+    """The part of the configuration that defines the trained model; see `vaebench.config.identity`."""
     outdated: Sequence[tuple[ResultRecord, str]] = ()
     """The other results, each with what is not that of the run now; see `vaebench.records.current`."""
 
@@ -66,17 +68,21 @@ class Run:
     def read(cls, folder: RunFolder) -> "Run":
         """Read everything but the metrics. UserError when a file is corrupt."""
         folder.refuse_links()
-        status = folder.read_status() if folder.status.exists() else None
+        try:
+            status = folder.read_status()
+        except FileNotFoundError:
+            status = None
         config = read(folder.path)
-        own = identity(config)
+        found = defining(config)
+        own = digest(found, with_seed=True)
         manifest = read_manifest(folder, own)
         results, outdated = split_results(folder, own, manifest)
-        return cls(folder, config, status, results, manifest, outdated)
+        return cls(folder, config, status, results, manifest, found, outdated)
 
     @cached_property
     def current(self) -> Current:
         """What numbers of this run must have been made with to be its numbers now."""
-        return Current.of(self.folder, identity(self.config), self.manifest)
+        return Current.of(self.folder, digest(self.defining, with_seed=True), self.manifest)
 
     @cached_property
     def diagnostics(self) -> RunDiagnostics:
@@ -95,21 +101,17 @@ class Run:
     @cached_property
     def method(self) -> str:
         """The hash that runs share which differ only in the seed."""
-        return digest(self._defining, with_seed=False)
+        return digest(self.defining, with_seed=False)
 
     @cached_property
     def model(self) -> str:
         """The hash that trainings of the same model share, whatever their seed and the name of their objective."""
-        return model_identity(self.config) if is_elbo(self.config) else self.method
+        return model_identity(self.config, self.defining) if is_elbo(self.config) else self.method
 
     @cached_property
     def settings(self) -> dict[str, Scalar]:
         """The settings that define the trained model, flat, without the seed."""
-        return settings_of({key: value for key, value in self._defining.items() if key != "seed"})
-
-    @cached_property
-    def _defining(self) -> dict[str, Any]:
-        return defining(self.config)
+        return settings_of({key: value for key, value in self.defining.items() if key != "seed"})
 
     @property
     def state(self) -> str:
