@@ -419,13 +419,12 @@ def _captured(words: list[str]) -> tuple[int, str]:
 
 def _board(words: list[str]) -> int:
     """Do what `vaebench board` does before it starts TensorBoard."""
-    from vaebench.cli.board import chosen_folders, logdir
+    from vaebench.cli.board import SettingsNames, Shown, linked
     from vaebench.cli.failure import exit_code
 
-    paths, filters = [Path(words[1])], words[3:]
     try:
-        folders = chosen_folders(paths, filters)
-        with logdir(paths, folders, everything=not filters):
+        folders = Shown([Path(words[1])], words[3:]).look()
+        with linked(SettingsNames().of(folders)):
             print(len(folders), "runs")
     except BaseException as error:
         return exit_code(error, with_traceback=False)

@@ -101,7 +101,7 @@ class ResultRecord:
                 raise ValueError(f"a result needs its {name}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be finite, got {value}")
-            if least is not None and value is not None and value < least:
+            if least is not None and isinstance(value, int | float) and value < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")
 
     def key(self) -> str:

@@ -42,7 +42,6 @@ def compare(
     filters: Sequence[str] = (),
     quantity: str = LOG_LIKELIHOOD,
     unfinished: bool = False,
-    curves: bool = False,
     baseline: str | None = None,
 ) -> Comparison:
     """Compare the runs at or below ``paths``.
@@ -52,14 +51,13 @@ def compare(
         filters: conditions that must all hold, as in ``encoder=gaussian,hvm`` or ``k>=5``.
         quantity: the quantity whose results are compared.
         unfinished: whether to include runs that did not finish but have a result; they are marked.
-        curves: leave out a run with a corrupt line in its metrics.
         baseline: conditions on one method, as in ``encoder=gaussian``; the others get their difference from it.
 
     Raises:
         UserError: there is no run below a path, a filter names a setting that no run has, no method meets the baseline,
             or a file of results per image that the baseline needs is corrupt.
     """
-    runs, damaged = read_runs(paths, curves=curves)
+    runs, damaged = read_runs(paths)
     kept = matching_runs(runs, filters)
     results, without = _results(kept, quantity, unfinished=unfinished)
     results, repeated = _without_repeats(results)

@@ -184,12 +184,11 @@ def outdated_results(runs: Iterable[Run]) -> Iterator[str]:
     yield from left_out((run.folder, fault) for run in runs for _, fault in run.outdated)
 
 
-def read_runs(paths: Iterable[str | Path], *, curves: bool = False) -> tuple[list[Run], list[LeftOut]]:
+def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[LeftOut]]:
     """Return the runs at or below ``paths``, and those that cannot be read.
 
     Args:
         paths: run folders, or folders of runs.
-        curves: read all lines of the metrics, not only the last one, so that a corrupt line is found here.
 
     Raises:
         UserError: there is no run at or below a path.
@@ -199,7 +198,7 @@ def read_runs(paths: Iterable[str | Path], *, curves: bool = False) -> tuple[lis
     for folder in RunFolder.find(Path(path) for path in paths):
         try:
             run = Run.read(folder)
-            _ = run.metrics if curves else run.last_metrics
+            _ = run.last_metrics
             runs.append(run)
         except UserError as error:
             damaged.append(LeftOut(folder.path, str(error)))
