@@ -247,7 +247,7 @@ def _curves(axes: Axes, runs: Sequence[Run], quantity: str, time: Time) -> None:
     if not of_method:
         raise UserError(f"no run has a metric '{quantity}': `vaebench curves` lists the metrics of runs")
     unfinished = Counter(run.method for run in runs if run.state != "finished")
-    everything: list[float] = []
+    drawn: list[tuple[numpy.ndarray, numpy.ndarray]] = []
     for method, (name, found) in of_method.items():
         by_epoch = [dict(zip(one.epochs, zip(one.seconds, one.values, strict=True), strict=True)) for one in found]
         epochs = [epoch for epoch in by_epoch[0] if all(epoch in one for one in by_epoch)]
@@ -256,9 +256,11 @@ def _curves(axes: Axes, runs: Sequence[Run], quantity: str, time: Time) -> None:
         seeds = counted(len(found), "seed") + (f", {unfinished[method]} unfinished" if unfinished[method] else "")
         axes.plot(at, values.mean(1), label=_plain(f"{name} ({seeds})"), **looks[method]._asdict())
         axes.fill_between(at, values.min(1), values.max(1), color=looks[method].color, alpha=0.18, linewidth=0)
-        everything += values.ravel().tolist()
+        drawn.append((numpy.asarray(at), values))
     if quantity in (VALIDATION, TRAINING):
-        low, high = shown_range(everything)
+        # In the second half methods differ by few nats; the first half is many times as high.
+        middle = 0.5 * max(at.max() for at, _ in drawn)
+        low, high = shown_range(numpy.concatenate([values[at >= middle].ravel() for at, values in drawn]).tolist())
         axes.set_ylim(low, high + 0.04 * (high - low))
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_xlabel("epoch" if time == "epoch" else "seconds of training, mean over seeds")
