@@ -1,0 +1,182 @@
+"""docs/RESULTS.md is what scripts/results makes from the small run folders; these are small and name no machine."""
+
+import json
+import re
+import runpy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vaebench.config import Config, compose, run_folder
+from vaebench.errors import UserError
+from vaebench.records import RunFolder, read_per_image
+from vaebench.report.runs import Run, read_runs
+
+DOCS = Path(__file__).parents[1] / "docs"
+SCRIPT = runpy.run_path(str(DOCS.parent / "scripts" / "results"))
+RUNS, _ = read_runs([DOCS / "results" / "runs"])
+FILES = [path for path in sorted((DOCS / "results" / "runs").rglob("*")) if path.is_file()]
+
+
+def first(encoder: str) -> Run:
+    return next(run for run in RUNS if run.config.encoder.name == encoder and run.seed == 0)
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    """A copy of the files behind the page, which a test may change."""
+    shutil.copytree(DOCS / "results", tmp_path / "docs" / "results")
+    return tmp_path / "docs"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A copy of one small run folder."""
+    return RunFolder(Path(shutil.copytree(first("gaussian").folder.path, tmp_path / "gaussian-elbo-k1" / "0-copy")))
+
+
+def changed(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+# The page
+
+
+def test_the_page_is_made_from_the_files():
+    assert (DOCS / "RESULTS.md").read_text(encoding="utf-8") == SCRIPT["page"](DOCS), "run scripts/results"
+
+
+def test_control_the_page_of_other_files_is_another_one(docs: Path):
+    shutil.rmtree(docs / "results" / "runs" / first("hvm").folder.path.relative_to(DOCS / "results" / "runs"))
+    assert (DOCS / "RESULTS.md").read_text(encoding="utf-8") != SCRIPT["page"](docs)
+
+
+def test_a_number_altered_by_hand_is_refused(docs: Path):
+    path = docs / first("gaussian").folder.results.relative_to(DOCS)
+    path.write_text(re.sub(r'"mean": -\d+', '"mean": -80', path.read_text()))
+    with pytest.raises(UserError, match="was altered after it was written"):
+        SCRIPT["page"](docs)
+
+
+def test_figures_and_pictures_of_the_page_exist_and_no_others():
+    linked = {DOCS / name for name in re.findall(r"!\[.*?\]\((.*?)\)", (DOCS / "RESULTS.md").read_text())}
+    assert [path for path in linked if not path.is_file()] == []
+    assert {path for path in linked if path.suffix == ".svg"} == {*(DOCS / "results" / "figures").glob("*.svg")}
+
+
+def test_a_figure_has_the_same_bytes_each_time():
+    assert SCRIPT["figure"](RUNS[:2], "epoch") == SCRIPT["figure"](RUNS[:2], "epoch")
+
+
+# Each number and its command
+
+
+@pytest.mark.parametrize("run", {run.method: run for run in RUNS}.values(), ids=lambda run: run.folder.path.name)
+def test_the_command_of_a_run_is_that_of_its_identity(run: Run):
+    program, verb, *words = run.manifest["command"]
+    assert (program, verb) == ("vaebench", "train")
+    assert run_folder(compose(words)).name == run.folder.path.name
+
+
+def test_a_row_has_one_training_for_its_seeds():
+    (table,) = SCRIPT["compared"]([run for run in RUNS if run.config.trainer.epochs == 20]).tables
+    (line,) = SCRIPT["commands_of"](table.rows[0])
+    assert line.startswith("vaebench train -m dataset=mnist encoder=gaussian ")
+    assert line.endswith(" seed=0,1,2")
+
+
+def test_another_evaluation_has_its_command():
+    run, own = first("hvm"), first("hvm").results[0]
+    assert SCRIPT["evaluation"](run, own) is None
+    annealed = replace(own, estimator="AIS", k=None, inner_k=None, settings={"temperatures": 500, "initial": "prior"})
+    annealed = replace(annealed, protocol="mnist/dynamic-v1/random100-seed3", n_images=100)
+    assert SCRIPT["evaluation"](run, annealed) == (
+        "vaebench evaluate RUN estimator=ais estimator.temperatures=500 estimator.initial=prior estimator.images=100 "
+        "estimator.seed=3"
+    )
+    whole = replace(own, k=1000, inner_k=25, protocol="mnist/dynamic-v1", n_images=10_000)
+    assert SCRIPT["evaluation"](run, whole) == (
+        "vaebench evaluate RUN estimator=diwhvi estimator.k=1000 estimator.inner_k=25 estimator.images=null "
+        "estimator.image_seed=0"
+    )
+
+
+def test_short_trainings_are_beside_the_published_values():
+    curve = SCRIPT["PublishedCurve"]("MNIST, VAE", [], {"20": -90.0, "50": -80.0}, "logs", "not checked", "mnist")
+    text = SCRIPT["short_runs"](DOCS, [(curve, [run for run in RUNS if run.config.encoder.name == "gaussian"])])
+    assert "| MNIST, VAE | 20 | -90.0 | ≥ -91.28 +- 0.76 | -1.28 | 0 1 2 | IWAE, k=200, mnist/dynamic-v1/" in text
+    assert "- published: logs; mnist; checked: not checked" in text
+    assert "-80" not in text, "no run has 50 epochs"
+
+
+def test_runs_beside_published_values_meet_their_conditions():
+    config = compose(["experiment=tighter_bounds_paper/mnist_iwae64", "trainer.epochs=5"])
+    met = [curve.title for curve in SCRIPT["published_curves"](DOCS) if chosen(config, curve.filters)]
+    assert met == ["MNIST, IWAE with k=64"]
+
+
+def chosen(config: Config, filters: list[str]) -> bool:
+    run = Run(first("gaussian").folder, config, None, [], {}, config.to_dict())
+    return SCRIPT["matching_runs"]([run], filters) == [run]
+
+
+# The small run folders
+
+
+def test_no_file_has_a_path_of_one_machine():
+    texts = [path.read_text(encoding="utf-8") for path in FILES if path.suffix in (".yaml", ".json", ".jsonl")]
+    assert [found[0] for text in texts if (found := SCRIPT["LOCAL"].search(text))] == []
+    assert not SCRIPT["LOCAL"].search((DOCS / "RESULTS.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("text", ["data_dir=/home/me/data", '"/data/x/y"', r"C:\data", "data_dir: /mnt/big"])
+def test_control_a_path_of_one_machine_is_found(text: str):
+    assert SCRIPT["LOCAL"].search(text)
+
+
+def test_the_folders_are_small():
+    assert {path.name for path in FILES if path.stat().st_size > SCRIPT["LARGEST"]} == set()
+    values = -90 + 25 * np.random.default_rng(0).standard_normal((1, 10_000))
+    arrays = {"images": np.arange(10_000, dtype="int32"), "values": np.round(values / SCRIPT["STEP"]) * SCRIPT["STEP"]}
+    assert len(SCRIPT["packed"](arrays)) < 40_000
+
+
+def test_a_copy_of_a_copy_has_the_same_numbers(run: RunFolder, tmp_path: Path):
+    (copy,) = SCRIPT["add"]([run.path], tmp_path / "runs", samples=False)
+    assert copy == tmp_path / "runs" / "mnist" / "gaussian-elbo-k1" / first("gaussian").folder.path.name
+    before, after = first("gaussian"), Run.read(RunFolder(copy))
+    assert after.results == before.results
+    assert after.metrics == before.metrics
+    (record,) = after.results
+    values = [read_per_image(one.folder, record).values for one in (before, after)]
+    assert np.array_equal(values[0], values[1])
+    assert len(np.unique(values[0])) > 900
+
+
+def test_thinned_curves_keep_the_best_epoch(run: RunFolder):
+    lines = [{"step": i, "epoch": i, "wall": i, "validation/log_likelihood": -abs(i - 777)} for i in range(1, 1001)]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kept = [json.loads(line) for line in SCRIPT["thinned_lines"](run)]
+    assert 60 <= len(kept) <= 63
+    assert {777, 1000} <= {line["epoch"] for line in kept}
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("status", {"state": "interrupted"}, "is interrupted: add finished runs"),
+        ("manifest", {"code": "0" * 16}, "has a result of other code"),
+        ("manifest", {"command": ["a.py"]}, "was not made by a command"),
+        ("manifest", {"command": ["vaebench", "train", "--config-dir", "/home/me/mine"]}, "has a local path"),
+        ("manifest", {"written": {"lines": 1, "chain": "0", "points": 1}}, "is altered"),
+    ],
+)
+def test_such_a_run_is_refused(run: RunFolder, tmp_path: Path, file: str, values: dict[str, Any], message: str):
+    changed(getattr(run, file), **values)
+    with pytest.raises(UserError, match=message):
+        list(SCRIPT["add"]([run.path], tmp_path / "runs", samples=False))
+    assert not (tmp_path / "runs").exists()
