@@ -20,10 +20,12 @@ from vaebench.cli import COMMANDS, main
 from vaebench.cli.flags import (
     BOARD,
     COMPARE,
+    CURVES,
     ENCODE,
     HELP,
     NEW,
     PICTURE,
+    PLOT,
     REPORT,
     REPRODUCE,
     SELFTEST,
@@ -602,7 +604,7 @@ def test_an_example_of_a_help_text_is_valid(example: str, core: FakeCore, capfd:
     else:
         flags = {"sample": PICTURE, "reconstruct": PICTURE, "interpolate": PICTURE, "traverse": PICTURE}
         flags |= {"board": BOARD, "compare": COMPARE, "report": REPORT, "show": SHOW, "selftest": SELFTEST, "new": NEW}
-        flags |= {"encode": ENCODE, "reproduce": REPRODUCE}
+        flags |= {"encode": ENCODE, "reproduce": REPRODUCE, "curves": CURVES, "plot": PLOT}
         for flag, count in (("--filter", 1), ("--pair", 2)):
             words = take(words, flag, count)[1]
         known = flags.get(command, HELP | {"--no-download": "--no-download", "--rebuild": "--rebuild"})

@@ -477,7 +477,7 @@ def test_what_a_process_fails_with_ends_the_evaluation():
         with pytest.raises(kind, match="no such luck"):
             workers._received(ours)
         theirs.close()
-        with pytest.raises(RunFailed, match="a process of the evaluation was killed"):
+        with pytest.raises(EOFError):  # the workers then say how the process ended
             workers._received(ours)
 
 

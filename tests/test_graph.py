@@ -224,6 +224,15 @@ def test_a_step_that_cannot_be_recorded_runs_eagerly_or_is_refused():
         trained([], said, capture=Refusing(), required=True)
 
 
+@pytest.mark.parametrize("name", ["adamax", "rmsprop"])
+def test_an_optimiser_that_counts_on_the_host_runs_eagerly(name: str):
+    said: list[str] = []
+    words = [f"optimizer={name}"] + ["optimizer.betas=[0,0.9]"] * (name == "rmsprop")
+    assert same(trained(words), trained(words, said))
+    (line,) = said
+    assert line.endswith(": the optimiser counts its steps on the host, which optimizer=adam does not")
+
+
 def test_it_is_no_part_of_a_runs_identity_and_refused_on_a_cpu(tmp_path: Path):
     assert len({identity(compose([f"trainer.graph={word}"])) for word in ("auto", "true", "false")}) == 1
     words = [*SMALL, "device=cpu", "trainer.graph=true", f"output_dir={tmp_path}"]

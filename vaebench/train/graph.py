@@ -183,8 +183,9 @@ class StepGraph:
         dtype = torch.float32 if device.type == "cuda" else torch.float64
         self._rates = [_Number(dtype, device) for _ in step.updates]
         self._beta = _Number(torch.float64, device)
-        if not all("capturable" in update.optimizer.param_groups[0] for update in step.updates):
-            self._give_up("an optimiser is not capturable")
+        if not all(update.optimizer.param_groups[0].get("fused") for update in step.updates):
+            # A graph would repeat the number of the recorded step.
+            self._give_up("the optimiser counts its steps on the host, which optimizer=adam does not")
 
     def __call__(self, x: Tensor, at: Moment) -> None:
         """Take a step for images x, (B, X)."""
