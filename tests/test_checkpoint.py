@@ -3,11 +3,13 @@
 import enum
 import errno
 import hashlib
+import io
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict, namedtuple
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import torch
 
 from vaebench.errors import UserError
 from vaebench.records.checkpoint import Checkpoints, _sealed
+from vaebench.records.provenance import sealed
 
 
 @pytest.fixture
@@ -253,6 +256,18 @@ def test_another_format_is_refused(checkpoints: Checkpoints):
     path = checkpoints.save(state(1))
     path.write_bytes(_sealed({"format": 99, "identity": "abc"}))
     with pytest.raises(UserError, match="has format 99"):
+        checkpoints.load()
+
+
+def test_a_checkpoint_that_would_unpack_to_more_than_it_has_is_refused(checkpoints: Checkpoints):
+    """torch unpacks a packed archive, whose small file could fill the memory."""
+    path = checkpoints.save(state(1))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(packed, "w") as archive:
+        for name in plain.namelist():
+            archive.writestr(name, plain.read(name) + b" " * 10_000, zipfile.ZIP_DEFLATED)
+    path.write_bytes(sealed(packed.getvalue()))
+    with pytest.raises(UserError, match="would unpack to"):
         checkpoints.load()
 
 

@@ -36,7 +36,7 @@ OF_THE_EXAMPLE = re.compile(r"\b(uha|aisivi|jvi|student)\b")
 
 EACH_RUN = {"evaluate", "diagnose", "encode", "sample", "reconstruct", "interpolate", "traverse"}
 """Commands that work on every run below a folder; here on one run."""
-ONE_RUN = {"show", *EACH_RUN}
+ONE_RUN = {"show", "export", *EACH_RUN}
 SMALL = {
     "iwae": ["k=2"],
     "diwhvi": ["k=2", "inner_k=1"],

@@ -236,7 +236,7 @@ def test_differences_from_a_baseline(table: Path, capsys: pytest.CaptureFixture[
     assert line.index("|") < line.index(" o")  # the chart
     assert ">= " in line  # at 80 columns the number itself stays
     assert main(["compare", str(table), "--baseline", "encoder=iaf"]) == 2
-    assert "no method meets --baseline encoder=iaf" in capsys.readouterr().err
+    assert "no method meets the baseline encoder=iaf" in capsys.readouterr().err
 
 
 def test_each_method_has_the_baseline_with_its_other_settings(tmp_path: Path):

@@ -27,7 +27,7 @@ from vaebench.nets.networks import TRUNKS, Networks
 from vaebench.objective import Objective
 from vaebench.priors import PriorContext
 from vaebench.records import Provenance, RunFolder, last_metrics, read_manifest
-from vaebench.records.checkpoint import Checkpoints
+from vaebench.records.checkpoint import Checkpoints, Loaded
 from vaebench.records.manifest import RememberedPlugin, git_state, require_plugins, trained_code
 from vaebench.records.provenance import RunState
 from vaebench.records.source import source_digest
@@ -37,6 +37,7 @@ __all__ = [
     "Best",
     "Experiment",
     "Modules",
+    "best_of",
     "build",
     "code_notice",
     "load",
@@ -249,6 +250,12 @@ def load_best(experiment: Experiment, run: RunFolder) -> Best:
     loaded = Checkpoints(run.checkpoints).load("best", identity=identity(experiment.config))
     with loaded.fitting():
         experiment.modules.load_state_dict(loaded.state["modules"])
+    return best_of(loaded, manifest)
+
+
+def best_of(loaded: Loaded, manifest: Mapping[str, Any]) -> Best:
+    """Return what a checkpoint ``best`` holds. UserError if a finished training kept other weights."""
+    with loaded.fitting():
         best = Best(int(loaded.state["epoch"]), weights_digest(loaded.state["modules"]), loaded.seal)
     kept = manifest.get("best")  # from the end of the training on
     if kept is not None and (kept["epoch"], kept["weights"]) != (best.epoch, best.weights):

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("train", "train a model and evaluate it; run the same command again to resume"),
     "tune": ("tune", "search for the settings with the best validation log-likelihood"),
     "evaluate": ("evaluate", "estimate log p(x) of finished runs"),
+    "export": ("export", "write a finished run as one verified file, which the other commands take as a run"),
     "diagnose": ("diagnose", "measure active units, rates, information, gradient noise of finished runs"),
     "compare": ("compare", "print tables of comparable results, averaged over seeds"),
     "reproduce": ("reproduce", "train the rows of a paper and compare them with its published results"),

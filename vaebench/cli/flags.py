@@ -19,6 +19,7 @@ __all__ = [
     "DIAGNOSE",
     "ENCODE",
     "EVALUATE",
+    "EXPORT",
     "HELP",
     "NEW",
     "PICTURE",
@@ -76,6 +77,7 @@ PICTURE = flags("-o --output=")
 # --filter and --pair may be repeated: `take` removes them before `parse`.
 COMPARE = flags("--format=", "--columns=", "--diff", "--baseline=", "--quantity=", "--unfinished")
 CURVES = flags("-o --output=")
+EXPORT = flags("-o --output=")
 PLOT = flags("-o --output=", "--baseline=")
 REPORT = flags("-o --output=", "--title=", "--baseline=", "--methods=", "--charts=", "--quantity=", "--unfinished")
 REPRODUCE = flags("--list", "--table", "--dry-run", "--format=", "-o --output=")

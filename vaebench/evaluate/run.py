@@ -32,6 +32,7 @@ from vaebench.records.current import left_out, split_results
 from vaebench.records.manifest import require_plugins
 from vaebench.records.result_events import show_results
 from vaebench.records.results import bits_per_dimension
+from vaebench.records.text import with_error, with_sign
 from vaebench.signals import Interruption
 
 __all__ = ["estimate", "evaluate", "over_repeats", "print_results"]
@@ -51,7 +52,8 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRe
     """
     run = RunFolder.open(Path(folder))
     require_plugins(run, estimator=not any(key_of(word) == "estimator" for word in overrides))
-    read_results(run)  # fail now, not after the evaluation, if the result could not be added
+    # Read now, to fail before the evaluation if the result could not be added.
+    before = {record.key(): record for record in read_results(run)}
     experiment = build(for_evaluation(read(run.path), list(overrides)))
     made_by = provenance(experiment, run, load_best(experiment, run), precision=experiment.config.estimator.precision)
     for line in notices(experiment, run, made_by):
@@ -67,7 +69,16 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> list[ResultRe
         append_result(run, record)
     show_results(run, made_by.run)
     print_results(run, records)
+    for record in records:
+        if record.key() in before:
+            print(f"  {_compared(before[record.key()], record)}", flush=True)
     return records
+
+
+def _compared(old: ResultRecord, new: ResultRecord) -> str:
+    """Return a line about an earlier number of the same quantity by the same estimator."""
+    difference = "the same" if old.mean == new.mean else f"the new mean minus the old is {new.mean - old.mean:.2g}"
+    return f"{old.quantity} before: {with_sign(old.direction, with_error(old.mean, old.stderr))}, {difference}"
 
 
 def print_results(folder: RunFolder, records: Sequence[ResultRecord] | None = None) -> None:

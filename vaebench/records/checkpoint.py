@@ -6,10 +6,9 @@ weights_only=True)`` reads such a file.
 """
 
 import contextlib
-import hashlib
 import io
 import pickle
-import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +19,12 @@ from torch import Tensor
 from vaebench.errors import UserError
 from vaebench.files import clean_temporaries
 from vaebench.records.files import write_failed, write_whole
-from vaebench.records.provenance import SEAL
+from vaebench.records.provenance import seal_fault, sealed
 from vaebench.typed import clipped
 
 __all__ = ["Checkpoints", "Loaded"]
 
 _FORMAT = 1
-_COMMENT_LENGTH = len(SEAL) + 64
 _PLAIN = (type(None), bool, int, float, str, bytes)
 
 
@@ -148,12 +146,7 @@ def _sealed(state: object) -> bytes:
     # In memory, because torch's file writer reports a full disk as an internal error.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    archive = buffer.getvalue()
-    # A zip ends in a record of 22 bytes whose last two are the length of the comment that follows.
-    if archive[-22:-18] != b"PK\x05\x06":
-        raise AssertionError("torch.save no longer ends its archive in a zip end record")
-    body = archive[:-2] + struct.pack("<H", _COMMENT_LENGTH)
-    return body + SEAL + hashlib.sha256(body).hexdigest().encode()
+    return sealed(buffer.getvalue())
 
 
 def _unsealed(path: Path) -> bytes:
@@ -164,11 +157,8 @@ def _unsealed(path: Path) -> bytes:
         raise _Corrupt("is missing") from None
     except OSError as error:
         raise _Corrupt(f"cannot be read ({error.strerror})") from error
-    body, comment = data[:-_COMMENT_LENGTH], data[-_COMMENT_LENGTH:]
-    if not comment.startswith(SEAL):
-        raise _Corrupt("is truncated, or was not written by vaebench")
-    if comment[len(SEAL) :] != hashlib.sha256(body).hexdigest().encode():
-        raise _Corrupt("was altered after it was written (wrong checksum)")
+    if fault := seal_fault(data):
+        raise _Corrupt(fault)
     return data
 
 
@@ -182,6 +172,11 @@ def _is_good(path: Path) -> bool:
 
 def _checked_state(path: Path, data: bytes, identity: str | None, map_location: str | torch.device) -> dict[str, Any]:
     """Unpickle ``data``, the intact bytes of ``path``, and check its format and identity."""
+    # torch packs nothing, but unpacks: a small file of a stranger could fill the memory.
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > len(data):
+        raise UserError(f"{path} would unpack to {size} bytes, but has {len(data)}: use only files of vaebench.")
     try:
         state = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:

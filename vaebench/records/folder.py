@@ -98,11 +98,12 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """Return the run at ``path``.
+        """Return the run at ``path``, a run folder or a file of `vaebench export`.
 
         Raises:
             UserError: it is not a run folder (the message names those nearby), or it has links.
         """
+        path = _unpacked(path)
         if not _is_run(path):
             raise UserError(_why_not_a_run(path))
         run = cls(path)
@@ -118,7 +119,7 @@ class RunFolder:
         UserError if there is no run at or below one of the paths.
         """
         found: dict[Path, RunFolder] = {}
-        for path in paths:
+        for path in map(_unpacked, paths):
             runs = list(_runs_below(path))
             if not runs:
                 raise UserError(_why_not_a_run(path))
@@ -327,6 +328,15 @@ def _entries(path: Path) -> Iterator[os.DirEntry[str]]:
 def _known() -> frozenset[str]:
     """Return the names of the files and folders in a run folder."""
     return frozenset({each.name for each in vars(RunFolder).values() if isinstance(each, _File)} | {*_FOLDERS})
+
+
+def _unpacked(path: Path) -> Path:
+    """Return the run folder of a file of `vaebench export`; all other paths as they are."""
+    if path.suffix != ".zip" or not path.is_file():
+        return path
+    from vaebench.records.exported import unpacked
+
+    return unpacked(path)
 
 
 def _is_run(path: Path) -> bool:

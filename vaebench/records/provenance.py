@@ -2,17 +2,19 @@
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["SEAL", "Provenance", "RunState", "checksum", "seal_of", "unaltered"]
+__all__ = ["SEAL", "Provenance", "RunState", "checksum", "seal_fault", "seal_of", "sealed", "unaltered"]
 
 RunState = Literal["running", "finished", "failed", "interrupted", "not started"]
 
 SEAL = b"vaebench sha256 "
-"""The start of the comment at the end of a checkpoint; its SHA-256 as 64 hex digits follows."""
+"""The start of the comment at the end of a zip archive of vaebench; its SHA-256 as 64 hex digits follows."""
+_COMMENT_LENGTH = len(SEAL) + 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +72,30 @@ def unaltered(entry: Mapping[str, Any]) -> bool:
     return entry.get("checksum") in (None, checksum(entry))
 
 
+def sealed(archive: bytes) -> bytes:
+    """Return a zip archive without a comment, with its SHA-256 as its comment."""
+    # A zip ends in a record of 22 bytes whose last two are the length of the comment that follows.
+    if archive[-22:-18] != b"PK\x05\x06":
+        raise AssertionError("the archive does not end in a zip end record")
+    body = archive[:-2] + struct.pack("<H", _COMMENT_LENGTH)
+    return body + SEAL + hashlib.sha256(body).hexdigest().encode()
+
+
+def seal_fault(data: bytes) -> str | None:
+    """Return why the bytes of a file are not those that `sealed` returned, or None if they are."""
+    body, comment = data[:-_COMMENT_LENGTH], data[-_COMMENT_LENGTH:]
+    if not comment.startswith(SEAL):
+        return "is truncated, or was not written by vaebench"
+    if comment[len(SEAL) :] != hashlib.sha256(body).hexdigest().encode():
+        return "was altered after it was written (wrong checksum)"
+    return None
+
+
 def seal_of(path: Path) -> str | None:
     """Return the SHA-256 that the checkpoint ``path`` carries, unchecked; None if it carries none."""
     try:
         with path.open("rb") as file:
-            file.seek(-len(SEAL) - 64, 2)
+            file.seek(-_COMMENT_LENGTH, 2)
             comment = file.read()
     except OSError:
         return None

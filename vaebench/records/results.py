@@ -25,6 +25,7 @@ __all__ = [
     "format_line",
     "read_results",
     "results_locked",
+    "to_json",
 ]
 
 ADVICE = "Repair it, or move it away and run `vaebench evaluate` again."
@@ -134,7 +135,7 @@ def append_result(folder: RunFolder, record: ResultRecord) -> None:
     with results_locked(folder):
         # The others stay as they are stored: what was altered must not get a fresh checksum.
         others = [entry for entry, other in _stored(folder) if not _replaces(record, other)]
-        write_json(folder.results, [*others, _to_json(record)])
+        write_json(folder.results, [*others, to_json(record)])
 
 
 def _replaces(new: ResultRecord, old: ResultRecord) -> bool:
@@ -219,7 +220,7 @@ def conditions(record: ResultRecord, *, without: Collection[str] = ()) -> list[s
     return [*words, record.protocol]
 
 
-def _to_json(record: ResultRecord) -> dict[str, Any]:
+def to_json(record: ResultRecord) -> dict[str, Any]:
     """Return the fields in their order, without the optional ones that are empty."""
     values = json.loads(json.dumps(asdict(record)))
     required = {each.name for each in fields(record) if each.default is each.default_factory is MISSING}

@@ -64,7 +64,7 @@ def compare(
     reader = ImageReader()
     tables = sorted(_tables(results, baseline, reader), key=lambda table: -len(table.runs))
     if tables and baseline is not None and not any(table.baselines for table in tables):
-        raise UserError(f"no method meets --baseline {baseline}: give a condition that a row of a table meets")
+        raise UserError(f"no method meets the baseline {baseline}: give a condition that a row of a table meets")
     left_out = [*damaged, *without, *repeated]
     notes = [*_table_differences(tables), *outdated_results(kept)]
     notes += [f"no rank is due to the images of this result: {fault}" for fault in reader.faults]
