@@ -28,6 +28,11 @@ class Link(NamedTuple):
     name: str
     uri: str
 
+    @property
+    def kind(self) -> str:
+        """SVG or CSV."""
+        return self.name.rpartition(".")[2].upper()
+
 
 class ChartFiles:
     """Collects the files of the charts while a page is made."""

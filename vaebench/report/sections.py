@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _SMALL = 300  # pixels
+_MOST_NAMES = 4  # of methods with a definition of their own
 _SCALE = 16  # letters below the chart of a table
 _WORDS = ("estimator", "told apart")
 _SHARED = ("estimator", "best epoch")  # columns that become a note if all rows have one text
@@ -306,8 +307,10 @@ def diagnostics(place: str, groups: Sequence[RunGroup]) -> DiagnosticsTable | No
         for name in dict.fromkeys(name for values in every for name in values.measures)
     }
     names = [name for name, found in units.items() if found]
-    # A definition may depend on the encoder.
-    definitions = dict.fromkeys((m.title, m.definition) for values in every for m in values.measures.values())
+    definitions: dict[tuple[str, str], list[str]] = {}
+    for group, found in by_group:
+        for key in dict.fromkeys((one.title, one.definition) for values in found for one in values.measures.values()):
+            definitions.setdefault(key, []).append(group.short)
     coordinates = [
         (group, _KL_NAMES[name], [one.coordinates[name] for one in found if one.coordinates.get(name)])
         for group, found in by_group
@@ -324,7 +327,16 @@ def diagnostics(place: str, groups: Sequence[RunGroup]) -> DiagnosticsTable | No
             )
             for group, found in by_group
         ],
-        list(definitions),
+        [
+            # A definition may depend on the encoder.
+            (
+                title
+                if len(names) == len(by_group)
+                else f"{title} ({', '.join(names[:_MOST_NAMES])}{', ...' * (len(names) > _MOST_NAMES)})",
+                definition,
+            )
+            for (title, definition), names in definitions.items()
+        ],
         by_value({group.short: kl for group, kl, _ in coordinates}) if coordinates else "",
         _kl_figures(place, coordinates),
     )
