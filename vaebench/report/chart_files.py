@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from functools import cache
 from html import escape
@@ -14,7 +15,8 @@ from vaebench.typed import printable
 
 __all__ = ["ChartFiles", "Link"]
 
-_TITLE = 26  # pixels above a chart, for its title
+_LINE = 16  # pixels, the height of a line of the title
+_LETTER = 8.0  # pixels, the width of a letter of the title
 _HEAD = re.compile(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>')
 _DASHES = (("d1", "7 4"), ("d2", "2 4"))  # as in page.css
 _FORMULAS = ("=", "+", "-", "@")
@@ -25,6 +27,11 @@ class Link(NamedTuple):
 
     name: str
     uri: str
+
+    @property
+    def kind(self) -> str:
+        """SVG or CSV."""
+        return self.name.rpartition(".")[2].upper()
 
 
 class ChartFiles:
@@ -61,13 +68,16 @@ def standalone(svg: str, title: str) -> str:
         raise ValueError("the chart must be an svg element with a viewBox that starts at 0 0")
     width, height = (float(size) for size in head.groups())
     drawn = re.sub(r'<title>[^<]*</title>|<path [^>]*class="seed"/>', "", svg[head.end() :])
-    whole = height + _TITLE
-    squeezed = f' textLength="{width - 8:g}" lengthAdjust="spacingAndGlyphs"' if 6.4 * len(title) > width else ""
+    lines = textwrap.wrap(title, int((width - 8) / _LETTER))
+    top = _LINE * len(lines) + 10
+    titles = "".join(
+        f'<text x="4" y="{_LINE * place - top}" class="heading">{escape(line, quote=False)}</text>\n'
+        for place, line in enumerate(lines, start=1)
+    )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {-_TITLE} {width:g} {whole:g}" '
-        f'width="{width:g}" height="{whole:g}">\n<style>\n{_style(svg)}</style>\n'
-        f'<rect x="0" y="{-_TITLE}" width="{width:g}" height="{whole:g}" fill="#ffffff"/>\n'
-        f'<text x="4" y="-9" class="heading"{squeezed}>{escape(title, quote=False)}</text>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {-top} {width:g} {height + top:g}" '
+        f'width="{width:g}" height="{height + top:g}">\n<style>\n{_style(svg)}</style>\n'
+        f'<rect x="0" y="{-top}" width="{width:g}" height="{height + top:g}" fill="#ffffff"/>\n{titles}'
         f"{drawn.strip()}\n"
     )
 

@@ -35,17 +35,20 @@ class _Frame(NamedTuple):
     """The size of a chart, and the place of its axes in it."""
 
     width: int = 400
-    height: int = 232
+    height: int = 204
     left: int = 50
     right: int = 296
     top: int = 24
-    bottom: int = 192
+    bottom: int = 164
 
 
 FRAME = _Frame()
 _MOST_DECADES = 6  # ticks of a logarithmic axis
 _LABEL = 11.5  # between the lines of two labels
 _LETTERS = 16  # of a label: as many as there is room for
+_LETTER = 6.0  # the width of a letter of a label
+_NEAR = 48  # an end that is not further from the right border has its label in the margin
+_CROWD = 2  # ends at one place that have labels beside them
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Series:
     seeds: Sequence[tuple[int, Line]] = ()
     """The seeds and the lines of single runs, behind the main line."""
     points: Sequence[Point] = ()
+    direction: Direction | None = None
+    """Of the lines; None for a term of a bound, which is no estimate of log p(x)."""
 
     @property
     def end(self) -> tuple[float, float]:
@@ -78,21 +83,24 @@ class Series:
         return (self.main[0][-1], self.main[1][-1]) if self.main[0] else (self.points[-1].x, self.points[-1].y)
 
     def rows(self) -> Iterator[tuple[object, ...]]:
-        """Yield method, seed ("mean" for the mean), x, y and the error of what is drawn."""
+        """Yield method, seed ("mean" for the mean), direction, x, y and the error of what is drawn."""
         for seed, line in (("mean", self.main), *self.seeds):
-            yield from ((self.group.title, seed, x, y, None) for x, y in zip(*line, strict=True))
+            yield from ((self.group.title, seed, self.direction, x, y, None) for x, y in zip(*line, strict=True))
         for point in self.points:
-            yield self.group.title, "mean" if point.seed is None else point.seed, point.x, point.y, point.error
+            seed = "mean" if point.seed is None else point.seed
+            yield self.group.title, seed, point.direction, point.x, point.y, point.error
 
 
 class EndLabel(NamedTuple):
-    """The name at the end of a series, with the place of the end and the height of the text."""
+    """The name of a series, in the margin or beside its end."""
 
     classes: str
     text: str
     x: float
     y: float
-    down: float
+    anchor: str
+    leader: str
+    """The path from the end to the text in the margin; "" for a text beside the end."""
 
 
 class BarChart(NamedTuple):
@@ -101,6 +109,8 @@ class BarChart(NamedTuple):
     name: str
     group: RunGroup
     title: str
+    kl: str
+    """Which KL divergence it shows."""
     n: int
     """The number of seeds."""
     bars: Sequence[tuple[float, float]]
@@ -110,8 +120,8 @@ class BarChart(NamedTuple):
 
     def rows(self) -> list[tuple[object, ...]]:
         """Return what is drawn, under titles."""
-        found = [(self.group.title, place, *bar) for place, bar in enumerate(self.bars, start=1)]
-        return [("method", "coordinate by size", "mean in nats", "sd over seeds"), *found]
+        found = [(self.group.title, self.kl, place, *bar) for place, bar in enumerate(self.bars, start=1)]
+        return [("method", "quantity", "coordinate by size", "mean over seeds (nats)", "sd over seeds (nats)"), *found]
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -177,33 +187,74 @@ class Chart(NamedTuple):
 
     name: str
     title: str
+    """With all conditions, for a picture outside the page."""
+    caption: str
+    """The short title in the page."""
     x_label: str
     axes: _Axes
     series: Sequence[Series]
     """The first one is drawn on top."""
 
     def labels(self) -> list[EndLabel]:
-        """Return the names at the ends of the series, none over another one. An arrow marks an end out of the frame."""
-        ends = [(one, *one.end) for one in self.series]
+        """Return the names at the ends of the series, none over another one. An arrow marks an end out of the frame.
+
+        A name is in the right margin, with a line to its end, or beside an end that is alone and far from the margin.
+        """
         places = sorted(
-            ((self.axes.down(y), self.axes.across(x), one) for one, x, y in ends), key=lambda place: place[0]
+            (
+                (self.axes.down(y), min(self.axes.across(x), FRAME.right), one)
+                for one in self.series
+                for x, y in [one.end]
+            ),
+            key=lambda place: place[0],
         )
-        heights = _apart([min(max(down, FRAME.top), FRAME.bottom) for down, *_ in places])
-        return [
-            EndLabel(
-                one.group.classes,
-                ("\N{DOWNWARDS ARROW} " if down > FRAME.bottom + 4 else "") + _clipped(one.group.short),
-                FRAME.right if down > FRAME.bottom + 4 else min(across, FRAME.right),
-                min(max(down, FRAME.top), FRAME.bottom),
-                height,
-            )
-            for height, (down, across, one) in zip(heights, places, strict=True)
+        near = [
+            (y, x, one)
+            for y, x, one in places
+            if x > FRAME.right - _NEAR
+            or y > FRAME.bottom + 4
+            or sum(abs(x - other) < _LABEL and abs(y - height) < 2 * _LABEL for height, other, _ in places) > _CROWD
         ]
+        heights = _apart([min(max(down, FRAME.top), FRAME.bottom) for down, *_ in near])
+        found = [
+            _in_margin(one, across, down, height) for height, (down, across, one) in zip(heights, near, strict=True)
+        ]
+        taken = [(x - 5, x + 5, y + 4) for y, x, one in places if one.points]
+        return found + [_beside(one, x, y, taken) for y, x, one in places if (y, x, one) not in near]
 
     def rows(self) -> list[tuple[object, ...]]:
         """Return what is drawn, under titles."""
-        titles = ("method", "seed", self.x_label, "nats per image", "error over images")
+        titles = ("method", "seed", "direction", self.x_label, "nats per image", "standard error over images (nats)")
         return [titles, *(row for one in self.series for row in one.rows())]
+
+
+def _in_margin(one: Series, x: float, y: float, height: float) -> EndLabel:
+    outside = y > FRAME.bottom + 4
+    x, y = FRAME.right if outside else x, min(max(y, FRAME.top), FRAME.bottom)
+    text = ("\N{DOWNWARDS ARROW} " if outside else "") + _clipped(one.group.short)
+    leader = f"M{x + 3:.1f} {y:.1f}L{FRAME.right + 9:.1f} {height:.1f}"
+    return EndLabel(one.group.classes, text, FRAME.right + 11, height + 4, "start", leader)
+
+
+def _beside(one: Series, x: float, y: float, taken: list[tuple[float, float, float]]) -> EndLabel:
+    """Return a label beside an end; ``taken`` has the places of other labels.
+
+    It is above the end of a line, to the left, where a rising curve has room, and to the right of a point.
+    """
+    text = _clipped(one.group.short)
+    width = _LETTER * len(text)
+    right = x + 9 + width < FRAME.right if one.points else x - 5 - width < FRAME.left
+    left, height = (x + 9, y + 4) if right else (x - 5 - width, max(y - 6, FRAME.top + 2.0))
+    steps = (sign * number * _LABEL for number in range(len(taken) + 1) for sign in (1, -1))
+    height += next(
+        step
+        for step in steps
+        if all(
+            abs(height + step - other) >= _LABEL or left > end or left + width < start for start, end, other in taken
+        )
+    )
+    taken.append((left - 4, left + width + 4, height))
+    return EndLabel(one.group.classes, text, left if right else left + width, height, "start" if right else "end", "")
 
 
 def _apart(heights: Sequence[float]) -> list[float]:
@@ -222,13 +273,20 @@ def _clipped(text: str) -> str:
     return text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…"
 
 
-def axes_of(series: Sequence[Series], *, logarithmic: bool = False, zoom: bool = False) -> _Axes:
+def axes_of(
+    series: Sequence[Series],
+    *,
+    logarithmic: bool = False,
+    zoom: bool = False,
+    heights: tuple[float, float] | None = None,
+) -> _Axes:
     """Return axes that fit the series.
 
     Args:
         series: at least one, with a line or a point.
         logarithmic: whether x is logarithmic; zeros and negative numbers are then left out of the frame.
-        zoom: fit y to the second half of x, where the curves are near to their ends.
+        zoom: fit y to the second half of x, where the curves are near to their ends, and x to what is then visible.
+        heights: the range of y of another chart, on whose scale this one is drawn; x fits what is then visible.
     """
     lines = [line for one in series for line in (one.main, *(line for _, line in one.seeds))]
     places = [place for line in lines for place in zip(*line, strict=True)]
@@ -238,10 +296,13 @@ def axes_of(series: Sequence[Series], *, logarithmic: bool = False, zoom: bool =
     tips = [point.y + sign * point.error for one in series for point in one.points for sign in (-1, 1)]
     low, high = shown_range(ys) if ys else (min(tips), max(tips))
     room = 0.04 * (high - low) or 0.5
+    y_range = heights or (low - room, high + room)
+    if zoom or heights:
+        xs = [x for x, y in places if y >= y_range[0]] or xs
     positive = [x for x in xs if x > 0]
     logarithmic = logarithmic and bool(positive) and max(positive) > min(positive)
     x_range = _x_range(positive if logarithmic else xs, logarithmic=logarithmic, points=not places)
-    return _Axes(x_range, (low - room, high + room), logarithmic)
+    return _Axes(x_range, y_range, logarithmic)
 
 
 def _x_range(xs: Sequence[float], *, logarithmic: bool, points: bool) -> tuple[float, float]:
@@ -250,7 +311,7 @@ def _x_range(xs: Sequence[float], *, logarithmic: bool, points: bool) -> tuple[f
         return (low / 1.15, high * 1.15) if points else (low, high)
     if points:
         return 0.0, 1.1 * high or 1.0
-    return (min(0.0, low), high) if high > min(0.0, low) else (0.0, 1.0)
+    return (low, high) if high > low else (min(0.0, low), high) if high > min(0.0, low) else (0.0, 1.0)
 
 
 def triangle(direction: Direction, size: float, *, up: bool = False) -> str:

@@ -9,7 +9,7 @@ from vaebench.report.conditions import encoder_details
 from vaebench.report.curves import TRAINING, VALIDATION, Curve
 from vaebench.report.formats import TYPOGRAPHIC, duration
 from vaebench.report.groups import RECONSTRUCTION, TERM_KL, RunGroup
-from vaebench.report.runs import Run
+from vaebench.report.set_up import by_value
 from vaebench.report.tables import Row, Table
 
 __all__ = ["MOST_SEEDS", "about_curves", "curves", "group_title", "parts_of_bound", "shown_value"]
@@ -32,55 +32,75 @@ def curves(place: str, groups: Sequence[RunGroup], tables: Sequence[Table]) -> l
         tables: of the same data, the largest first; the first one is drawn.
     """
     meanings = dict.fromkeys(group.runs[0].validation for group in groups)
+    caption = f"Validation {groups[0].runs[0].measure.named('log p(x)')}, lower bound"
     title = f"Validation {groups[0].runs[0].measure.named('log p(x)')}, {' or '.join(meanings)}"
-    figures = [
-        _curves(f"{place}-validation-by-epoch", f"{title}: the last nats", groups, VALIDATION, zoom=True),
-        _curves(f"{place}-validation-by-time", f"{title}, by time", groups, VALIDATION, by_time=True),
-        _compute(f"{place}-compute", tables[0], {group.name: group for group in groups}) if tables else None,
-    ]
-    return [figure for figure in figures if figure is not None]
+    by_epoch = _curves(f"{place}-validation-by-epoch", title, caption, groups, VALIDATION)
+    by_time = by_epoch and _curves(
+        f"{place}-validation-by-time", title, f"{caption}, by time", groups, VALIDATION, heights=by_epoch.axes.y
+    )
+    compute = _compute(f"{place}-compute", tables[0], {group.name: group for group in groups}) if tables else None
+    return [figure for figure in (by_epoch, by_time, compute) if figure is not None]
 
 
 def parts_of_bound(place: str, groups: Sequence[RunGroup]) -> list[Chart]:
     """Return charts of the bound, the reconstruction term and the KL term in training."""
-    figures = [_curves(f"{place}-{tag.split('/')[1]}", name, groups, tag, zoom=True) for tag, name in _PARTS.items()]
+    figures = [_curves(f"{place}-{tag.split('/')[1]}", name, name, groups, tag) for tag, name in _PARTS.items()]
     return [figure for figure in figures if figure is not None]
 
 
-def about_curves(runs: Sequence[Run]) -> str:
+def about_curves(groups: Sequence[RunGroup], charts: Sequence[Chart]) -> str:
     """Return the text under the charts."""
+    validation = by_value({group.short: group.runs[0].validation for group in groups})
+    runs = [run for group in groups for run in group.runs]
     devices = sorted({str(run.manifest["device"]) for run in runs if run.manifest.get("device")})
-    text = (
-        "Lines are means over seeds, without an error; the box above shows single seeds (at most five). Charts by "
-        "epoch fit the second half of training: earlier values may be outside. Validation is importance-weighted, with "
-        "the weights at that time. An encoder with a learned log q has no curve of the bound and the KL term. Time is "
-        "training time without evaluation"
+    where = (
+        f", on {devices[0]}" if len(devices) == 1 else f"; on several devices: {', '.join(devices)}" if devices else ""
     )
-    if devices:
-        text += f", on {devices[0]}" if len(devices) == 1 else f"; on several devices: {', '.join(devices)}"
-    return f"{text}. Against compute: small marks are single seeds, vertical lines the standard error over images."
+    points = any(one.points for chart in charts for one in chart.series)
+    marks = (
+        " Results by time: small marks are single seeds, vertical lines are standard errors over images."
+        if points
+        else ""
+    )
+    return (
+        f"Validation: {validation}, with the weights at that time. Lines are means over seeds, without an error. The "
+        f"scale fits the second half of training: earlier values may be outside.{marks} Time is without "
+        f"evaluation{where}"
+    )
 
 
 def _curves(
-    name: str, title: str, groups: Sequence[RunGroup], tag: str, *, by_time: bool = False, zoom: bool = False
+    name: str,
+    title: str,
+    caption: str,
+    groups: Sequence[RunGroup],
+    tag: str,
+    *,
+    heights: tuple[float, float] | None = None,
 ) -> Chart | None:
-    """Return one chart; None where no run has such a curve."""
+    """Return one chart; None where no run has such a curve.
+
+    Args:
+        heights: the range of y of another chart; the chart is then by time, on that scale.
+    """
 
     def line(curve: Curve) -> Line:
-        return (curve.seconds if by_time else curve.epochs), curve.values
+        return (curve.seconds if heights else curve.epochs), curve.values
 
     series = []
     for group in groups:
         found = group.curves.get(tag)
         if found is not None and found.mean.values:
             mean = found.mean
-            sign = f"{TYPOGRAPHIC[Direction.LOWER_BOUND]} " if tag in (VALIDATION, TRAINING) else ""
+            direction = Direction.LOWER_BOUND if tag in (VALIDATION, TRAINING) else None
+            sign = f"{TYPOGRAPHIC[direction]} " if direction else ""
             end = f"{group.title}: {sign}{typographic(f'{mean.values[-1]:.2f}')} at epoch {mean.epochs[-1]:g}"
-            series.append(Series(group, end, line(mean), [(seed, line(curve)) for seed, curve in found.seeds]))
+            seeds = [(seed, line(curve)) for seed, curve in found.seeds]
+            series.append(Series(group, end, line(mean), seeds, direction=direction))
     if not series:
         return None
-    axes = axes_of(series, logarithmic=by_time, zoom=zoom)
-    return Chart(name, title, "seconds of training" if by_time else "epoch", axes, series)
+    axes = axes_of(series, logarithmic=True, heights=heights) if heights else axes_of(series, zoom=True)
+    return Chart(name, title, caption, "seconds of training" if heights else "epoch", axes, series)
 
 
 def _compute(name: str, table: Table, groups: Mapping[str, RunGroup]) -> Chart | None:
@@ -88,12 +108,13 @@ def _compute(name: str, table: Table, groups: Mapping[str, RunGroup]) -> Chart |
     found = [(groups[row.method], _points(row, groups[row.method])) for row in table.rows if row.method in groups]
     series = [Series(group, group.title, points=points) for group, points in found if points]
     conditions = table.conditions
-    title = f"{conditions.split} {conditions.quantity} against compute ({', '.join(conditions.words())})"
+    caption = f"{conditions.split.capitalize()} {conditions.measure.named(conditions.quantity)} by training time"
+    title = f"{caption} ({', '.join(conditions.words())})"
     if not series:
         return None
     xs = [point.x for one in series for point in one.points]
     axes = axes_of(series, logarithmic=min(xs) > 0 and max(xs) / min(xs) > 5)
-    return Chart(name, title, "seconds of training", axes, series)
+    return Chart(name, title, caption, "seconds of training", axes, series)
 
 
 def _points(row: Row, group: RunGroup) -> list[Point]:

@@ -173,6 +173,7 @@ def _in_order(tables: Sequence[Table]) -> Iterator[Run]:
 def _section(name: str, place: str, groups: Sequence[RunGroup], tables: Sequence[Table], methods: int) -> _Section:
     shown = groups[:methods]
     named, names = {group.name: group for group in groups}, {group.name for group in shown}
+    figures = curves(place, shown, tables)
     return _Section(
         name,
         place,
@@ -181,9 +182,9 @@ def _section(name: str, place: str, groups: Sequence[RunGroup], tables: Sequence
         _CHECKED,
         set_up(groups),
         results=[sections.results(table, named, names) for table in tables],
-        curves=curves(place, shown, tables),
+        curves=figures,
         parts=parts_of_bound(place, shown),
-        about_curves=about_curves([run for group in shown for run in group.runs]),
+        about_curves=about_curves(shown, figures),
         diagnostics=sections.diagnostics(place, shown),
         pictures=sections.pictures_by_kind(shown),
     )

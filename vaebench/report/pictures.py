@@ -50,7 +50,7 @@ def pictures(run: Run) -> list[Picture]:
     for path, data, fault in _files(run):
         if data and fault is None:
             title = _TITLES.get(path.stem, path.stem.replace("_", " "))
-            found.append(Picture(title, f"{FOLDER}/{path.name}", data))
+            found.append(Picture(title, path.name, data))
     return [picture for picture in found if _is_png(picture.data) and len(picture.data) <= _MOST_BYTES]
 
 

@@ -1,5 +1,6 @@
 """The content of the sections of a page: results, diagnostics and pictures, for the templates."""
 
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from vaebench.report.intervals import LEVEL
 from vaebench.report.learning_curves import MOST_SEEDS, group_title, shown_value
 from vaebench.report.pairs import ImageReader
 from vaebench.report.pictures import Picture, outdated_pictures, pictures, unreadable_pictures
+from vaebench.report.set_up import by_value
 from vaebench.report.tables import Row, Table
 
 __all__ = [
@@ -30,6 +32,25 @@ __all__ = [
 ]
 
 _SMALL = 300  # pixels
+_MOST_NAMES = 4  # of methods with a definition of their own
+_SCALE = 16  # letters below the chart of a table
+_WORDS = ("estimator", "told apart")
+_SHARED = ("estimator", "best epoch")  # columns that become a note if all rows have one text
+
+
+_TITLES = {
+    "rank": "rank",
+    "direction": "direction",
+    "mean": "mean over seeds (nats)",
+    "sd": "sd over seeds (nats)",
+    "n": "seeds",
+    "stderr": "standard error over images (nats)",
+    "difference": "difference (nats)",
+    "difference_low": "difference low end (nats)",
+    "difference_high": "difference high end (nats)",
+    "told_apart": "told apart",
+}
+"""The facts of a row in the file of a table of results, with their titles."""
 
 
 # Results --------------------------------------------------------------------------------------------------
@@ -93,12 +114,12 @@ class Results(NamedTuple):
 
     def lines(self) -> list[tuple[object, ...]]:
         """Return the whole table, all digits, under titles."""
-        names = ("rank", "direction", "mean", "sd", "n", "stderr", "difference", "difference_low", "difference_high")
+        facts = [row.facts() for row in self._sorted()]
         lines = [
-            (shown.title, *(facts[name] for name in (*names, "told_apart")))
-            for shown, facts in zip([*self.rows, *self.more], (row.facts() for row in self._sorted()), strict=True)
+            (shown.title, *(found[name] for name in _TITLES))
+            for shown, found in zip([*self.rows, *self.more], facts, strict=True)
         ]
-        return [("method", *names, "told_apart"), *lines]
+        return [("method", *_TITLES.values()), *lines]
 
     def _sorted(self) -> Iterator[Row]:
         shown = {row.group.name for row in self.rows}
@@ -119,23 +140,24 @@ def results(table: Table, groups: Mapping[str, RunGroup], shown: set[str]) -> Re
     compared = any(row.difference for row in table.rows)
     told = list(notes(table))
     full = table if compared else replace(table, rows=with_differences_from_first(table.rows, ImageReader()))
-    heads, texts = headings(full, [])[1:], [line[1:] for line in cells(full, [], TYPOGRAPHIC)]
     quantity = table.conditions.measure.named(table.conditions.quantity)
-    if not compared and any(row.difference for row in full.rows):
-        first = next(row for row in full.rows if row.rank is not None)
-        heads = [f"difference from {groups[first.method].short}" if head == "difference" else head for head in heads]
-        told.append(_about_first(full.rows, groups[first.method].title))
+    columns = _columns(full, quantity)
+    if not compared and "difference" in columns:
+        first = groups[next(row for row in full.rows if row.rank is not None).method]
+        columns = {
+            f"difference from {first.short}" if head == "difference" else head: column
+            for head, column in columns.items()
+        }
+        told.append(_about_first(full.rows, first.title))
         # The number itself is first, then the two columns of differences.
-        heads, texts = _value_first(heads), [_value_first(line) for line in texts]
-    estimator = heads.index("estimator")
-    if len({line[estimator] for line in texts}) == 1 and len(texts) > 1:
-        told.insert(0, f"estimator of all rows: {texts[0][estimator]}")
-        heads, texts = _without(heads, estimator), [_without(line, estimator) for line in texts]
-    words = ("estimator", "told apart")
-    texts = [
-        [typographic(text) if head not in words else text for head, text in zip(heads, line, strict=True)]
-        for line in texts
-    ]
+        columns = {quantity: columns.pop(quantity)} | columns
+    if shared := {
+        name: columns[name][0] for name in _SHARED if len(full.rows) > 1 and len({*columns.get(name, ())}) == 1
+    }:
+        told.insert(0, f"in all rows: {'; '.join(f'{name} {text}' for name, text in shared.items())}")
+    columns = {head: column for head, column in columns.items() if head not in shared}
+    heads = list(columns)
+    texts = list(zip(*columns.values(), strict=True))
     low, high = _range([row for row in table.rows if row.method in shown] or table.rows, compared=compared)
     rows = [
         ResultRow(
@@ -150,30 +172,57 @@ def results(table: Table, groups: Mapping[str, RunGroup], shown: set[str]) -> Re
     ]
     return Results(
         full,
-        [(head, head not in words) for head in heads],
+        [
+            (_heading(f"{head} \u00b1 error over images" if head == quantity else head), head not in _WORDS)
+            for head in heads
+        ],
         heads.index("told apart") + 1 if compared else 1,
         heads.index(quantity),
         [row for row in rows if row.group.name in shown],
         [row for row in rows if row.group.name not in shown],
-        [(percent(low, high, value), typographic(f"{value:g}")) for value in ticks(low, high, most=4)],
+        [(percent(low, high, value), typographic(f"{value:g}")) for value in _few_ticks(low, high)],
         percent(low, high, 0.0) if compared else None,
         told,
     )
 
 
-def _value_first(line: Sequence[str]) -> list[str]:
-    """Move the third column, the quantity, before the two columns of differences."""
-    return [line[2], *line[:2], *line[3:]]
+def _columns(table: Table, quantity: str) -> dict[str, list[str]]:
+    """Return the columns of a table behind the name; the quantity and its error, n and the sd are one column each."""
+    heads, lines = headings(table, [])[1:], cells(table, [], TYPOGRAPHIC)
+    columns = {
+        head: [line[place] if head in _WORDS else typographic(line[place]) for line in lines]
+        for place, head in enumerate(heads, start=1)
+    }
+    errors = columns.pop("error over images")
+    columns[quantity] = [f"{value} \u00b1 {error}" for value, error in zip(columns[quantity], errors, strict=True)]
+    counts = columns.pop("n")
+    if set(counts) == {"1"}:
+        del columns["sd over seeds"]
+        return columns
+    same = len(set(counts)) == 1
+    spread = f"sd over {counts[0]} seeds" if same else "sd over (n) seeds"
+    told = [sd if same else f"{sd} ({n})" for sd, n in zip(columns["sd over seeds"], counts, strict=True)]
+    return {
+        spread if head == "sd over seeds" else head: told if head == "sd over seeds" else column
+        for head, column in columns.items()
+    }
 
 
-def _without(line: Sequence[str], place: int) -> list[str]:
-    return [*line[:place], *line[place + 1 :]]
+def _few_ticks(low: float, high: float) -> list[float]:
+    """Return round numbers for a short scale: the first and the last one if there is no room for those between."""
+    found = next(found for most in range(3, 9) if len(found := ticks(low, high, most=most)) >= 2)
+    return found if sum(len(f"{value:g}") + 1 for value in found) <= _SCALE else [found[0], found[-1]]
+
+
+def _heading(text: str) -> str:
+    """Return a heading that breaks into two lines at most: the last two words of a short one stay together."""
+    return re.sub(r"(\d|\(n\)|of|>) (?=\S+$)", "\\1\N{NO-BREAK SPACE}", text)
 
 
 def _about_first(rows: Sequence[Row], name: str) -> str:
     placed = sum(row.rank is not None for row in rows)
     return (
-        f"differences are from {name}, the highest; intervals: the wider one of those over common seeds and images, "
+        f"differences are from {name}, the best rank; intervals: the wider one of those over common seeds and images, "
         f"{LEVEL:.0%} for {counted(placed * (placed - 1) // 2, 'pair')} together (Bonferroni's correction); "
         "told apart: as in the ranks"
     )
@@ -230,7 +279,8 @@ class DiagnosticsTable(NamedTuple):
     rows: Sequence[tuple[RunGroup, int, Sequence[str]]]
     """The method, its number of diagnosed seeds, and its measures."""
     definitions: Sequence[tuple[str, str]]
-    kl_title: str
+    kl: str
+    """Which KL divergence the figures show."""
     figures: Sequence[BarChart]
     """The KL by latent coordinate."""
 
@@ -248,25 +298,54 @@ def diagnostics(place: str, groups: Sequence[RunGroup]) -> DiagnosticsTable | No
     if not every:
         return None
     titles = {name: measure.title for values in reversed(every) for name, measure in values.measures.items()}
-    names = list(dict.fromkeys(name for values in every for name in values.measures))
-    # A definition may depend on the encoder.
-    definitions = dict.fromkeys((m.title, m.definition) for values in every for m in values.measures.values())
+    units = {
+        name: {
+            found[name].unit
+            for values in every
+            if (found := values.measures).get(name) and found[name].value is not None
+        }
+        for name in dict.fromkeys(name for values in every for name in values.measures)
+    }
+    names = [name for name, found in units.items() if found]
+    definitions: dict[tuple[str, str], list[str]] = {}
+    for group, found in by_group:
+        for key in dict.fromkeys((one.title, one.definition) for values in found for one in values.measures.values()):
+            definitions.setdefault(key, []).append(group.short)
     coordinates = [
-        (group, name, [one.coordinates[name] for one in found if one.coordinates.get(name)])
+        (group, _KL_NAMES[name], [one.coordinates[name] for one in found if one.coordinates.get(name)])
         for group, found in by_group
         for name in [next((name for name in _KL_NAMES if any(one.coordinates.get(name) for one in found)), "")]
         if name
     ]
     return DiagnosticsTable(
-        [titles[name] for name in names],
+        [_with_unit(titles[name], units[name]) for name in names],
         [
-            (group, len(found), [_measure([values.measures.get(name) for values in found]) for name in names])
+            (
+                group,
+                len(found),
+                [_measure([values.measures.get(name) for values in found], len(units[name]) > 1) for name in names],
+            )
             for group, found in by_group
         ],
-        list(definitions),
-        " or ".join(dict.fromkeys(_KL_NAMES[name] for _, name, _ in coordinates)),
+        [
+            # A definition may depend on the encoder.
+            (
+                title
+                if len(names) == len(by_group)
+                else f"{title} ({', '.join(names[:_MOST_NAMES])}{', ...' * (len(names) > _MOST_NAMES)})",
+                definition,
+            )
+            for (title, definition), names in definitions.items()
+        ],
+        by_value({group.short: kl for group, kl, _ in coordinates}) if coordinates else "",
         _kl_figures(place, coordinates),
     )
+
+
+def _with_unit(title: str, units: set[str]) -> str:
+    """Return the heading of a column with its unit, unless that is nats; rows with several units name theirs."""
+    unit = next(iter(units)) if len(units) == 1 else ""
+    return f"{title}, {unit}".replace(" of ", " of\N{NO-BREAK SPACE}") if unit not in ("", "nats") else title
 
 
 def _kl_figures(place: str, coordinates: Sequence[tuple[RunGroup, str, Sequence[Sequence[float]]]]) -> list[BarChart]:
@@ -280,14 +359,12 @@ def _kl_figures(place: str, coordinates: Sequence[tuple[RunGroup, str, Sequence[
     ]
     highest = max((mean + sd for found in bars for mean, sd in found), default=0.0) or 1e-9
     return [
-        BarChart(
-            f"{place}-kl-{group.number}", group, f"{group.title}: {_KL_NAMES[name]}, nats", len(found), own, highest
-        )
-        for (group, name, found), own in zip(coordinates, bars, strict=True)
+        BarChart(f"{place}-kl-{group.number}", group, f"{group.title}: {kl}, nats", kl, len(found), own, highest)
+        for (group, kl, found), own in zip(coordinates, bars, strict=True)
     ]
 
 
-def _measure(measures: Sequence[Diagnostic | None]) -> str:
+def _measure(measures: Sequence[Diagnostic | None], with_unit: bool) -> str:
     """Return the mean over seeds with the standard deviation; for one seed the value with its error over images."""
     found = [(one, one.value) for one in measures if one is not None and one.value is not None]
     if not found:
@@ -296,11 +373,10 @@ def _measure(measures: Sequence[Diagnostic | None]) -> str:
     sign = "" if first.direction is Direction.EXACT else f"{TYPOGRAPHIC[first.direction]} "
     mean = statistics.fmean(values)
     if len(values) > 1:
-        sd = statistics.stdev(values)
-        text = f"{mean:.4g} (sd {sd:.2g})"
+        text = f"{mean:.4g} ± {statistics.stdev(values):.2g}"
     else:
         text = f"{mean:.4g}" if first.stderr is None else with_error(mean, first.stderr, sign="±")
-    return f"{sign}{typographic(text)} {first.unit}".strip()
+    return f"{sign}{typographic(text)} {first.unit if with_unit else ''}".strip()
 
 
 # Pictures -------------------------------------------------------------------------------------------------
@@ -321,7 +397,7 @@ def pictures_by_kind(groups: Sequence[RunGroup]) -> list[PicturesOfKind]:
     for group in groups:
         run, found = next(((run, own) for run in group.runs if (own := pictures(run))), (group.runs[0], []))
         for picture in found:
-            caption = f"{group.short}, seed {run.seed}, {picture.detail}"
+            caption = f"seed {run.seed}, {picture.detail}"
             kinds.setdefault((picture.title, picture.size[0] > _SMALL), []).append((picture, group, caption))
     return [PicturesOfKind(title[:1].upper() + title[1:], large, found) for (title, large), found in kinds.items()]
 

@@ -5,20 +5,24 @@ from collections.abc import Callable, Mapping, Sequence
 from vaebench.config import Config, describe
 from vaebench.report.groups import RunGroup
 
-__all__ = ["set_up"]
+__all__ = ["by_value", "set_up"]
 
 _MOST = 3  # variants of a fact that are spelled out
+_LETTERS = 32  # of the name of a method
 
 
 def set_up(groups: Sequence[RunGroup]) -> list[tuple[str, str]]:
     """Return facts as (name, text). Where methods differ in one, the text has each value with its methods."""
-    return [(name, _text({group.short: fact(group.runs[0].config) for group in groups})) for name, fact in _FACTS]
+    return [(name, by_value({group.short: fact(group.runs[0].config) for group in groups})) for name, fact in _FACTS]
 
 
-def _text(values: Mapping[str, str]) -> str:
+def by_value(values: Mapping[str, str]) -> str:
+    """Return a value that all methods share, or each value with its methods; ``values`` are by method."""
     named: dict[str, list[str]] = {}
     for name, value in values.items():
-        named.setdefault(value, []).append(name)
+        named.setdefault(value, []).append(
+            name if len(name) <= _LETTERS else f"{name[:_LETTERS]}\N{HORIZONTAL ELLIPSIS}"
+        )
     if len(named) == 1:
         return next(iter(named))
     if len(named) > _MOST:
@@ -30,7 +34,7 @@ def _text(values: Mapping[str, str]) -> str:
 
 
 def _data(config: Config) -> str:
-    return f"{config.dataset.name}, {config.dataset.binarization}, split {config.dataset.split}"
+    return f"{config.dataset.name}, binarization {config.dataset.binarization}, split {config.dataset.split}"
 
 
 def _encoder(config: Config) -> str:
