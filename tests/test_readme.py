@@ -13,6 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_RUN = {
     "board": "it serves TensorBoard until interrupted; tests/test_board.py",
     "selftest": "tests/test_selftest.py",
+    "reproduce": "it trains all rows of a paper; tests/test_reproduce.py",
 }
 """Commands that are not run here, with the reason."""
 
@@ -41,7 +42,9 @@ REPLACED = {
 
 def small(words: list[str]) -> list[str]:
     """Return an example with small settings."""
-    return [REPLACED.get(word, word) for word in words] + ADDED.get(words[0], [])
+    trained = [str(path) for path in Path("outputs/mnist5k/hvm-iwae-k16").glob("0-*")]
+    replaced = REPLACED | ({"outputs/mnist5k/hvm-iwae-k16/0-1a2b3c4d": trained[0]} if trained else {})
+    return [replaced.get(word, word) for word in words] + ADDED.get(words[0], [])
 
 
 @pytest.fixture(autouse=True)
