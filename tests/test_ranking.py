@@ -17,7 +17,7 @@ from vaebench.cli.sweep.plan import common_inner_k
 from vaebench.config import Config, compose, describe, to_yaml
 from vaebench.config.check import build
 from vaebench.config.identity import ELBO_AT_ONE_SAMPLE, is_elbo, model_identity
-from vaebench.config.run import _of_blocks
+from vaebench.config.run import _blocks, _entries
 from vaebench.config.schema import plain
 from vaebench.errors import UserError
 from vaebench.records import PerImageFile, append_result
@@ -410,7 +410,7 @@ def test_a_sweep_evaluates_with_one_number_of_inner_samples():
 )
 def test_a_config_read_by_its_entries_is_the_whole(text: str):
     """Entries that runs share are parsed once; a text that does not allow it is parsed as a whole."""
-    found = _of_blocks(text)
+    found = _entries(_blocks(text))
     assert found is None or found == yaml.safe_load(text)
     whole = to_yaml(composed(()))
-    assert plain(_of_blocks(whole)) == plain(build(Config, yaml.safe_load(whole)))  # control
+    assert plain(_entries(_blocks(whole))) == plain(build(Config, yaml.safe_load(whole)))  # control

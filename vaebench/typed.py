@@ -83,7 +83,11 @@ class Checker:
 
     def convert(self, value: Any, hint: Any, key: str) -> Any:
         """Return ``value`` converted to the type ``hint``: a type, Annotated[type, Rule], a Literal, X | None, ..."""
-        return _conversion(hint)(self, value, key)
+        return value if self.keeps(value, hint) else _conversion(hint)(self, value, key)
+
+    def keeps(self, value: Any, hint: Any) -> bool:
+        """Whether ``value`` is already what `convert` returns; a fast check, because thousands of files are read."""
+        return _exact(hint)(value)
 
     def _typed_dict(self, schema: Any, values: dict[str, Any], prefix: str) -> dict[str, Any]:
         """Return ``values`` with the keys of ``schema`` checked, and the others as they are."""
@@ -142,6 +146,45 @@ def _conversion(hint: Any) -> _Conversion:
     if hint is str:
         return lambda checker, value, key: checker.text(scalar(value, str, key), key)
     return lambda checker, value, key: scalar(value, hint, key)
+
+
+@functools.cache
+def _exact(hint: Any) -> Callable[[Any], bool]:
+    """Return whether a value is already of the type ``hint``: `Checker` would return it, or a copy, without an error.
+
+    False for a value that it converts or refuses.
+    """
+    if hint is Any:
+        return lambda value: True
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        inner, tests = _exact(arguments[0]), [rule.holds for rule in arguments[1:]]
+        return lambda value: inner(value) and all(test(value) for test in tests)
+    if origin in (Union, types.UnionType):
+        inner = _exact(next(each for each in arguments if each is not type(None)))
+        return lambda value: value is None or inner(value)
+    if origin is Literal:
+        return lambda value: type(value) is str and value in arguments
+    if origin is list:
+        inner = _exact(arguments[0])
+        return lambda value: type(value) is list and all(map(inner, value))
+    if origin in (dict, Mapping):
+        keys, items = map(_exact, arguments)
+        return lambda value: type(value) is dict and all(map(keys, value)) and all(map(items, value.values()))
+    if typing.is_typeddict(hint):
+        required, known = hint.__required_keys__, {key: _exact(item) for key, item in _hints(hint).items()}
+        return lambda value: (
+            type(value) is dict
+            and required <= value.keys()
+            and all(key not in known or known[key](item) for key, item in value.items())
+        )
+    if hint is str:
+        return lambda value: type(value) is str and value.isprintable()
+    if hint is float:
+        return lambda value: type(value) is float and math.isfinite(value)
+    if hint in (int, bool):
+        return lambda value: type(value) is hint
+    return lambda value: False
 
 
 def _ruled(rules: Sequence[Rule], value: T, key: str) -> T:

@@ -113,8 +113,10 @@ def _fault(path: Path, arrays: Mapping[str, np.ndarray], repeats: np.ndarray, re
                 return f"its numbers are of another run or model ({name} {getattr(stored, name)})"
     values = repeats.mean(0)
     stderr = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else record.stderr
-    if not np.allclose([values.mean(), stderr], [record.mean, record.stderr], rtol=1e-6, atol=1e-9):
-        return f"its numbers have the mean {values.mean():.4f} and the standard error {stderr:.4f}"
+    mean = values.mean()
+    pairs = ((mean, record.mean), (stderr, record.stderr))
+    if not all(abs(found - told) <= 1e-9 + 1e-6 * abs(told) for found, told in pairs):  # false for nan
+        return f"its numbers have the mean {mean:.4f} and the standard error {stderr:.4f}"
     return None
 
 

@@ -1,5 +1,6 @@
 """The charts of a page about training: validation, the parts of the bound, and results against compute."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from vaebench.direction import Direction
@@ -8,7 +9,7 @@ from vaebench.report.charts import Chart, Line, Point, Series, axes_of, typograp
 from vaebench.report.conditions import encoder_details
 from vaebench.report.curves import TRAINING, VALIDATION, Curve
 from vaebench.report.formats import TYPOGRAPHIC, duration
-from vaebench.report.groups import RECONSTRUCTION, TERM_KL, RunGroup
+from vaebench.report.groups import CURVE_SEEDS, RECONSTRUCTION, TERM_KL, RunGroup
 from vaebench.report.runs import Run
 from vaebench.report.tables import Row, Table
 
@@ -49,6 +50,7 @@ def parts_of_bound(place: str, groups: Sequence[RunGroup]) -> list[Chart]:
 
 def about_curves(runs: Sequence[Run]) -> str:
     """Return the text under the charts."""
+    seeds = max(Counter(run.method for run in runs).values(), default=0)
     devices = sorted({str(run.manifest["device"]) for run in runs if run.manifest.get("device")})
     text = (
         "Lines are means over seeds, without an error; the box above shows single seeds (at most five). Charts by "
@@ -58,6 +60,8 @@ def about_curves(runs: Sequence[Run]) -> str:
     )
     if devices:
         text += f", on {devices[0]}" if len(devices) == 1 else f"; on several devices: {', '.join(devices)}"
+    if seeds > CURVE_SEEDS:
+        text += f". Curves are of the first {CURVE_SEEDS} seeds of a method; the largest has {seeds:,} seeds"
     return f"{text}. Against compute: small marks are single seeds, vertical lines the standard error over images."
 
 
