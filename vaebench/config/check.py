@@ -17,6 +17,8 @@ T = TypeVar("T")
 class _SettingsChecker(Checker):
     """An unknown key is an error, except in an open group, where it becomes one of ``arguments``."""
 
+    keeps_exact = False  # a dictionary is sorted
+
     def fields(self, schema: type) -> list[dataclasses.Field[Any]]:
         return [field for field in super().fields(schema) if field.name != "arguments"]
 
@@ -46,9 +48,6 @@ class _SettingsChecker(Checker):
             if isinstance(value, str) and value.lower() in _NOTHING and type(None) in typing.get_args(hint):
                 raise UserError(f"{error}: write {key}=null") from error
             raise
-
-    def keeps(self, value: Any, hint: Any) -> bool:
-        return False  # a dictionary is sorted, and a run has few groups that are not read yet
 
     def text(self, value: str, key: str) -> str:
         return printable_text(value, key)
