@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / ".github").rglob("*.md")), *sorted(
 
 def blocks(text: str) -> list[str]:
     """Return the fenced and the indented blocks of a page, in its order."""
-    found = re.finditer(r"^```\w*\n(.*?)^```|(?:^ {4}.*\n)+", text, re.MULTILINE | re.DOTALL)
+    found = re.finditer(r"^```\w*\n(.*?)^```|(?:^ {4}[^\n]*\n)+", text, re.MULTILINE | re.DOTALL)
     return [match[1] if match[1] is not None else match[0] for match in found]
 
 

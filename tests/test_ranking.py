@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from made_runs import composed, made_run, record
 from vaebench import bounds
 from vaebench.cli import main
 from vaebench.cli.sweep.plan import common_inner_k
-from vaebench.config import Config, compose, describe, to_yaml
+from vaebench.config import Config, compose, describe, from_yaml, identity, to_yaml
 from vaebench.config.check import build
 from vaebench.config.identity import ELBO_AT_ONE_SAMPLE, is_elbo, model_identity
-from vaebench.config.run import _of_blocks
+from vaebench.config.run import _blocks, _entries, _of_blocks
 from vaebench.config.schema import plain
 from vaebench.errors import UserError
 from vaebench.records import PerImageFile, append_result
@@ -410,7 +411,26 @@ def test_a_sweep_evaluates_with_one_number_of_inner_samples():
 )
 def test_a_config_read_by_its_entries_is_the_whole(text: str):
     """Entries that runs share are parsed once; a text that does not allow it is parsed as a whole."""
-    found = _of_blocks(text)
+    found = _entries(_blocks(text))
     assert found is None or found == yaml.safe_load(text)
     whole = to_yaml(composed(()))
-    assert plain(_of_blocks(whole)) == plain(build(Config, yaml.safe_load(whole)))  # control
+    assert plain(_entries(_blocks(whole))) == plain(build(Config, yaml.safe_load(whole)))  # control
+
+
+def test_a_seedless_configuration_has_the_identity_of_each_seed():
+    for words in ((), ("encoder=hvm", "name=a"), ("objective=iwae", "k=1")):
+        config = composed((*words, "seed=7"))
+        read_back, shared = _of_blocks(to_yaml(config)) or pytest.fail("not read by its entries")
+        other, same = _of_blocks(to_yaml(replace(config, seed=8))) or pytest.fail("not read by its entries")
+        assert (read_back, other) == (config, replace(config, seed=8))
+        assert same is shared
+        assert [shared.identity(7), shared.identity(8)] == [identity(config), identity(other)]
+        assert shared.identity(7) != shared.identity(8)  # control
+        assert (shared.method, shared.model) == (identity(config, with_seed=False), model_identity(config))
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x", "4294967296"])
+def test_the_seed_of_a_configuration_is_checked(seed: str):
+    text = to_yaml(composed(("seed=7",))).replace("seed: 7", f"seed: {seed}", 1)
+    with pytest.raises(UserError, match="seed must be"):
+        from_yaml(text)

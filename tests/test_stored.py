@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 
+from vaebench import typed
 from vaebench.direction import Direction
 from vaebench.errors import UserError
+from vaebench.files import read_npz
 from vaebench.records.stored import read_json
-from vaebench.typed import Rule
+from vaebench.typed import Checker, Rule
 
 
 @dataclass(frozen=True)
@@ -122,3 +125,33 @@ def test_only_a_regular_file_of_bounded_size_is_read(tmp_path: Path):
             read_json(other, Whole, "")
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none", Whole, "")
+
+
+@pytest.mark.parametrize(
+    ("hint", "kept", "others"),
+    [
+        (float, [1.5], [1, float("nan"), "1", True, None]),
+        (int, [1], [True, 1.0, "1"]),
+        (str, ["a"], ["a\x1bb", 1]),
+        (float | None, [None, 0.5], [2, "a"]),
+        (dict[str, str], [{"a": "b"}], [{"a": 1}, {"a\x1b": "b"}, []]),
+        (list[int], [[1, 2]], [[True], (1,), "a"]),
+        (Annotated[int, Rule(">= 0", lambda value: value >= 0)], [0], [-1, True]),
+        (Literal["nan", "inf"], ["nan"], ["x", 1]),
+    ],
+)
+def test_only_a_value_of_the_exact_type_is_kept_unconverted(hint: Any, kept: list[Any], others: list[Any]):
+    assert all(typed._exact(hint)(value) for value in kept)
+    assert [typed._conversion(hint)(Checker(), value, "") for value in kept] == kept
+    assert not any(typed._exact(hint)(value) for value in others)
+
+
+def test_an_array_with_a_wrong_byte_or_name_is_refused(tmp_path: Path):
+    path = tmp_path / "a.npz"
+    np.savez(path, values=np.arange(100.0))
+    good = path.read_bytes()
+    assert read_npz(path, 10_000)["values"].sum() == 4950  # control
+    for place in (good.index(b"values.npy"), good.index(np.float64(50).tobytes()) + 7):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(ValueError, match=r"directory and the header|checksum"):
+            read_npz(path, 10_000)

@@ -40,6 +40,8 @@ __all__ = [
     "user_cache",
 ]
 
+_ENCRYPTED, _UTF8 = 0x1, 0x800  # flags of a member
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
 _USUAL_HEADER = 256  # bytes, of an array in an .npz file
 _ABANDONED_SECONDS = 86400  # where a lock cannot tell whether the writer of a temporary file still exists
 
@@ -131,7 +133,7 @@ def read_npz(file: Path | IO[bytes], largest: int, names: Collection[str] | None
                 raise ValueError(f"its arrays have {size} bytes, expected at most {largest}")
             named = {member.filename.removesuffix(".npy"): member for member in members}
             chosen = named if names is None else [name for name in named if name in names]
-            return {name: npy_array(member_of(archive, named[name])) for name in chosen}
+            return {name: npy_array(_array_bytes(archive, named[name])) for name in chosen}
     # RuntimeError: a password, or an unknown compression.
     except (EOFError, RuntimeError, TypeError, OverflowError, zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise ValueError(str(error)) from error
@@ -141,6 +143,23 @@ def member_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """Return a member's bytes. It is unpacked up to the size that it claims; `ZipFile.read` would unpack everything."""
     with archive.open(member) as file:
         return file.read(member.file_size)
+
+
+def _array_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Return `member_of`; of a member that is not packed in a third of the time, because thousands are read."""
+    file = archive.fp
+    if file is None or member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
+        return member_of(archive, member)
+    file.seek(member.header_offset)
+    mark, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    coding = "utf-8" if member.flag_bits & _UTF8 else "cp437"
+    if mark != b"PK\x03\x04" or file.read(name).decode(coding) != member.orig_filename:
+        raise ValueError(f"the directory and the header of {member.filename!r} differ")
+    file.seek(extra, os.SEEK_CUR)
+    content = file.read(member.file_size)
+    if len(content) != member.file_size or zlib.crc32(content) != member.CRC:
+        raise ValueError(f"the checksum of {member.filename!r} is wrong")
+    return content
 
 
 def npy_array(content: bytes) -> "np.ndarray":

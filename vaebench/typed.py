@@ -42,6 +42,9 @@ class Checker:
     Every method raises UserError, with the key, for a value of another type or out of range.
     """
 
+    keeps_exact = True
+    """Whether a value that has the declared type is returned as it is: thousands of files are read."""
+
     def fields(self, schema: type) -> list[dataclasses.Field[Any]]:
         """Return the fields of the dataclass ``schema`` that are read by name."""
         return _fields(schema)
@@ -75,7 +78,8 @@ class Checker:
             if name not in values and field.default is field.default_factory is dataclasses.MISSING:
                 raise self.missing(prefix + name)
         given = [name for name in known if name in values]
-        items: dict[str, Any] = {key: self.convert(values[key], hints[key], prefix + key) for key in given}
+        items: dict[str, Any] = {key: values[key] for key in given}
+        items |= {key: self.convert(items[key], hints[key], prefix + key) for key in self._inexact(schema, items)}
         try:
             return schema(**items, **further)
         except ValueError as error:  # a dataclass may check its fields
@@ -83,14 +87,19 @@ class Checker:
 
     def convert(self, value: Any, hint: Any, key: str) -> Any:
         """Return ``value`` converted to the type ``hint``: a type, Annotated[type, Rule], a Literal, X | None, ..."""
-        return _conversion(hint)(self, value, key)
+        return value if self.keeps_exact and _exact(hint)(value) else _conversion(hint)(self, value, key)
 
     def _typed_dict(self, schema: Any, values: dict[str, Any], prefix: str) -> dict[str, Any]:
         """Return ``values`` with the keys of ``schema`` checked, and the others as they are."""
         if missing := schema.__required_keys__ - values.keys():
             raise self.missing(prefix + min(missing))
         hints = _hints(schema)
-        return {k: self.convert(v, hints[k], prefix + k) if k in hints else v for k, v in values.items()}
+        return values | {k: self.convert(values[k], hints[k], prefix + k) for k in self._inexact(schema, values)}
+
+    def _inexact(self, schema: type, values: Mapping[str, Any]) -> list[str]:
+        """Return the keys of ``schema`` whose values have to be converted."""
+        exact = _exact_items(schema)
+        return [k for k, v in values.items() if k in exact and not (self.keeps_exact and exact[k](v))]
 
     def _tuple(self, value: Any, items: tuple[Any, ...], key: str) -> tuple[Any, ...]:
         """Return a list as a tuple whose items have the types ``items``; ``(X, ...)`` accepts any length."""
@@ -142,6 +151,51 @@ def _conversion(hint: Any) -> _Conversion:
     if hint is str:
         return lambda checker, value, key: checker.text(scalar(value, str, key), key)
     return lambda checker, value, key: scalar(value, hint, key)
+
+
+@functools.cache
+def _exact(hint: Any) -> Callable[[Any], bool]:
+    """Return whether a value is already of the type ``hint``: `Checker` would return it, or a copy, without an error.
+
+    False for a value that it converts or refuses.
+    """
+    if hint is Any:
+        return lambda value: True
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        inner, tests = _exact(arguments[0]), [rule.holds for rule in arguments[1:]]
+        return lambda value: inner(value) and all(test(value) for test in tests)
+    if origin in (Union, types.UnionType):
+        inner = _exact(next(each for each in arguments if each is not type(None)))
+        return lambda value: value is None or inner(value)
+    if origin is Literal:
+        return lambda value: type(value) is str and value in arguments
+    if origin is list:
+        inner = _exact(arguments[0])
+        return lambda value: type(value) is list and all(map(inner, value))
+    if origin in (dict, Mapping):
+        keys, items = map(_exact, arguments)
+        return lambda value: type(value) is dict and all(map(keys, value)) and all(map(items, value.values()))
+    if typing.is_typeddict(hint):
+        required, known = hint.__required_keys__, _exact_items(hint)
+        return lambda value: (
+            type(value) is dict
+            and required <= value.keys()
+            and all(key not in known or known[key](item) for key, item in value.items())
+        )
+    if hint is str:
+        return lambda value: type(value) is str and value.isprintable()
+    if hint is float:
+        return lambda value: type(value) is float and math.isfinite(value)
+    if hint in (int, bool):
+        return lambda value: type(value) is hint
+    return lambda value: False
+
+
+@functools.cache
+def _exact_items(schema: type) -> dict[str, Callable[[Any], bool]]:
+    """Return `_exact` of each key of a dataclass or TypedDict."""
+    return {key: _exact(hint) for key, hint in _hints(schema).items()}
 
 
 def _ruled(rules: Sequence[Rule], value: T, key: str) -> T:

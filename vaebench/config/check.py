@@ -17,6 +17,8 @@ T = TypeVar("T")
 class _SettingsChecker(Checker):
     """An unknown key is an error, except in an open group, where it becomes one of ``arguments``."""
 
+    keeps_exact = False  # a dictionary is sorted
+
     def fields(self, schema: type) -> list[dataclasses.Field[Any]]:
         return [field for field in super().fields(schema) if field.name != "arguments"]
 

@@ -3,12 +3,15 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vaebench.config.schema import Config
 
 __all__ = [
+    "SeedlessConfig",
     "defining",
     "defining_with_nulls",
     "digest",
@@ -100,7 +103,40 @@ def model_identity(config: Config, values: dict[str, Any] | None = None) -> str:
     return digest(values | ({"objective": elbo} if is_elbo(config) else {}), with_seed=False)
 
 
-def canonical(values: dict[str, Any]) -> str:
+@dataclass(frozen=True, eq=False)
+class SeedlessConfig:
+    """What configurations share that differ only in the seed; the runs of a method have one object of it."""
+
+    config: Config
+    """With any seed."""
+
+    @cached_property
+    def defining(self) -> dict[str, Any]:
+        """The `defining` part without the seed. It must not be changed."""
+        return {key: value for key, value in defining(self.config).items() if key != "seed"}
+
+    @cached_property
+    def method(self) -> str:
+        """The hash that runs share which differ only in the seed."""
+        return digest(self.defining, with_seed=False)
+
+    @cached_property
+    def model(self) -> str:
+        """The hash that trainings of the same model share, whatever their seed and the name of their objective."""
+        return model_identity(self.config, self.defining) if is_elbo(self.config) else self.method
+
+    @cached_property
+    def _canonical(self) -> dict[str, str]:
+        return {key: canonical(value) for key, value in self.defining.items()}
+
+    def identity(self, seed: int) -> str:
+        """Return `identity` of the configuration with this seed."""
+        texts = self._canonical | {"seed": str(seed)}
+        text = ",".join(f'"{key}":{texts[key]}' for key in sorted(texts))
+        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()[:8]
+
+
+def canonical(values: Any) -> str:
     """Return JSON that is independent of the order of keys, and equal for 1 and 1.0."""
     return json.dumps(_whole_floats_as_ints(values), sort_keys=True, separators=(",", ":"))
 

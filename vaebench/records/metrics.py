@@ -177,13 +177,13 @@ def stored_lines(folder: RunFolder) -> Iterator[Line]:
     """
     try:
         with open(folder.metrics, "rb", opener=regular) as file:
-            number = 0
+            number, name = 0, str(folder.metrics)
             while raw := file.readline(_LONGEST):
                 number += 1
                 if raw.endswith(b"\n"):
-                    yield Line(raw, _parsed(raw, f"line {number} of {folder.metrics}"))
+                    yield Line(raw, _parsed(raw, f"line {number} of {name}"))
                 elif len(raw) == _LONGEST:
-                    raise _corrupt(f"line {number} of {folder.metrics}", f"it is longer than {_LONGEST} bytes")
+                    raise _corrupt(f"line {number} of {name}", f"it is longer than {_LONGEST} bytes")
     except FileNotFoundError:
         return
     except OSError as error:

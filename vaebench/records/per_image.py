@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -97,6 +98,15 @@ def _arrays(path: Path, needed: Sequence[str], chosen: Sequence[str] | None = No
     return arrays
 
 
+class _Compared(TypedDict):
+    """The part of a provenance that a result shares with its numbers of each image."""
+
+    run: str
+    weights: str
+    code: str
+    data: str
+
+
 def _fault(path: Path, arrays: Mapping[str, np.ndarray], repeats: np.ndarray, record: ResultRecord) -> str | None:
     """Return why the arrays in the file ``path`` are not the numbers behind ``record``; None if they are."""
     if repeats.shape != (record.repeats, record.n_images) or len(arrays["images"]) != record.n_images:
@@ -105,16 +115,19 @@ def _fault(path: Path, arrays: Mapping[str, np.ndarray], repeats: np.ndarray, re
         return f"it was written as {arrays['key']}.npz"
     if "provenance" in arrays and record.provenance is not None:
         try:
-            stored = parse_json(str(arrays["provenance"]).encode(), Provenance)
+            stored = parse_json(str(arrays["provenance"]).encode(), _Compared)
         except Unreadable as error:
             return f"its provenance cannot be read: {error}"
-        for name in ("run", "weights", "code", "data"):
-            if getattr(stored, name) != getattr(record.provenance, name):
-                return f"its numbers are of another run or model ({name} {getattr(stored, name)})"
+        for name in _Compared.__required_keys__:
+            if stored[name] != getattr(record.provenance, name):
+                return f"its numbers are of another run or model ({name} {stored[name]})"
     values = repeats.mean(0)
-    stderr = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else record.stderr
-    if not np.allclose([values.mean(), stderr], [record.mean, record.stderr], rtol=1e-6, atol=1e-9):
-        return f"its numbers have the mean {values.mean():.4f} and the standard error {stderr:.4f}"
+    n, mean = len(values), values.mean()
+    apart = values - mean
+    stderr = math.sqrt(apart @ apart / (n - 1) / n) if n > 1 else record.stderr
+    pairs = ((mean, record.mean), (stderr, record.stderr))
+    if not all(abs(found - told) <= 1e-9 + 1e-6 * abs(told) for found, told in pairs):  # false for nan
+        return f"its numbers have the mean {mean:.4f} and the standard error {stderr:.4f}"
     return None
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +48,9 @@ def read_json(path: Path, schema: type[T], advice: str, *, limit: int = LARGEST)
 def parse_json(text: bytes, schema: type[T]) -> T:
     """Return JSON ``text`` as ``schema``, as `read_json` does. Unreadable for every fault."""
     try:
-        value = (_EXACT if _UNUSUAL.search(text) else _DECODER).decode(text.decode("utf-8"))
+        digits = text.translate(_DIGITS_AS_ZERO)
+        decoder = _EXACT if any(mark in digits for mark in _UNUSUAL) else _DECODER
+        value = decoder.decode(text.decode("utf-8"))
         if rb"\ud" in text or rb"\uD" in text:  # half a surrogate pair cannot be printed
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return _CHECKER.convert(value, schema, "")
@@ -71,11 +72,17 @@ def read_whole(path: Path, limit: int = LARGEST) -> bytes:
         Unreadable: it is a link or not a regular file, has more than ``limit`` bytes, or cannot be read.
     """
     try:
-        with open(path, "rb", opener=regular) as file:
-            size = os.fstat(file.fileno()).st_size
+        descriptor = regular(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            size = os.fstat(descriptor).st_size
             if size > limit:
                 raise Unreadable(f"it has {size} bytes, more than {limit}")
-            return file.read()
+            found = []
+            while part := os.read(descriptor, size + 1):  # at most 2 GiB a call; one byte more shows the end
+                found.append(part)
+            return found[0] if len(found) == 1 else b"".join(found)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -108,8 +115,9 @@ def _constant(text: str) -> float:
     raise ValueError(f"it has {text}, which is not a JSON number")
 
 
-_UNUSUAL = re.compile(rb"\d{31}|[eE]\+?\d{3}")
-"""Digits of an integer that may be too long, or of a number that may be beyond float64: only these need `_EXACT`."""
+_DIGITS_AS_ZERO = bytes.maketrans(b"123456789E", b"000000000e")
+_UNUSUAL = (b"0" * (_DIGITS + 1), b"e000", b"e+000")
+"""An integer that may be too long, or a number that may be beyond float64: only such texts need `_EXACT`."""
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_repetitions, parse_constant=_constant)
 _EXACT = json.JSONDecoder(
     object_pairs_hook=_without_repetitions, parse_constant=_constant, parse_int=_integer, parse_float=_number

@@ -46,8 +46,11 @@ class Curve(NamedTuple):
 
 
 def curve(run: Run, tag: str) -> Curve:
-    """Return the curve of ``tag``; its lists are empty if the run has none."""
-    return _curve(run.metrics, tag)
+    """Return the curve of ``tag``; its lists are empty if the run has none.
+
+    UserError if a line of its metrics is corrupt.
+    """
+    return _curve(read_metrics(run.folder), tag)
 
 
 def read_curves(run: Run, tags: Iterable[str], most: int) -> dict[str, Curve]:

@@ -9,7 +9,7 @@ from vaebench.errors import UserError
 from vaebench.report.curves import TRAINING, VALIDATION, Curve, read_curves
 from vaebench.report.runs import Run, Scalar
 
-__all__ = ["RECONSTRUCTION", "STYLES", "TERM_KL", "GroupCurves", "MeanCurve", "RunGroup"]
+__all__ = ["CURVE_SEEDS", "RECONSTRUCTION", "STYLES", "TERM_KL", "GroupCurves", "MeanCurve", "RunGroup"]
 
 RECONSTRUCTION, TERM_KL = "train/reconstruction", "train/kl"
 _COLOURS, _DASHES = 8, 3
@@ -17,6 +17,8 @@ STYLES = _COLOURS * _DASHES
 """The number of different looks of a group: every colour with every kind of dashes."""
 
 _POINTS = 160  # of a curve: enough for a chart on a page
+CURVE_SEEDS = 20
+"""The seeds of a group whose metrics are read: the file of each has thousands of numbers."""
 _SEEDS = 5  # single curves of a group: with more of them, a chart shows a band of one colour
 
 
@@ -24,7 +26,7 @@ class GroupCurves(NamedTuple):
     """The curves of one tag."""
 
     mean: Curve
-    """Over all seeds."""
+    """Over the first seeds."""
     seeds: Sequence[tuple[int, Curve]]
     """The seed and the curve of the first few runs; empty for one seed."""
 
@@ -84,6 +86,11 @@ class RunGroup:
         return f"{self.title} ({unfinished} of {len(self.runs)} unfinished)" if unfinished else self.title
 
     @property
+    def curve_runs(self) -> Sequence[Run]:
+        """The runs with curves: those of the first seeds."""
+        return self.runs[:CURVE_SEEDS]
+
+    @property
     def curves(self) -> Mapping[str, GroupCurves]:
         """The curves by tag; a tag without a value is missing."""
         return self._read[0]
@@ -99,7 +106,7 @@ class RunGroup:
         means: dict[str, MeanCurve] = {}
         seeds: dict[str, list[tuple[int, Curve]]] = {}
         faults = []
-        for run in self.runs:
+        for run in self.curve_runs:
             try:
                 found = read_curves(run, (VALIDATION, TRAINING, RECONSTRUCTION, TERM_KL), _POINTS)
             except UserError as error:
@@ -108,6 +115,6 @@ class RunGroup:
             for tag, one in found.items():
                 means.setdefault(tag, MeanCurve()).add(one)
                 seeds.setdefault(tag, [])
-                if len(self.runs) > 1 and len(seeds[tag]) < _SEEDS:
+                if len(self.curve_runs) > 1 and len(seeds[tag]) < _SEEDS:
                     seeds[tag].append((run.seed, one))
         return {tag: GroupCurves(mean.curve(tag), seeds[tag]) for tag, mean in means.items()}, faults

@@ -8,7 +8,7 @@ from vaebench.report.charts import Chart, Line, Point, Series, axes_of, typograp
 from vaebench.report.conditions import encoder_details
 from vaebench.report.curves import TRAINING, VALIDATION, Curve
 from vaebench.report.formats import TYPOGRAPHIC, duration
-from vaebench.report.groups import RECONSTRUCTION, TERM_KL, RunGroup
+from vaebench.report.groups import CURVE_SEEDS, RECONSTRUCTION, TERM_KL, RunGroup
 from vaebench.report.set_up import by_value
 from vaebench.report.tables import Row, Table
 
@@ -52,6 +52,7 @@ def about_curves(groups: Sequence[RunGroup], charts: Sequence[Chart]) -> str:
     """Return the text under the charts."""
     validation = by_value({group.short: group.runs[0].validation for group in groups})
     runs = [run for group in groups for run in group.runs]
+    seeds = max((len(group.runs) for group in groups), default=0)
     devices = sorted({str(run.manifest["device"]) for run in runs if run.manifest.get("device")})
     where = (
         f", on {devices[0]}" if len(devices) == 1 else f"; on several devices: {', '.join(devices)}" if devices else ""
@@ -62,9 +63,14 @@ def about_curves(groups: Sequence[RunGroup], charts: Sequence[Chart]) -> str:
         if points
         else ""
     )
+    fewer = (
+        f" Curves are of the first {CURVE_SEEDS} seeds of a method; the largest has {seeds:,} seeds."
+        if seeds > CURVE_SEEDS
+        else ""
+    )
     return (
         f"Validation: {validation}, with the weights at that time. Lines are means over seeds, without an error. The "
-        f"scale fits the second half of training: earlier values may be outside.{marks} Time is without "
+        f"scale fits the second half of training: earlier values may be outside.{fewer}{marks} Time is without "
         f"evaluation{where}"
     )
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaebench.config import Config, describe, read
-from vaebench.config.identity import defining, digest, is_elbo, model_identity
+from vaebench.config import Config, describe
+from vaebench.config.identity import SeedlessConfig
+from vaebench.config.run import read_shared
 from vaebench.direction import Measure
 from vaebench.errors import UserError
 from vaebench.records import (
@@ -20,7 +21,6 @@ from vaebench.records import (
     last_metrics,
     read_diagnostics,
     read_manifest,
-    read_metrics,
 )
 from vaebench.records.current import Current, left_out, split_results
 from vaebench.records.metrics import are_altered
@@ -59,8 +59,8 @@ class Run:
     results: list[ResultRecord]
     """Of the weights, the code and the data that the run has now."""
     manifest: dict[str, Any]
-    defining: dict[str, Any]
-    """The part of the configuration that defines the trained model; see `vaebench.config.identity`."""
+    shared: SeedlessConfig
+    """What it shares with the runs that differ only in the seed."""
     outdated: Sequence[tuple[ResultRecord, str]] = ()
     """The other results, each with what is not that of the run now; see `vaebench.records.current`."""
 
@@ -72,17 +72,16 @@ class Run:
             status = folder.read_status()
         except FileNotFoundError:
             status = None
-        config = read(folder.path)
-        found = defining(config)
-        own = digest(found, with_seed=True)
+        config, shared = read_shared(folder.path)
+        own = shared.identity(config.seed)
         manifest = read_manifest(folder, own)
         results, outdated = split_results(folder, own, manifest)
-        return cls(folder, config, status, results, manifest, found, outdated)
+        return cls(folder, config, status, results, manifest, shared, outdated)
 
     @cached_property
     def current(self) -> Current:
         """What numbers of this run must have been made with to be its numbers now."""
-        return Current.of(self.folder, digest(self.defining, with_seed=True), self.manifest)
+        return Current.of(self.folder, self.shared.identity(self.seed), self.manifest)
 
     @cached_property
     def diagnostics(self) -> RunDiagnostics:
@@ -98,20 +97,20 @@ class Run:
     def seed(self) -> int:
         return self.config.seed
 
-    @cached_property
+    @property
     def method(self) -> str:
         """The hash that runs share which differ only in the seed."""
-        return digest(self.defining, with_seed=False)
+        return self.shared.method
 
-    @cached_property
+    @property
     def model(self) -> str:
         """The hash that trainings of the same model share, whatever their seed and the name of their objective."""
-        return model_identity(self.config, self.defining) if is_elbo(self.config) else self.method
+        return self.shared.model
 
-    @cached_property
-    def settings(self) -> dict[str, Scalar]:
+    @property
+    def settings(self) -> Mapping[str, Scalar]:
         """The settings that define the trained model, flat, without the seed."""
-        return settings_of({key: value for key, value in self.defining.items() if key != "seed"})
+        return _settings(self.shared)
 
     @property
     def state(self) -> str:
@@ -143,10 +142,6 @@ class Run:
         return f"{self.folder.metrics} is not as the run wrote it: its curves may be wrong"
 
     @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
-        return read_metrics(self.folder)
-
-    @cached_property
     def last_metrics(self) -> dict[str, Any] | None:
         return last_metrics(self.folder)
 
@@ -172,6 +167,12 @@ class Run:
     def parameters(self) -> int | None:
         """The number of trained parameters."""
         return self.manifest.get("parameters", {}).get("total")
+
+
+@cache
+def _settings(shared: SeedlessConfig) -> Mapping[str, Scalar]:
+    """Return its settings, flat; cached, because thousands of runs share them."""
+    return settings_of(shared.defining)
 
 
 def settings_of(values: Mapping[str, Any]) -> dict[str, Scalar]:

@@ -409,7 +409,7 @@ def outdated(groups: Sequence[RunGroup]) -> Iterator[str]:
     """Yield lines about changed and corrupt metrics, and about diagnostics and pictures that the page leaves out."""
     runs = [run for group in groups for run in group.runs]
     yield from (fault for group in groups for fault in group.faults)
-    yield from (run.metrics_fault for run in runs if run.metrics_fault)
+    yield from (run.metrics_fault for group in groups for run in group.curve_runs if run.metrics_fault)
     yield from (run.diagnostics.unreadable for run in runs if run.diagnostics.unreadable)
     diagnosed = [(run.folder, run.diagnostics.fault) for run in runs if run.diagnostics.fault]
     yield from left_out(diagnosed, "diagnostics file", "diagnose")
