@@ -49,6 +49,14 @@ def changed(path: Path, **values: Any) -> None:
 
 def test_the_page_is_made_from_the_files():
     assert (DOCS / "RESULTS.md").read_text(encoding="utf-8") == SCRIPT["page"](DOCS), "run scripts/results"
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert readme == SCRIPT["with_table"](readme, DOCS), "run scripts/results"
+
+
+def test_control_a_number_of_readme_altered_by_hand_is_found():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    altered = re.sub(r"≥ .\d+", "≥ -1", readme)
+    assert altered != readme == SCRIPT["with_table"](altered, DOCS)
 
 
 def test_control_the_page_of_other_files_is_another_one(docs: Path):
