@@ -520,7 +520,7 @@ def _latex_value(row: Row) -> str:
 
 def _latex_minus(text: str) -> str:
     """Return a text of numbers with the minus signs and errors of LaTeX."""
-    letters = _latex_text(text).replace("+-", r"\pm").replace(r"\textasciitilde{}", r"\sim")
+    letters = _latex_text(text).replace("+-", r"\pm").replace(" [", r"\ [").replace(r"\textasciitilde{}", r"\sim")
     return f"${letters}$" if any(letter.isdigit() for letter in text) else letters
 
 
