@@ -289,6 +289,8 @@ class Table:
                 f"intervals of differences: the wider one of those over common seeds and images, {LEVEL:.0%} for "
                 f"{counted(len(found), 'comparison')} together (Bonferroni's correction); told apart: by Holm's test"
             )
+            if any(one.told_apart and one.interval and not one.interval.excludes_zero for one in found):
+                yield "Holm's test is sharper than these intervals: it tells some apart whose interval contains 0"
             if single := sum(one.over_seeds is None for one in found):
                 yield f"(yes), (no): {counted(single, 'difference')} over one common seed: of models, not of methods"
 
