@@ -596,6 +596,8 @@ def test_an_example_of_a_help_text_is_valid(example: str, core: FakeCore, capfd:
     for path in ("outputs/mnist5k/hvm-iwae-k16/0-1a2b3c4d", "outputs/mnist/iwhvi-iwhvi-k1/0-1a2b3c4d"):
         make_run(Path(path), "encoder=iwhvi")
     make_run(Path("outputs/mnist/gaussian-elbo-k1/0-1a2b3c4d"))
+    if any(word.endswith(".vae.zip") for word in words):
+        pytest.skip("tests/test_documented_commands.py runs it, on a file of its own")
     if command in ("train", "list", "evaluate"):
         assert main(words) == 0
         assert command != "train" or core.trained or {"--cfg", "--dry-run"} & set(words)
