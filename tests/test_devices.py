@@ -143,7 +143,7 @@ def test_a_run_trains_in_its_precision_and_is_evaluated_in_float32(
 
 def test_tf32_is_refused_where_there_is_none(tmp_path: Path, default_data_dir: Path, monkeypatch: pytest.MonkeyPatch):
     config = compose([*TINY, "trainer.precision=tf32", f"data_dir={default_data_dir}", f"output_dir={tmp_path}"])
-    with pytest.raises(UserError, match=r"trainer.precision=tf32 needs an NVIDIA GPU .* got cpu \(1 threads\): use"):
+    with pytest.raises(UserError, match=r"trainer.precision=tf32 needs an NVIDIA GPU .* got cpu \(1 thread\): use"):
         train(config)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
