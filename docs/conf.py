@@ -15,7 +15,7 @@ copyright = "2026, the vaebench developers"
 
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["notebooks"]  # index.md may link to them: they are files to download
+exclude_patterns = ["notebooks", "results/notes"]  # index.md may link to them: they are files to download
 nitpicky = True
 
 myst_heading_anchors = 6
