@@ -214,7 +214,7 @@ def _plain(text: str) -> str:
 
 def _caption(axes: Axes, *sentences: str, below: int = 30) -> None:
     """Write small text below the axis, at the left edge of the figure; ``below`` is its distance in points."""
-    width = int(_WIDTH * 72 / (0.57 * _CAPTION_SIZE))
+    width = int(_WIDTH * 72 / (0.62 * _CAPTION_SIZE))
     text = textwrap.fill(". ".join(filter(None, sentences)) + ".", width)
     axes.annotate(
         _plain(text),
