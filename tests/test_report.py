@@ -21,6 +21,7 @@ from browser import Browser, available, browser
 from made_runs import made_run, record
 
 from vaebench.cli import main
+from vaebench.config import compose
 from vaebench.direction import Direction
 from vaebench.records import Diagnostic, Diagnostics, Recorder, RunFolder, read_metrics, write_diagnostics
 from vaebench.report.charts import FRAME, Chart, Point, Series, axes_of, ticks
@@ -490,3 +491,10 @@ def test_every_run_opens_to_its_command(chromium: Browser, page: Path):
     chromium.run("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert chromium.run("return document.documentElement.scrollWidth <= innerWidth")
     assert "vaebench train encoder=hvm" in chromium.run("return document.body.innerText")
+
+
+def test_the_set_up_counts_patience_in_validations():
+    from vaebench.report.set_up import _budget
+
+    words = _budget(compose(["trainer.patience=3", "trainer.validate_every=2"]))
+    assert ", stops after 3 validations without a gain, " in words

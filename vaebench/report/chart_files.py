@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from vaebench.report.formats import csv_cell
 from vaebench.typed import printable
 
 __all__ = ["ChartFiles", "Link"]
@@ -19,7 +20,6 @@ _LINE = 16  # pixels, the height of a line of the title
 _LETTER = 8.0  # pixels, the width of a letter of the title
 _HEAD = re.compile(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>')
 _DASHES = (("d1", "7 4"), ("d2", "2 4"))  # as in page.css
-_FORMULAS = ("=", "+", "-", "@")
 
 
 class Link(NamedTuple):
@@ -117,7 +117,5 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> object:
-    """Return a value with seven digits; a text that a spreadsheet would take for a formula gets an apostrophe."""
-    if isinstance(value, float):
-        return f"{value:.7g}"
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
+    """Return a number with seven digits; other values as `csv_cell` does."""
+    return f"{value:.7g}" if isinstance(value, float) else csv_cell(value)

@@ -24,6 +24,7 @@ __all__ = [
     "ColumnChoice",
     "cells",
     "csv_cell",
+    "csv_text",
     "difference_text",
     "duration",
     "headings",
@@ -392,8 +393,6 @@ def markdown_text(text: str) -> str:
 def _csv(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
     """Return one line for each row of each table, all digits; the conditions of a table are columns too."""
     del pairs  # they have other columns: --format json has them
-    import pandas  # here, because it takes longer to import than everything else
-
     keys = dict.fromkeys(key for table in comparison.tables for key in choice.columns_of(table) if key not in FACTS)
     rows = [
         {
@@ -405,6 +404,13 @@ def _csv(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str:
         for index, table in enumerate(comparison.tables, start=1)
         for row in table.rows
     ]
+    return csv_text(rows)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a CSV table with one line for each row, under the keys."""
+    import pandas  # here, because it takes longer to import than everything else
+
     # dtype=object: pandas would make the whole numbers of a column with gaps fractional.
     cleaned = [{key: csv_cell(value) for key, value in row.items()} for row in rows]
     return pandas.DataFrame(cleaned, dtype=object).to_csv(index=False, lineterminator="\n")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["LEVEL", "Difference", "Interval", "holm", "p_of_pair", "p_values", "t_interval"]
+__all__ = ["LEVEL", "Difference", "Interval", "holm", "p_of_pair", "p_values", "t_interval", "wider"]
 
 LEVEL = 0.95
 
@@ -50,8 +50,13 @@ class Difference:
     @property
     def interval(self) -> Interval | None:
         """The wider interval: both intervals leave out zero if it does. None without an interval."""
-        both = [interval for interval in (self.over_seeds, self.over_images) if interval is not None]
-        return max(both, key=lambda interval: interval.half, default=None)
+        return wider(self.over_seeds, self.over_images)
+
+
+def wider(*intervals: Interval | None) -> Interval | None:
+    """Return the widest interval, the first of equal ones; None if there is none."""
+    given = [interval for interval in intervals if interval is not None]
+    return max(given, key=lambda interval: interval.half, default=None)
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:

@@ -31,22 +31,20 @@ def overview(runs: Sequence[Run], damaged: Sequence[LeftOut], base: Path) -> str
     """
     kind, shown = _most_common(runs)
     details = sorted({words for words in map(encoder_details, shown.values()) if words})
+    named = any(run.config.name for run in runs)
     rows: list[Sequence[str] | str] = []
     for run in runs:
         number = _number(run, shown.get(run.folder.path), details)
-        name = run.config.name or "-"
-        rows.append((_place(run.folder.path, base), name, run.state, _progress(run), number, ago(run.updated)))
+        name = [run.config.name or "-"] * named
+        rows.append((_place(run.folder.path, base), *name, run.state, _progress(run), number, ago(run.updated)))
         if run.status and run.status.error and not run.results:
             rows.append(run.status.error)
     for folder, reason in damaged:
-        rows += [(_place(folder, base), "-", "damaged", "-", "-", "-"), reason]
+        rows += [(_place(folder, base), *["-"] * named, "damaged", "-", "-", "-"), reason]
     states = Counter([run.state for run in runs] + ["damaged"] * len(damaged))
     counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
     lines = [wrapped(f"result: {kind.heading()}")] if kind else []
-    head: Sequence[str] = _HEAD
-    if not any(run.config.name for run in runs):
-        head = [title for title in _HEAD if title != "name"]
-        rows = [row if isinstance(row, str) else [row[0], *row[2:]] for row in rows]
+    head = [title for title in _HEAD if named or title != "name"]
     lines += [table(head, rows, styles=_STYLES, keep=("name", "state", "epoch", "result")), ""]
     lines += [f"[{mark}] {words}" for mark, words in enumerate(details, start=1)]
     if others := sum(len(run.results) for run in runs) - len(shown):

@@ -16,8 +16,8 @@ from vaebench.records import ResultRecord, RunFolder
 from vaebench.records.text import counted, encodable, number, wrapped
 from vaebench.records.text import table as text_table
 from vaebench.report.conditions import LOG_LIKELIHOOD, Conditions, Result
-from vaebench.report.formats import csv_cell, duration, markdown_line, markdown_text, value_text
-from vaebench.report.intervals import LEVEL, Interval, t_interval
+from vaebench.report.formats import csv_text, duration, markdown_line, markdown_text, value_text
+from vaebench.report.intervals import LEVEL, Interval, t_interval, wider
 from vaebench.report.pairs import ImageReader, by_image, by_seed
 from vaebench.report.runs import Run
 from vaebench.report.tables import Row, with_looser_marked
@@ -195,10 +195,10 @@ def _pair(better: PaperRow, worse: PaperRow, level: float, reader: ImageReader) 
         images = by_image(first, second, reader)
     except UserError:  # `vaebench compare` names the corrupt file
         images = None
-    intervals = [t_interval(seeds, level)] if len(seeds) > 1 else []
-    intervals += [t_interval(images.tolist(), level)] if images is not None else []
+    over_seeds = t_interval(seeds, level) if len(seeds) > 1 else None
+    over_images = None if images is None else t_interval(images.tolist(), level)
     mean = statistics.fmean(seeds) if seeds else second.mean - first.mean
-    return PairOfRows(better, worse, mean, max(intervals, key=lambda interval: interval.half, default=None))
+    return PairOfRows(better, worse, mean, wider(over_seeds, over_images))
 
 
 # Agreement in words -------------------------------------------------------------------------------------------
@@ -377,11 +377,7 @@ def _facts(row: PaperRow) -> dict[str, Any]:
 
 
 def _csv(result: Reproduction) -> str:
-    import pandas  # here, because it takes longer to import than everything else
-
-    rows = [{"paper": result.paper} | _facts(row) for row in result.rows]
-    cleaned = [{key: csv_cell(value) for key, value in row.items()} for row in rows]
-    return pandas.DataFrame(cleaned, dtype=object).to_csv(index=False, lineterminator="\n")
+    return csv_text([{"paper": result.paper} | _facts(row) for row in result.rows])
 
 
 def _json(result: Reproduction) -> str:

@@ -54,7 +54,7 @@ def _budget(config: Config) -> str:
     words = [f"{trainer.epochs} epochs, batches of {trainer.batch_size}"]
     words += [f"KL weight rises over {trainer.kl_warmup} epochs"] if trainer.kl_warmup else []
     words += [f"averaged weights (ema {trainer.ema:g})"] if trainer.ema else []
-    words += [f"stops after {trainer.patience} epochs without a better validation"] if trainer.patience else []
+    words += [f"stops after {trainer.patience} validations without a gain"] if trainer.patience else []
     return ", ".join([*words, trainer.precision])
 
 
