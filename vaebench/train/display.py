@@ -25,7 +25,7 @@ class Display:
 
     def __init__(self, progress: bool = True) -> None:
         self.progress = progress
-        self.terminal = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook shows a bar as well
+        self.terminal = sys.stderr.isatty() or _in_a_notebook()
         self._bar: tqdm | None = None
         self._bound = ""
         self._validation = ""
@@ -81,3 +81,12 @@ class Display:
             left = (self._epochs * self._epoch_steps - self._done) / speed
             words += [f"{speed:.3g} steps/s", "" if last else f"{clock(left)} left"]
         print("  ".join(filter(None, words)), flush=True)
+
+
+def _in_a_notebook() -> bool:
+    """Whether this process is the kernel of a notebook: it shows a bar as a terminal does.
+
+    An imported ipykernel is not enough: libraries import it in processes that write to a log file.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
