@@ -74,6 +74,13 @@ def test_a_number_altered_by_hand_is_refused(docs: Path):
         SCRIPT["page"](docs)
 
 
+def test_a_digit_of_a_curve_altered_by_hand_is_refused(docs: Path):
+    path = docs / first("gaussian").folder.metrics.relative_to(DOCS)
+    path.write_text(re.sub(r"(log_likelihood\": -)\d", r"\g<1>7", path.read_text(), count=1))
+    with pytest.raises(UserError, match="is altered: .*metrics.jsonl is not as the run wrote it"):
+        SCRIPT["page"](docs)
+
+
 def test_figures_and_pictures_of_the_page_exist_and_no_others():
     linked = {DOCS / name for name in re.findall(r"!\[.*?\]\((.*?)\)", (DOCS / "RESULTS.md").read_text())}
     assert [path for path in linked if not path.is_file()] == []
