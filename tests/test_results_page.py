@@ -77,7 +77,7 @@ def test_a_number_altered_by_hand_is_refused(docs: Path):
 def test_a_digit_of_a_curve_altered_by_hand_is_refused(docs: Path):
     path = docs / first("gaussian").folder.metrics.relative_to(DOCS)
     path.write_text(re.sub(r"(log_likelihood\": -)\d", r"\g<1>7", path.read_text(), count=1))
-    with pytest.raises(UserError, match="is altered: .*metrics.jsonl is not as the run wrote it"):
+    with pytest.raises(UserError, match=r"is altered: .*metrics.jsonl is not as the run wrote it"):
         SCRIPT["page"](docs)
 
 

@@ -581,6 +581,9 @@ def test_the_live_view_shows_the_time_left_and_the_best_so_far(tmp_path: Path, m
         metrics.write('{"step": 10, "epo')  # a line that is not complete
         metrics.flush()
         rows = live_rows(jobs, records, progress)
+        metrics.write('ch": 4.0, "wall": 80.0}\n')
+        metrics.flush()
+        assert "epoch 4/4, evaluating, validation >= -95.20" in view_of(live_rows(jobs, records, progress), 24)
     assert view_of(rows, 24).splitlines()[0] == "3 jobs: 1 running, 1 waiting, 1 finished; about 0:02:20 left"
 
 
@@ -776,16 +779,8 @@ def test_an_interrupted_run_tells_the_time_that_is_left(core: FakeCore, capfd: p
 # Lines of a log.
 
 
-@pytest.mark.parametrize("shell", [None, types.SimpleNamespace(), types.SimpleNamespace(kernel=object())])
-def test_only_a_notebook_and_a_terminal_show_a_bar(monkeypatch: pytest.MonkeyPatch, shell: object):
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
-    assert Display().terminal == hasattr(shell, "kernel")
-
-
 def test_a_log_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     clock = 0.0
-    # A library may import ipykernel outside of a notebook.
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
     monkeypatch.setattr("vaebench.train.display.time.monotonic", lambda: clock)
     display = Display()
     with display.training(epochs=4, epoch_steps=100, done=100):

@@ -4,7 +4,7 @@ Each number has its definition, because definitions differ between papers. docs/
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vaebench import runtime
 from vaebench.config import read
@@ -38,6 +37,7 @@ from vaebench.estimators.importance import Chunks, PerImage, weighed
 from vaebench.estimators.sampling import Sampling, ShrinkingBatches
 from vaebench.evaluate.job import Images, choose_images
 from vaebench.experiment import Experiment, build, load_best, notices, provenance
+from vaebench.progress import ItemProgress
 from vaebench.records import Diagnostic, Diagnostics, RunFolder, format_table, write_diagnostics
 from vaebench.records.manifest import require_plugins
 from vaebench.train.schedules import StepSettings
@@ -128,15 +128,16 @@ class _Subject:
         )
 
     def by_batch(self, label: str, compute: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
-        """Yield (part, compute(part)) for all images, with a progress bar; after running out of memory, of fewer."""
+        """Yield (part, compute(part)) for all images, and show the progress; after running out of memory, of fewer."""
         sampling, count = Sampling(self.settings.draws, self.inner_k), len(self.x)
         size = Chunks.automatic(self.x.device, sampling, images=count, batch=self.settings.batch).batch
-        yield from self.progress(ShrinkingBatches(size).run(0, count, compute), label, -(-count // size))
+        with self.progress(label, count, "image") as progress:
+            for part, found in ShrinkingBatches(size).run(0, count, compute):
+                yield part, found
+                progress.update(part.stop - part.start)
 
-    def progress(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
-        """Yield ``items`` with a progress bar on a terminal."""
-        hidden = None if self.settings.progress else True
-        return tqdm(items, desc=label, total=total, leave=False, disable=hidden, dynamic_ncols=True)
+    def progress(self, label: str, total: int, unit: str) -> ItemProgress:
+        return ItemProgress(label if self.settings.progress else None, total, unit)
 
     def sampling(self, k: int, *purpose: str) -> Sampling:
         """Return k draws for each image; two purposes share no noise."""
@@ -390,10 +391,12 @@ def _gradients(subject: _Subject) -> Named:
     named = {"encoder": experiment.encoder, "decoder": experiment.model}
     networks = {name: [p for p in network.parameters() if id(p) in trained] for name, network in named.items()}
     noises = {name: GradientNoise(n) for name, parameters in networks.items() if parameters}
-    for _ in subject.progress(range(n), "gradients", n):
-        gradients = _one_gradient(bounds, x, StepSettings(subject.k, subject.inner_k, 1.0))
-        for name, noise in noises.items():
-            noise.add(torch.cat([gradients[id(p)].flatten() for p in networks[name]]))
+    with subject.progress("gradients", n, "gradient") as progress:
+        for _ in range(n):
+            gradients = _one_gradient(bounds, x, StepSettings(subject.k, subject.inner_k, 1.0))
+            for name, noise in noises.items():
+                noise.add(torch.cat([gradients[id(p)].flatten() for p in networks[name]]))
+            progress.update(1)
     found: Named = {}
     for name, noise in noises.items():
         found |= _noise(name, noise, k=subject.k, batch=len(x))

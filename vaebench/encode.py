@@ -12,7 +12,6 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vaebench import noise, runtime
 from vaebench.config import read
@@ -26,6 +25,7 @@ from vaebench.estimators.sampling import Sampling, ShrinkingBatches
 from vaebench.evaluate.job import Images, choose_images
 from vaebench.experiment import Experiment, build, load_best, notices, provenance
 from vaebench.priors import Prior
+from vaebench.progress import ItemProgress
 from vaebench.records import RunFolder
 from vaebench.records.latents import Latents, write_latents
 from vaebench.records.provenance import Provenance
@@ -114,10 +114,12 @@ def encoded(experiment: Experiment, settings: Encoding, images: Images) -> Encod
             torch.cat([z.float().cpu() for z in drawn]).transpose(0, 1),
         )
 
-    hidden = None if settings.progress else True
-    batches = ShrinkingBatches(size).run(0, len(numbers), latents_of)
-    bar = tqdm(batches, total=-(-len(numbers) // size), desc="encode", leave=False, disable=hidden, dynamic_ncols=True)
-    means, stderrs, drawn = zip(*(found for _, found in bar), strict=True)
+    parts: list[Encoded] = []
+    with ItemProgress("encode" if settings.progress else None, len(numbers), "image") as progress:
+        for part, found in ShrinkingBatches(size).run(0, len(numbers), latents_of):
+            parts.append(found)
+            progress.update(part.stop - part.start)
+    means, stderrs, drawn = zip(*parts, strict=True)
     result = Encoded(torch.cat(means), None if None in stderrs else torch.cat(stderrs), torch.cat(drawn))
     if not all(bool(part.isfinite().all()) for part in result if part is not None):
         raise RunFailed("a latent is not finite: the weights of the run are not usable")

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from vaebench.datasets.checksum import CorruptFile, require_digest
 from vaebench.datasets.image_folder import walk
 from vaebench.files import member_of
+from vaebench.progress import ItemProgress
 
 __all__ = ["ink_records", "read_omniglot_original", "reduce_ink"]
 
@@ -91,8 +91,7 @@ def _chunks_of_ink(path: Path, progress: bool) -> Iterator[tuple[list[str], np.n
         names = sorted({name for name in archive.namelist() if name.endswith(".png")})
         if not 0 < len(names) <= _MOST_DRAWINGS:
             raise ValueError(f"it holds {len(names)} PNG files")
-        # disable=None shows the bar only on a terminal
-        with tqdm(total=len(names), desc="drawings", unit="image", disable=None if progress else True) as bar:
+        with ItemProgress("drawings" if progress else None, len(names), "image") as bar:
             for start in range(0, len(names), _CHUNK):
                 chunk = names[start : start + _CHUNK]
                 yield chunk, np.stack([_ink_of(_png(archive, name), name) for name in chunk])

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vaebench import runtime
 from vaebench.estimators.sampling import ShrinkingBatches
 from vaebench.evaluate.job import EstimatorInputs, EstimatorJob, job_for
+from vaebench.progress import ItemProgress
 from vaebench.records import PerImageFile
 from vaebench.signals import Interruption
 
@@ -84,7 +84,7 @@ def unfinished_tasks(done: np.ndarray, batch: int) -> list[Task]:
 
 
 def run_tasks(
-    file: PerImageFile, todo: Sequence[Task], runner: TaskRunner, interruption: Interruption, *, bar: str | None
+    file: PerImageFile, todo: Sequence[Task], runner: TaskRunner, interruption: Interruption, *, title: str | None
 ) -> None:
     """Fill ``file`` with the numbers of all tasks, or of those that were finished before a signal.
 
@@ -93,15 +93,9 @@ def run_tasks(
         todo: the tasks.
         runner: computes them.
         interruption: records a signal.
-        bar: title of the progress bar, None for no bar.
+        title: of the progress, None to show none.
     """
-    display = tqdm(
-        total=sum(task.stop - task.start for task in todo),
-        unit="image",
-        desc=bar,
-        disable=True if bar is None else None,
-        dynamic_ncols=True,
-    )
+    display = ItemProgress(title, sum(task.stop - task.start for task in todo), "image", leave=True)
     saved = since = time.monotonic()
     results = runner(todo, lambda: interruption.signal is not None)
     with display, contextlib.closing(results):  # pyright: ignore[reportArgumentType]

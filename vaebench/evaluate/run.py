@@ -124,8 +124,8 @@ def estimate(
         from vaebench.evaluate import workers
 
         runner = workers.worker_pool(experiment.config, folder.path, made_by.weights)
-    bar = f"{job.split} {settings.name}" if experiment.config.trainer.progress else None
-    run_tasks(file, todo, runner, interruption, bar=bar)
+    title = f"{job.split} {settings.name}" if experiment.config.trainer.progress else None
+    run_tasks(file, todo, runner, interruption, title=title)
     if interruption.signal is not None:
         raise Interrupted
     # Repeats are concatenated, like more images.

@@ -8,16 +8,14 @@ from collections.abc import Iterator, Mapping
 from tqdm import tqdm
 
 from vaebench.direction import Direction
+from vaebench.progress import LINE_SECONDS, shows_bar
 from vaebench.records.text import clock, with_sign
 
 __all__ = ["Display"]
 
-LINE_SECONDS = 60.0
-"""Time between two lines in a log file. The last epoch always has a line."""
-
 
 class Display:
-    """Shows a bar with the remaining time on a terminal, and a line a minute elsewhere.
+    """Shows a bar with the remaining time on a terminal, and a line a minute and for the last epoch elsewhere.
 
     Args:
         progress: whether to show anything.
@@ -25,7 +23,7 @@ class Display:
 
     def __init__(self, progress: bool = True) -> None:
         self.progress = progress
-        self.terminal = sys.stderr.isatty() or _in_a_notebook()
+        self.terminal = shows_bar()
         self._bar: tqdm | None = None
         self._bound = ""
         self._validation = ""
@@ -81,12 +79,3 @@ class Display:
             left = (self._epochs * self._epoch_steps - self._done) / speed
             words += [f"{speed:.3g} steps/s", "" if last else f"{clock(left)} left"]
         print("  ".join(filter(None, words)), flush=True)
-
-
-def _in_a_notebook() -> bool:
-    """Whether this process is the kernel of a notebook: it shows a bar as a terminal does.
-
-    An imported ipykernel is not enough: libraries import it in processes that write to a log file.
-    """
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return hasattr(shell, "kernel")

@@ -82,7 +82,7 @@ class TrainingProgress:
     def __call__(self, job: PlannedJob) -> tuple[str, float | None]:
         """Return, for example, ``epoch 3/50, 0:12:31 left, validation >= -95.20``, and the seconds left.
 
-        The validation is the best so far, in nats. ("", None) if the run has recorded nothing.
+        After the last epoch it says ``evaluating``; how long that takes is unknown. The validation is the best so far, in nats. ("", None) if the run has recorded nothing.
         """
         assert job.config is not None
         tail = self._tails.setdefault(job.key, MetricsTail(job.run, VALIDATION))
@@ -90,10 +90,12 @@ class TrainingProgress:
             tail.read()
         if tail.last is None:
             return "", None
-        epoch, epochs = tail.last["epoch"], job.config.trainer.epochs
+        epoch, trainer = tail.last["epoch"], job.config.trainer
+        epochs = trainer.epochs
         left = tail.last["wall"] * (epochs - epoch) / epoch if epoch else None
         words = [f"epoch {int(epoch)}/{epochs}"]
         words += [f"{clock(left)} left"] if left is not None and epoch < epochs else []
+        words += ["evaluating"] if epoch >= epochs and trainer.evaluate else []
         words += [] if tail.best is None else [f"validation {with_sign(Direction.LOWER_BOUND, f'{tail.best:.2f}')}"]
         return ", ".join(words), left
 
