@@ -82,7 +82,8 @@ class TrainingProgress:
     def __call__(self, job: PlannedJob) -> tuple[str, float | None]:
         """Return, for example, ``epoch 3/50, 0:12:31 left, validation >= -95.20``, and the seconds left.
 
-        After the last epoch it says ``evaluating``; how long that takes is unknown. The validation is the best so far, in nats. ("", None) if the run has recorded nothing.
+        After the last epoch it says ``evaluating``; how long that takes is unknown. The validation is the best so far,
+        in nats. ("", None) if the run has recorded nothing.
         """
         assert job.config is not None
         tail = self._tails.setdefault(job.key, MetricsTail(job.run, VALIDATION))
