@@ -151,6 +151,17 @@ def test_methods_are_beside_those_of_a_paper():
     assert SCRIPT["beside"]("iwhvi_paper", [first("hvm")]) == "", "one method has no order"
 
 
+def test_time_to_quality_is_the_mean_over_seeds_that_all_reach_it():
+    curves = [[(1, 60.0, -95.0), (2, 120.0, -93.5), (3, 180.0, -94.1)], [(1, 60.0, -93.9), (2, 180.0, -92.0)]]
+    assert SCRIPT["time_to"](-94, curves) == "2 epochs, 1.5 min"
+    assert SCRIPT["time_to"](-95, curves) == "1 epoch, 1.0 min"
+    assert SCRIPT["time_to"](-93, curves) == "", "one seed does not reach it"
+    text = SCRIPT["time_to_quality"](SHORT)
+    head, _, first, *_ = [line for line in text.splitlines() if line.startswith("|")]
+    assert head == "| encoder | objective | k | seeds | ≥ -95 | ≥ -94 | ≥ -93 | ≥ -92 | ≥ -91 |"
+    assert first.startswith("| iaf | elbo | 1 | 0 1 2 | 14 epochs, 3.4 min |"), "the one that reaches the highest value"
+
+
 def test_control_other_data_or_samples_are_another_method():
     ours, theirs = compose(["encoder=hvm", "dataset=mnist"]), compose(["experiment=iwhvi_paper/mnist_hvm"])
     assert SCRIPT["same_method"](ours, theirs)
