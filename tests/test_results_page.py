@@ -15,6 +15,8 @@ from vaebench.config import Config, compose, run_folder
 from vaebench.config.identity import SeedlessConfig
 from vaebench.errors import UserError
 from vaebench.records import RunFolder, read_metrics, read_per_image
+from vaebench.records.current import VALIDATION
+from vaebench.report.curves import Curve
 from vaebench.report.runs import Run, read_runs
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -152,7 +154,8 @@ def test_methods_are_beside_those_of_a_paper():
 
 
 def test_time_to_quality_is_the_mean_over_seeds_that_all_reach_it():
-    curves = [[(1, 60.0, -95.0), (2, 120.0, -93.5), (3, 180.0, -94.1)], [(1, 60.0, -93.9), (2, 180.0, -92.0)]]
+    curves = [Curve(VALIDATION, [1, 2, 3], [60.0, 120.0, 180.0], [-95.0, -93.5, -94.1])]
+    curves += [Curve(VALIDATION, [1, 2], [60.0, 180.0], [-93.9, -92.0])]
     assert SCRIPT["time_to"](-94, curves) == "2 epochs, 1.5 min"
     assert SCRIPT["time_to"](-95, curves) == "1 epoch, 1.0 min"
     assert SCRIPT["time_to"](-93, curves) == "", "one seed does not reach it"

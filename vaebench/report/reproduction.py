@@ -22,7 +22,7 @@ from vaebench.report.pairs import ImageReader, by_image, by_seed
 from vaebench.report.runs import Run
 from vaebench.report.tables import Row, with_looser_marked
 
-__all__ = ["FORMATS", "Job", "PairOfRows", "PaperRow", "Reproduction", "markdown_sections", "reproduction"]
+__all__ = ["FORMATS", "Job", "PairOfRows", "PaperRow", "Reproduction", "reproduction"]
 
 _SAME_ESTIMATOR = {"iwae": ("IWAE", "DIWHVI"), "diwhvi": ("IWAE", "DIWHVI"), "ais": ("AIS",)}
 
@@ -327,9 +327,7 @@ def _terminal(result: Reproduction) -> str:
     return encodable("\n\n".join(sections)) + "\n"
 
 
-def markdown_sections(result: Reproduction) -> list[str]:
-    """Return the tables and notes as Markdown, one text for each block."""
-
+def _markdown(result: Reproduction) -> str:
     def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "\n".join(map(markdown_line, [head, ["---"] * len(head), *rows]))
 
@@ -344,11 +342,7 @@ def markdown_sections(result: Reproduction) -> list[str]:
         sections += [lines(_PAIR_HEAD, near)] if near else []
         sections += ["\n".join(f"- {markdown_text(line)}" for line in agreement(pairs))]
     sections.append("\n".join(f"- {markdown_text(note)}" for note in notes(result)))
-    return list(filter(None, sections))
-
-
-def _markdown(result: Reproduction) -> str:
-    return "\n\n".join(markdown_sections(result)) + "\n"
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _facts(row: PaperRow) -> dict[str, Any]:
