@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1] / "vaebench"
 
 ROOMS = [
     {"errors", "arguments", "callable_package", "direction", "files", "plugins", "signals", "typed", "__version__"},
-    {"bounds", "noise", "batch", "runtime", "isolation", "compiler", "config", "datasets"},
+    {"bounds", "noise", "batch", "progress", "runtime", "isolation", "compiler", "config", "datasets"},
     {"distributions", "hmc", "records", "gradients"},
     {"nets", "model", "report"},
     {"flows", "likelihoods"},

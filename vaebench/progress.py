@@ -6,9 +6,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from vaebench.records.text import clock
-
-__all__ = ["LINE_SECONDS", "ItemProgress", "shows_bar"]
+__all__ = ["LINE_SECONDS", "ItemProgress", "clock", "shows_bar"]
 
 LINE_SECONDS = 60.0
 """Time between two lines in a log file."""
@@ -26,6 +24,14 @@ def _in_a_notebook() -> bool:
     """
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")
+
+
+def clock(seconds: float | None) -> str:
+    """Return seconds as ``1:02:03``; "" for None."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 class ItemProgress:

@@ -13,7 +13,6 @@ from vaebench.typed import printable
 
 __all__ = [
     "SIGNS",
-    "clock",
     "counted",
     "decimals",
     "encodable",
@@ -69,14 +68,6 @@ def counted(count: int, thing: str) -> str:
 
 
 # Tables -----------------------------------------------------------------------------------------------------
-
-
-def clock(seconds: float | None) -> str:
-    """Return seconds as ``1:02:03``; "" for None."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def table(

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from tqdm import tqdm
 
 from vaebench.direction import Direction
-from vaebench.progress import LINE_SECONDS, shows_bar
-from vaebench.records.text import clock, with_sign
+from vaebench.progress import LINE_SECONDS, clock, shows_bar
+from vaebench.records.text import with_sign
 
 __all__ = ["Display"]
 

@@ -22,9 +22,10 @@ from vaebench.cli.sweep.table import JobRow, distinct
 from vaebench.config.schema import SweepSettings
 from vaebench.errors import RunFailed, UserError
 from vaebench.files import regular
+from vaebench.progress import clock
 from vaebench.records import RunFolder
 from vaebench.records.stored import read_json
-from vaebench.records.text import clock, counted
+from vaebench.records.text import counted
 from vaebench.typed import printable
 
 __all__ = ["Follower", "collapsed"]

@@ -14,10 +14,11 @@ from vaebench.cli.sweep.run import raise_failures
 from vaebench.cli.sweep.table import distinct
 from vaebench.config import Config, identity, run_folder
 from vaebench.errors import UserError
+from vaebench.progress import clock
 from vaebench.records import RunFolder
 from vaebench.records.manifest import read_manifest
 from vaebench.records.metrics import last_metrics
-from vaebench.records.text import clock, counted
+from vaebench.records.text import counted
 from vaebench.records.text import table as text_table
 
 __all__ = ["forecast"]

@@ -15,9 +15,10 @@ from vaebench.cli.sweep.records import JobRecord, Records
 from vaebench.cli.sweep.table import JobRow, summary, table
 from vaebench.direction import Direction
 from vaebench.errors import UserError
+from vaebench.progress import clock
 from vaebench.records.current import VALIDATION
 from vaebench.records.metrics import MetricsTail
-from vaebench.records.text import clock, with_sign
+from vaebench.records.text import with_sign
 
 if TYPE_CHECKING:
     from rich.console import Console

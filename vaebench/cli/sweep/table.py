@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vaebench.cli.sweep.records import JobRecord
-from vaebench.records.text import clock, counted
+from vaebench.progress import clock
+from vaebench.records.text import counted
 from vaebench.records.text import table as text_table
 
 __all__ = ["JobRow", "distinct", "summary", "table"]
