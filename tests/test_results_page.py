@@ -1,6 +1,7 @@
 """docs/RESULTS.md is what scripts/results makes from the small run folders; these are small and name no machine."""
 
 import json
+import math
 import re
 import runpy
 import shutil
@@ -10,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+from torch.nn.functional import softplus
 
 from vaebench.config import Config, compose, run_folder
 from vaebench.config.identity import SeedlessConfig
@@ -128,11 +132,45 @@ def test_another_evaluation_has_its_command():
 
 
 def test_short_trainings_are_beside_the_published_values():
-    curve = SCRIPT["PublishedCurve"]("MNIST, VAE", [], {"20": -90.0, "50": -80.0}, "logs", "not checked", "mnist")
+    curve = SCRIPT["PublishedCurve"](
+        "MNIST, VAE", 1, ["dataset=mnist"], {"20": -90.0, "50": -80.0}, "logs", "not", "mnist"
+    )
     text = SCRIPT["short_runs"](DOCS, [(curve, [run for run in SHORT if run.config.encoder.name == "gaussian"])])
-    assert "| MNIST, VAE | 20 | -90.0 | ≥ -91.28 +- 0.76 | -1.28 | 0 1 2 | IWAE, k=200, mnist/dynamic-v1/" in text
-    assert "- published: logs; mnist; checked: not checked" in text
+    assert "| MNIST, VAE | 20 | -90.0 |  |  | ≥ -91.28 +- 0.76 | -1.28 | 0 1 2 | IWAE, k=200, mnist/dynamic-v1/" in text
+    assert "- published: logs; mnist; checked: not" in text
     assert "-80" not in text, "no run has 50 epochs"
+
+
+def test_a_training_by_hand_is_beside_its_published_value():
+    curve = SCRIPT["PublishedCurve"]("MNIST, VAE", 1, ["dataset=mnist"], {"20": -90.0}, "logs", "not", "mnist")
+    hand = [SCRIPT["HandRun"](k, epochs, glorot, 0, -95.0, 0.25, 10_000, 1000) for k, epochs, glorot in HAND]
+    assert SCRIPT["by_hand"](hand, curve, "20", glorot=False) == "≥ -95.00 +- 0.25"
+    assert SCRIPT["by_hand"](hand, curve, "20", glorot=True) == ""
+    assert SCRIPT["hand_command"](hand[1]) == (
+        "python scripts/logged_training --data-dir data --k 1 --epochs 10 --seed 0 --glorot"
+    )
+
+
+HAND = [(1, 20, False), (1, 10, True), (64, 20, False)]
+"""Samples, epochs, whether with this project's first weights."""
+
+
+def test_the_bound_of_the_training_by_hand():
+    # With a decoder that ignores z, log w = log p(x) - log q(z|x) + log p(z): its mean is log p(x) - KL.
+    torch.manual_seed(0)
+    script = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "logged_training"))
+    network = script["Network"](torch.full((784,), 0.3), glorot=True).double()
+    torch.nn.init.zeros_(network.logits[-1].weight)
+    x = (torch.rand(2, 784) < 0.3).double()
+    with torch.no_grad():
+        log_w, features = network.log_w(x, 4000), network.trunk(x)
+        q = Normal(network.mean(features), softplus(network.scale(features)))
+        log_px = (x * math.log(0.3) + (1 - x) * math.log(0.7)).sum(-1)
+        exact = log_px - kl_divergence(q, Normal(0.0, 1.0)).sum(-1)
+    assert ((log_w.mean(0) - exact).abs() < 5 * log_w.std(0) / math.sqrt(4000)).all()
+    bound = network.bound(x, 4000).detach()
+    assert (bound > exact).all(), "control: the mean of log w is a lower value"
+    assert (bound < log_px + 0.5).all()
 
 
 def test_runs_beside_published_values_meet_their_conditions():
