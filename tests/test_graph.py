@@ -44,6 +44,7 @@ CELLS = {
     "a weighted warm-up": ["objective=beta", "objective.kl_weight=0.7", "trainer.kl_warmup=2"],
     "free bits in a warm-up": ["objective=free_bits", "trainer.kl_warmup=2", "optimizer.schedule=burda"],
     "parts of a batch": ["trainer.microbatch=200"],
+    "two rates": ["encoder=hvm", "optimizer.encoder_lr=1e-4", "optimizer.schedule=cosine"],
 }
 
 

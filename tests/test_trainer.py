@@ -25,6 +25,7 @@ from vaebench.train.schedules import StepSettings
 from vaebench.train.session import train
 from vaebench.train.trainer import Progress
 from vaebench.train.update import Loss, Update
+from vaebench.train.updates import updates
 
 SMALL = [
     "latent_dim=2",
@@ -328,6 +329,36 @@ def test_the_learning_rate_is_the_schedules_at_every_step():
     for epoch in (0.0, 0.5, 2.0):
         stepped.step(torch.zeros(1), StepSettings(1, 0, 1.0), epoch, with_norm=False)
     assert parameter.item() == pytest.approx(-2.5)
+
+
+RATES = {
+    "one loss": ["encoder=iwhvi"],
+    "a loss of its own": ["objective=piwae", "k=4", "objective.groups=2"],
+    "a discriminator": ["encoder=avb", "encoder.discriminator_lr=1e-3"],
+}
+
+
+@pytest.mark.parametrize("words", RATES.values(), ids=RATES)
+def test_the_encoder_learns_at_its_own_rate(words: list[str], overrides: list[str]):
+    # The first step of Adam is the learning rate, whatever the gradient.
+    rates = ["optimizer.lr=1e-3", "optimizer.encoder_lr=2e-5", "optimizer.schedule=cosine", "optimizer.eps=1e-30"]
+    assert steps_of_rates([*overrides, *words, *rates]) == (1e-3, 2e-5, 1e-3)
+    assert steps_of_rates([*overrides, *words, *rates, "optimizer.encoder_lr=null"]) == (1e-3, 1e-3, 1e-3), "control"
+
+
+def steps_of_rates(words: list[str]) -> tuple[float, ...]:
+    """Return the largest change in a first step of the decoder, the encoder and the encoder's discriminator."""
+    built = experiment.build(words)
+    rivals = {id(p) for auxiliary in built.encoder.auxiliary_losses().values() for p in auxiliary.parameters}
+    own = [p for p in built.encoder.parameters() if id(p) not in rivals]
+    others = [p for p in built.encoder.parameters() if id(p) in rivals] or list(built.model.parameters())
+    watched = [list(built.model.parameters()), own, others]
+    before = [[p.detach().clone() for p in group] for group in watched]
+    x = built.data.observe(built.data.train[:500])
+    for one in updates(built):
+        one.step(x, StepSettings(built.config.k_by_epoch[0], 0, 1.0), 0.0, with_norm=False)
+    pairs = [zip(group, old, strict=True) for group, old in zip(watched, before, strict=True)]
+    return tuple(float(f"{max((a - b).abs().max().item() for a, b in pair):.2g}") for pair in pairs)
 
 
 class WithRival(Encoder):

@@ -164,6 +164,7 @@ class OptimizerSettings:
 
     name: Literal["adam", "adamax", "rmsprop"]
     lr: Positive
+    encoder_lr: Positive | None = None
     betas: tuple[Fraction, Fraction]
     eps: Positive
     weight_decay: NonNegative

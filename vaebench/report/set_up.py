@@ -43,7 +43,8 @@ def _encoder(config: Config) -> str:
 
 def _optimiser(config: Config) -> str:
     optimizer, trainer = config.optimizer, config.trainer
-    words = [f"{optimizer.name}, lr {optimizer.lr:g}, schedule {optimizer.schedule}"]
+    of_encoder = f" ({optimizer.encoder_lr:g} of the encoder)" if optimizer.encoder_lr else ""
+    words = [f"{optimizer.name}, lr {optimizer.lr:g}{of_encoder}, schedule {optimizer.schedule}"]
     words += [f"weight decay {optimizer.weight_decay:g}"] if optimizer.weight_decay else []
     words += [f"gradient norm at most {trainer.clip_norm:g}"] if trainer.clip_norm else []
     return ", ".join(words)

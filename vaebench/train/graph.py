@@ -181,7 +181,7 @@ class StepGraph:
         device = step.means.number.device
         # Fused Adam reads float32 on CUDA. Elsewhere, float64 holds what a Python number holds.
         dtype = torch.float32 if device.type == "cuda" else torch.float64
-        self._rates = [_Number(dtype, device) for _ in step.updates]
+        self._rates = [[_Number(dtype, device) for _ in update.shares] for update in step.updates]
         self._beta = _Number(torch.float64, device)
         if not all(update.optimizer.param_groups[0].get("fused") for update in step.updates):
             # A graph would repeat the number of the recorded step.
@@ -213,8 +213,9 @@ class StepGraph:
             self._x = torch.empty_like(x)
         self._x.copy_(x)
         self.step.means.number.fill_(at.number)
-        for update, rate in zip(self.step.updates, self._rates, strict=True):
-            rate.fill(update.set_rate(at.epoch))
+        for update, numbers in zip(self.step.updates, self._rates, strict=True):
+            for number, rate in zip(numbers, update.set_rates(at.epoch), strict=True):
+                number.fill(rate)
         self._beta.fill(float(at.settings.beta))
 
     def _prepare(self, recorded: _Recorded, x: Tensor, at: Moment) -> None:
@@ -260,9 +261,9 @@ class StepGraph:
     def _rates_in_tensors(self) -> Iterator[None]:
         """Let the optimisers read their rates from tensors; outside, they hold numbers, as checkpoints do."""
         groups = [
-            (group, rate.tensor)
-            for update, rate in zip(self.step.updates, self._rates, strict=True)
-            for group in update.optimizer.param_groups
+            (group, number.tensor)
+            for update, numbers in zip(self.step.updates, self._rates, strict=True)
+            for group, number in zip(update.optimizer.param_groups, numbers, strict=True)
         ]
         kept = [{key: group[key] for key in ("lr", "capturable")} for group, _ in groups]
         for group, rate in groups:

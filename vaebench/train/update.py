@@ -39,6 +39,8 @@ class Update:
     loss: LossFunction
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate
+    shares: list[float] = field(default_factory=lambda: [1.0])
+    """The share of the learning rate that each group of the optimiser's parameters takes."""
     repeats: int = 1
     """Optimiser steps in each training step."""
     clip_norm: float | None = None
@@ -61,18 +63,18 @@ class Update:
         """Whether the update does something at ``epoch``."""
         return self.starts <= epoch < self.ends
 
-    def set_rate(self, epoch: float) -> float:
-        """Give the optimiser the learning rate at ``epoch``, and return it.
+    def set_rates(self, epoch: float) -> list[float]:
+        """Give each group of the optimiser its learning rate at ``epoch``, and return these rates.
 
-        On CUDA it is rounded to float32: torch's fused Adam reads the rate of a graph as float32, and an eager step
+        On CUDA they are rounded to float32: torch's fused Adam reads the rate of a graph as float32, and an eager step
         has to take the same step.
         """
-        rate = self.learning_rate(epoch)
+        rates = [share * self.learning_rate(epoch) for share in self.shares]
         if self._rounds_rate:
-            rate = numpy.float32(rate).item()
-        for group in self.optimizer.param_groups:
+            rates = [numpy.float32(rate).item() for rate in rates]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        return rate
+        return rates
 
     def step(self, x: Tensor, settings: StepSettings, epoch: float, *, with_norm: bool) -> Loss:
         """Take one optimiser step for images x, (B, X).
@@ -81,7 +83,7 @@ class Update:
         tensor as the learning rate, and keeps it.
         """
         if not isinstance(self.optimizer.param_groups[0]["lr"], Tensor):
-            self.set_rate(epoch)
+            self.set_rates(epoch)
         if not self.active(epoch):
             return Loss(x.new_zeros(()), {})
         self.optimizer.zero_grad(set_to_none=True)

@@ -63,10 +63,12 @@ def updates(experiment: Experiment, processes: Replicas = ALONE) -> list[Update]
     for name, module in shares:
         loss = BoundLoss(objective if name == "main" else objective.for_encoder(), model, encoder, autocast)
         parameters = [p for p in module.parameters() if id(p) not in exclusive]
-        made.append(replace(_update(config, name, loss, parameters), starts=warmup))
+        own = {id(p) for p in encoder.parameters()} if config.optimizer.encoder_lr is not None else set()
+        groups = [[p for p in parameters if id(p) not in own], [p for p in parameters if id(p) in own]]
+        made.append(replace(_update(config, name, loss, groups), starts=warmup))
     for name, auxiliary in auxiliary_losses.items():
-        loss, parameters = AuxiliaryUpdateLoss(auxiliary, autocast), list(auxiliary.parameters)
-        update = _update(config, name, loss, parameters, lr=auxiliary.lr, betas=auxiliary.betas)
+        loss, groups = AuxiliaryUpdateLoss(auxiliary, autocast), [list(auxiliary.parameters), []]
+        update = _update(config, name, loss, groups, lr=auxiliary.lr, betas=auxiliary.betas)
         made.append(replace(update, repeats=auxiliary.repeats, ends=auxiliary.stop_epoch))
     return [replace(update, replicas=processes) for update in made]
 
@@ -80,15 +82,21 @@ def _update(
     config: Config,
     name: str,
     loss: LossFunction,
-    parameters: list[nn.Parameter],
+    groups: list[list[nn.Parameter]],
     *,
     lr: float | None = None,
     betas: tuple[float, float] | None = None,
 ) -> Update:
-    """Return an update; ``lr`` overrides the config's rate, and ``betas`` its optimiser: they are betas of Adam."""
+    """Return an update; ``lr`` overrides the config's rate, and ``betas`` its optimiser: they are betas of Adam.
+
+    The first of the two ``groups`` learns at that rate, the second at ``optimizer.encoder_lr``.
+    """
     given, trainer = config.optimizer, config.trainer
     lr = given.lr if lr is None else lr
     kind, moments = ("adam" if betas else given.name), betas or given.betas
+    shares = [1.0, (given.encoder_lr or given.lr) / given.lr]
+    kept = [(group, share) for group, share in zip(groups, shares, strict=True) if group]
+    parameters = [{"params": group} for group, _ in kept]
     shared: dict[str, Any] = {"lr": lr, "eps": given.eps, "weight_decay": given.weight_decay}
     optimizers: dict[str, Callable[[], torch.optim.Optimizer]] = {
         "adam": lambda: torch.optim.Adam(parameters, betas=moments, fused=True, **shared),
@@ -105,4 +113,12 @@ def _update(
         epochs=trainer.epochs,
         budget=config.budget,
     )
-    return Update(name, loss, optimizer, rate, clip_norm=trainer.clip_norm, microbatch=trainer.microbatch)
+    return Update(
+        name,
+        loss,
+        optimizer,
+        rate,
+        shares=[share for _, share in kept],
+        clip_norm=trainer.clip_norm,
+        microbatch=trainer.microbatch,
+    )
