@@ -1,5 +1,6 @@
 """A run that is trained longer is bitwise the run that was trained to that length in one go."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -93,6 +94,22 @@ def test_a_finished_run_is_trained_longer(one_go: Path, words: list[str], capsys
     assert read_manifest(RunFolder(longer))["continues"] == {"run": str(short), "epoch": 2, "step": 8}
     resume(short, {"trainer.epochs": 4})  # once more
     assert "this run is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "of_longer"),
+    [
+        (["vaebench", "train", "trainer.epochs=2", "seed=1"], ["vaebench", "train", "seed=1", "trainer.epochs=4"]),
+        (["notebook.py"], ["notebook.py"]),
+    ],
+)
+def test_the_command_of_a_longer_run_trains_it_from_the_start(
+    command: list[str], of_longer: list[str], words: list[str]
+):
+    short = train(compose([*words, "trainer.epochs=2"]))
+    manifest = RunFolder(short).manifest
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"command": command}))
+    assert read_manifest(RunFolder(resume(short, {"trainer.epochs": 4})))["command"] == of_longer
 
 
 def test_an_interrupted_run_is_trained_longer(one_go: Path, words: list[str], monkeypatch: pytest.MonkeyPatch):

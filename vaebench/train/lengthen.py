@@ -89,6 +89,7 @@ def _copy(source: RunFolder, target: RunFolder, state: dict[str, Any], old: Conf
     progress = Progress.restored(state["progress"])
     continues = {"run": str(source.path), "epoch": progress.epoch, "step": progress.step}
     facts = {key: value for key, value in read_manifest(source).items() if key not in _OF_THE_END}
+    facts["command"] = _of_length(facts.get("command", []), new.trainer.epochs)
     write_json(target.manifest, {**facts, "identity": identity(new), "continues": continues})
     for stale in target.path.glob(_EVENTS):
         stale.unlink()
@@ -102,6 +103,13 @@ def _copy(source: RunFolder, target: RunFolder, state: dict[str, Any], old: Conf
     if progress.epoch == old.trainer.epochs:
         state = {**state, **_as_if_longer(state, progress, old)}
     copied.save({**state, "identity": identity(new)})
+
+
+def _of_length(command: list[str], epochs: int) -> list[str]:
+    """Return the command that trains the longer run from the start; another program's command stays as it is."""
+    if command[1:2] != ["train"]:
+        return command
+    return [*(word for word in command if not word.startswith("trainer.epochs=")), f"trainer.epochs={epochs}"]
 
 
 def _as_if_longer(state: dict[str, Any], progress: Progress, old: Config) -> dict[str, Any]:
