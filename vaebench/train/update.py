@@ -69,7 +69,8 @@ class Update:
         On CUDA they are rounded to float32: torch's fused Adam reads the rate of a graph as float32, and an eager step
         has to take the same step.
         """
-        rates = [share * self.learning_rate(epoch) for share in self.shares]
+        rate = self.learning_rate(epoch)
+        rates = [share * rate for share in self.shares]
         if self._rounds_rate:
             rates = [numpy.float32(rate).item() for rate in rates]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):

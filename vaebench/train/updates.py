@@ -20,6 +20,9 @@ from vaebench.train.update import ALONE, LossFunction, Update
 
 __all__ = ["course_of", "updates"]
 
+_Group = tuple[float, list[nn.Parameter]]
+"""The share of the learning rate that parameters take, and these parameters."""
+
 
 def course_of(experiment: Experiment) -> Course:
     """Return the course of a run."""
@@ -63,12 +66,10 @@ def updates(experiment: Experiment, processes: Replicas = ALONE) -> list[Update]
     for name, module in shares:
         loss = BoundLoss(objective if name == "main" else objective.for_encoder(), model, encoder, autocast)
         parameters = [p for p in module.parameters() if id(p) not in exclusive]
-        own = {id(p) for p in encoder.parameters()} if config.optimizer.encoder_lr is not None else set()
-        groups = [[p for p in parameters if id(p) not in own], [p for p in parameters if id(p) in own]]
-        made.append(replace(_update(config, name, loss, groups), starts=warmup))
+        made.append(replace(_update(config, name, loss, _groups(config, parameters, encoder)), starts=warmup))
     for name, auxiliary in auxiliary_losses.items():
-        loss, groups = AuxiliaryUpdateLoss(auxiliary, autocast), [list(auxiliary.parameters), []]
-        update = _update(config, name, loss, groups, lr=auxiliary.lr, betas=auxiliary.betas)
+        loss, parameters = AuxiliaryUpdateLoss(auxiliary, autocast), list(auxiliary.parameters)
+        update = _update(config, name, loss, [(1.0, parameters)], lr=auxiliary.lr, betas=auxiliary.betas)
         made.append(replace(update, repeats=auxiliary.repeats, ends=auxiliary.stop_epoch))
     return [replace(update, replicas=processes) for update in made]
 
@@ -78,25 +79,31 @@ def _warmup_epochs(auxiliary_losses: dict[str, AuxiliaryLoss]) -> int:
     return max((auxiliary.warmup_epochs for auxiliary in auxiliary_losses.values()), default=0)
 
 
+def _groups(config: Config, parameters: list[nn.Parameter], encoder: nn.Module) -> list[_Group]:
+    """Return groups of the parameters; those of the encoder learn at ``optimizer.encoder_lr``."""
+    optimizer = config.optimizer
+    if optimizer.encoder_lr is None:
+        return [(1.0, parameters)]
+    own = {id(p) for p in encoder.parameters()}
+    others = (1.0, [p for p in parameters if id(p) not in own])
+    of_encoder = (optimizer.encoder_lr / optimizer.lr, [p for p in parameters if id(p) in own])
+    return [group for group in (others, of_encoder) if group[1]]
+
+
 def _update(
     config: Config,
     name: str,
     loss: LossFunction,
-    groups: list[list[nn.Parameter]],
+    groups: list[_Group],
     *,
     lr: float | None = None,
     betas: tuple[float, float] | None = None,
 ) -> Update:
-    """Return an update; ``lr`` overrides the config's rate, and ``betas`` its optimiser: they are betas of Adam.
-
-    The first of the two ``groups`` learns at that rate, the second at ``optimizer.encoder_lr``.
-    """
+    """Return an update; ``lr`` overrides the config's rate, and ``betas`` its optimiser: they are betas of Adam."""
     given, trainer = config.optimizer, config.trainer
     lr = given.lr if lr is None else lr
     kind, moments = ("adam" if betas else given.name), betas or given.betas
-    shares = [1.0, (given.encoder_lr or given.lr) / given.lr]
-    kept = [(group, share) for group, share in zip(groups, shares, strict=True) if group]
-    parameters = [{"params": group} for group, _ in kept]
+    parameters = [{"params": group} for _, group in groups]
     shared: dict[str, Any] = {"lr": lr, "eps": given.eps, "weight_decay": given.weight_decay}
     optimizers: dict[str, Callable[[], torch.optim.Optimizer]] = {
         "adam": lambda: torch.optim.Adam(parameters, betas=moments, fused=True, **shared),
@@ -118,7 +125,7 @@ def _update(
         loss,
         optimizer,
         rate,
-        shares=[share for _, share in kept],
+        shares=[share for share, _ in groups],
         clip_norm=trainer.clip_norm,
         microbatch=trainer.microbatch,
     )
