@@ -32,7 +32,7 @@ from toys import FAMILIES, ConstantDecoder, LinearGaussian, Mean, linear_gaussia
 
 from vaebench import bounds, experiment, noise
 from vaebench.config import Config, compose, run_folder
-from vaebench.distributions import DiagonalNormal
+from vaebench.distributions import DiagonalNormal, FullNormal
 from vaebench.encoders.adversarial import AdversarialEncoder
 from vaebench.encoders.base import Direction, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
@@ -213,7 +213,8 @@ def test_one_scale_standardises_and_scores():
 def test_with_a_trained_ratio_log_q_is_the_log_density_whatever_the_contrast():
     """q with correlated coordinates: r is a diagonal Gaussian, T makes up for the difference."""
     factor = torch.tensor([[0.6, 0.0], [0.5, 0.4]])
-    encoder = AdversarialEncoder(Affine(torch.zeros(2, 3), torch.tensor([0.3, -0.2]), factor), Quadratic(2), None)
+    sampler = Affine(torch.zeros(2, 3), torch.tensor([0.3, -0.2]), factor)
+    encoder = AdversarialEncoder(sampler, Quadratic(2), None, full=False)
     q = MultivariateNormal(torch.tensor([0.3, -0.2]), factor @ factor.T)
     x = torch.zeros(4000, 3)
     with torch.no_grad():
@@ -223,6 +224,42 @@ def test_with_a_trained_ratio_log_q_is_the_log_density_whatever_the_contrast():
         after = encoder.draw(x, 1)
     assert (after.log_q - q.log_prob(after.z)).square().mean().sqrt() < 0.06
     assert (before.log_q - q.log_prob(before.z)).square().mean().sqrt() > 0.5
+
+
+class SigmaPoints(Affine):
+    """An affine sampler whose 2 D draws have exactly its mean and covariance, so quadratics have exact means."""
+
+    def forward(self, conditioned: Tensor, k: int) -> Tensor:
+        del k
+        dim = len(self.factor)
+        epsilon = dim**0.5 * torch.cat([torch.eye(dim), -torch.eye(dim)]).unsqueeze(1)
+        return conditioned + epsilon @ self.factor.T
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("full", [True, False], ids=["covariance", "control: variances"])
+def test_against_the_covariance_a_correlated_gaussian_needs_no_log_ratio(full: bool, monkeypatch: pytest.MonkeyPatch):
+    """With T = 0 the bound and its gradient are those of the ELBO of q = N(A x + a, L L').
+
+    Seen from a diagonal r, T = 0 misses the KL divergence of q from r, and the gradient lacks its entropy.
+    """
+    monkeypatch.setattr("vaebench.nets.adversarial.VARIANCE_FLOOR", 0.0)
+    model, x = linear_gaussian(), torch.randn(3, 3)
+    sampler = SigmaPoints(torch.zeros(2, 3), torch.tensor([0.3, -0.2]), torch.tensor([[0.6, 0.0], [0.5, 0.2]]))
+    encoder = AdversarialEncoder(sampler, Quadratic(2), None, full=full)
+    drawn = encoder.draw(x, 4)
+    found = weigh(model, x, drawn).log_weights().mean()
+
+    mean, covariance = sampler.condition(x), sampler.factor @ sampler.factor.T
+    q = MultivariateNormal(mean, covariance)
+    elbo = (sum(model.log_joint(x, sampler(mean, 4))) + q.entropy()).mean()
+    r = MultivariateNormal(mean, torch.diag(covariance.diagonal()))
+    missed = 0.0 if full else kl_divergence(q, r).mean().item()
+    assert found.item() == pytest.approx(elbo.item() + missed, abs=1e-12)
+    assert full or missed > 0.5
+    (mine,) = torch.autograd.grad(found, sampler.factor)
+    (exact,) = torch.autograd.grad(elbo, sampler.factor)
+    assert bool((mine - exact).abs().max() < 1e-11) is full
 
 
 def basis_sampler(bank: int = 128, dim: int = 2) -> BasisSampler:
@@ -241,9 +278,13 @@ def test_moments_are_those_of_the_draws(make: Callable[[], Sampler]):
         conditioned = sampler.condition(x)
         mean, variance = sampler.moments(conditioned)
         z = sampler(conditioned, 100_000)
+        _, covariance = sampler.moments(conditioned, full=True)
     error = z.std(0) * (2 / 100_000) ** 0.5
     assert ((z.mean(0) - mean).abs() < 4.5 * error).all()
     assert torch.allclose(z.var(0), variance, rtol=0.05)
+    scales = z.std(0).unsqueeze(-1) * z.std(0).unsqueeze(-2)
+    for image, found in enumerate(covariance):
+        assert ((z[:, image].T.cov() - found).abs() < 0.05 * scales[image]).all()
 
 
 def test_a_process_draws_its_part_of_a_batch():
@@ -270,8 +311,11 @@ def test_the_moments_over_the_bank_are_exact_for_its_noise():
         offset, coefficients = conditioned
         z = offset + (coefficients * sums.unsqueeze(1)).sum(-2)
         mean, variance = sampler.moments(conditioned)
+        _, covariance = sampler.moments(conditioned, full=True)
     assert torch.allclose(z.mean(0), mean)
     assert torch.allclose(z.var(0, correction=0), variance)
+    for image, found in enumerate(covariance):
+        assert torch.allclose(z[:, image].T.cov(correction=0), found)
 
 
 # Gradients ------------------------------------------------------------------------------------------------
@@ -319,7 +363,8 @@ def test_the_main_gradient_runs_through_z_into_the_discriminator(adaptive_contra
     seen = encoder.discriminator.condition(x)
     if adaptive_contrast:
         r = encoder.encode(x).contrast
-        log_q = r.log_prob(z) + encoder.discriminator((z - r.mean) / r.stddev, seen)
+        assert isinstance(r, FullNormal)
+        log_q = r.log_prob(z) + encoder.discriminator(r.standardised(z), seen)
     else:
         log_q = StandardNormalPrior(2)().log_prob(z) + encoder.discriminator(z, seen)
     assert torch.allclose(log_q, drawn.log_q)
@@ -366,7 +411,7 @@ class Replicates(Sampler):
         epsilon = noise.standard_normal((k, *conditioned.shape), conditioned)
         return self.mean + self.log_scale.exp() * epsilon
 
-    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, conditioned: Tensor, *, full: bool = False) -> tuple[Tensor, Tensor]:
         raise AssertionError("no contrast here")
 
 

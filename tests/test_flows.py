@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from toys import Mean, X, linear_gaussian
 
 from vaebench import bounds
-from vaebench.distributions import DiagonalNormal
+from vaebench.distributions import DiagonalNormal, FullNormal
 from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
 from vaebench.encoders.flow import FlowEncoder, FlowPosterior
-from vaebench.encoders.full_gaussian import FullGaussianEncoder, FullNormal
+from vaebench.encoders.full_gaussian import FullGaussianEncoder
 from vaebench.encoders.gaussian import GaussianEncoder
 from vaebench.flows.flow import Flow, FlowContext, StepParameters
 from vaebench.flows.iaf import IAFFlow

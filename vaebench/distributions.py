@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from vaebench import noise
 __all__ = [
     "Bernoulli",
     "DiagonalNormal",
+    "FullNormal",
     "at_least_float32",
     "on_cpu",
     "positive",
@@ -85,7 +87,11 @@ class DiagonalNormal(Distribution):
         return torch.addcmul(self.mean_parameter, self.scale, epsilon), epsilon
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self._log_density((value - self.mean_parameter) / self.scale)
+        return self._log_density(self.standardised(value))
+
+    def standardised(self, value: Tensor) -> Tensor:
+        """Return (value - mean) / scale: draws of N(0, I) for draws of this distribution."""
+        return (value - self.mean_parameter) / self.scale
 
     def _log_density(self, standardised: Tensor) -> Tensor:
         minus_log_normaliser = torch.rsub(self.scale.log().sum(-1), -_HALF_LOG_2PI * self.scale.shape[-1])
@@ -98,6 +104,57 @@ class DiagonalNormal(Distribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DiagonalNormal":
         shape = (*batch_shape, *self.event_shape)
         return DiagonalNormal(self.mean_parameter.expand(shape), self.scale.expand(shape))
+
+
+@dataclass(frozen=True)
+class FullNormal:
+    """N(mean, L L^T) for B images, L = diag(scale) (I + strictly lower)."""
+
+    diagonal: DiagonalNormal
+    """Mean and scale, batch shape (B,)."""
+    lower: Tensor
+    """The strictly lower triangle, (B, D, D)."""
+
+    @classmethod
+    def of_covariance(cls, mean: Tensor, covariance: Tensor) -> "FullNormal":
+        """Return N(mean, covariance) for a mean of (B, D) and positive definite covariances, (B, D, D)."""
+        with torch.autocast(mean.device.type, enabled=False):
+            factor = torch.linalg.cholesky(covariance)
+        scale = factor.diagonal(dim1=-2, dim2=-1)
+        return cls(DiagonalNormal(mean, scale), (factor / scale.unsqueeze(-1)).tril(-1))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw (*sample_shape, B, D), constants."""
+        with torch.no_grad():
+            return self.rsample_and_log_prob(sample_shape)[0]
+
+    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
+        """Return draws, (*sample_shape, B, D), and their log density, which depends on the noise and scales alone."""
+        mean, scale = self.diagonal.mean, self.diagonal.scale
+        epsilon = noise.standard_normal((*sample_shape, *mean.shape), mean)
+        with torch.autocast(mean.device.type, enabled=False):
+            mixed = epsilon + torch.einsum("bij,...bj->...bi", self.lower, epsilon)
+        return mean + scale * mixed, self._score(epsilon)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log N(value; mean, L L^T), (K, B), for a value of (K, B, D)."""
+        return self._score(self.standardised(value))
+
+    def standardised(self, value: Tensor) -> Tensor:
+        """Return L^-1 (value - mean), (K, B, D): draws of N(0, I) for draws of this distribution."""
+        offset = self.diagonal.standardised(value).movedim(0, -1)
+        with torch.autocast(value.device.type, enabled=False):
+            solved = torch.linalg.solve_triangular(self.lower, offset, upper=False, unitriangular=True)
+        return solved.movedim(-1, 0)
+
+    def _score(self, standardised: Tensor) -> Tensor:
+        """Return the log density at mean + L standardised; L and its diagonal have the same determinant."""
+        scale = self.diagonal.scale
+        return DiagonalNormal(torch.zeros_like(scale), scale).log_prob(scale * standardised)
+
+    def detached(self) -> "FullNormal":
+        """Return the same distribution with constant parameters."""
+        return FullNormal(self.diagonal.detached(), self.lower.detach())
 
 
 class _StandardNormal(DiagonalNormal):

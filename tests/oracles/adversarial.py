@@ -68,7 +68,7 @@ class States(Sampler):
         states = (torch.arange(len(conditioned), device=conditioned.device) < self.ones).to(conditioned.dtype)
         return states.view(1, -1, 1).expand(k, -1, -1)
 
-    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, conditioned: Tensor, *, full: bool = False) -> tuple[Tensor, Tensor]:
         raise AssertionError("no contrast here")
 
 

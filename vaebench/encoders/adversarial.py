@@ -4,7 +4,11 @@
     log_q = log r(z|x) + T(x, z)
 
     r(z|x) = p(z)                                           AVB
-    r(z|x) = N(E_q z, Var_q z + 1e-4), T over (z - mean)/std  AVB with adaptive contrast
+    r(z|x) = N(E_q z, C + 1e-4 I), T over L^-1 (z - E_q z)    AVB with adaptive contrast, C + 1e-4 I = L L^T
+
+C is the covariance of q, or in the paper its diagonal. A sampler can correlate its coordinates so much that q has all
+but collapsed to a few directions. Seen from a diagonal r, that is tens of nats, which T does not find; training then
+raises log w by the nats that T misses. With the covariance, T has to find only what is not Gaussian.
 
 T is learned, so log_q is an estimate. The mean of log w may lie on either side of log p(x), and far above it: the
 paper reports -83.6 by T for a model whose log-likelihood is about -91.2. Likelihood estimates therefore use the
@@ -21,8 +25,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
-from vaebench.arguments import above, at_least, widths
+from vaebench.arguments import above, at_least, one_of, widths
 from vaebench.batch import batch_max
+from vaebench.distributions import DiagonalNormal, FullNormal
 from vaebench.encoders.base import AuxiliaryLoss, BuildContext, Direction, Draw, Encoder, LossWithMetrics, frozen
 from vaebench.encoders.moments import MomentMatchedEncoder
 from vaebench.model import GenerativeModel
@@ -40,7 +45,7 @@ __all__ = ["AdversarialEncoder"]
 
 class _Encoded(NamedTuple):
     sampler: Any
-    contrast: Distribution
+    contrast: Distribution | FullNormal
     """r(z|x), a constant: batch shape (B,), or () if r does not depend on x."""
     discriminator: Any
 
@@ -56,6 +61,7 @@ class AdversarialEncoder(Encoder):
         sampler: z = f(x, noise).
         discriminator: T.
         prior: ``prior()`` is r(z|x) = p(z); None for adaptive contrast. It is not a submodule of the encoder.
+        full: whether r has the sampler's covariance, under adaptive contrast, or its variances alone.
         steps: discriminator steps for each step of the main loss.
         lr: the discriminator's learning rate; None takes the rate of the main loss.
         betas: betas of the discriminator's Adam; None takes the betas of the main loss.
@@ -70,6 +76,7 @@ class AdversarialEncoder(Encoder):
         discriminator: LogRatio,
         prior: nn.Module | None,
         *,
+        full: bool = True,
         steps: int = 1,
         lr: float | None = None,
         betas: tuple[float, float] | None = None,
@@ -79,6 +86,7 @@ class AdversarialEncoder(Encoder):
         self.discriminator = discriminator
         # In a tuple, so that torch does not register it as a submodule; copies of model and encoder keep the link.
         self._prior = (prior,)
+        self.full = full
         self._optimisation = {"repeats": steps, "lr": lr, "betas": betas}
 
     @classmethod
@@ -94,10 +102,12 @@ class AdversarialEncoder(Encoder):
         discriminator_betas: Sequence[float],
         basis_count: int = 1,
         basis_hidden: Sequence[int] = (),
+        contrast: str = "full",
     ) -> "AdversarialEncoder":
         """Build the encoder with the configured networks; adaptive contrast uses a :class:`BasisSampler`."""
         at_least(1, noise_dim=noise_dim, discriminator_steps=discriminator_steps, basis_count=basis_count)
         above(0, discriminator_lr=discriminator_lr)
+        one_of(["full", "diagonal"], contrast=contrast)
         betas = tuple(discriminator_betas)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"discriminator_betas must be two numbers >= 0 and < 1, got {list(betas)}")
@@ -113,7 +123,8 @@ class AdversarialEncoder(Encoder):
         # The log-ratio to a Gaussian with q's moments is near 0 and has no quadratic part at first.
         ratio = RatioNetwork(x_dim, dim, discriminator_hidden, "elu", quadratic=not adaptive_contrast)
         prior = None if adaptive_contrast else context.model.latent_prior
-        return cls(sampler, ratio, prior, steps=discriminator_steps, lr=discriminator_lr, betas=betas)
+        full = contrast == "full"
+        return cls(sampler, ratio, prior, full=full, steps=discriminator_steps, lr=discriminator_lr, betas=betas)
 
     def encode(self, x: Tensor) -> _Encoded:
         """Compute the parts of both networks that depend on x, (B, X), alone."""
@@ -154,7 +165,7 @@ class AdversarialEncoder(Encoder):
             conditioned = self.sampler.condition(x)
             contrast = self._contrast(conditioned)
             drawn = self.sampler(conditioned, 1)
-            reference = contrast.sample(drawn.shape[: drawn.dim() - 1 - len(contrast.batch_shape)])
+            reference = contrast.sample(drawn.shape[:1] if self._prior[0] is None else drawn.shape[:-1])
         both = torch.cat([drawn, reference])
         from_q, from_r = self.discriminator(self._coordinates(both, contrast), self.discriminator.condition(x))
         loss = F.softplus(-from_q).mean() + F.softplus(from_r).mean()
@@ -168,15 +179,16 @@ class AdversarialEncoder(Encoder):
             }
         return LossWithMetrics(loss, metrics)
 
-    def _contrast(self, conditioned: Any) -> Distribution:
+    def _contrast(self, conditioned: Any) -> Distribution | FullNormal:
         """Return r(z|x) with constant parameters."""
         (prior,) = self._prior
         if prior is None:
-            return matched_gaussian(self.sampler, conditioned)
+            return matched_gaussian(self.sampler, conditioned, full=self.full)
         return frozen(prior)()
 
-    def _coordinates(self, z: Tensor, contrast: Distribution) -> Tensor:
+    def _coordinates(self, z: Tensor, contrast: Distribution | FullNormal) -> Tensor:
         """Return the input of T: z, or under adaptive contrast z standardised by r."""
-        if self._prior[0] is None:
-            return (z - contrast.mean) / contrast.stddev
-        return z
+        if self._prior[0] is not None:
+            return z
+        assert isinstance(contrast, DiagonalNormal | FullNormal)
+        return contrast.standardised(z)

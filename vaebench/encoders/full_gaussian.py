@@ -1,52 +1,14 @@
 """The Gaussian encoder with a full covariance."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from vaebench import noise
-from vaebench.distributions import DiagonalNormal, at_least_float32
+from vaebench.distributions import FullNormal, at_least_float32
 from vaebench.encoders.base import BuildContext, Direction, Draw, Encoder
 from vaebench.flows.flow import small_linear
 from vaebench.nets.dense import TrunkGaussian
 
-__all__ = ["FullGaussianEncoder", "FullNormal"]
-
-
-@dataclass(frozen=True)
-class FullNormal:
-    """N(mean, L L^T) for B images, L = diag(scale) (I + strictly lower)."""
-
-    diagonal: DiagonalNormal
-    """Mean and scale, batch shape (B,)."""
-    lower: Tensor
-    """The strictly lower triangle, (B, D, D)."""
-
-    def rsample_and_log_prob(self, shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-        """Return draws, (*shape, B, D), and their log density, which depends on the noise and the scales alone."""
-        mean, scale = self.diagonal.mean, self.diagonal.scale
-        epsilon = noise.standard_normal((*shape, *mean.shape), mean)
-        with torch.autocast(mean.device.type, enabled=False):
-            mixed = epsilon + torch.einsum("bij,...bj->...bi", self.lower, epsilon)
-        return mean + scale * mixed, self._score(epsilon)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return log N(z; mean, L L^T), (K, B), for z (K, B, D)."""
-        mean, scale = self.diagonal.mean, self.diagonal.scale
-        offset = ((z - mean) / scale).movedim(0, -1)
-        with torch.autocast(z.device.type, enabled=False):
-            solved = torch.linalg.solve_triangular(self.lower, offset, upper=False, unitriangular=True)
-        return self._score(solved.movedim(-1, 0))
-
-    def _score(self, epsilon: Tensor) -> Tensor:
-        """Return the log density at mean + L epsilon; L and its diagonal have the same determinant."""
-        scale = self.diagonal.scale
-        return DiagonalNormal(torch.zeros_like(scale), scale).log_prob(scale * epsilon)
-
-    def detached(self) -> "FullNormal":
-        """Return the same distribution with constant parameters."""
-        return FullNormal(self.diagonal.detached(), self.lower.detach())
+__all__ = ["FullGaussianEncoder"]
 
 
 class FullGaussianEncoder(Encoder):

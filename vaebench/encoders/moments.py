@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from vaebench.distributions import DiagonalNormal
+from vaebench.distributions import FullNormal
 from vaebench.encoders.base import Direction, Draw, Encoder
-from vaebench.encoders.full_gaussian import FullNormal
 from vaebench.model import GenerativeModel
 
 __all__ = ["MOMENT_DRAWS", "WIDENING", "MomentMatchedEncoder"]
@@ -55,9 +54,7 @@ class MomentMatchedEncoder(Encoder):
         with torch.autocast(x.device.type, enabled=False):
             offset = (draws - mean).movedim(0, 1)
             covariance = offset.mT @ offset / (count - 1) + torch.diag_embed(added)
-            factor = torch.linalg.cholesky(covariance)
-        scale = factor.diagonal(dim1=-2, dim2=-1)
-        return FullNormal(DiagonalNormal(mean, scale), (factor / scale.unsqueeze(-1)).tril(-1))
+        return FullNormal.of_covariance(mean, covariance)
 
     def sample(
         self, encoded: FullNormal, k: int, *, inner_k: int = 0, path_only: bool = False, inner_chunk: int | None = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaebench import noise
-from vaebench.distributions import DiagonalNormal, at_least_float32, positive
+from vaebench.distributions import DiagonalNormal, FullNormal, at_least_float32, positive
 from vaebench.nets.activations import elu
 from vaebench.nets.dense import MLP, AdditiveMLP, Trunk, linear
 
@@ -44,15 +44,21 @@ class Sampler(nn.Module, ABC):
         """Draw (K, B, D), differentiable in the parameters."""
 
     @abstractmethod
-    def moments(self, conditioned: Any) -> tuple[Tensor, Tensor]:
-        """Return the mean and the variance of each coordinate of z, (B, D) each."""
+    def moments(self, conditioned: Any, *, full: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the mean and the variances of z, (B, D) each; with ``full`` the covariance, (B, D, D), instead."""
 
 
 @torch.no_grad()
-def matched_gaussian(sampler: Sampler, conditioned: Any) -> DiagonalNormal:
-    """Return the Gaussian with the sampler's moments; draws and density use the same scale."""
-    mean, variance = sampler.moments(conditioned)
-    return DiagonalNormal(mean, (variance + VARIANCE_FLOOR).sqrt())
+def matched_gaussian(sampler: Sampler, conditioned: Any, *, full: bool) -> DiagonalNormal | FullNormal:
+    """Return the Gaussian with the sampler's mean and variances, or with ``full`` also its correlations.
+
+    Draws and density use the same scale.
+    """
+    mean, moments = sampler.moments(conditioned, full=full)
+    if full:
+        floor = torch.full_like(at_least_float32(mean), VARIANCE_FLOOR)
+        return FullNormal.of_covariance(mean, moments + torch.diag_embed(floor))
+    return DiagonalNormal(mean, (moments + VARIANCE_FLOOR).sqrt())
 
 
 class NoiseFedSampler(Sampler):
@@ -79,16 +85,17 @@ class NoiseFedSampler(Sampler):
         epsilon = noise.standard_normal((k, len(conditioned), self.noise_dim), at_least_float32(conditioned))
         return _in_full_precision(self.head, self.network(epsilon, conditioned))
 
-    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, conditioned: Tensor, *, full: bool = False) -> tuple[Tensor, Tensor]:
         """Estimate the moments from ``moment_draws`` draws for each image."""
-        variance, mean = torch.var_mean(self(conditioned, self.moment_draws), 0)
-        return mean, variance
+        draws = self(conditioned, self.moment_draws)
+        variance, mean = torch.var_mean(draws, 0)
+        return mean, _covariance((draws - mean).transpose(0, 1), self.moment_draws - 1) if full else variance
 
 
 class BasisSampler(Sampler):
     """z = z0(x) + sum_i a_i(x) * v_i(epsilon_i), whose moments follow from the moments of the v_i:
 
-    E z = z0 + sum_i a_i E v_i,  Var z = sum_i a_i^2 Var v_i
+    E z = z0 + sum_i a_i E v_i,  Cov z = sum_i (a_i a_i^T) * Cov v_i
 
     The moments of v_i are its batch moments over one fixed bank of noise, drawn when the sampler is built. So the
     Gaussian of an image does not depend on other images or later draws. The log-ratio to that Gaussian corrects the
@@ -133,12 +140,22 @@ class BasisSampler(Sampler):
         values = values.transpose(0, 1).reshape(k, batch, self.count, self.dim)
         return offset + (coefficients * values).sum(-2)
 
-    def moments(self, conditioned: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def moments(self, conditioned: tuple[Tensor, Tensor], *, full: bool = False) -> tuple[Tensor, Tensor]:
         """Return the exact moments of z, given the moments of the v_i over the bank."""
         values = self.basis(self.bank.expand(self.count, -1, -1))
         variance, mean = torch.var_mean(values, 1, correction=0)
         offset, coefficients = conditioned
-        return offset + (coefficients * mean).sum(-2), (coefficients.square() * variance).sum(-2)
+        center = offset + (coefficients * mean).sum(-2)
+        if not full:
+            return center, (coefficients.square() * variance).sum(-2)
+        covariances = _covariance(values - mean.unsqueeze(1), values.shape[1])
+        return center, torch.einsum("bmi,bmj,mij->bij", coefficients, coefficients, covariances)
+
+
+def _covariance(offsets: Tensor, count: int) -> Tensor:
+    """Return the sums of products of offsets from a mean, (..., N, D) -> (..., D, D), over ``count``."""
+    with torch.autocast(offsets.device.type, enabled=False):
+        return offsets.mT @ offsets / count
 
 
 class _Basis(nn.Module):

@@ -176,8 +176,10 @@ class Affine(Sampler):
     def forward(self, conditioned: Tensor, k: int) -> Tensor:
         return conditioned + noise.standard_normal((k, *conditioned.shape), conditioned) @ self.factor.T
 
-    def moments(self, conditioned: Tensor) -> tuple[Tensor, Tensor]:
-        return conditioned, self.factor.square().sum(-1).expand_as(conditioned)
+    def moments(self, conditioned: Tensor, *, full: bool = False) -> tuple[Tensor, Tensor]:
+        covariance = self.factor @ self.factor.T
+        moments = covariance if full else covariance.diagonal()
+        return conditioned, moments.expand(len(conditioned), *moments.shape)
 
 
 class Quadratic(LogRatio):
