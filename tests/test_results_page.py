@@ -246,6 +246,25 @@ def test_a_copy_of_a_copy_has_the_same_numbers(run: RunFolder, tmp_path: Path):
     assert len(np.unique(values[0])) > 900
 
 
+def test_a_part_of_all_images_has_its_own_result(tmp_path: Path):
+    """Its images are those of an evaluation with estimator.images=1000, and its numbers those of the whole."""
+    source = next(one for one in RUNS if {1000, 10_000} <= {record.n_images for record in one.results})
+    folder = RunFolder(Path(shutil.copytree(source.folder.path, tmp_path / "gaussian-elbo-k1" / "0-copy")))
+    all_images = next(record for record in source.results if record.n_images == 10_000)
+    own = next(record for record in source.results if record.n_images == 1000)
+    before = [record for record in source.results if (record.n_images, record.k) != (1000, all_images.k)]
+    for _ in range(2):  # the second time replaces the result
+        assert list(SCRIPT["subsets"]([folder.path], 1000)) == [folder.path]
+    run = Run.read(folder)
+    *others, part = run.results
+    assert others == before
+    assert (part.protocol, part.n_images, part.k) == (own.protocol, 1000, all_images.k)
+    found, whole = read_per_image(folder, part), read_per_image(folder, all_images, diagnostics=False)
+    assert np.array_equal(found.images, read_per_image(folder, own, diagnostics=False).images)
+    assert np.array_equal(found.values, whole.values[np.isin(whole.images, found.images)])
+    assert SCRIPT["refusal"](run) is None
+
+
 def test_thinned_curves_keep_the_best_epoch(run: RunFolder):
     lines = [{"step": i, "epoch": i, "wall": i, "validation/log_likelihood": -abs(i - 777)} for i in range(1, 1001)]
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))

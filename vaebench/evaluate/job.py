@@ -21,7 +21,7 @@ from vaebench.experiment import Experiment
 from vaebench.model import GenerativeModel
 from vaebench.registry import ESTIMATORS, registered
 
-__all__ = ["Estimate", "EstimatorInputs", "EstimatorJob", "Images", "choose_images", "job_for"]
+__all__ = ["Estimate", "EstimatorInputs", "EstimatorJob", "Images", "choose_images", "job_for", "random_subset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +191,7 @@ def choose_images(data: Dataset, settings: EstimatorSettings, device: torch.devi
     seed = _image_seed(settings)
     numbers = torch.arange(len(intensities))
     if settings.images is not None and settings.images < len(intensities):
-        generator = torch.Generator().manual_seed(runtime.derived_seed(seed, "subset"))
-        numbers = torch.randperm(len(intensities), generator=generator)[: settings.images].sort().values
+        numbers = random_subset(len(intensities), settings.images, seed)
         # A subset is another test set: the mean of a random 1,000 of MNIST's 10,000 can differ by a nat.
         protocol += f"/random{len(numbers)}-seed{seed}"
     if settings.binarize == "fresh":
@@ -200,6 +199,12 @@ def choose_images(data: Dataset, settings: EstimatorSettings, device: torch.devi
         protocol += f"/rebinarised-seed{settings.seed}"
     intensities = _binarized(data, settings, intensities, seed)[numbers]
     return Images(numbers, intensities.to(device), protocol)
+
+
+def random_subset(total: int, count: int, seed: int) -> Tensor:
+    """Return the numbers of ``count`` random images out of ``total``, sorted, (count,)."""
+    generator = torch.Generator().manual_seed(runtime.derived_seed(seed, "subset"))
+    return torch.randperm(total, generator=generator)[:count].sort().values
 
 
 def _image_seed(settings: EstimatorSettings) -> int:
