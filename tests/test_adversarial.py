@@ -32,7 +32,7 @@ from toys import FAMILIES, ConstantDecoder, LinearGaussian, Mean, linear_gaussia
 
 from vaebench import bounds, experiment, noise
 from vaebench.config import Config, compose, run_folder
-from vaebench.distributions import DiagonalNormal, FullNormal
+from vaebench.distributions import DiagonalNormal, FullStudentT
 from vaebench.encoders.adversarial import AdversarialEncoder
 from vaebench.encoders.base import Direction, Encoder
 from vaebench.encoders.gaussian import GaussianEncoder
@@ -45,7 +45,7 @@ from vaebench.estimators.sampling import Sampling
 from vaebench.evaluate.run import evaluate
 from vaebench.gradients import GradientEstimator, is_curved
 from vaebench.model import GenerativeModel
-from vaebench.nets.adversarial import BasisSampler, LogRatio, NoiseFedSampler, RatioNetwork, Sampler
+from vaebench.nets.adversarial import BasisSampler, LogRatio, NoiseFedSampler, RatioNetwork, Sampler, matched
 from vaebench.nets.dense import MLP, AdditiveMLP
 from vaebench.objective import Objective, evidence, weigh
 from vaebench.priors import StandardNormalPrior
@@ -175,7 +175,7 @@ def test_the_log_ratio_is_its_formula(quadratic: bool):
 def contrasted(scale: float = 0.7, ratio: LogRatio | None = None) -> AdversarialEncoder:
     """An encoder under adaptive contrast whose q(z|x) is the diagonal Gaussian r(z|x), but for the floor."""
     sampler = Affine(torch.tensor([[0.5, 0.1, 0.0], [0.0, -0.3, 0.2]]), torch.tensor([0.1, 0.2]), scale * torch.eye(2))
-    return AdversarialEncoder(sampler, ratio or Quadratic(2), None)
+    return AdversarialEncoder(sampler, ratio or Quadratic(2), None, full=False)
 
 
 @pytest.mark.usefixtures("float64")
@@ -238,10 +238,11 @@ class SigmaPoints(Affine):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("full", [True, False], ids=["covariance", "control: variances"])
-def test_against_the_covariance_a_correlated_gaussian_needs_no_log_ratio(full: bool, monkeypatch: pytest.MonkeyPatch):
-    """With T = 0 the bound and its gradient are those of the ELBO of q = N(A x + a, L L').
+def test_against_the_covariance_correlations_need_no_log_ratio(full: bool, monkeypatch: pytest.MonkeyPatch):
+    """q = N(A x + a, L L'): with T = 0 the gradient of log_q is that of minus the entropy of q, also for correlations.
 
-    Seen from a diagonal r, T = 0 misses the KL divergence of q from r, and the gradient lacks its entropy.
+    Student's t has this gradient at a standardised radius of sqrt(D), where all sigma points are. Seen from a diagonal
+    r, T = 0 leaves out the KL divergence of q from r and its gradient.
     """
     monkeypatch.setattr("vaebench.nets.adversarial.VARIANCE_FLOOR", 0.0)
     model, x = linear_gaussian(), torch.randn(3, 3)
@@ -253,13 +254,29 @@ def test_against_the_covariance_a_correlated_gaussian_needs_no_log_ratio(full: b
     mean, covariance = sampler.condition(x), sampler.factor @ sampler.factor.T
     q = MultivariateNormal(mean, covariance)
     elbo = (sum(model.log_joint(x, sampler(mean, 4))) + q.entropy()).mean()
-    r = MultivariateNormal(mean, torch.diag(covariance.diagonal()))
-    missed = 0.0 if full else kl_divergence(q, r).mean().item()
-    assert found.item() == pytest.approx(elbo.item() + missed, abs=1e-12)
-    assert full or missed > 0.5
     (mine,) = torch.autograd.grad(found, sampler.factor)
     (exact,) = torch.autograd.grad(elbo, sampler.factor)
     assert bool((mine - exact).abs().max() < 1e-11) is full
+    if not full:
+        r = MultivariateNormal(mean, torch.diag(covariance.diagonal()))
+        missed = kl_divergence(q, r).mean().item()
+        assert missed > 0.5
+        assert found.item() == pytest.approx(elbo.item() + missed, abs=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("full", [True, False], ids=["student", "control: Gaussian"])
+def test_far_draws_are_drawn_back(full: bool):
+    """q(z|x) of z ~ N(0, 1) with the posterior N(0, .3^2), and a draw 40 deviations away while T is 0.
+
+    A Gaussian r of the posterior's scale takes away the whole force of log p(x, z) on the draw; in front of any noise
+    it drifts. Student's t falls so slowly that log p(x, z) draws it back.
+    """
+    r = matched(Affine(torch.zeros(1, 3), torch.zeros(1), torch.tensor([[0.3]])), torch.zeros(1, 1), full=full)
+    z = torch.tensor([[[12.0]]], requires_grad=True)
+    posterior = DiagonalNormal(torch.zeros(1, 1), torch.full((1, 1), 0.3))
+    (force,) = torch.autograd.grad((posterior.log_prob(z) - r.log_prob(z)).sum(), z)
+    assert (force.item() < -100) is full
 
 
 def basis_sampler(bank: int = 128, dim: int = 2) -> BasisSampler:
@@ -363,7 +380,7 @@ def test_the_main_gradient_runs_through_z_into_the_discriminator(adaptive_contra
     seen = encoder.discriminator.condition(x)
     if adaptive_contrast:
         r = encoder.encode(x).contrast
-        assert isinstance(r, FullNormal)
+        assert isinstance(r, FullStudentT)
         log_q = r.log_prob(z) + encoder.discriminator(r.standardised(z), seen)
     else:
         log_q = StandardNormalPrior(2)().log_prob(z) + encoder.discriminator(z, seen)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, MultivariateNormal, Normal, StudentT
 from torch.nn import functional as F
 
 from vaebench import distributions
-from vaebench.distributions import Bernoulli, DiagonalNormal, standard_normal
+from vaebench.distributions import Bernoulli, DiagonalNormal, FullNormal, FullStudentT, standard_normal
 
 BOTH = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)], ids=str)
 
@@ -99,6 +99,41 @@ def test_the_standard_normal_follows_its_model_tensor():
 
 
 # Bernoulli ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_full_normal_of_a_covariance_is_torchs():
+    factor = torch.randn(4, 3, 3)
+    mean, covariance = torch.randn(4, 3), factor @ factor.mT + 0.1 * torch.eye(3)
+    ours, value = FullNormal.of_covariance(mean, covariance), torch.randn(5, 4, 3)
+    assert torch.allclose(ours.log_prob(value), MultivariateNormal(mean, covariance).log_prob(value))
+    standardised = ours.standardised(ours.sample((50_000,)))
+    assert (standardised.mean(0).abs() < 4.5 / 50_000**0.5).all()
+    assert torch.allclose(torch.stack([image.T.cov() for image in standardised.unbind(1)]), torch.eye(3), atol=0.03)
+
+
+@pytest.mark.usefixtures("float64")
+def test_students_t_is_torchs_in_one_dimension_and_integrates_to_one_in_two():
+    one = FullStudentT(FullNormal.of_covariance(torch.tensor([[0.3]]), torch.tensor([[[0.49]]])))
+    value = torch.linspace(-5, 5, 11).view(-1, 1, 1)
+    assert torch.allclose(one.log_prob(value).squeeze(-1), StudentT(1.0, 0.3, 0.7).log_prob(value.view(-1)))
+    two = FullStudentT(FullNormal.of_covariance(torch.tensor([[0.3, -0.2]]), torch.tensor([[[0.6, 0.3], [0.3, 0.5]]])))
+    grid = torch.linspace(-200, 200, 4001)
+    z = torch.cartesian_prod(grid, grid).unsqueeze(1)
+    assert two.log_prob(z).exp().sum().item() * 0.1**2 == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_students_draws_have_its_radius(dim: int):
+    """The mean of the squared standardised coordinates has the F distribution with D and D degrees of freedom."""
+    factor = torch.randn(dim, dim)
+    r = FullStudentT(FullNormal.of_covariance(torch.randn(1, dim), (factor @ factor.T + torch.eye(dim)).unsqueeze(0)))
+    radius = r.standardised(r.sample((40_000,))).square().mean(-1)
+    assert (radius < 1).double().mean().item() == pytest.approx(0.5, abs=4.5 * 0.5 / 200), "its median is 1"
+    # F(D, D) is the odds of Beta(D/2, D/2), whose variance is known.
+    share = radius / (1 + radius)
+    assert share.var().item() == pytest.approx(1 / (4 * (dim + 1)), rel=0.05)
 
 
 @BOTH

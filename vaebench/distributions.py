@@ -23,6 +23,7 @@ __all__ = [
     "Bernoulli",
     "DiagonalNormal",
     "FullNormal",
+    "FullStudentT",
     "at_least_float32",
     "on_cpu",
     "positive",
@@ -155,6 +156,31 @@ class FullNormal:
     def detached(self) -> "FullNormal":
         """Return the same distribution with constant parameters."""
         return FullNormal(self.diagonal.detached(), self.lower.detach())
+
+
+@dataclass(frozen=True)
+class FullStudentT:
+    """Student's t with D degrees of freedom over D coordinates, with the location and scale matrix of a normal."""
+
+    normal: FullNormal
+    """N(mean, L L^T), batch shape (B,)."""
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw (*sample_shape, B, D), constants: the normal's noise over the root of a chi-squared mean."""
+        mean = self.normal.diagonal.mean
+        offset = self.normal.sample(sample_shape) - mean
+        return mean + offset * noise.standard_normal(offset.shape, offset).square().mean(-1, keepdim=True).rsqrt()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density, (K, B), of a value of (K, B, D)."""
+        scale = self.normal.diagonal.scale
+        dim = scale.shape[-1]
+        constant = math.lgamma(dim) - math.lgamma(dim / 2) - dim / 2 * math.log(dim * math.pi)
+        return constant - scale.log().sum(-1) - dim * (self.standardised(value).square().mean(-1)).log1p()
+
+    def standardised(self, value: Tensor) -> Tensor:
+        """Return L^-1 (value - mean), (K, B, D)."""
+        return self.normal.standardised(value)
 
 
 class _StandardNormal(DiagonalNormal):

@@ -4,11 +4,13 @@
     log_q = log r(z|x) + T(x, z)
 
     r(z|x) = p(z)                                           AVB
-    r(z|x) = N(E_q z, C + 1e-4 I), T over L^-1 (z - E_q z)    AVB with adaptive contrast, C + 1e-4 I = L L^T
+    r(z|x) = t_D(E_q z, C + 1e-4 I), T over L^-1 (z - E_q z)  AVB with adaptive contrast, C + 1e-4 I = L L^T
 
-C is the covariance of q, or in the paper its diagonal. A sampler can correlate its coordinates so much that q has all
-but collapsed to a few directions. Seen from a diagonal r, that is tens of nats, which T does not find; training then
-raises log w by the nats that T misses. With the covariance, T has to find only what is not Gaussian.
+C is the covariance of q. The paper's r is the Gaussian with the diagonal of C. Training raises log w by the nats that
+T does not find, and from that r they are many. A sampler can correlate its coordinates until q has all but collapsed to
+a few directions, which is tens of nats. And a Gaussian as wide as the posterior cancels the force of log p(x, z) on
+draws however far away. Student's t with D degrees of freedom has the Gaussian's slope where |L^-1 (z - E_q z)|^2 = D,
+and beyond it leaves most of that force.
 
 T is learned, so log_q is an estimate. The mean of log w may lie on either side of log p(x), and far above it: the
 paper reports -83.6 by T for a model whose log-likelihood is about -91.2. Likelihood estimates therefore use the
@@ -27,7 +29,7 @@ from torch.nn import functional as F
 
 from vaebench.arguments import above, at_least, one_of, widths
 from vaebench.batch import batch_max
-from vaebench.distributions import DiagonalNormal, FullNormal
+from vaebench.distributions import DiagonalNormal, FullStudentT
 from vaebench.encoders.base import AuxiliaryLoss, BuildContext, Direction, Draw, Encoder, LossWithMetrics, frozen
 from vaebench.encoders.moments import MomentMatchedEncoder
 from vaebench.model import GenerativeModel
@@ -37,7 +39,7 @@ from vaebench.nets.adversarial import (
     NoiseFedSampler,
     RatioNetwork,
     Sampler,
-    matched_gaussian,
+    matched,
 )
 
 __all__ = ["AdversarialEncoder"]
@@ -45,7 +47,7 @@ __all__ = ["AdversarialEncoder"]
 
 class _Encoded(NamedTuple):
     sampler: Any
-    contrast: Distribution | FullNormal
+    contrast: Distribution | FullStudentT
     """r(z|x), a constant: batch shape (B,), or () if r does not depend on x."""
     discriminator: Any
 
@@ -61,7 +63,8 @@ class AdversarialEncoder(Encoder):
         sampler: z = f(x, noise).
         discriminator: T.
         prior: ``prior()`` is r(z|x) = p(z); None for adaptive contrast. It is not a submodule of the encoder.
-        full: whether r has the sampler's covariance, under adaptive contrast, or its variances alone.
+        full: under adaptive contrast, whether r is Student's t with the sampler's covariance, or the Gaussian with its
+            variances.
         steps: discriminator steps for each step of the main loss.
         lr: the discriminator's learning rate; None takes the rate of the main loss.
         betas: betas of the discriminator's Adam; None takes the betas of the main loss.
@@ -102,12 +105,12 @@ class AdversarialEncoder(Encoder):
         discriminator_betas: Sequence[float],
         basis_count: int = 1,
         basis_hidden: Sequence[int] = (),
-        contrast: str = "full",
+        contrast: str = "student",
     ) -> "AdversarialEncoder":
         """Build the encoder with the configured networks; adaptive contrast uses a :class:`BasisSampler`."""
         at_least(1, noise_dim=noise_dim, discriminator_steps=discriminator_steps, basis_count=basis_count)
         above(0, discriminator_lr=discriminator_lr)
-        one_of(["full", "diagonal"], contrast=contrast)
+        one_of(["student", "diagonal"], contrast=contrast)
         betas = tuple(discriminator_betas)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"discriminator_betas must be two numbers >= 0 and < 1, got {list(betas)}")
@@ -123,7 +126,7 @@ class AdversarialEncoder(Encoder):
         # The log-ratio to a Gaussian with q's moments is near 0 and has no quadratic part at first.
         ratio = RatioNetwork(x_dim, dim, discriminator_hidden, "elu", quadratic=not adaptive_contrast)
         prior = None if adaptive_contrast else context.model.latent_prior
-        full = contrast == "full"
+        full = contrast == "student"
         return cls(sampler, ratio, prior, full=full, steps=discriminator_steps, lr=discriminator_lr, betas=betas)
 
     def encode(self, x: Tensor) -> _Encoded:
@@ -179,16 +182,16 @@ class AdversarialEncoder(Encoder):
             }
         return LossWithMetrics(loss, metrics)
 
-    def _contrast(self, conditioned: Any) -> Distribution | FullNormal:
+    def _contrast(self, conditioned: Any) -> Distribution | FullStudentT:
         """Return r(z|x) with constant parameters."""
         (prior,) = self._prior
         if prior is None:
-            return matched_gaussian(self.sampler, conditioned, full=self.full)
+            return matched(self.sampler, conditioned, full=self.full)
         return frozen(prior)()
 
-    def _coordinates(self, z: Tensor, contrast: Distribution | FullNormal) -> Tensor:
+    def _coordinates(self, z: Tensor, contrast: Distribution | FullStudentT) -> Tensor:
         """Return the input of T: z, or under adaptive contrast z standardised by r."""
         if self._prior[0] is not None:
             return z
-        assert isinstance(contrast, DiagonalNormal | FullNormal)
+        assert isinstance(contrast, DiagonalNormal | FullStudentT)
         return contrast.standardised(z)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaebench import noise
-from vaebench.distributions import DiagonalNormal, FullNormal, at_least_float32, positive
+from vaebench.distributions import DiagonalNormal, FullNormal, FullStudentT, at_least_float32, positive
 from vaebench.nets.activations import elu
 from vaebench.nets.dense import MLP, AdditiveMLP, Trunk, linear
 
@@ -23,7 +23,7 @@ __all__ = [
     "NoiseFedSampler",
     "RatioNetwork",
     "Sampler",
-    "matched_gaussian",
+    "matched",
 ]
 
 # Added to the variance of a moment-matched Gaussian, so that a collapsed coordinate still has a density.
@@ -49,15 +49,15 @@ class Sampler(nn.Module, ABC):
 
 
 @torch.no_grad()
-def matched_gaussian(sampler: Sampler, conditioned: Any, *, full: bool) -> DiagonalNormal | FullNormal:
-    """Return the Gaussian with the sampler's mean and variances, or with ``full`` also its correlations.
+def matched(sampler: Sampler, conditioned: Any, *, full: bool) -> DiagonalNormal | FullStudentT:
+    """Return the Gaussian with the sampler's mean and variances, or with ``full`` Student's t with its covariance.
 
     Draws and density use the same scale.
     """
     mean, moments = sampler.moments(conditioned, full=full)
     if full:
         floor = torch.full_like(at_least_float32(mean), VARIANCE_FLOOR)
-        return FullNormal.of_covariance(mean, moments + torch.diag_embed(floor))
+        return FullStudentT(FullNormal.of_covariance(mean, moments + torch.diag_embed(floor)))
     return DiagonalNormal(mean, (moments + VARIANCE_FLOOR).sqrt())
 
 
