@@ -320,7 +320,7 @@ def test_a_process_draws_its_part_of_a_batch():
 def test_the_moments_over_the_bank_are_exact_for_its_noise():
     """Every combination of the bank's rows, one for each basis function, is a draw; their moments are exact."""
     with torch.no_grad():
-        sampler, x = basis_sampler(bank=5), torch.randn(2, 3)
+        sampler, x = basis_sampler(bank=5).eval(), torch.randn(2, 3)
         conditioned = sampler.condition(x)
         values = sampler.basis(sampler.bank.expand(3, -1, -1))  # (M, N, D)
         rows = torch.cartesian_prod(*[torch.arange(5)] * 3)
@@ -333,6 +333,17 @@ def test_the_moments_over_the_bank_are_exact_for_its_noise():
     assert torch.allclose(z.var(0, correction=0), variance)
     for image, found in enumerate(covariance):
         assert torch.allclose(z[:, image].T.cov(correction=0), found)
+
+
+def test_the_bank_is_drawn_anew_in_training_and_fixed_afterwards():
+    sampler = basis_sampler()
+    conditioned = sampler.condition(torch.zeros(1, 3))
+    with torch.no_grad():
+        (first, _), (second, _) = sampler.moments(conditioned), sampler.moments(conditioned)
+        sampler.eval()
+        (third, _), (fourth, _) = sampler.moments(conditioned), sampler.moments(conditioned)
+    assert not torch.equal(first, second)
+    assert torch.equal(third, fourth)
 
 
 # Gradients ------------------------------------------------------------------------------------------------
@@ -372,7 +383,7 @@ def test_each_loss_moves_its_own_parameters_and_no_others(adaptive_contrast: boo
 @BOTH
 def test_the_main_gradient_runs_through_z_into_the_discriminator(adaptive_contrast: bool):
     """d log_q / d phi = (d (log r + T) / dz) dz / dphi, with r and T constant functions of z."""
-    encoder, x = networks(adaptive_contrast), torch.randn(4, 3)
+    encoder, x = networks(adaptive_contrast).eval(), torch.randn(4, 3)  # with a fixed bank
     bias = dict(encoder.sampler.named_parameters())["offset.bias" if adaptive_contrast else "head.bias"]
     drawn = encoder.draw(x, 2)
     (found,) = torch.autograd.grad(drawn.log_q.sum(), bias)

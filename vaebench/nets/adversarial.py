@@ -97,9 +97,10 @@ class BasisSampler(Sampler):
 
     E z = z0 + sum_i a_i E v_i,  Cov z = sum_i (a_i a_i^T) * Cov v_i
 
-    The moments of v_i are its batch moments over one fixed bank of noise, drawn when the sampler is built. So the
-    Gaussian of an image does not depend on other images or later draws. The log-ratio to that Gaussian corrects the
-    error of the finite bank.
+    The moments of v_i are its batch moments over a bank of noise. In training the bank is drawn anew each time: the
+    v_i would learn to be narrow on a fixed one and wide elsewhere, because log r rewards draws that are far out by its
+    moments. After training it is one fixed bank, drawn when the sampler is built, so the moments of an image do not
+    depend on other images or earlier draws. The log-ratio corrects the error of the finite bank.
 
     Source: the authors' code of https://arxiv.org/abs/1701.04722
 
@@ -113,7 +114,7 @@ class BasisSampler(Sampler):
     """
 
     def __init__(
-        self, trunk: Trunk, dim: int, *, noise_dim: int, count: int, hidden: Sequence[int], bank: int = 128
+        self, trunk: Trunk, dim: int, *, noise_dim: int, count: int, hidden: Sequence[int], bank: int = 512
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -141,8 +142,10 @@ class BasisSampler(Sampler):
         return offset + (coefficients * values).sum(-2)
 
     def moments(self, conditioned: tuple[Tensor, Tensor], *, full: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the exact moments of z, given the moments of the v_i over the bank."""
-        values = self.basis(self.bank.expand(self.count, -1, -1))
+        """Return the exact moments of z, given the moments of the v_i over a bank."""
+        # Not from the noise of a batch: every process of a training has the same bank.
+        bank = torch.randn_like(self.bank) if self.training else self.bank
+        values = self.basis(bank.expand(self.count, -1, -1))
         variance, mean = torch.var_mean(values, 1, correction=0)
         offset, coefficients = conditioned
         center = offset + (coefficients * mean).sum(-2)
