@@ -189,6 +189,21 @@ def test_methods_are_beside_those_of_a_paper():
     assert SCRIPT["beside"]("iwhvi_paper", [first("hvm")]) == "", "one method has no order"
 
 
+def test_a_run_validated_by_annealing_is_apart():
+    """Its curve is of another estimate than the others'; and its effective sample size is of chains."""
+    runs = [run for run in RUNS if run.config.dataset.name == "omniglot_original"]
+    annealed = [run for run in runs if run.config.encoder.name == "avb_ac"]
+    assert annealed
+    assert {run.config.encoder.name for run in SCRIPT["weighed"](runs)} == {
+        run.config.encoder.name for run in runs if run not in annealed
+    }
+    assert "because its validation is another estimate: avb_ac." in SCRIPT["time_to_quality"](runs)
+    assert b"avb_ac" not in SCRIPT["figure"](runs, "epoch")
+    text = (DOCS / "RESULTS.md").read_text(encoding="utf-8")
+    assert "| ESS of 8 chains |" in text
+    assert "ESS of None" not in text
+
+
 def test_time_to_quality_is_the_mean_over_seeds_that_all_reach_it():
     curves = [Curve(VALIDATION, [1, 2, 3], [60.0, 120.0, 180.0], [-95.0, -93.5, -94.1])]
     curves += [Curve(VALIDATION, [1, 2], [60.0, 180.0], [-93.9, -92.0])]

@@ -129,7 +129,9 @@ class _Column(NamedTuple):
 def _number_columns(table: Table) -> list[_Column]:
     """Return the columns behind the settings that some row of the table needs."""
     rows = table.rows
-    weights, limits = table.conditions.k, sorted({row.k_hat_limit for row in rows if row.k_hat_limit})
+    given, limits = table.conditions, sorted({row.k_hat_limit for row in rows if row.k_hat_limit})
+    # Annealed importance sampling has chains in place of weighted draws.
+    weights = given.k if given.k is not None else f"{dict(given.settings).get('chains')} chains"
     compared, hidden = any(row.difference for row in rows), _ranks_hide_pairs(rows)
     columns = [
         (compared, _Column("difference", difference_text, keep=True)),
