@@ -113,6 +113,11 @@ def test_a_row_has_one_training_for_its_seeds():
     (line,) = SCRIPT["commands_of"](gaussian)
     assert line.startswith("vaebench train -m dataset=mnist encoder=gaussian ")
     assert line.endswith(" seed=0,1,2")
+    written = [
+        [SCRIPT["written_alike"](word) for word in words] for words in (["a=3e-3", "b=true"], ["a=0.003", "b=True"])
+    ]
+    assert written[0] == written[1]
+    assert SCRIPT["written_alike"]("a=0.03") not in written[0], "control: another value"
 
 
 def test_another_evaluation_has_its_command():
