@@ -107,6 +107,10 @@ def test_the_full_normal_of_a_covariance_is_torchs():
     mean, covariance = torch.randn(4, 3), factor @ factor.mT + 0.1 * torch.eye(3)
     ours, value = FullNormal.of_covariance(mean, covariance), torch.randn(5, 4, 3)
     assert torch.allclose(ours.log_prob(value), MultivariateNormal(mean, covariance).log_prob(value))
+    covariance = covariance.clone()
+    covariance[1] -= 100
+    broken = FullNormal.of_covariance(mean, covariance).log_prob(value)
+    assert broken.isnan().all(0).tolist() == [False, True, False, False], "not positive definite"
     standardised = ours.standardised(ours.sample((50_000,)))
     assert (standardised.mean(0).abs() < 4.5 / 50_000**0.5).all()
     assert torch.allclose(torch.stack([image.T.cov() for image in standardised.unbind(1)]), torch.eye(3), atol=0.03)

@@ -118,9 +118,14 @@ class FullNormal:
 
     @classmethod
     def of_covariance(cls, mean: Tensor, covariance: Tensor) -> "FullNormal":
-        """Return N(mean, covariance) for a mean of (B, D) and positive definite covariances, (B, D, D)."""
+        """Return N(mean, covariance) for a mean of (B, D) and covariances of (B, D, D).
+
+        Draws and densities are nan where a covariance is not positive definite.
+        """
         with torch.autocast(mean.device.type, enabled=False):
-            factor = torch.linalg.cholesky(covariance)
+            # linalg.cholesky would make a GPU wait, to raise an error.
+            factor, failed = torch.linalg.cholesky_ex(covariance)
+            factor = factor.masked_fill(failed.bool()[..., None, None], math.nan)
         scale = factor.diagonal(dim1=-2, dim2=-1)
         return cls(DiagonalNormal(mean, scale), (factor / scale.unsqueeze(-1)).tril(-1))
 
