@@ -98,9 +98,6 @@ def test_the_standard_normal_follows_its_model_tensor():
     assert standard_normal(3).sample().dtype == torch.float32
 
 
-# Bernoulli ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("float64")
 def test_the_full_normal_of_a_covariance_is_torchs():
     factor = torch.randn(4, 3, 3)
@@ -138,6 +135,9 @@ def test_students_draws_have_its_radius(dim: int):
     # F(D, D) is the odds of Beta(D/2, D/2), whose variance is known.
     share = radius / (1 + radius)
     assert share.var().item() == pytest.approx(1 / (4 * (dim + 1)), rel=0.05)
+
+
+# Bernoulli ------------------------------------------------------------------------------------------------
 
 
 @BOTH

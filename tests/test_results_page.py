@@ -283,6 +283,9 @@ def test_a_part_of_all_images_has_its_own_result(tmp_path: Path):
     assert np.array_equal(found.images, read_per_image(folder, own, diagnostics=False).images)
     assert np.array_equal(found.values, whole.values[np.isin(whole.images, found.images)])
     assert SCRIPT["refusal"](run) is None
+    changed(folder.status, state="interrupted")
+    with pytest.raises(UserError, match="is interrupted"):
+        list(SCRIPT["subsets"]([folder.path], 1000))
 
 
 def test_thinned_curves_keep_the_best_epoch(run: RunFolder):
