@@ -194,6 +194,22 @@ def test_methods_are_beside_those_of_a_paper():
     assert SCRIPT["beside"]("iwhvi_paper", [first("hvm")]) == "", "one method has no order"
 
 
+def test_importance_sampling_is_beside_annealing_on_the_same_images():
+    gaussian = [run for run in RUNS if run.config.encoder.name == "gaussian" and run.config.dataset.name == "mnist"]
+    run = next(run for run in gaussian if any(record.estimator == "AIS" for record in run.results))
+    annealing = next(record for record in run.results if record.estimator == "AIS")
+    weights = next(record for record in run.results if (record.k, record.n_images) == (1000, 10_000))
+    high, low = read_per_image(run.folder, annealing), read_per_image(run.folder, weights)
+    values = np.array([dict(zip(low.images, low.values, strict=True))[image] for image in high.images])
+    difference = high.values - values
+    text = SCRIPT["annealed"]([run])
+    assert f"| {difference.mean():.2f} +- {difference.std(ddof=1) / 10:.2f} |" in text
+    assert f"≥ {values.mean():.2f} +- {values.std(ddof=1) / 10:.2f} (IWAE, k=1000)" in text
+    # Controls: a run with one of both has no row, nor have images that importance sampling lacks.
+    assert SCRIPT["annealed"](SHORT) == ""
+    assert SCRIPT["same_images"](replace(run, results=(annealing,)), annealing) is None
+
+
 def test_a_run_validated_by_annealing_is_apart():
     """Its curve is of another estimate than the others'; and its effective sample size is of chains."""
     runs = [run for run in RUNS if run.config.dataset.name == "omniglot_original"]
