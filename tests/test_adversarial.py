@@ -782,8 +782,28 @@ def test_a_resumed_run_is_bitwise_the_same(
     steps = {name: int(optimizer["state"][0]["step"]) for name, optimizer in optimizers.items()}
     assert steps == {"main": 8, "discriminator": 16}
     settings = {name: optimizer["param_groups"][0] for name, optimizer in optimizers.items()}
-    assert (settings["discriminator"]["lr"], tuple(settings["discriminator"]["betas"])) == (3e-3, (0.5, 0.999))
+    assert (settings["discriminator"]["lr"], tuple(settings["discriminator"]["betas"])) == (3e-3, (0.9, 0.99))
     assert (settings["main"]["lr"], tuple(settings["main"]["betas"])) == (1e-3, (0.9, 0.999))
+
+
+def largest_step(betas: tuple[float, float]) -> float:
+    """Return the largest step of Adam, in learning rates, when a gradient that was small for long is large."""
+    weight = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([weight], lr=1.0, betas=betas, eps=1e-12)
+    steps = []
+    for gradient in [1e-6] * 10_000 + [1.0] * 30:
+        before, weight.grad = weight.item(), torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+        steps.append(abs(weight.item() - before))
+    return max(steps)
+
+
+@pytest.mark.parametrize("encoder", ["avb", "avb_ac"])
+def test_steps_of_the_discriminator_are_near_the_learning_rate(encoder: str, configure: Callable[..., Config]):
+    first, second = configure(encoder).encoder.arguments["discriminator_betas"]
+    most = (1 - first) / math.sqrt((1 - second) * (1 - first**2 / second))
+    assert largest_step((first, second)) <= most < 2.5
+    assert largest_step((0.5, 0.999)) > 15  # the control: the paper's
 
 
 def test_the_discriminator_follows_the_main_schedule(configure: Callable[..., Config]):

@@ -217,6 +217,10 @@ def doubts(folder: Path) -> list[str]:
             [-900.0, -800.0, -700.0],
             ["the validation log-likelihood -700 is below -205.753, that of independent pixels"],
         ),
+        ([-100.0, -90.0, -200.0], ["the training broke down after its best epoch 2"]),
+        ([-100.0, -90.0, -200.0, -89.0], []),
+        ([-100.0, -90.0, -170.0], []),
+        ([-3.0, -2.0, -11.0], []),
         ([-90.0, -91.0, -89.0], []),
         ([-90.0], []),
     ],
@@ -233,6 +237,17 @@ def test_a_useless_model_is_told_at_the_end(
     assert [doubt[: len(line)] for doubt, line in zip(doubts(folder), told, strict=True)] == told
     assert [line[: 9 + len(told[0])] for line in capsys.readouterr().out.splitlines() if "warning" in line] == [
         f"warning: {line}" for line in told
+    ]
+
+
+def test_a_breakdown_is_told_when_it_happens(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    validations([-100.0, -90.0, -200.0, -5000.0, -90.5], monkeypatch)
+    train(compose([*overrides, "trainer.epochs=5", "trainer.evaluate=false", "trainer.progress=true"]))
+    told = [line for line in capsys.readouterr().out.splitlines() if "log-likelihood fell" in line]
+    assert [line.partition(": the training")[0] for line in told] == [
+        "warning: the validation log-likelihood fell from -90.00 (epoch 2) to -200.00 (epoch 3)"
     ]
 
 
@@ -320,6 +335,17 @@ def test_clipping_bounds_the_gradient_and_shows_it_unclipped(overrides: list[str
     shown = stepped.step(torch.zeros(1), StepSettings(1, 0, 1.0), 0.0, with_norm=True).metrics
     assert shown["gradient_norm"].item() == pytest.approx(50.0)
     torch.testing.assert_close(parameter.detach(), torch.tensor([3.0, 4.0]) * (1 - 1 / 5))
+
+
+def test_a_limit_that_no_gradient_reaches_changes_no_bit(overrides: list[str]):
+    losses = [
+        metrics(
+            train(compose([*overrides, "encoder=hvm", "trainer.evaluate=false", f"trainer.clip_norm={limit}"])),
+            "train/bound",
+        )
+        for limit in ("null", "1e6", "1")
+    ]
+    assert losses[0] == losses[1] != losses[2]  # the last is the control
 
 
 def test_the_learning_rate_is_the_schedules_at_every_step():

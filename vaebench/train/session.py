@@ -350,10 +350,12 @@ def _tell_doubts(experiment: Experiment, progress: Progress, manifest: Manifest)
         )
     if progress.best_epoch <= min(trainer.validate_every, trainer.epochs) < progress.epoch:
         doubts.append(f"the validation log-likelihood never rose above that of epoch {progress.best_epoch}")
+    if progress.best_epoch < progress.broken_epoch:
+        doubts.append(f"the training broke down after its best epoch {progress.best_epoch}")
     if doubts:
         manifest.facts["doubts"] = doubts
         manifest.save()
-        print(f"warning: {'; '.join(doubts)}: try a lower optimizer.lr or more epochs", flush=True)
+        print(f"warning: {'; '.join(doubts)}: try a lower optimizer.lr, trainer.clip_norm or more epochs", flush=True)
 
 
 def _evaluate_at_end(

@@ -22,6 +22,8 @@ __all__ = ["Callbacks", "Progress", "Trainer", "Watch", "never_stop"]
 
 _AGREE_EVERY = 10
 """Steps after which processes tell each other about signals."""
+_SMALLEST_BREAKDOWN = 10.0
+"""Nats of the validation log-likelihood. A smaller fall is no breakdown, however small the numbers are."""
 
 Watch = Callable[[int, float], bool]
 """Maps (epoch, validation log-likelihood in nats) to whether to end the run."""
@@ -67,6 +69,8 @@ class Progress:
     """The best validation log-likelihood since the schedules ended, nats; early stopping compares with it."""
     without_gain: int = 0
     """Validations since ``peak``."""
+    broken_epoch: int = 0
+    """The first epoch after which the validation was far below the best; 0 if none was."""
     stopped: bool = False
     """Whether training stopped early."""
     seconds: float = 0.0
@@ -226,6 +230,7 @@ class Trainer:
         if self.recorder is not None:
             values = {"log_likelihood": value, **self.callbacks.diagnose(self.evaluated)}
             self._record(progress.epoch, {f"validation/{name}": number for name, number in values.items()})
+        self._notice_breakdown(value)
         if value > progress.best:
             progress.best, progress.best_epoch = value, progress.epoch
             if self.checkpoints is not None:
@@ -239,6 +244,19 @@ class Trainer:
         progress.stopped = not patient and progress.epoch < course.epochs
         self.display.validated(progress.epoch, course.epochs, value, progress.best_epoch)
         return value
+
+    def _notice_breakdown(self, value: float) -> None:
+        """Warn once if a validation lost more than the best one's own size: one huge gradient can do that."""
+        progress = self.progress
+        if progress.broken_epoch or value >= progress.best - max(abs(progress.best), _SMALLEST_BREAKDOWN):
+            return
+        progress.broken_epoch = progress.epoch
+        self.display.note(
+            f"warning: the validation log-likelihood fell from {progress.best:.2f} (epoch {progress.best_epoch}) to "
+            f"{value:.2f} (epoch {progress.epoch}): the training broke down. The weights of epoch "
+            f"{progress.best_epoch} are kept. Try trainer.clip_norm at four times the usual train/gradient_norm, or a "
+            "lower optimizer.lr."
+        )
 
     def _check_finite(self) -> None:
         bad = self._metrics.first_bad_step()
