@@ -29,7 +29,9 @@ RUNS, _ = read_runs([DOCS / "results" / "runs"])
 FILES = [path for path in sorted((DOCS / "results" / "runs").rglob("*")) if path.is_file()]
 
 
-SHORT = [run for run in RUNS if (run.config.dataset.name, run.config.trainer.epochs) == ("mnist", 20)]
+SHORT = SCRIPT["weighed"](
+    [run for run in RUNS if (run.config.dataset.name, run.config.trainer.epochs) == ("mnist", 20)]
+)
 
 
 def first(encoder: str) -> Run:
@@ -108,7 +110,7 @@ def test_the_command_of_a_run_is_that_of_its_identity(run: Run):
 
 
 def test_a_row_has_one_training_for_its_seeds():
-    (table,) = SCRIPT["compared"](SHORT).tables
+    table = next(table for table in SCRIPT["compared"](SHORT).tables if len(table.rows) > 1)
     gaussian = next(row for row in table.rows if row.settings["encoder"] == "gaussian")
     (line,) = SCRIPT["commands_of"](gaussian)
     assert line.startswith("vaebench train -m dataset=mnist encoder=gaussian ")
@@ -195,8 +197,9 @@ def test_methods_are_beside_those_of_a_paper():
 
 
 def test_importance_sampling_is_beside_annealing_on_the_same_images():
-    gaussian = [run for run in RUNS if run.config.encoder.name == "gaussian" and run.config.dataset.name == "mnist"]
-    run = next(run for run in gaussian if any(record.estimator == "AIS" for record in run.results))
+    long = [run for run in RUNS if (run.config.encoder.name, run.config.trainer.epochs) == ("gaussian", 100)]
+    mnist = [run for run in long if run.config.dataset.name == "mnist"]
+    run = next(run for run in mnist if any(record.estimator == "AIS" for record in run.results))
     annealing = next(record for record in run.results if record.estimator == "AIS")
     weights = next(record for record in run.results if (record.k, record.n_images) == (1000, 10_000))
     high, low = read_per_image(run.folder, annealing), read_per_image(run.folder, weights)
@@ -206,7 +209,7 @@ def test_importance_sampling_is_beside_annealing_on_the_same_images():
     assert f"| {difference.mean():.2f} +- {difference.std(ddof=1) / 10:.2f} |" in text
     assert f"≥ {values.mean():.2f} +- {values.std(ddof=1) / 10:.2f} (IWAE, k=1000)" in text
     # Controls: a run with one of both has no row, nor have images that importance sampling lacks.
-    assert SCRIPT["annealed"](SHORT) == ""
+    assert SCRIPT["annealed"]([first("hvm")]) == ""
     assert SCRIPT["same_images"](replace(run, results=(annealing,)), annealing) is None
 
 
@@ -276,7 +279,7 @@ def test_a_copy_of_a_copy_has_the_same_numbers(run: RunFolder, tmp_path: Path):
     before, after = first("gaussian"), Run.read(RunFolder(copy))
     assert after.results == before.results
     assert read_metrics(after.folder) == read_metrics(before.folder)
-    (record,) = after.results
+    record = next(record for record in after.results if record.estimator == "IWAE")
     values = [read_per_image(one.folder, record).values for one in (before, after)]
     assert np.array_equal(values[0], values[1])
     assert len(np.unique(values[0])) > 900
