@@ -210,7 +210,7 @@ def test_importance_sampling_is_beside_annealing_on_the_same_images():
     assert f"≥ {values.mean():.2f} +- {values.std(ddof=1) / 10:.2f} (IWAE, k=1000)" in text
     # Controls: a run with one of both has no row, nor have images that importance sampling lacks.
     assert SCRIPT["annealed"]([first("hvm")]) == ""
-    assert SCRIPT["same_images"](replace(run, results=(annealing,)), annealing) is None
+    assert SCRIPT["same_images"](replace(run, results=(annealing,)), annealing, high.images) is None
 
 
 def test_a_run_validated_by_annealing_is_apart():

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ __all__ = [
     "difference_text",
     "duration",
     "headings",
-    "markdown_line",
+    "markdown_table",
     "markdown_text",
     "method_name",
     "notes",
@@ -368,12 +368,10 @@ def _markdown(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
     sections = []
     for table in comparison.tables:
         columns = choice.columns_of(table)
-        head = headings(table, columns)
-        lines = [markdown_line(line) for line in cells(table, columns, TYPOGRAPHIC)]
-        for i, row in enumerate(table.rows):
+        body = markdown_table(headings(table, columns), cells(table, columns, TYPOGRAPHIC))
+        for i, row in enumerate(table.rows, start=2):
             value = markdown_text(value_text(row, TYPOGRAPHIC))
-            lines[i] = lines[i].replace(f"| {value} |", f"| **{value}** |", 1) if row.best else lines[i]
-        body = [markdown_line(head), markdown_line(["---"] * len(head)), *lines]
+            body[i] = body[i].replace(f"| {value} |", f"| **{value}** |", 1) if row.best else body[i]
         title, heading = markdown_text(table.conditions.title()), markdown_text(table.conditions.heading())
         below = (f"\n{markdown_text(note)}" for note in notes(table))
         sections.append("\n".join([heading.replace(title, f"**{title}**", 1), "", *body, *below]))
@@ -382,8 +380,10 @@ def _markdown(comparison: Comparison, choice: ColumnChoice, pairs: Pairs) -> str
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def markdown_line(line: Sequence[str]) -> str:
-    return f"| {' | '.join(markdown_text(cell) for cell in line)} |"
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    lines = (head, ["---"] * len(head), *rows)
+    return [f"| {' | '.join(map(markdown_text, line))} |" for line in lines]
 
 
 def markdown_text(text: str) -> str:

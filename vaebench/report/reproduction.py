@@ -16,7 +16,7 @@ from vaebench.records import ResultRecord, RunFolder
 from vaebench.records.text import counted, encodable, number, wrapped
 from vaebench.records.text import table as text_table
 from vaebench.report.conditions import LOG_LIKELIHOOD, Conditions, Result
-from vaebench.report.formats import csv_text, duration, markdown_line, markdown_text, value_text
+from vaebench.report.formats import csv_text, duration, markdown_table, markdown_text, value_text
 from vaebench.report.intervals import LEVEL, Interval, t_interval, wider
 from vaebench.report.pairs import ImageReader, by_image, by_seed
 from vaebench.report.runs import Run
@@ -328,18 +328,15 @@ def _terminal(result: Reproduction) -> str:
 
 
 def _markdown(result: Reproduction) -> str:
-    def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        return "\n".join(map(markdown_line, [head, ["---"] * len(head), *rows]))
-
     sections = []
     for data, rows in result.by_data().items():
         pairs = result.pairs_on(data)
         sections += [
             f"**{markdown_text(result.paper)}**, log p(x) of test images, nats per image, {markdown_text(data)}"
         ]
-        sections += [lines(_head(rows), [_cells(row) for row in rows])]
+        sections += ["\n".join(markdown_table(_head(rows), [_cells(row) for row in rows]))]
         near = [_pair_cells(pair) for pair in _neighbours(rows, pairs)]
-        sections += [lines(_PAIR_HEAD, near)] if near else []
+        sections += ["\n".join(markdown_table(_PAIR_HEAD, near))] if near else []
         sections += ["\n".join(f"- {markdown_text(line)}" for line in agreement(pairs))]
     sections.append("\n".join(f"- {markdown_text(note)}" for note in notes(result)))
     return "\n\n".join(filter(None, sections)) + "\n"
