@@ -791,18 +791,18 @@ def largest_step(betas: tuple[float, float]) -> float:
     weight = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([weight], lr=1.0, betas=betas, eps=1e-12)
     steps = []
-    for gradient in [1e-6] * 10_000 + [1.0] * 30:
+    for gradient in [1e-6] * 3_000 + [1.0] * 30:
         before, weight.grad = weight.item(), torch.tensor(gradient, dtype=torch.float64)
         optimizer.step()
         steps.append(abs(weight.item() - before))
     return max(steps)
 
 
-@pytest.mark.parametrize("encoder", ["avb", "avb_ac"])
-def test_steps_of_the_discriminator_are_near_the_learning_rate(encoder: str, configure: Callable[..., Config]):
-    first, second = configure(encoder).encoder.arguments["discriminator_betas"]
-    most = (1 - first) / math.sqrt((1 - second) * (1 - first**2 / second))
-    assert largest_step((first, second)) <= most < 2.5
+def test_steps_of_the_discriminator_are_near_the_learning_rate(configure: Callable[..., Config]):
+    for encoder in ("avb", "avb_ac"):
+        first, second = configure(encoder).encoder.arguments["discriminator_betas"]
+        most = (1 - first) / math.sqrt((1 - second) * (1 - first**2 / second))
+        assert largest_step((first, second)) <= most < 2.5
     assert largest_step((0.5, 0.999)) > 15  # the control: the paper's
 
 

@@ -243,11 +243,12 @@ def test_a_useless_model_is_told_at_the_end(
 def test_a_breakdown_is_told_when_it_happens(
     overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    validations([-100.0, -90.0, -200.0, -5000.0, -90.5], monkeypatch)
-    train(compose([*overrides, "trainer.epochs=5", "trainer.evaluate=false", "trainer.progress=true"]))
+    validations([-100.0, -90.0, -200.0, -5000.0, -90.5, -80.0, -300.0], monkeypatch)
+    train(compose([*overrides, "trainer.epochs=7", "trainer.evaluate=false", "trainer.progress=true"]))
     told = [line for line in capsys.readouterr().out.splitlines() if "log-likelihood fell" in line]
     assert [line.partition(": the training")[0] for line in told] == [
-        "warning: the validation log-likelihood fell from -90.00 (epoch 2) to -200.00 (epoch 3)"
+        "warning: the validation log-likelihood fell from -90.00 (epoch 2) to -200.00 (epoch 3)",
+        "warning: the validation log-likelihood fell from -80.00 (epoch 6) to -300.00 (epoch 7)",
     ]
 
 

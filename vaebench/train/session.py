@@ -350,7 +350,7 @@ def _tell_doubts(experiment: Experiment, progress: Progress, manifest: Manifest)
         )
     if progress.best_epoch <= min(trainer.validate_every, trainer.epochs) < progress.epoch:
         doubts.append(f"the validation log-likelihood never rose above that of epoch {progress.best_epoch}")
-    if progress.best_epoch < progress.broken_epoch:
+    if progress.broken:
         doubts.append(f"the training broke down after its best epoch {progress.best_epoch}")
     if doubts:
         manifest.facts["doubts"] = doubts

@@ -70,11 +70,16 @@ class Progress:
     without_gain: int = 0
     """Validations since ``peak``."""
     broken_epoch: int = 0
-    """The first epoch after which the validation was far below the best; 0 if none was."""
+    """The last epoch that showed a breakdown: a validation far below the best until then; 0 if none did."""
     stopped: bool = False
     """Whether training stopped early."""
     seconds: float = 0.0
     """Training time of all sessions."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether the training broke down, and has found no better weights since."""
+        return self.best_epoch < self.broken_epoch
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> "Progress":
@@ -246,9 +251,9 @@ class Trainer:
         return value
 
     def _notice_breakdown(self, value: float) -> None:
-        """Warn once if a validation lost more than the best one's own size: one huge gradient can do that."""
+        """Warn if a validation lost more than the best one's own size, once until there is a better one."""
         progress = self.progress
-        if progress.broken_epoch or value >= progress.best - max(abs(progress.best), _SMALLEST_BREAKDOWN):
+        if progress.broken or value >= progress.best - max(abs(progress.best), _SMALLEST_BREAKDOWN):
             return
         progress.broken_epoch = progress.epoch
         self.display.note(
