@@ -26,6 +26,8 @@ from oracles.adversarial import (
 from oracles.finite import PRIOR, Likelihood
 from oracles.scalar import GAUSSIAN, IMAGE, Named, exact_gradient
 from oracles.scalar import model as scalar_model
+from scipy.integrate import quad
+from scipy.stats import kstest, norm
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 from toys import FAMILIES, ConstantDecoder, LinearGaussian, Mean, linear_gaussian, one_image
@@ -279,8 +281,8 @@ def test_far_draws_are_drawn_back(full: bool):
     assert (force.item() < -100) is full
 
 
-def basis_sampler(bank: int = 128, dim: int = 2) -> BasisSampler:
-    return BasisSampler(MLP(3, [8], "tanh"), dim, noise_dim=4, count=3, hidden=[6, 6], bank=bank)
+def basis_sampler(bank: int = 128, dim: int = 2, bound: float | None = None) -> BasisSampler:
+    return BasisSampler(MLP(3, [8], "tanh"), dim, noise_dim=4, count=3, hidden=[6, 6], bound=bound, bank=bank)
 
 
 def noise_fed_sampler(dim: int = 2, moment_draws: int = 128) -> NoiseFedSampler:
@@ -288,7 +290,15 @@ def noise_fed_sampler(dim: int = 2, moment_draws: int = 128) -> NoiseFedSampler:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("make", [lambda: basis_sampler(bank=100_000), lambda: noise_fed_sampler(moment_draws=100_000)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: basis_sampler(bank=100_000),
+        lambda: basis_sampler(bank=100_000, bound=0.5),
+        lambda: noise_fed_sampler(moment_draws=100_000),
+    ],
+    ids=["avb_ac of the paper", "avb_ac", "avb"],
+)
 def test_moments_are_those_of_the_draws(make: Callable[[], Sampler]):
     with torch.no_grad():
         sampler, x = make(), torch.randn(2, 3)
@@ -333,6 +343,38 @@ def test_the_moments_over_the_bank_are_exact_for_its_noise():
     assert torch.allclose(z.var(0, correction=0), variance)
     for image, found in enumerate(covariance):
         assert torch.allclose(z[:, image].T.cov(correction=0), found)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("bound", [0.5, 1.0, 2.0, None], ids=["0.5", "1", "2", "control: None"])
+def test_a_sampler_with_a_bound_stays_near_the_gaussian_with_its_moments(bound: float | None):
+    """h is +-infinity, the worst case: z is noise +- b. Without a bound, half of the draws are one point."""
+    sampler = BasisSampler(MLP(1, [1], "tanh"), 1, noise_dim=1, count=1, hidden=[1], bound=bound, bank=100_000).eval()
+    with torch.no_grad():
+        for parameter in sampler.parameters():
+            parameter.zero_()
+        # h = 2e6 elu(1e3 noise) + 1e6
+        sampler.basis.weights[0].fill_(1e3)
+        sampler.basis.weights[1].fill_(2e6)
+        sampler.basis.biases[1].fill_(1e6)
+        sampler.coefficients.bias.fill_(math.log(math.e - 1))  # a = 1
+        conditioned = sampler.condition(torch.zeros(1, 1))
+        z = sampler(conditioned, 10_000).flatten()
+        mean, variance = (moment.item() for moment in sampler.moments(conditioned))
+    most = z.unique(return_counts=True)[1].max().item()
+    if bound is None:
+        assert most > 4500
+        return
+    assert most == 1
+    assert (mean, variance) == (pytest.approx(0, abs=0.03), pytest.approx(1 + bound**2, rel=0.01))
+
+    def q(z: float) -> float:
+        return (norm.pdf(z, -bound) + norm.pdf(z, bound)) / 2
+
+    assert kstest(z.numpy(), lambda z: (norm.cdf(z, -bound) + norm.cdf(z, bound)) / 2).pvalue > 1e-3
+    r = norm(scale=(1 + bound**2) ** 0.5)
+    kl = quad(lambda z: q(z) * math.log(q(z) / r.pdf(z)), -12, 12)[0]
+    assert 0 < kl < math.log(1 + bound**2) / 2
 
 
 def test_the_bank_is_drawn_anew_in_training_and_fixed_afterwards():

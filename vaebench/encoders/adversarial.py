@@ -105,11 +105,14 @@ class AdversarialEncoder(Encoder):
         discriminator_betas: Sequence[float],
         basis_count: int = 1,
         basis_hidden: Sequence[int] = (),
+        basis_bound: float | None = None,
         contrast: str = "student",
     ) -> "AdversarialEncoder":
         """Build the encoder with the configured networks; adaptive contrast uses a :class:`BasisSampler`."""
         at_least(1, noise_dim=noise_dim, discriminator_steps=discriminator_steps, basis_count=basis_count)
         above(0, discriminator_lr=discriminator_lr)
+        if basis_bound is not None:
+            above(0, basis_bound=basis_bound)
         one_of(["student", "diagonal"], contrast=contrast)
         betas = tuple(discriminator_betas)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
@@ -119,7 +122,12 @@ class AdversarialEncoder(Encoder):
         sampler: Sampler
         if adaptive_contrast:
             sampler = BasisSampler(
-                networks.reader(x_dim), dim, noise_dim=noise_dim, count=basis_count, hidden=basis_hidden
+                networks.reader(x_dim),
+                dim,
+                noise_dim=noise_dim,
+                count=basis_count,
+                hidden=basis_hidden,
+                bound=basis_bound,
             )
         else:
             sampler = NoiseFedSampler(networks.additive(x_dim, noise_dim), noise_dim, dim)

@@ -97,8 +97,15 @@ class BasisSampler(Sampler):
 
     E z = z0 + sum_i a_i E v_i,  Cov z = sum_i (a_i a_i^T) * Cov v_i
 
-    The moments of v_i are its batch moments over a bank of noise. In training the bank is drawn anew each time: the
-    v_i would learn to be narrow on a fixed one and wide elsewhere, because log r rewards draws that are far out by its
+    The v_i of the source are networks h_i. Two of them can take over, with draws that lie close to a surface of few
+    dimensions: many nats of KL divergence from the Gaussian with the same moments, which a discriminator finds too
+    late. With a ``bound`` b, v_i = noise + b tanh(h_i / b), with standard normal noise. Then q(z|x) has a Gaussian
+    factor with at least 1 / (1 + b^2) of each variance, and this KL divergence is at most log(1 + b^2) / 2 nats per
+    coordinate: entropy(z) is no less than that of the noise, and the determinant of Cov z no more than the product of
+    its diagonal.
+
+    The moments of h_i are its batch moments over a bank of noise. In training the bank is drawn anew each time: the
+    h_i would learn to be narrow on a fixed one and wide elsewhere, because log r rewards draws that are far out by its
     moments. After training it is one fixed bank, drawn when the sampler is built, so the moments of an image do not
     depend on other images or earlier draws. The log-ratio corrects the error of the finite bank.
 
@@ -109,19 +116,28 @@ class BasisSampler(Sampler):
         dim: D.
         noise_dim: E, the width of each epsilon_i.
         count: M.
-        hidden: widths of each v_i's layers.
+        hidden: widths of each h_i's layers.
+        bound: b; None for v_i = h_i.
         bank: size of the bank of noise, at least 2.
     """
 
     def __init__(
-        self, trunk: Trunk, dim: int, *, noise_dim: int, count: int, hidden: Sequence[int], bank: int = 512
+        self,
+        trunk: Trunk,
+        dim: int,
+        *,
+        noise_dim: int,
+        count: int,
+        hidden: Sequence[int],
+        bound: float | None = None,
+        bank: int = 512,
     ) -> None:
         super().__init__()
         self.trunk = trunk
         self.offset = linear(trunk.width, dim)
         self.coefficients = linear(trunk.width, count * dim)
-        self.basis = _Basis(count, [noise_dim, *hidden, dim])
-        self.noise_dim, self.count, self.dim = noise_dim, count, dim
+        self.basis = _Basis(count, [noise_dim, *hidden, dim], bound)
+        self.noise_dim, self.count, self.dim, self.noisy = noise_dim, count, dim, bound is not None
         self.register_buffer("bank", torch.randn(bank, noise_dim))
         self.bank: Tensor
 
@@ -139,19 +155,24 @@ class BasisSampler(Sampler):
         epsilon = noise.standard_normal((k, batch, self.count * self.noise_dim), offset)
         values = self.basis(epsilon.reshape(k * batch, self.count, self.noise_dim).transpose(0, 1))
         values = values.transpose(0, 1).reshape(k, batch, self.count, self.dim)
-        return offset + (coefficients * values).sum(-2)
+        z = offset + (coefficients * values).sum(-2)
+        if not self.noisy:
+            return z
+        # One draw for the sum of the independent noises of the v_i.
+        return z + coefficients.square().sum(-2).sqrt() * noise.standard_normal((k, batch, self.dim), offset)
 
     def moments(self, conditioned: tuple[Tensor, Tensor], *, full: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the exact moments of z, given the moments of the v_i over a bank."""
+        """Return the exact moments of z, given the moments of the h_i over a bank."""
         # Not from the noise of a batch: every process of a training has the same bank.
         bank = torch.randn_like(self.bank) if self.training else self.bank
         values = self.basis(bank.expand(self.count, -1, -1))
         variance, mean = torch.var_mean(values, 1, correction=0)
         offset, coefficients = conditioned
         center = offset + (coefficients * mean).sum(-2)
+        noises = coefficients.square().sum(-2) if self.noisy else torch.zeros_like(center)
         if not full:
-            return center, (coefficients.square() * variance).sum(-2)
-        covariance = torch.zeros((), dtype=center.dtype, device=center.device)
+            return center, (coefficients.square() * variance).sum(-2) + noises
+        covariance = torch.diag_embed(noises)
         covariances = _covariance(values - mean.unsqueeze(1), values.shape[1])
         # One basis function at a time: an einsum over all takes forty times as long on a CPU.
         for a, basis_covariance in zip(coefficients.unbind(1), covariances, strict=True):
@@ -166,10 +187,11 @@ def _covariance(offsets: Tensor, count: int) -> Tensor:
 
 
 class _Basis(nn.Module):
-    """M separate networks in one batch of matrices: noise (M, N, E) -> (M, N, D)."""
+    """M separate networks in one batch of matrices: noise (M, N, E) -> (M, N, D), values within ``bound`` if given."""
 
-    def __init__(self, count: int, widths: Sequence[int]) -> None:
+    def __init__(self, count: int, widths: Sequence[int], bound: float | None) -> None:
         super().__init__()
+        self.bound = bound
         pairs = list(pairwise(widths))
         self.weights = nn.ParameterList(_glorot(count, a, b) for a, b in pairs)
         self.biases = nn.ParameterList(torch.zeros(count, 1, b) for _, b in pairs)
@@ -178,7 +200,8 @@ class _Basis(nn.Module):
         *inner, last = zip(self.weights, self.biases, strict=True)
         for weight, bias in inner:
             value = elu(torch.baddbmm(bias, value, weight))
-        return _in_full_precision(lambda v: torch.baddbmm(last[1], v, last[0]), value)
+        value = _in_full_precision(lambda v: torch.baddbmm(last[1], v, last[0]), value)
+        return value if self.bound is None else self.bound * torch.tanh(value / self.bound)
 
 
 def _glorot(count: int, inputs: int, outputs: int) -> Tensor:
