@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from made_runs import composed, made_run, record
+from scipy.stats import ttest_ind
 
 from vaebench import bounds
 from vaebench.cli import main
@@ -24,7 +25,7 @@ from vaebench.errors import UserError
 from vaebench.records import PerImageFile, append_result
 from vaebench.registry import OBJECTIVES
 from vaebench.report import compare
-from vaebench.report.intervals import holm, p_values, t_interval
+from vaebench.report.intervals import holm, p_values, p_values_unpaired, t_interval
 from vaebench.report.ranking import ranks, told_apart
 
 SEEDS, METHODS, TABLES = 3, 8, 1000
@@ -65,6 +66,19 @@ def test_equal_methods_get_different_ranks_in_five_percent_of_tables(better: int
     tables = truth[:, None] + hardness + generator.normal(0.0, 0.3, (TABLES, METHODS, SEEDS))
     share = numpy.mean([false_ranks(table, slice(0, METHODS - better)) for table in tables])
     assert share <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / TABLES)
+
+
+@pytest.mark.parametrize("welch", [True, False], ids=["", "control: over images alone"])
+def test_equal_methods_without_common_seeds_are_told_apart_in_five_percent_of_tables(
+    welch: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Half of the methods have other seeds than the rest, and by their images all models differ."""
+    if not welch:
+        monkeypatch.setattr("vaebench.report.ranking.p_values_unpaired", lambda first, second: 0.0)
+    tables = numpy.random.default_rng(5).normal(-90.0, 0.3, (TABLES, METHODS, 2 * SEEDS))
+    tables[:, : METHODS // 2, :SEEDS] = tables[:, METHODS // 2 :, SEEDS:] = numpy.nan
+    share = numpy.mean([told_apart(table, lambda first, second: 0.0)[0].any() for table in tables])
+    assert (share <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / TABLES)) == welch
 
 
 def test_control_without_holm_equal_methods_are_told_apart(monkeypatch: pytest.MonkeyPatch):
@@ -127,6 +141,16 @@ def test_p_values_are_those_of_student_s_interval(count: int):
     assert p_values(gaps) == pytest.approx(p_values(values), rel=1e-12)
 
 
+def test_p_values_of_unpaired_samples_are_those_of_welch():
+    first, second = (numpy.random.default_rng(n).normal(0.1 * n, n, (4, n)) for n in (3, 7))
+    _, expected = ttest_ind(first, second, axis=1, equal_var=False)
+    assert p_values_unpaired(first, second) == pytest.approx(expected, rel=1e-12)
+    gaps = numpy.hstack([first, numpy.full((4, 2), numpy.nan)])
+    assert p_values_unpaired(second, gaps) == pytest.approx(expected, rel=1e-12)
+    assert p_values_unpaired(first[:, :1], second).tolist() == [1.0] * 4  # one value has no spread
+    assert p_values_unpaired(numpy.zeros((1, 2)), numpy.ones((1, 2))).tolist() == [0.0]
+
+
 def test_p_values_without_spread():
     assert p_values(numpy.array([[0.0, 0.0], [1.0, 1.0], [1.0, numpy.nan]])).tolist() == [1.0, 0.0, 1.0]
 
@@ -179,6 +203,20 @@ def test_one_seed_is_marked_and_never_first_alone(table: Path, capsys: pytest.Ca
     first, *_, last = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| (1)", "| 4"))]
     assert first.startswith("| (1) | planar")
     assert last.startswith("| 4 | gaussian")
+
+
+def test_a_method_with_a_seed_of_its_own_does_not_join_the_ranks_of_the_others(tmp_path: Path):
+    """It is compared over images. Ranks that cannot be tested would be shared, and through it all would be one."""
+    generator = numpy.random.default_rng(4)
+    hardness = generator.normal(-95.0, 30.0, 100)
+    for encoder, seeds, shift in (("gaussian", (0, 1, 2), 0.0), ("hvm", (7,), 10.0), ("realnvp", (0, 1, 2), 20.0)):
+        for seed in seeds:
+            put(tmp_path, (f"encoder={encoder}",), seed, hardness + shift + generator.normal(0.0, 0.1, 100))
+    (found,) = compare([tmp_path]).tables
+    assert [(row.settings["encoder"], row.rank) for row in found.rows] == [("realnvp", 1), ("hvm", 2), ("gaussian", 3)]
+    assert "2 pairs without a common seed: Welch's test where both have several" in list(found.notes())
+    (others,) = compare([tmp_path], filters=["encoder=realnvp,gaussian"]).tables
+    assert not any("Welch" in note for note in others.notes())  # control
 
 
 def test_the_same_model_appears_once(table: Path):

@@ -1,4 +1,4 @@
-"""Student's intervals and tests of paired differences, and Holm's correction for the number of comparisons."""
+"""Student's intervals and tests of differences, Welch's test, and Holm's correction for the number of comparisons."""
 
 import math
 import statistics
@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["LEVEL", "Difference", "Interval", "holm", "p_of_pair", "p_values", "t_interval", "wider"]
+__all__ = [
+    "LEVEL",
+    "Difference",
+    "Interval",
+    "holm",
+    "p_of_pair",
+    "p_values",
+    "p_values_unpaired",
+    "t_interval",
+    "wider",
+]
 
 LEVEL = 0.95
 
@@ -82,14 +92,44 @@ def p_values(differences: "numpy.ndarray") -> "numpy.ndarray":
     import numpy
     from scipy.special import stdtr
 
-    there = ~numpy.isnan(differences)
-    n, values = there.sum(-1), numpy.where(there, differences, 0.0)
-    mean = values.sum(-1) / numpy.maximum(n, 1)
+    n, mean, square = _means(differences)
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stdtr(numpy.maximum(n - 1.0, 1.0), -numpy.abs(mean) / numpy.sqrt(square))
+    return numpy.where((n < 2) | (mean == 0), 1.0, p)
+
+
+def p_values_unpaired(first: "numpy.ndarray", second: "numpy.ndarray") -> "numpy.ndarray":
+    """Return the two-sided p-values of Welch's test that two means are equal.
+
+    Source: Welch 1947, https://doi.org/10.1093/biomet/34.1-2.28
+
+    Args:
+        first, second: (..., n) and (..., m), NaN for a missing value.
+
+    Returns:
+        Shape (...); 1 for fewer than two values of either, and for equal means.
+    """
+    import numpy
+    from scipy.special import stdtr
+
+    (n, mean, square), (m, other, other_square) = _means(first), _means(second)
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        t = numpy.abs(mean - other) / numpy.sqrt(square + other_square)
+        freedom = (square + other_square) ** 2 / (square**2 / (n - 1.0) + other_square**2 / (m - 1.0))
+        p = 2 * stdtr(numpy.where(freedom > 0, freedom, 1.0), -t)
+    return numpy.where((n < 2) | (m < 2) | (mean == other), 1.0, p)
+
+
+def _means(values: "numpy.ndarray") -> "tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]":
+    """Return the counts, the means and the squares of their standard errors along the last axis, without NaN."""
+    import numpy
+
+    there = ~numpy.isnan(values)
+    n, known = there.sum(-1), numpy.where(there, values, 0.0)
+    mean = known.sum(-1) / numpy.maximum(n, 1)
     squares = (numpy.where(there, values - mean[..., None], 0.0) ** 2).sum(-1)
     with numpy.errstate(divide="ignore", invalid="ignore"):
-        t = numpy.abs(mean) / numpy.sqrt(squares / (n * (n - 1.0)))
-        p = 2 * stdtr(numpy.maximum(n - 1.0, 1.0), -t)
-    return numpy.where((n < 2) | (mean == 0), 1.0, p)
+        return n, mean, squares / (n * (n - 1.0))
 
 
 def p_of_pair(over_seeds: Sequence[float], over_images: "numpy.ndarray | None") -> float:

@@ -186,8 +186,9 @@ def by_seed(first: Row, second: Row) -> dict[int, float]:
 def by_image(first: Row, second: Row, reader: ImageReader) -> "numpy.ndarray | None":
     """Return ``second`` minus ``first`` for each image, (N,), averaged over the common seeds, in nats.
 
-    The results of two methods on one image are correlated, so these differences vary far less than the results.
-    None without a common seed, without results per image, and for other images or fewer than two.
+    Without a common seed each method is averaged over its own seeds. The results of two methods on one image are
+    correlated, so these differences vary far less than the results. None without results per image, and for other
+    images or fewer than two.
 
     Raises:
         UserError: a file of results per image is corrupt.
@@ -195,7 +196,7 @@ def by_image(first: Row, second: Row, reader: ImageReader) -> "numpy.ndarray | N
     import numpy
 
     seeds = list(by_seed(first, second))
-    one, other = (reader.average(row, seeds) for row in (first, second)) if seeds else (None, None)
+    one, other = (reader.average(row, seeds or row.seeds) for row in (first, second))
     if one is None or other is None or len(one[0]) < 2 or not numpy.array_equal(one[0], other[0]):
         return None
     return other[1] - one[1]

@@ -1,8 +1,8 @@
 """Ranks that the statistics support: methods that paired differences cannot tell apart share a rank.
 
 Every two methods are compared over their common seeds, where there are several, and over their common images. Both
-differences have to differ from zero. Holm's correction is over all pairs of the table. So with a probability of
-at least 95 % no rank separates two equal methods.
+differences have to differ from zero. Without a common seed, Welch's test compares their seeds. Holm's correction is
+over all pairs of the table. So with a probability of at least 95 % no rank separates two equal methods.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vaebench.errors import UserError
 from vaebench.report.conditions import LOG_LIKELIHOOD
-from vaebench.report.intervals import LEVEL, holm, p_values
+from vaebench.report.intervals import LEVEL, holm, p_values, p_values_unpaired
 from vaebench.report.pairs import ImageReader, by_image
 from vaebench.report.tables import MOST_RANKED, Row
 
@@ -81,7 +81,7 @@ def told_apart(
 ) -> "tuple[numpy.ndarray, numpy.ndarray]":
     """Return which of M methods paired differences tell apart, and which were tested; both (M, M) and symmetric.
 
-    Two methods are tested if they have several seeds, or images, in common.
+    Two methods are tested if they have images or several seeds in common, or several seeds each and none in common.
 
     Args:
         by_seed: the number of each method for each seed, (M, S), in nats; NaN where there is none.
@@ -94,10 +94,14 @@ def told_apart(
     differences = by_seed[first] - by_seed[second]
     common = (~numpy.isnan(differences)).sum(-1)
     p, several = p_values(differences), common > 1
+    unpaired = numpy.flatnonzero(common == 0)
+    p[unpaired] = p_values_unpaired(by_seed[first[unpaired]], by_seed[second[unpaired]])
+    counts = (~numpy.isnan(by_seed)).sum(-1)
+    several[unpaired] = numpy.minimum(counts[first], counts[second])[unpaired] > 1
     # A larger p-value never makes Holm's test reject more: only pairs that the seeds tell apart need their images.
     open_pairs = numpy.flatnonzero(several)[holm(p[several], level)]
     tested = several.copy()
-    for pair in [*open_pairs, *numpy.flatnonzero(common == 1)]:
+    for pair in [*open_pairs, *numpy.flatnonzero(~several)]:
         found = over_images(int(first[pair]), int(second[pair]))
         if found is not None:
             p[pair], tested[pair] = max(p[pair] if several[pair] else 0.0, found), True

@@ -5,6 +5,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from vaebench.config import PublishedResult, describe
@@ -280,6 +281,8 @@ class Table:
                 f"(t-tests over common seeds and images, Holm's correction for {counted(pairs, 'pair')}, {LEVEL:.0%}); "
                 f"{counted(apart, 'pair')} told apart"
             )
+            if other_seeds := sum(not set(one.seeds) & set(other.seeds) for one, other in combinations(placed, 2)):
+                yield f"{counted(other_seeds, 'pair')} without a common seed: Welch's test where both have several"
             if any(row.n == 1 for row in placed):
                 yield "(#) marks a method with one seed: its rank is of one trained model, and never the first alone"
         elif len(self.rows) > MOST_RANKED:
