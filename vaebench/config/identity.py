@@ -40,6 +40,8 @@ NOT_DEFINING_IN_TRAINER = (
 
 ADDED_LATER = {"likelihood": {"name": "bernoulli"}, "budget": 1}
 """Groups and keys that early versions did not have, each with the value that these versions always had."""
+ADDED_LATER_IN_ENCODER = {"basis_bound": 0}
+"""The same for keys of encoders."""
 
 
 def defining(config: Config) -> dict[str, Any]:
@@ -48,8 +50,13 @@ def defining(config: Config) -> dict[str, Any]:
     Settings that are null are left out. So a new setting with the default null does not change the identity of
     earlier runs. A key of `ADDED_LATER` is left out if it has the value of the earlier runs.
     """
-    values = defining_with_nulls(config)
-    return without_nulls({key: value for key, value in values.items() if ADDED_LATER.get(key) != value})
+    values = _without(ADDED_LATER, defining_with_nulls(config))
+    return without_nulls(values | {"encoder": _without(ADDED_LATER_IN_ENCODER, values["encoder"])})
+
+
+def _without(entries: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` without the keys that have the value in ``entries``."""
+    return {key: value for key, value in values.items() if key not in entries or entries[key] != value}
 
 
 def defining_with_nulls(config: Config) -> dict[str, Any]:

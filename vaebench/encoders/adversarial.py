@@ -105,14 +105,13 @@ class AdversarialEncoder(Encoder):
         discriminator_betas: Sequence[float],
         basis_count: int = 1,
         basis_hidden: Sequence[int] = (),
-        basis_bound: float | None = None,
+        basis_bound: float = 0.0,
         contrast: str = "student",
     ) -> "AdversarialEncoder":
         """Build the encoder with the configured networks; adaptive contrast uses a :class:`BasisSampler`."""
         at_least(1, noise_dim=noise_dim, discriminator_steps=discriminator_steps, basis_count=basis_count)
+        at_least(0, basis_bound=basis_bound)
         above(0, discriminator_lr=discriminator_lr)
-        if basis_bound is not None:
-            above(0, basis_bound=basis_bound)
         one_of(["student", "diagonal"], contrast=contrast)
         betas = tuple(discriminator_betas)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
@@ -127,7 +126,7 @@ class AdversarialEncoder(Encoder):
                 noise_dim=noise_dim,
                 count=basis_count,
                 hidden=basis_hidden,
-                bound=basis_bound,
+                bound=basis_bound or None,
             )
         else:
             sampler = NoiseFedSampler(networks.additive(x_dim, noise_dim), noise_dim, dim)
