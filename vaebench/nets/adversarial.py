@@ -99,10 +99,10 @@ class BasisSampler(Sampler):
 
     The v_i of the source are networks h_i. Two of them can take over, with draws that lie close to a surface of few
     dimensions: many nats of KL divergence from the Gaussian with the same moments, which a discriminator finds too
-    late. With a ``bound`` b, v_i = noise + b tanh(h_i / b), with standard normal noise. Then q(z|x) has a Gaussian
-    factor with at least 1 / (1 + b^2) of each variance, and this KL divergence is at most log(1 + b^2) / 2 nats per
-    coordinate: entropy(z) is no less than that of the noise, and the determinant of Cov z no more than the product of
-    its diagonal.
+    late. With a ``bound`` b, v_i = noise + b tanh(h_i / b), with standard normal noise, which has at least
+    1 / (1 + b^2) of each variance of z. So this KL divergence is at most log(1 + b^2) / 2 nats per coordinate: the
+    entropy of z is no less than that of the noise, and the determinant of Cov z no more than the product of its
+    diagonal.
 
     The moments of h_i are its batch moments over a bank of noise. In training the bank is drawn anew each time: the
     h_i would learn to be narrow on a fixed one and wide elsewhere, because log r rewards draws that are far out by its
