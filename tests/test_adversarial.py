@@ -369,11 +369,11 @@ def test_a_sampler_with_a_bound_stays_near_the_gaussian_with_its_moments(bound: 
     assert (mean, variance) == (pytest.approx(0, abs=0.03), pytest.approx(1 + bound**2, rel=0.01))
 
     def q(z: float) -> float:
-        return (norm.pdf(z, -bound) + norm.pdf(z, bound)) / 2
+        return float(norm.pdf(z, -bound) + norm.pdf(z, bound)) / 2
 
     assert kstest(z.numpy(), lambda z: (norm.cdf(z, -bound) + norm.cdf(z, bound)) / 2).pvalue > 1e-3
-    r = norm(scale=(1 + bound**2) ** 0.5)
-    kl = quad(lambda z: q(z) * math.log(q(z) / r.pdf(z)), -12, 12)[0]
+    scale = (1 + bound**2) ** 0.5
+    kl = quad(lambda z: q(z) * math.log(q(z) / norm.pdf(z, scale=scale)), -12, 12)[0]
     assert 0 < kl < math.log(1 + bound**2) / 2
 
 
