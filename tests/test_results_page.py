@@ -4,6 +4,7 @@ import json
 import math
 import re
 import runpy
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import softplus
 
 from vaebench.config import Config, compose, run_folder
+from vaebench.config.compose import for_evaluation
 from vaebench.config.identity import SeedlessConfig
 from vaebench.errors import UserError
 from vaebench.records import RunFolder, read_metrics, read_per_image
@@ -96,7 +98,7 @@ def test_figures_and_pictures_of_the_page_exist_and_no_others():
 
 
 def test_a_figure_has_the_same_bytes_each_time():
-    assert SCRIPT["figure"](RUNS[:2], "epoch") == SCRIPT["figure"](RUNS[:2], "epoch")
+    assert SCRIPT["figure"](SHORT[:2], "epoch") == SCRIPT["figure"](SHORT[:2], "epoch")
 
 
 # Each number and its command
@@ -136,6 +138,16 @@ def test_another_evaluation_has_its_command():
         "vaebench evaluate RUN estimator=diwhvi estimator.k=1000 estimator.inner_k=25 estimator.images=null "
         "estimator.image_seed=0"
     )
+
+
+@pytest.mark.parametrize("run", {run.method: run for run in RUNS}.values(), ids=lambda run: run.folder.path.name)
+def test_the_command_of_an_evaluation_is_valid(run: Run):
+    for record in run.results:
+        if command := SCRIPT["evaluation"](run, record):
+            _, _, _, *words = shlex.split(command)
+            found = for_evaluation(run.config, words).estimator
+            asked = (record.k, record.n_images if "/random" in record.protocol else None)
+            assert (found.k if record.k else None, found.images) == asked, command
 
 
 def test_short_trainings_are_beside_the_published_values():
