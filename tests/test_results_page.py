@@ -22,6 +22,7 @@ from vaebench.config.identity import SeedlessConfig
 from vaebench.errors import UserError
 from vaebench.records import RunFolder, read_metrics, read_per_image
 from vaebench.records.current import VALIDATION
+from vaebench.records.results import read_results, to_json
 from vaebench.report.curves import Curve
 from vaebench.report.runs import Run, read_runs
 
@@ -317,6 +318,21 @@ def test_a_part_of_all_images_has_its_own_result(tmp_path: Path):
     changed(folder.status, state="interrupted")
     with pytest.raises(UserError, match="is interrupted"):
         list(SCRIPT["subsets"]([folder.path], 1000))
+
+
+def test_a_replaced_result_of_a_part_takes_its_file_along(tmp_path: Path):
+    source = next(one for one in RUNS if any(record.n_images == 10_000 for record in one.results))
+    folder = RunFolder(Path(shutil.copytree(source.folder.path, tmp_path / "gaussian-elbo-k1" / "0-copy")))
+    list(SCRIPT["subsets"]([folder.path], 1000))
+    *others, part = read_results(folder)
+    name = str(part.per_image).rpartition(":")[0]
+    (folder.path / name).rename(folder.path / "evaluations" / "another_name.npz")
+    moved = replace(part, per_image="evaluations/another_name.npz:values")
+    folder.results.write_text(json.dumps([to_json(one) for one in (*others, moved)]))
+    list(SCRIPT["subsets"]([folder.path], 1000))
+    left = {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*.npz")}
+    assert left == SCRIPT["per_image_files"](read_results(folder))
+    assert name in left
 
 
 def test_thinned_curves_keep_the_best_epoch(run: RunFolder):

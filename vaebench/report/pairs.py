@@ -183,12 +183,14 @@ def by_seed(first: Row, second: Row) -> dict[int, float]:
     return {seed: means[1][seed] - means[0][seed] for seed in sorted(means[0].keys() & means[1].keys())}
 
 
-def by_image(first: Row, second: Row, reader: ImageReader) -> "numpy.ndarray | None":
+def by_image(first: Row, second: Row, reader: ImageReader, *, unpaired: bool = False) -> "numpy.ndarray | None":
     """Return ``second`` minus ``first`` for each image, (N,), averaged over the common seeds, in nats.
 
-    Without a common seed each method is averaged over its own seeds. The results of two methods on one image are
-    correlated, so these differences vary far less than the results. None without results per image, and for other
-    images or fewer than two.
+    The results of two methods on one image are correlated, so these differences vary far less than the results. None
+    without a common seed, without results per image, and for other images or fewer than two.
+
+    Args:
+        unpaired: where there is no common seed, average each method over its own seeds.
 
     Raises:
         UserError: a file of results per image is corrupt.
@@ -196,6 +198,8 @@ def by_image(first: Row, second: Row, reader: ImageReader) -> "numpy.ndarray | N
     import numpy
 
     seeds = list(by_seed(first, second))
+    if not (seeds or unpaired):
+        return None
     one, other = (reader.average(row, seeds or row.seeds) for row in (first, second))
     if one is None or other is None or len(one[0]) < 2 or not numpy.array_equal(one[0], other[0]):
         return None

@@ -67,7 +67,7 @@ def _told_apart(rows: Sequence[Row], reader: ImageReader) -> "tuple[numpy.ndarra
 
     def over_images(first: int, second: int) -> float | None:
         try:
-            found = by_image(rows[first], rows[second], reader)
+            found = by_image(rows[first], rows[second], reader, unpaired=True)
         except UserError as error:
             reader.faults[str(error)] = None
             return 1.0

@@ -192,7 +192,7 @@ def _pair(better: PaperRow, worse: PaperRow, level: float, reader: ImageReader) 
     assert second is not None
     seeds = list(by_seed(first, second).values())
     try:
-        images = by_image(first, second, reader) if seeds else None
+        images = by_image(first, second, reader)
     except UserError:  # `vaebench compare` names the corrupt file
         images = None
     over_seeds = t_interval(seeds, level) if len(seeds) > 1 else None
