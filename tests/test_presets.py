@@ -137,6 +137,15 @@ def test_the_learning_rate_is_the_same_at_each_share_of_the_training(budget: flo
         assert burda(1e-3, budget)(epoch * budget) == burda(1e-3)(epoch)
 
 
+@pytest.mark.parametrize(
+    ("budget", "steps"), [("1", 1000), ("0.1", 100), ("3", 3000), ("0.002", 2), ("0.001", None), ("1e-5", None)]
+)
+def test_averaged_weights_span_the_same_share_of_the_training(budget: str, steps: int | None):
+    ema = compose(["trainer.ema=0.999", f"budget={budget}"]).trainer.ema
+    assert ema == (None if steps is None else pytest.approx(1 - 1 / steps, rel=1e-9))
+    assert compose([f"budget={budget}"]).trainer.ema is None
+
+
 def test_no_length_in_a_yaml_is_forgotten():
     """A new key whose comment speaks of epochs must be scaled, or be named here."""
     not_lengths = {"decay", "log_every"}
