@@ -17,8 +17,9 @@ def scaled(config: Config) -> Config:
     """Return the config with all lengths of the training multiplied by ``config.budget``, at least one epoch each.
 
     Lengths in epochs are rounded. An exponential learning rate keeps its values exactly. ``trainer.patience``, a number
-    of validations, lasts the same share of the training, and ``trainer.ema`` averages the same share. The stages of ``optimizer.schedule=burda`` are no setting:
-    `vaebench.train.schedules` scales them. A cosine follows ``trainer.epochs``. A setting of a plug-in stays as it is.
+    of validations, lasts the same share of the training, and ``trainer.ema`` averages the same share. The stages of
+    ``optimizer.schedule=burda`` are no setting: `vaebench.train.schedules` scales them. A cosine follows
+    ``trainer.epochs``. A setting of a plug-in stays as it is.
 
     Raises:
         UserError: a scaled length is out of range.
