@@ -29,7 +29,9 @@ from vaebench.report.runs import Run, read_runs
 DOCS = Path(__file__).parents[1] / "docs"
 SCRIPT = runpy.run_path(str(DOCS.parent / "scripts" / "results"))
 RUNS, _ = read_runs([DOCS / "results" / "runs"])
-FILES = [path for path in sorted((DOCS / "results" / "runs").rglob("*")) if path.is_file()]
+RECIPES, _ = read_runs([DOCS / "results" / "recipes"])
+METHODS = {run.method: run for run in [*RUNS, *RECIPES]}.values()
+FILES = [path for kind in ("recipes", "runs") for path in (DOCS / "results" / kind).rglob("*") if path.is_file()]
 
 
 SHORT = SCRIPT["weighed"](
@@ -105,7 +107,7 @@ def test_a_figure_has_the_same_bytes_each_time():
 # Each number and its command
 
 
-@pytest.mark.parametrize("run", {run.method: run for run in RUNS}.values(), ids=lambda run: run.folder.path.name)
+@pytest.mark.parametrize("run", METHODS, ids=lambda run: run.folder.path.name)
 def test_the_command_of_a_run_is_that_of_its_identity(run: Run):
     program, verb, *words = run.manifest["command"]
     assert (program, verb) == ("vaebench", "train")
@@ -141,7 +143,7 @@ def test_another_evaluation_has_its_command():
     )
 
 
-@pytest.mark.parametrize("run", {run.method: run for run in RUNS}.values(), ids=lambda run: run.folder.path.name)
+@pytest.mark.parametrize("run", METHODS, ids=lambda run: run.folder.path.name)
 def test_the_command_of_an_evaluation_is_valid(run: Run):
     for record in run.results:
         if command := SCRIPT["evaluation"](run, record):
@@ -255,11 +257,23 @@ def test_time_to_quality_is_the_median_over_seeds_that_all_reach_it():
     assert first.startswith("| iaf | elbo | 1 | 0 1 2 | 14 epochs, 3.8 min |"), "the one that reaches the highest value"
 
 
+def test_recipes_stand_beside_methods_of_the_same_length():
+    """Every recipe is in a table; without recipes there is none."""
+    recipes = SCRIPT["recipes"]
+    text = recipes(DOCS, RECIPES, RUNS)
+    commands = [line for line in text.splitlines() if line.startswith("    vaebench train ")]
+    assert len(RECIPES) < len(commands) < len(RECIPES) + len(RUNS)
+    assert "trainer.ema=null" in text
+    assert len([line for line in recipes(DOCS, RECIPES, []).splitlines() if "vaebench train" in line]) == len(RECIPES)
+    assert recipes(DOCS, [], RUNS) == ""
+
+
 def test_no_training_in_the_page_is_shorter_than_the_shortest_to_a_test_result():
-    tested = [one for run in RUNS if run.config.dataset.name == "mnist" and (one := SCRIPT["tested_run"](run))]
+    runs = [*RUNS, *RECIPES]
+    tested = [one for run in runs if run.config.dataset.name == "mnist" and (one := SCRIPT["tested_run"](run))]
     assert len({one.record.protocol for one in tested}) == 1
     assert all(one.record.k == max(record.k or 0 for record in one.run.results) for one in tested)
-    *_, last = [line for line in SCRIPT["fastest"](RUNS).splitlines() if line.startswith("|")]
+    *_, last = [line for line in SCRIPT["fastest"](runs).splitlines() if line.startswith("|")]
     target = float(last.split("|")[1].strip(" ≥"))
     reached = [one for one in tested if one.record.mean >= target]
     assert 0 < len(reached) < len(tested)
