@@ -757,6 +757,29 @@ def test_a_closed_terminal_saves_and_stops_a_training(tmp_path: Path, default_da
     assert folder.read_status().state == "interrupted"
 
 
+PRESSED = """
+import os, signal
+from vaebench.signals import Interruption
+with Interruption().watching() as interruption:
+    os.kill(os.getpid(), signal.{})
+assert interruption.signal == signal.{}
+"""
+
+
+@pytest.mark.parametrize(("name", "lines"), [("SIGINT", 1), ("SIGTERM", 0)])
+def test_a_terminal_gets_an_answer_to_ctrl_c(name: str, lines: int):
+    """Annealing 100 images stops minutes after it: without an answer, a user presses again and loses them."""
+    leader, follower = os.openpty()
+    code = PRESSED.format(name, name)
+    assert subprocess.run([sys.executable, "-c", code], stderr=follower, check=True).returncode == 0
+    os.write(follower, b"end")
+    shown = os.read(leader, 4096)
+    os.close(leader)
+    os.close(follower)
+    assert shown.count(b"press Ctrl-C again") == lines
+    assert run_python("-c", code).stderr == ""
+
+
 @pytest.mark.parametrize(("before", "noted"), [(signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)])
 def test_a_signal_that_nohup_ignores_stays_ignored(before: signal.Handlers, noted: signal.Signals | None):
     kept = signal.signal(signal.SIGHUP, before)

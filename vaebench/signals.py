@@ -1,6 +1,7 @@
 """The signals that stop work, and how work notes them."""
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -11,6 +12,8 @@ __all__ = ["Interruption", "note_for_next_job", "stopping_signals"]
 
 # A worker gets a terminal's Ctrl-C twice: from the terminal, and from the process that started it.
 _SAME_PRESS = 1.0  # seconds
+_STDERR = 2
+_STOPPING = b"\nstopping after the step or the images in progress; press Ctrl-C again to stop at once\n"
 
 
 def stopping_signals() -> list[signal.Signals]:
@@ -26,6 +29,8 @@ def stopping_signals() -> list[signal.Signals]:
 
 class Interruption:
     """Notes the stopping signals, so that work stops at the next safe point; a second signal stops it at once.
+
+    The next safe point may be minutes away, so Ctrl-C at a terminal gets an answer.
 
     SIGUSR1 and SIGUSR2 count too if they have a handler: batch systems send one of them before they stop a job, and a
     launcher's handler would end the work at any point.
@@ -63,6 +68,9 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._noted_at = number, time.monotonic()
+            if number == signal.SIGINT and os.isatty(_STDERR):
+                with contextlib.suppress(OSError):
+                    os.write(_STDERR, _STOPPING)  # the handler may have interrupted a print to sys.stderr
         elif time.monotonic() - self._noted_at > _SAME_PRESS:
             raise KeyboardInterrupt
 
