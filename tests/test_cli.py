@@ -759,18 +759,26 @@ def test_a_closed_terminal_saves_and_stops_a_training(tmp_path: Path, default_da
 
 PRESSED = """
 import os, signal
-from vaebench.signals import Interruption
+from vaebench.signals import Interruption, note_for_next_job
+{}
 with Interruption().watching() as interruption:
     os.kill(os.getpid(), signal.{})
 assert interruption.signal == signal.{}
 """
 
 
-@pytest.mark.parametrize(("name", "lines"), [("SIGINT", 1), ("SIGTERM", 0)])
-def test_a_terminal_gets_an_answer_to_ctrl_c(name: str, lines: int):
-    """Annealing 100 images stops minutes after it: without an answer, a user presses again and loses them."""
+@pytest.mark.parametrize(
+    ("name", "before", "lines"),
+    [("SIGINT", "", 1), ("SIGTERM", "", 0), ("SIGINT", "note_for_next_job()", 0)],
+    ids=["ctrl_c", "kill", "ctrl_c_to_a_worker"],
+)
+def test_a_terminal_gets_one_answer_to_ctrl_c(name: str, before: str, lines: int):
+    """Annealing 100 images stops minutes after it: without an answer, a user presses again and loses them.
+
+    Each worker of a sweep gets the signal too, and only the sweep answers.
+    """
     leader, follower = os.openpty()
-    code = PRESSED.format(name, name)
+    code = PRESSED.format(before, name, name)
     assert subprocess.run([sys.executable, "-c", code], stderr=follower, check=True).returncode == 0
     os.write(follower, b"end")
     shown = os.read(leader, 4096)

@@ -30,7 +30,7 @@ def stopping_signals() -> list[signal.Signals]:
 class Interruption:
     """Notes the stopping signals, so that work stops at the next safe point; a second signal stops it at once.
 
-    The next safe point may be minutes away, so Ctrl-C at a terminal gets an answer.
+    The next safe point may be minutes away, so Ctrl-C at a terminal gets an answer; for workers, the sweep gives it.
 
     SIGUSR1 and SIGUSR2 count too if they have a handler: batch systems send one of them before they stop a job, and a
     launcher's handler would end the work at any point.
@@ -68,7 +68,7 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._noted_at = number, time.monotonic()
-            if number == signal.SIGINT and os.isatty(_STDERR):
+            if number == signal.SIGINT and not _WORKER.is_set() and os.isatty(_STDERR):
                 with contextlib.suppress(OSError):
                     os.write(_STDERR, _STOPPING)  # the handler may have interrupted a print to sys.stderr
         elif time.monotonic() - self._noted_at > _SAME_PRESS:
@@ -77,6 +77,8 @@ class Interruption:
 
 _NOTED = Interruption()
 """What `note_for_next_job` has noted."""
+_WORKER = threading.Event()
+"""Set if this process is a worker."""
 
 
 def note_for_next_job() -> None:
@@ -90,5 +92,6 @@ def note_for_next_job() -> None:
         if _NOTED.signal is None:
             _NOTED.signal, _NOTED._noted_at = number, time.monotonic()
 
+    _WORKER.set()
     for number in stopping_signals():
         signal.signal(number, note)
