@@ -757,6 +757,19 @@ def test_a_closed_terminal_saves_and_stops_a_training(tmp_path: Path, default_da
     assert folder.read_status().state == "interrupted"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are libgomp's on Linux only")
+@pytest.mark.parametrize(
+    ("variables", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_threads_do_not_take_the_cores_from_other_processes(variables: dict[str, str], spins: str):
+    """libgomp prints what it read when torch loaded it."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    words = [sys.executable, "-c", "from vaebench.cli import main; main(['--version']); import torch"]
+    environment = kept | variables | {"OMP_DISPLAY_ENV": "verbose"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr) == [spins]
+
+
 PRESSED = """
 import os, signal
 from vaebench.signals import Interruption, note_for_next_job

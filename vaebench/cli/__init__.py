@@ -13,6 +13,10 @@ from vaebench.typed import clipped
 
 __all__ = ["main"]
 
+# How often a thread without work looks for it before it sleeps. By default libgomp, torch's threads on Linux, looks
+# 300,000 times: beside other busy processes that takes the cores from the threads that work.
+SPINS = "10000"
+
 # The command, its function (MODULE:FUNCTION, by default MODULE:run), and one line about it.
 COMMANDS = {
     "train": ("train", "train a model and evaluate it; run the same command again to resume"),
@@ -72,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal cannot show must not end the command
             stream.reconfigure(errors="backslashreplace")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is loaded
     with lasting_output():
         try:
             return dispatch_with_plugins(words)
