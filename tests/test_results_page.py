@@ -69,6 +69,16 @@ def test_the_page_is_made_from_the_files():
     assert readme == SCRIPT["with_table"](readme, DOCS), "run scripts/results"
 
 
+def test_rows_of_trained_models_can_be_told_apart():
+    """Two models of one encoder stood side by side in a table that did not name the prior."""
+    page = (DOCS / "RESULTS.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| encoder \| prior \| seed .*\n.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    assert tables
+    for table in tables:
+        rows = [tuple(line.split(" | ")[:3]) for line in table.splitlines()]
+        assert len(set(rows)) == len(rows)
+
+
 def test_control_a_number_of_readme_altered_by_hand_is_found():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     altered = re.sub(r"≥ .\d+", "≥ -1", readme)
