@@ -248,16 +248,25 @@ def assert_undisturbed(folder: Path, undisturbed: dict[str, Any], seeds: str) ->
             assert all(torch.equal(state[key], expected[key]) for key in state)
 
 
-def held(folder: Path, seed: str) -> int:
-    """Stop a run with SIGSTOP after its first checkpoint; return the id of its process.
+def held(*jobs: tuple[Path, str]) -> list[int]:
+    """Stop each run, given as folder and seed, with SIGSTOP after its first checkpoint; return the processes' ids.
 
-    Slurm sends SIGCONT with its other signals.
+    Look at all of them in turn: one that starts first would end while another is waited for. Slurm sends SIGCONT with
+    its other signals.
     """
-    run = wait_for(lambda: (found := runs(folder).get(seed)) and (found / "checkpoints/last.pt").exists() and found)
-    pid = RunFolder(run).read_status().pid
-    os.kill(pid, signal.SIGSTOP)
-    assert RunFolder(run).read_status().state == "running", "it had ended"
-    return pid
+    pids: dict[tuple[Path, str], int] = {}
+
+    def look() -> bool:
+        for folder, seed in jobs:
+            run = runs(folder).get(seed)
+            if (folder, seed) not in pids and run and (run / "checkpoints/last.pt").exists():
+                pids[folder, seed] = RunFolder(run).read_status().pid
+                os.kill(pids[folder, seed], signal.SIGSTOP)
+                assert RunFolder(run).read_status().state == "running", "it had ended"
+        return len(pids) == len(jobs)
+
+    wait_for(look)
+    return [pids[job] for job in jobs]
 
 
 def ids(folder: Path) -> dict[str, str]:
@@ -273,12 +282,12 @@ def log(folder: Path, seed: str) -> str:
 
 def test_a_killed_a_requeued_and_a_cancelled_job(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
     process = start(tmp_path, ["seed=0,1,2,3"])
-    pids = {seed: held(tmp_path, seed) for seed in "012"}
-    os.kill(pids["0"], signal.SIGKILL)
+    pids = held(*((tmp_path, seed) for seed in "012"))
+    os.kill(pids[0], signal.SIGKILL)
     cluster.command("scontrol", "requeue", ids(tmp_path)["1"])
     cluster.command("scancel", ids(tmp_path)["2"])
-    for seed in "12":
-        os.kill(pids[seed], signal.SIGCONT)
+    for pid in pids[1:]:
+        os.kill(pid, signal.SIGCONT)
     out = finish(process, 1)
     assert "4 jobs: 2 resumed, 1 interrupted, 1 finished" in out
     assert "Requeued" not in log(tmp_path, "2")
@@ -289,7 +298,7 @@ def test_a_killed_a_requeued_and_a_cancelled_job(cluster: Cluster, tmp_path: Pat
 
 def test_a_job_at_its_time_limit(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
     process = start(tmp_path, ["seed=0", "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=5"])
-    held(tmp_path, "0")
+    held((tmp_path, "0"))
     out = finish(process)
     assert "1 job: 1 resumed" in out
     assert "requeued" in out
@@ -312,8 +321,7 @@ def test_a_preempted_job(
     for folder in folders:
         folder.mkdir()
     sweeps = [start(folder, ["seed=0", f"hydra.launcher.partition={folder.name}"]) for folder in folders]
-    for folder in folders:
-        held(folder, "0")
+    held(*((folder, "0") for folder in folders))
     cluster.command("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     for folder, process in zip(folders, sweeps, strict=True):
         out = finish(process)
@@ -324,8 +332,7 @@ def test_a_preempted_job(
 
 def test_a_node_that_dies(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
     process = start(tmp_path, ["seed=0,1"])
-    for seed in "01":
-        held(tmp_path, seed)
+    held(*((tmp_path, seed) for seed in "01"))
     node = cluster.command("squeue", "-h", "-t", "R", "-o", "%N").split()[0]
     cluster.configure(SlurmdTimeout="6")  # seconds until a silent node is down
     cluster.kill_node(node)
@@ -342,7 +349,7 @@ def test_a_killed_sweep_and_one_that_is_stopped(cluster: Cluster, tmp_path: Path
     """Typed again, the command collects what runs, and cancels only what has not begun."""
     words = ["seed=0,1,2,3,4,5"]
     process = start(tmp_path, words)
-    pids = [held(tmp_path, seed) for seed in "0123"]
+    pids = held(*((tmp_path, seed) for seed in "0123"))
     process.kill()
     process.communicate()
     process = start(tmp_path, words)
@@ -382,7 +389,7 @@ def test_submit_only_and_collecting(
     out = sweep(tmp_path, [*words, "sweep.submit_only=true"])
     assert "already in the queue: 2 jobs (1-2)" in out
     assert "submitted" not in out
-    pids = [held(tmp_path, seed) for seed in "01"]
+    pids = held(*((tmp_path, seed) for seed in "01"))
     os.kill(pids[1], signal.SIGKILL)
     process = start(tmp_path, words)
     read_until(process, "already in the queue: ")
@@ -396,7 +403,7 @@ def test_submit_only_and_collecting(
 
 def test_jobs_that_are_busy_elsewhere_are_not_submitted(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, Any]):
     elsewhere = subprocess.Popen(command(["seed=0"]), cwd=tmp_path, stdout=subprocess.DEVNULL)
-    pid = held(tmp_path, "0")
+    (pid,) = held((tmp_path, "0"))
     out = sweep(tmp_path, ["seed=0,1"])
     assert "2 jobs: 1 busy, 1 finished" in out
     process = start(tmp_path, ["seed=0,1", "sweep.wait=true"])
@@ -422,7 +429,7 @@ def test_a_cluster_with_accounting(
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)
         process = start(tmp_path, ["seed=0,1"])
-        os.kill(held(tmp_path, "1"), signal.SIGKILL)
+        os.kill(held((tmp_path, "1"))[0], signal.SIGKILL)
         killed = ids(tmp_path)["1"]
         assert "2 jobs: 1 finished, 1 resumed" in finish(process)
         assert_undisturbed(tmp_path, undisturbed, "0,1")
