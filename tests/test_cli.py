@@ -164,6 +164,8 @@ REFUSED = {
     "optimizer.schedule=cosin": "got 'cosin' (did you mean 'cosine'?)",
     "trainer.epochs=0": "trainer.epochs must be >= 1, got 0",
     "trainer.epochs=2 trainer.validate_every=3": "trainer.validate_every must be <= trainer.epochs=2, got 3",
+    "budget=0.4 trainer.epochs=2 trainer.validate_every=5": "must be <= trainer.epochs=2, got 5: validation",
+    "budget=1000 trainer.epochs=2000": "trainer.epochs must be <= 1000000, got 2000000 (scaled by budget=1000)",
     "trainer.batch_size=0": "trainer.batch_size must be >= 1",
     "trainer.ema=1": "trainer.ema must be > 0 and < 1, got 1.0",
     "trainer.k_schedule={0:0}": "trainer.k_schedule[0] must be >= 1, got 0",

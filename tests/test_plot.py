@@ -56,6 +56,34 @@ def test_curves_are_means_and_ranges_over_seeds(runs: Path):
     assert "mnist5k/dynamic, lower bound by IWAE, k=50" in text
 
 
+@pytest.mark.parametrize("layers", [1, 12, 60])
+def test_the_legend_of_many_methods_is_whole_and_above_the_curves(tmp_path: Path, layers: int):
+    for width in range(1, 8):
+        metrics = [{"step": 1, "epoch": 1, "wall": 1.0, "validation/log_likelihood": -90.0 - width}]
+        made_run(tmp_path, f"decoder.hidden={[width] * layers}", metrics=metrics)
+    figure = plot.curves(tmp_path)
+    (axes,), (legend,) = figure.axes, figure.legends
+    figure.draw_without_rendering()
+    place, chart = legend.get_window_extent(), axes.get_window_extent()
+    assert len(legend.get_texts()) == 7
+    assert figure.bbox.x0 <= place.x0
+    assert place.x1 <= figure.bbox.x1
+    assert place.y1 <= figure.bbox.y1
+    assert place.y0 >= chart.y1
+    assert chart.height / figure.dpi == pytest.approx(2.5, abs=0.3)  # inches, with few methods and with many
+    assert all(line.get_marker() == "o" for line in axes.lines)
+
+
+def test_curves_of_short_trainings_are_seen_beside_those_of_long_ones(tmp_path: Path):
+    for epochs, value in ((4, -110.0), (40, -90.0)):
+        metrics = [
+            {"step": at, "epoch": at, "wall": at, "validation/log_likelihood": value - 0.1 * (epochs - at)}
+            for at in range(1, epochs + 1)
+        ]
+        made_run(tmp_path, f"trainer.epochs={epochs}", metrics=metrics)
+    assert plot.curves(tmp_path).axes[0].get_ylim()[0] <= -110.0
+
+
 def test_the_forest_shows_means_errors_and_directions(runs: Path):
     figure = plot.forest(runs)
     text = text_of(figure)

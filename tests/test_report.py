@@ -363,6 +363,16 @@ def test_the_mean_of_seeds_is_taken_where_all_have_values():
     assert mean.curve("t") == Curve("t", [1.0, 2.0], [15.0, 30.0], [-105.0, -95.0])
 
 
+def test_the_scale_has_the_ends_of_short_and_of_long_trainings():
+    group, long = (
+        RunGroup(0, "a", "a", {}, []),
+        ([float(x) for x in range(1, 41)], [-90.0 - 0.1 * x for x in range(40)]),
+    )
+    series = [Series(group, "", long), Series(group, "", ([2.0, 4.0], [-120.0, -110.0])), Series(group, "", ([], []))]
+    low, _ = axes_of(series, zoom=True).y
+    assert -125.0 < low < -120.0
+
+
 def test_names_of_curves_overlap_neither_each_other_nor_a_mark():
     """Five curves that end together have their names in the margin; points have them beside their marks."""
     runs = [RunGroup(number, f"method {number}", f"method {number}", {}, []) for number in range(5)]

@@ -25,7 +25,7 @@ from vaebench.records.text import counted, decimals, number, with_error
 from vaebench.report.charts import typographic
 from vaebench.report.comparison import Comparison, compare
 from vaebench.report.conditions import LOG_LIKELIHOOD
-from vaebench.report.curves import TRAINING, curve, shown_range
+from vaebench.report.curves import TRAINING, Curve, curve, extremes, shown_range
 from vaebench.report.differences import distinguishing_settings
 from vaebench.report.formats import baseline_name, method_name
 from vaebench.report.frames import method_names
@@ -36,6 +36,7 @@ try:
     from matplotlib import style
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise UserError("vaebench.plot needs matplotlib: pip install 'vaebench[plot]'") from error
@@ -91,8 +92,10 @@ def curves(runs: Given, *, quantity: str = VALIDATION, time: Time = "epoch") -> 
         UserError: no run has the quantity.
     """
     read_runs = _runs(runs).read
-    size = (_WIDTH, _curves_height(read_runs))
-    return _drawn(size, lambda figure: _curves(figure.subplots(), read_runs, quantity, time))
+    found = _found_curves(read_runs, quantity)
+    legend = _fitting_legend([label for label, _ in found.values()])
+    size = (_WIDTH, _CHART + legend.height)
+    return _drawn(size, lambda figure: _curves(figure.subplots(), read_runs, found, legend, quantity, time))
 
 
 def forest(runs: Given, *, quantity: str = LOG_LIKELIHOOD) -> PaperFigure:
@@ -156,8 +159,14 @@ def grid(runs: Given, *, baseline: str | None = None, n: int = 36, device: str =
     chosen = _runs(runs)
     comparison, styles = _compared(chosen, LOG_LIKELIHOOD, baseline)
     methods, shown = len(comparison.tables[0].rows), _first_seeds(chosen.read) if n else []
+    found = _found_curves(chosen.read, VALIDATION)
+    legend = _fitting_legend([label for label, _ in found.values()])
+
+    def draw_curves(part: SubFigure) -> None:
+        _curves(part.subplots(), chosen.read, found, legend, VALIDATION, "epoch")
+
     panels: list[tuple[float, Callable[[SubFigure], None]]] = [
-        (_curves_height(chosen.read), lambda part: _curves(part.subplots(), chosen.read, VALIDATION, "epoch")),
+        (_CHART + legend.height, draw_curves),
         (_FRAME + _ROW * methods, lambda part: _forest(part.subplots(), comparison, styles)),
     ]
     if baseline is not None:
@@ -171,7 +180,11 @@ def grid(runs: Given, *, baseline: str | None = None, n: int = 36, device: str =
         parts = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
         for letter, part, (_, panel) in zip("abcd", parts, panels, strict=False):
             panel(part)
-            part.suptitle(letter, x=0.01, ha="left", fontweight="bold", fontsize=10)
+            if part.legends:  # its place is that of a title
+                part.legends[0].set_title(letter, {"weight": "bold", "size": 10})
+                part.legends[0].set_alignment("left")
+            else:
+                part.suptitle(letter, x=0.01, ha="left", fontweight="bold", fontsize=10)
 
     return _drawn((_WIDTH, sum(heights)), draw)
 
@@ -230,45 +243,89 @@ def _caption(axes: Axes, *sentences: str, below: int = 30) -> None:
 
 _FEW = 4
 """Methods whose names fit into the chart of curves."""
+_LINE = 90
+"""Letters of a line of its legend."""
+_CHART = 3.2
+"""Inches: the height of the chart of curves with its axis and caption, without a legend above."""
 
 
-def _curves_height(runs: Sequence[Run]) -> float:
-    methods = len({run.method for run in runs})
-    return 3.2 + (0.09 * methods if methods > _FEW else 0.0)
+class _Legend(NamedTuple):
+    """Where the names of the methods stand: above the chart, or in it if ``columns`` is 0."""
+
+    columns: int
+    height: float
+    """Inches that it adds to the figure."""
 
 
-def _curves(axes: Axes, runs: Sequence[Run], quantity: str, time: Time) -> None:
-    import numpy
+def _fitting_legend(labels: Sequence[str]) -> _Legend:
+    """Return the legend with the most columns that is no wider than the figure."""
 
-    looks, of_method = _looks(runs), {}
+    def size(columns: int) -> tuple[float, float]:
+        with _styled():
+            figure = Figure(figsize=(_WIDTH, 1.0))
+            box = figure.legend(handles=[Line2D([], [], label=label) for label in labels], ncols=columns)
+            width, height = box.get_window_extent().transformed(figure.dpi_scale_trans.inverted()).size
+        return float(width), float(height)
+
+    if len(labels) <= _FEW and size(1)[0] <= 0.6 * _WIDTH:
+        return _Legend(0, 0.0)
+    columns = next((n for n in (3, 2) if size(n)[0] <= _WIDTH), 1)
+    return _Legend(columns, size(columns)[1])
+
+
+def _found_curves(runs: Sequence[Run], quantity: str) -> dict[str, tuple[str, list[Curve]]]:
+    """Return the label and the curves, one for each seed, of each method that has the quantity.
+
+    UserError if none has it.
+    """
+    found: dict[str, tuple[str, list[Curve]]] = {}
     for run, name in zip(runs, method_names(runs), strict=True):
-        if (found := curve(run, quantity)).values:
-            of_method.setdefault(run.method, (name, []))[1].append(found)
-    if not of_method:
+        if (one := curve(run, quantity)).values:
+            found.setdefault(run.method, (name, []))[1].append(one)
+    if not found:
         raise UserError(f"no run has a metric '{quantity}': `vaebench curves` lists the metrics of runs")
     unfinished = Counter(run.method for run in runs if run.state != "finished")
-    drawn: list[tuple[numpy.ndarray, numpy.ndarray]] = []
-    for method, (name, found) in of_method.items():
-        by_epoch = [dict(zip(one.epochs, zip(one.seconds, one.values, strict=True), strict=True)) for one in found]
+
+    def label(method: str, name: str, seeds: int) -> str:
+        rest = f", {unfinished[method]} unfinished" if unfinished[method] else ""
+        lines = textwrap.wrap(f"{name} ({counted(seeds, 'seed')}{rest})", _LINE, subsequent_indent="    ")
+        return _plain("\n".join(lines))
+
+    return {method: (label(method, name, len(curves)), curves) for method, (name, curves) in found.items()}
+
+
+def _curves(
+    axes: Axes,
+    runs: Sequence[Run],
+    found: Mapping[str, tuple[str, Sequence[Curve]]],
+    legend: _Legend,
+    quantity: str,
+    time: Time,
+) -> None:
+    import numpy
+
+    looks = _looks(runs)
+    ends: list[float] = []
+    for method, (label, curves) in found.items():
+        by_epoch = [dict(zip(one.epochs, zip(one.seconds, one.values, strict=True), strict=True)) for one in curves]
         epochs = [epoch for epoch in by_epoch[0] if all(epoch in one for one in by_epoch)]
         seconds, values = numpy.array([[one[epoch] for epoch in epochs] for one in by_epoch]).T
         at = epochs if time == "epoch" else seconds.mean(1)
-        seeds = counted(len(found), "seed") + (f", {unfinished[method]} unfinished" if unfinished[method] else "")
-        axes.plot(at, values.mean(1), label=_plain(f"{name} ({seeds})"), **looks[method]._asdict())
+        mark = "o" if len(at) == 1 else ""  # a line of one place is not seen
+        axes.plot(at, values.mean(1), label=label, marker=mark, **looks[method]._asdict())
         axes.fill_between(at, values.min(1), values.max(1), color=looks[method].color, alpha=0.18, linewidth=0)
-        drawn.append((numpy.asarray(at), values))
+        ends += [value for of_seed in values.T for value in extremes(at, of_seed)]
     if quantity in (VALIDATION, TRAINING):
-        # In the second half methods differ by few nats; the first half is many times as high.
-        middle = 0.5 * max(at.max() for at, _ in drawn)
-        low, high = shown_range(numpy.concatenate([values[at >= middle].ravel() for at, values in drawn]).tolist())
+        low, high = shown_range(ends)
         axes.set_ylim(low, high + 0.04 * (high - low))
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_xlabel("epoch" if time == "epoch" else "seconds of training, mean over seeds")
-    label, *sentences = _meaning(runs, quantity)
-    axes.set_ylabel(_plain(label))
-    few = len(of_method) <= _FEW
-    place = {"loc": "lower right"} if few else {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2}
-    axes.legend(**place)
+    title, *sentences = _meaning(runs, quantity)
+    axes.set_ylabel(_plain(title))
+    if legend.columns:
+        axes.figure.legend(loc="outside upper left", ncols=legend.columns)
+    else:
+        axes.legend(loc="lower right")
     _caption(axes, *sentences, "Line: mean over seeds; band: range over seeds")
 
 

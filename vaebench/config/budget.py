@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from vaebench.config.check import build
 from vaebench.config.schema import Config, OptimizerSettings, TrainerSettings
+from vaebench.errors import UserError
 
 __all__ = ["scaled"]
 
@@ -34,7 +35,10 @@ def scaled(config: Config) -> Config:
         optimizer=_optimizer(config.optimizer, budget),
         encoder=replace(encoder, arguments=encoder.arguments | lengths),
     )
-    return build(Config, found.to_dict())
+    try:
+        return build(Config, found.to_dict())
+    except UserError as error:
+        raise UserError(f"{error} (scaled by budget={budget:g})") from None
 
 
 def _length(epochs: int, budget: float) -> int:

@@ -98,8 +98,9 @@ def checked(cfg: DictConfig, chosen: Chosen) -> Config:
     for group, schema in OPEN_GROUPS.items():
         values[group] = _checked_choice(group, schema, values[group], declared[group])
     values |= {key: os.path.expanduser(values[key]) for key in PATHS if isinstance(values.get(key), str)}
-    config = scaled(build(Config, values))
-    check_combinations(config, objective_inner_k)
+    config = build(Config, values)
+    check_combinations(config, objective_inner_k)  # before they are scaled, so that it names the user's numbers
+    config = scaled(config)
     config = _without_foreign_result(config, chosen)
     return _with_own_images(config) if config.dataset.name == OWN else config
 

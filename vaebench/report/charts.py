@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vaebench.direction import Direction
-from vaebench.report.curves import shown_range
+from vaebench.report.curves import extremes, shown_range
 from vaebench.report.groups import RunGroup
 
 __all__ = [
@@ -285,14 +285,13 @@ def axes_of(
     Args:
         series: at least one, with a line or a point.
         logarithmic: whether x is logarithmic; zeros and negative numbers are then left out of the frame.
-        zoom: fit y to the second half of x, where the curves are near to their ends, and x to what is then visible.
+        zoom: fit y to the second half of each line, where it is near to its end, and x to what is then visible.
         heights: the range of y of another chart, on whose scale this one is drawn; x fits what is then visible.
     """
     lines = [line for one in series for line in (one.main, *(line for _, line in one.seeds))]
     places = [place for line in lines for place in zip(*line, strict=True)]
     xs = [x for x, _ in places] + [point.x for one in series for point in one.points]
-    middle = 0.5 * max(xs) if zoom else min(xs)
-    ys = [y for x, y in places if x >= middle]
+    ys = [y for line in lines if line[0] for y in (extremes(*line) if zoom else line[1])]
     tips = [point.y + sign * point.error for one in series for point in one.points for sign in (-1, 1)]
     low, high = shown_range(ys) if ys else (min(tips), max(tips))
     room = 0.04 * (high - low) or 0.5

@@ -14,6 +14,7 @@ __all__ = [
     "VALIDATION",
     "Curve",
     "curve",
+    "extremes",
     "meaning",
     "read_curves",
     "shown_range",
@@ -98,6 +99,16 @@ def shown_range(values: Sequence[float]) -> tuple[float, float]:
         return low, high
     margin = max(0.5, 1e-6 * abs(high))  # 0.5 is nothing beside 1e20
     return low - margin, high + margin
+
+
+def extremes(at: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the largest value in the second half of a training, where they differ by few nats.
+
+    Two numbers of each curve, so that in `shown_range` a curve with few points counts as much as one with many.
+    """
+    middle = 0.5 * max(at)
+    later = [value for x, value in zip(at, values, strict=True) if x >= middle]
+    return min(later), max(later)
 
 
 def text_plot(
