@@ -49,6 +49,13 @@ def test_seeds_are_one_row(tmp_path: Path):
     assert row.stderr == pytest.approx(0.5)
 
 
+def test_one_seed_that_stood_still_does_not_lengthen_the_time(tmp_path: Path):
+    for seed, seconds in enumerate((60.0, 9000.0, 70.0)):
+        made_run(tmp_path, *GAUSSIAN, results=[record(-100.0)], seed=seed, wall_seconds=seconds)
+    ((row,),) = [table.rows for table in compare([tmp_path]).tables]
+    assert row.wall_seconds == 70.0
+
+
 def test_one_seed_has_no_spread_and_says_so(tmp_path: Path):
     method(tmp_path, GAUSSIAN, [-100.0])
     (table,) = compare([tmp_path]).tables

@@ -361,6 +361,8 @@ def test_the_mean_of_seeds_is_taken_where_all_have_values():
     mean.add(a)
     mean.add(b)
     assert mean.curve("t") == Curve("t", [1.0, 2.0], [15.0, 30.0], [-105.0, -95.0])
+    mean.add(Curve("t", [1.0, 2.0], [11.0, 9000.0], [-120.0, -110.0]))  # it stood still
+    assert mean.curve("t") == Curve("t", [1.0, 2.0], [11.0, 40.0], [-110.0, -100.0])
 
 
 def test_the_scale_has_the_ends_of_short_and_of_long_trainings():

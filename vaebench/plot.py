@@ -310,7 +310,7 @@ def _curves(
         by_epoch = [dict(zip(one.epochs, zip(one.seconds, one.values, strict=True), strict=True)) for one in curves]
         epochs = [epoch for epoch in by_epoch[0] if all(epoch in one for one in by_epoch)]
         seconds, values = numpy.array([[one[epoch] for epoch in epochs] for one in by_epoch]).T
-        at = epochs if time == "epoch" else seconds.mean(1)
+        at = epochs if time == "epoch" else numpy.median(seconds, axis=1).tolist()
         mark = "o" if len(at) == 1 else ""  # a line of one place is not seen
         axes.plot(at, values.mean(1), label=label, marker=mark, **looks[method]._asdict())
         axes.fill_between(at, values.min(1), values.max(1), color=looks[method].color, alpha=0.18, linewidth=0)
@@ -319,7 +319,7 @@ def _curves(
         low, high = shown_range(ends)
         axes.set_ylim(low, high + 0.04 * (high - low))
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    axes.set_xlabel("epoch" if time == "epoch" else "seconds of training, mean over seeds")
+    axes.set_xlabel("epoch" if time == "epoch" else "seconds of training, median over seeds")
     title, *sentences = _meaning(runs, quantity)
     axes.set_ylabel(_plain(title))
     if legend.columns:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median
 from typing import NamedTuple
 
 from vaebench.errors import UserError
@@ -32,23 +33,27 @@ class GroupCurves(NamedTuple):
 
 
 class MeanCurve:
-    """The mean over seeds of values and times, at the epochs that all curves have; it keeps sums, not curves."""
+    """The mean over seeds of values, and the median of times, at the epochs that all curves have.
+
+    The median, because a training that stood still for an hour would move the mean.
+    """
 
     def __init__(self) -> None:
         self._count = 0
-        self._sums: dict[float, tuple[int, float, float]] = {}
+        self._found: dict[float, tuple[list[float], float]] = {}
+        """Epoch -> the times and the sum of the values."""
 
     def add(self, curve: Curve) -> None:
         self._count += 1
         for epoch, seconds, value in zip(curve.epochs, curve.seconds, curve.values, strict=True):
-            n, all_seconds, all_values = self._sums.get(epoch, (0, 0.0, 0.0))
-            self._sums[epoch] = (n + 1, all_seconds + seconds, all_values + value)
+            times, total = self._found.get(epoch, ([], 0.0))
+            self._found[epoch] = ([*times, seconds], total + value)
 
     def curve(self, tag: str) -> Curve:
         """Return the mean so far."""
         n = self._count
-        kept = sorted((epoch, sums) for epoch, sums in self._sums.items() if sums[0] == n)
-        return Curve(tag, [e for e, _ in kept], [s / n for _, (_, s, _) in kept], [v / n for _, (*_, v) in kept])
+        kept = sorted((epoch, *found) for epoch, found in self._found.items() if len(found[0]) == n)
+        return Curve(tag, [e for e, *_ in kept], [median(times) for _, times, _ in kept], [v / n for *_, v in kept])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The charts of a page about training: validation, the parts of the bound, and results against compute."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from vaebench.direction import Direction
 from vaebench.records.text import with_error
@@ -69,9 +70,9 @@ def about_curves(groups: Sequence[RunGroup], charts: Sequence[Chart]) -> str:
         else ""
     )
     return (
-        f"Validation: {validation}, with the weights at that time. Lines are means over seeds, without an error. The "
-        f"scale fits the second half of training: earlier values may be outside.{fewer}{marks} Time is without "
-        f"evaluation{where}"
+        f"Validation: {validation}, with the weights at that time. Lines are means over seeds, without an error, "
+        "at the median of their times. The scale fits the second half of each training: earlier values may be outside."
+        f"{fewer}{marks} Time is without evaluation{where}"
     )
 
 
@@ -133,7 +134,7 @@ def _points(row: Row, group: RunGroup) -> list[Point]:
     for run, record, seconds in timed[:MOST_SEEDS] if len(timed) > 1 else []:
         words = f"{title}, seed {run.seed}: {shown_value(direction, record.mean, record.stderr)}, {duration(seconds)}"
         seeds.append(Point(seconds, record.mean, record.stderr, direction, words, run.seed))
-    x = sum(seconds for *_, seconds in timed) / len(timed)
+    x = median(seconds for *_, seconds in timed)
     mean = f"{title}: {shown_value(direction, row.mean, row.stderr)}, {duration(x)}"
     return [*seeds, Point(x, row.mean, row.stderr, direction, mean)]
 

@@ -110,10 +110,10 @@ class Row:
 
     @property
     def wall_seconds(self) -> float | None:
-        """Mean over seeds of the seconds spent on a run; None where a run did not record them."""
+        """Median over seeds of the seconds spent on a run, because one may stand still; None where one has none."""
         seconds = [result.run.wall_seconds for result in self.results]
         known = [value for value in seconds if value is not None]
-        return statistics.fmean(known) if len(known) == len(seconds) else None
+        return statistics.median(known) if len(known) == len(seconds) else None
 
     @property
     def bits_per_dimension(self) -> float | None:
