@@ -240,6 +240,17 @@ def test_looser_bounds_are_marked(table: Path):
     assert not alone.looser  # control: no tighter bound beside it
 
 
+def test_k_hat_marks_no_bound_beside_one_without_it(tmp_path: Path):
+    """A result of a part of the images has no k-hat: it is not tighter than the others for that."""
+    for encoder, extra in {"gaussian": {"pareto_k_over_0.7": 0.9}, "realnvp": {"pareto_k_over_0.7": 0.0}}.items():
+        made_run(tmp_path, f"encoder={encoder}", results=[record(-90.0, log_q="exact", extra=extra)])
+    (found,) = compare([tmp_path]).tables
+    assert [row.settings["encoder"] for row in found.rows if row.looser] == ["gaussian"]  # control
+    made_run(tmp_path, "encoder=iaf", results=[record(-89.0, log_q="exact", extra={})])
+    (found,) = compare([tmp_path]).tables
+    assert not found.looser
+
+
 def test_effective_sample_size_and_k_hat_have_columns(table: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["compare", str(table), "--format", "md"]) == 0
     out = capsys.readouterr().out

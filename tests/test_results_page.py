@@ -339,6 +339,22 @@ def test_a_copy_of_a_copy_has_the_same_numbers(run: RunFolder, tmp_path: Path):
     assert len(np.unique(values[0])) > 900
 
 
+def test_a_copy_that_would_lose_a_result_is_refused(tmp_path: Path):
+    """A run that was trained again has only its new results; the small folder had more."""
+    source = next(one for one in RUNS if {1000, 10_000} <= {record.n_images for record in one.results})
+    (copy,) = SCRIPT["add"]([source.folder.path], tmp_path / "runs", samples=False)
+    again = RunFolder(Path(shutil.copytree(copy, tmp_path / source.folder.path.parent.name / "again")))
+    results = read_results(again)
+    derived = [one for one in results if not (one.n_images == 1000 and one.k == 1000)]
+    again.results.write_text(json.dumps([to_json(one) for one in derived]))
+    assert list(SCRIPT["add"]([again.path], tmp_path / "runs", samples=False)) == [copy]  # control: `subset` makes it
+    fewer = [one for one in derived if one.n_images != 10_000]
+    again.results.write_text(json.dumps([to_json(one) for one in fewer]))
+    with pytest.raises(UserError, match=r"has IWAE, k=1000, mnist/dynamic-.*, .*again has not: evaluate it, or remove"):
+        list(SCRIPT["add"]([again.path], tmp_path / "runs", samples=False))
+    assert len(read_results(RunFolder(copy))) == len(derived)
+
+
 def test_a_part_of_all_images_has_its_own_result(tmp_path: Path):
     """Its images are those of an evaluation with estimator.images=1000, and its numbers those of the whole."""
     source = next(one for one in RUNS if {1000, 10_000} <= {record.n_images for record in one.results})

@@ -40,7 +40,7 @@ class Row:
     better_than: int | None = None
     """The number of methods that are told to have a lower number; None without a rank."""
     looser: bool = False
-    """Whether its bound is looser than others of the table; see `bounds_marked`."""
+    """Whether its bound is looser than others of the table; see `with_looser_marked`."""
     difference: Difference | None = None
     """From the baseline; None for the baseline, and for a method without one."""
     is_baseline: bool = False
@@ -313,17 +313,18 @@ def with_looser_marked(rows: Sequence[Row]) -> list[Row]:
     """Mark the looser bounds, if bounds of unequal tightness stand in one table.
 
     A bound is looser if log q(z|x) of its weights is an upper bound, or if k-hat is too high for many images. Only
-    lower bounds from weights are marked.
+    lower bounds from weights are marked. Where one of them has no k-hat, it tells none of them from the others.
     """
-    looser = [_is_looser(row) for row in rows if _is_weighted_bound(row)]
-    if all(looser) or not any(looser):
+    weighted = [row for row in rows if _is_weighted_bound(row)]
+    limit = MOST_UNRELIABLE if all(row.k_hat_share is not None for row in weighted) else math.inf
+
+    def is_looser(row: Row) -> bool:
+        return row.log_q is Direction.UPPER_BOUND or (row.k_hat_share or 0.0) > limit
+
+    if len({is_looser(row) for row in weighted}) < 2:
         return list(rows)
-    return [replace(row, looser=_is_weighted_bound(row) and _is_looser(row)) for row in rows]
+    return [replace(row, looser=_is_weighted_bound(row) and is_looser(row)) for row in rows]
 
 
 def _is_weighted_bound(row: Row) -> bool:
     return row.record.direction is Direction.LOWER_BOUND and row.log_q is not None
-
-
-def _is_looser(row: Row) -> bool:
-    return row.log_q is Direction.UPPER_BOUND or (row.k_hat_share or 0.0) > MOST_UNRELIABLE
