@@ -350,7 +350,7 @@ def test_a_copy_that_would_lose_a_result_is_refused(tmp_path: Path):
     assert list(SCRIPT["add"]([again.path], tmp_path / "runs", samples=False)) == [copy]  # control: `subset` makes it
     fewer = [one for one in derived if one.n_images != 10_000]
     again.results.write_text(json.dumps([to_json(one) for one in fewer]))
-    with pytest.raises(UserError, match=r"has IWAE, k=1000, mnist/dynamic-.*, .*again has not: evaluate it, or remove"):
+    with pytest.raises(UserError, match=r"again lacks a result of .* \(IWAE, k=1000, mnist/dynamic-.*\): evaluate it"):
         list(SCRIPT["add"]([again.path], tmp_path / "runs", samples=False))
     assert len(read_results(RunFolder(copy))) == len(derived)
 
