@@ -291,6 +291,8 @@ def test_no_training_in_the_page_is_shorter_than_the_shortest_to_a_test_result()
     assert f"{min(one.minutes for one in reached):.1f} min" in last
     assert f"{min(one.run.config.trainer.epochs for one in reached)} epochs" in last
     assert SCRIPT["fastest"]([run for run in RUNS if run.config.dataset.name != "mnist"]) == ""
+    objectives = {one.run.config.objective.name: one.cells()[0] for one in tested}
+    assert {name: f", {name}, k=" in recipe for name, recipe in objectives.items()} == {"elbo": False, "iwae": True}
 
 
 def test_control_other_data_samples_or_prior_are_another_method():
