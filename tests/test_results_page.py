@@ -117,6 +117,25 @@ def test_a_figure_has_the_same_bytes_each_time():
 # Each number and its command
 
 
+def methods_without_training(page: str) -> list[str]:
+    """The comments above commands of which none trains, and that name no training above."""
+    blocks = re.findall(r"((?:^    # .*\n)+)((?:^    (?!# ).*\n)*)", page, re.MULTILINE)
+    assert blocks
+    return [
+        comment
+        for comments, commands in blocks
+        for comment in comments.splitlines()
+        if "vaebench train " not in commands and not comment.endswith("training above")
+    ]
+
+
+def test_each_number_has_a_training_or_names_one_above():
+    """Tables of other estimators of the same runs had evaluations alone; nothing said where their trainings stood."""
+    page = (DOCS / "RESULTS.md").read_text(encoding="utf-8")
+    assert methods_without_training(page) == []
+    assert methods_without_training(page.replace("; training above", ""))
+
+
 @pytest.mark.parametrize("run", METHODS, ids=lambda run: run.folder.path.name)
 def test_the_command_of_a_run_is_that_of_its_identity(run: Run):
     program, verb, *words = run.manifest["command"]
